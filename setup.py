@@ -1,0 +1,41 @@
+"""Packaging of modeling-toto: four import packages, one module, one command."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+# What the embedded world, the demo and the report are made with.
+demo = ["matplotlib", "scikit-image", "scikit-learn", "scikit-video"]
+
+setup(
+    name="modeling-toto",
+    version="0.1.0",
+    description="Toto: autoregressive pre-training from videos (arXiv 2501.05453), as a Hugging Face model family",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # Named one by one: find_packages would install the tests.
+    packages=["modeling_toto", "tokenization", "training", "evaluation"],
+    py_modules=["toto_cli"],
+    package_data={
+        "tokenization": ["weights/*/*"],
+        "training": ["recipes/*.yaml", "recipes/*/*.yaml"],
+    },
+    install_requires=[
+        "accelerate>=1.10",
+        "av>=14",
+        "datasets>=5.0.1",
+        "evaluate>=0.4.3",
+        "huggingface-hub>=1.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pyyaml",
+        "safetensors>=0.5",
+        "torch>=2.8",
+        "tqdm",
+        "transformers>=5.20",
+    ],
+    extras_require={"demo": demo, "test": [*demo, "pytest", "ruff"]},
+    entry_points={"console_scripts": ["toto = toto_cli:main"]},
+)
