@@ -1,0 +1,252 @@
+"""Pictures of any kind become pixels, pixels become rows, rows become frames; the whole saves, loads and travels."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media import make_video, tiny_processor, tiny_tokenizer
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+
+from tokenization import TotoImageProcessor, TotoProcessor
+from tokenization.image_processing_toto import resize_and_crop, to_rgb
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (5, 24, 30, 3), dtype=np.uint8)
+
+
+# --- pixels
+
+
+def test_pixel_values_are_rgb_in_zero_one():
+    pixels = TotoImageProcessor(resolution=16)(
+        Image.new("RGB", (40, 20), (255, 0, 51)), return_tensors="pt"
+    ).pixel_values
+    assert pixels.shape == (1, 3, 16, 16) and pixels.dtype == torch.float32
+    assert torch.allclose(pixels[0, :, 5, 5], torch.tensor([1.0, 0.0, 0.2]))
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (Image.new("L", (8, 8), 100), 100),
+        (Image.new("1", (8, 8), 1), 255),
+        (Image.new("RGBA", (8, 8), (100, 100, 100, 0)), 100),
+        (Image.new("LA", (8, 8), (100, 9)), 100),
+        (Image.new("I;16", (8, 8), 257 * 100), 100),
+        (Image.new("I", (8, 8), 257 * 100), 100),
+        (Image.new("F", (8, 8), 0.4), 102),
+        (Image.new("RGB", (8, 8), (100, 100, 100)).convert("P"), 100),
+        (np.full((8, 8), 100, np.uint8), 100),
+        (np.full((8, 8, 1), 257 * 100, np.uint16), 100),
+        (np.full((8, 8, 4), 100, np.uint8), 100),
+        (np.full((3, 8, 8), 0.4, np.float32), 102),
+        (np.full((8, 8, 3), 100, np.int64), 100),
+        (torch.full((3, 8, 8), 0.4), 102),
+        (np.ones((8, 8), bool), 255),
+    ],
+)
+def test_every_kind_of_picture_becomes_rgb(picture, expected):
+    rgb = np.asarray(to_rgb(picture))
+    assert rgb.shape == (8, 8, 3) and rgb.dtype == np.uint8
+    assert np.abs(rgb.astype(int) - expected).max() <= 2  # a palette rounds
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.full((8, 8, 3), 200.0), r"lie in \[0, 1\]"),
+        (np.full((8, 8, 3), np.nan), r"lie in \[0, 1\]"),
+        (np.full((8, 8, 3), 300), r"lie in 0\.\.255"),
+        (np.zeros((8, 8, 2), np.uint8), "1, 3 or 4 channels"),
+        ("cat.png", "not str"),
+    ],
+)
+def test_other_things_are_one_sentence(picture, words):
+    with pytest.raises(ValueError, match=words):
+        to_rgb(picture)
+
+
+def test_resize_and_crop_equals_resizing_all_and_cropping():
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 12, 3), dtype=np.uint8)).resize((120, 60))
+    ours = resize_and_crop(smooth, 30).astype(int)
+    whole = np.asarray(smooth.resize((60, 30), Image.Resampling.BICUBIC)).astype(int)[:, 15:45]
+    assert np.abs(ours - whole)[2:-2, 2:-2].max() <= 1  # at the cut border the filter sees the box only
+    assert not np.array_equal(resize_and_crop(smooth, 30, (0, 0)), resize_and_crop(smooth, 30, (0, 1)))
+    assert np.array_equal(resize_and_crop(ours.astype(np.uint8), 30), ours)  # frames of the right size are left alone
+
+
+# --- rows
+
+
+def test_a_video_is_one_row_and_images_are_one_each(processor, pictures):
+    assert processor.grid == (4, 4) and processor.num_codes == 32
+    video = processor(videos=pictures)
+    assert video.input_ids.shape == (1, 1 + 5 * 16 + 1) and video.input_ids[0, 0] == 1 and video.input_ids[0, -1] == 2
+    assert video.attention_mask.all()
+    images = processor(images=list(pictures))
+    assert images.input_ids.shape == (5, 18) and (images.input_ids[:, 0] == 3).all()
+    assert torch.equal(images.input_ids[:, 1:-1].flatten(), video.input_ids[0, 1:-1])
+    assert processor(images=pictures[0]).input_ids.shape == (1, 18)
+    assert processor(images=Image.fromarray(pictures[0]), add_end_token=False).input_ids.shape == (1, 17)
+    assert len(video.input_ids.unique()) > 10, "the tiny tokenizer should use many codes"
+
+
+def test_ways_to_pass_videos(processor, pictures, tmp_path):
+    row = processor(videos=pictures).input_ids
+    assert torch.equal(processor(videos=[pictures, pictures]).input_ids, row.repeat(2, 1))
+    assert torch.equal(processor(videos=np.stack([pictures, pictures])).input_ids, row.repeat(2, 1))
+    assert torch.equal(processor(videos=[Image.fromarray(p) for p in pictures]).input_ids, row)
+    assert torch.equal(processor(videos=list(pictures)).input_ids, row)
+    assert torch.equal(processor(videos=torch.from_numpy(pictures)).input_ids, row)
+    path = make_video(tmp_path / "a.mp4", frames=20)
+    assert processor(videos=path).input_ids.shape == processor(videos=[str(path)], fps=12.5).input_ids.shape == (1, 66)
+    assert isinstance(processor(videos=pictures, return_tensors="np").input_ids, np.ndarray)
+
+
+def test_shorter_rows_are_padded_on_the_right(processor, pictures):
+    batch = processor(videos=[pictures, pictures[:2]])
+    assert batch.attention_mask.sum(1).tolist() == [82, 34]
+    assert (batch.input_ids[1, 34:] == 0).all() and batch.input_ids[1, 33] == 2
+
+
+def test_exactly_one_kind_of_input(processor, pictures):
+    with pytest.raises(ValueError, match="either images or videos"):
+        processor()
+    with pytest.raises(ValueError, match="either images or videos"):
+        processor(images=pictures[0], videos=pictures)
+
+
+def test_codes_do_not_depend_on_the_batch(processor, pictures):
+    frames = np.stack([resize_and_crop(p, 16) for p in pictures])
+    together = processor.encode_frames(frames)
+    assert together.shape == (5, 4, 4) and together.dtype == torch.int64 and not together.is_inference()
+    assert torch.equal(together, torch.cat([processor.encode_frames(frame[None]) for frame in frames]))
+    assert torch.equal(together, processor.encode_frames(torch.from_numpy(frames), batch_size=2))
+    assert processor.encode_frames(frames[:0]).shape == (0, 4, 4)
+    with pytest.raises(ValueError, match=r"uint8 \(N, 16, 16, 3\)"):
+        processor.encode_frames(pictures)
+
+
+def test_decode_gives_the_tokenizers_pictures_back(processor, pictures):
+    ids = processor(videos=pictures).input_ids
+    frames = processor.decode(ids)
+    assert frames.shape == (1, 5, 16, 16, 3) and frames.dtype == np.uint8
+    assert np.array_equal(processor.decode(ids[0]), frames[0])
+    with torch.no_grad():
+        direct = processor.visual_tokenizer.decode(ids[:, 1:-1].view(5, 4, 4) - 64)
+    assert np.abs(frames[0].astype(int) - direct.permute(0, 2, 3, 1).numpy() * 255).max() <= 0.51
+    assert np.array_equal(processor.decode(torch.cat([ids, ids[:, 1:17]], 1)), frames), (
+        "what follows the end is no frame"
+    )
+    with pytest.raises(ValueError, match="whole number"):
+        processor.decode(ids[:, :20])
+
+
+def test_the_fingerprint_is_of_class_and_weights():
+    assert (
+        tiny_processor().fingerprint == tiny_processor(num_frames=8).fingerprint != tiny_processor(seed=1).fingerprint
+    )
+    assert len(tiny_processor().fingerprint) == 16
+
+
+def test_sizes_must_fit():
+    with pytest.raises(ValueError, match="multiple of the visual tokenizer's stride"):
+        TotoProcessor(TotoImageProcessor(resolution=18), tiny_tokenizer())
+    assert tiny_processor().with_sizes(resolution=24, num_frames=2).grid == (6, 6)
+
+
+# --- saving, loading, travelling
+
+
+def test_a_processor_lives_beside_a_model(processor, pictures, tmp_path):
+    """A model's own files and the processor's share a folder, in either order of saving."""
+    model = tiny_tokenizer(seed=5)  # any model will do: it writes config.json and model.safetensors at the top
+    model.save_pretrained(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    processor.save_pretrained(tmp_path)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    model.save_pretrained(tmp_path)
+    for loaded in (TotoProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert type(loaded) is TotoProcessor
+        assert loaded.fingerprint == processor.fingerprint and loaded.num_frames == 4 and loaded.resolution == 16
+        assert torch.equal(loaded(videos=pictures).input_ids, processor(videos=pictures).input_ids)
+    assert AutoImageProcessor.from_pretrained(tmp_path).resolution == 16
+    assert AutoModel.from_pretrained(tmp_path / "visual_tokenizer").config.num_codes == 32
+    assert (tmp_path / "visual_tokenizer" / "model.safetensors").is_file()
+
+
+def test_a_tokenizer_folder_or_a_processor_folder_will_do(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "visual_tokenizer"):
+        assert TotoProcessor.from_visual_tokenizer(folder).fingerprint == processor.fingerprint
+    config = json.loads((tmp_path / "visual_tokenizer" / "config.json").read_text())
+    (tmp_path / "visual_tokenizer" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(ValueError, match="holds no visual tokenizer: its model_type is 'llama'"):
+        TotoProcessor.from_pretrained(tmp_path)
+
+
+def test_it_loads_as_remote_code_where_this_package_is_not_installed(processor, pictures, tmp_path):
+    folder = tmp_path / "repo"
+    processor.save_pretrained(folder)
+    code = {"processing_toto.py", "image_processing_toto.py", "sequences.py", "video.py"}
+    code |= {f"{part}_{model}.py" for part in ("configuration", "modeling") for model in ("vqgan", "dvae")}
+    assert code <= {file.name for file in folder.iterdir()}, "remote code must be flat in the root"
+    np.save(tmp_path / "video.npy", pictures)
+    script = f"""
+import sys
+sys.modules["tokenization"] = None  # as where this package is not installed
+import numpy as np
+from transformers import AutoImageProcessor, AutoProcessor
+folder = {str(folder)!r}
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules")
+ids = processor(videos=np.load({str(tmp_path / "video.npy")!r}))["input_ids"]
+assert AutoImageProcessor.from_pretrained(folder, trust_remote_code=True).resolution == 16
+processor.save_pretrained({str(tmp_path / "again")!r})  # what was loaded as remote code is saved with its code
+print(processor.fingerprint, ids[0].tolist())
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == f"{processor.fingerprint} {processor(videos=pictures).input_ids[0].tolist()}"
+    assert code <= {file.name for file in (tmp_path / "again").iterdir()}
+    assert TotoProcessor.from_pretrained(tmp_path / "again").fingerprint == processor.fingerprint
+
+
+def test_push_to_hub_uploads_the_tokenizers_weights_too(processor, tmp_path, monkeypatch):
+    """transformers lists folders one level deep: enough for visual_tokenizer/, as long as that stays flat."""
+    from transformers.utils import hub
+
+    uploaded = []
+
+    class Api:
+        def create_repo(self, repo_id, **kwargs):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def create_commit(self, operations, **kwargs):
+            uploaded.extend(Path(operation.path_in_repo).as_posix() for operation in operations)
+
+    monkeypatch.setattr(hub, "hf_api", Api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *a, **k: hub.ModelCard("# toto"))
+    processor.push_to_hub("user/toto")
+    expected = {"processor_config.json", "processing_toto.py", "sequences.py", "README.md"}
+    assert expected | {"visual_tokenizer/config.json", "visual_tokenizer/model.safetensors"} <= set(uploaded)
+    uploaded.clear()
+    processor.save_pretrained(tmp_path / "toto", push_to_hub=True, repo_id="user/toto")
+    assert "visual_tokenizer/model.safetensors" in uploaded

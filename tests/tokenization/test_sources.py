@@ -1,0 +1,178 @@
+"""Every kind of dataset becomes the same stream of clips; what is bad is skipped, counted and named."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from media import make_audio, make_image, make_truncated, make_video
+from PIL import Image
+
+from tokenization.sources import open_source
+
+SIZES = {"num_frames": 4, "stride": 4, "resolution": 16}
+RED, GREEN = (250, 0, 0), (0, 250, 0)
+
+
+def images_parquet(path, names=("cat", "dog")):
+    rows = {"img": [Image.new("RGB", (20, 16), RED), Image.new("L", (16, 20), 90)], "label": [1, 0], "fold": [7, None]}
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=list(names)), "fold": Value("int32")})
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    return path
+
+
+def test_a_folder_of_videos(tmp_path):
+    for name in ("b.mp4", "a.mp4"):
+        make_video(tmp_path / name, frames=30)
+    source = open_source(str(tmp_path), **SIZES)
+    clips = list(source)
+    assert source.kind == "video" and source.skipped == [] and source.label_names == {} and source.items == 2
+    assert [(clip.source, clip.start) for clip in clips] == [("a.mp4", 0), ("b.mp4", 0)]
+    assert clips[0].frames.shape == (4, 16, 16, 3) and clips[0].fps == pytest.approx(6.25) and clips[0].labels == {}
+    assert [clip.source for clip in source] == ["a.mp4", "b.mp4"], "a source can be read again"
+
+
+def test_class_folders_become_labels_by_name(tmp_path):
+    for split, name in (("train", "run"), ("train", "sit"), ("test", "sit")):
+        (tmp_path / split / name).mkdir(parents=True)
+        make_video(tmp_path / split / name / "a.mp4", frames=20)
+    source = open_source(str(tmp_path), "train", **SIZES)
+    assert source.label_names == {"label": ["run", "sit"]}
+    assert [(clip.source, clip.labels) for clip in source] == [
+        ("train/run/a.mp4", {"label": 0}),
+        ("train/sit/a.mp4", {"label": 1}),
+    ]
+    with pytest.raises(ValueError, match=r"has no split 'validation': it has train, test\."):
+        open_source(str(tmp_path), "validation", **SIZES)
+
+
+def test_a_folder_with_metadata_and_a_readme(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "README.md").write_text("# no metadata block\n")
+    make_video(tmp_path / "train" / "a.mp4", frames=20)
+    row = {"file_name": "a.mp4", "fps": 25.0, "num_frames": 20, "width": 48, "speed": 3}
+    (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    (clip,) = open_source(str(tmp_path), **SIZES)
+    assert clip.labels == {"speed": 3}, "facts about the media are no labels"
+
+
+def test_bad_videos_are_skipped_and_named(tmp_path):
+    make_video(tmp_path / "good.mp4", frames=20)
+    make_video(tmp_path / "short.mp4", frames=5)
+    make_audio(tmp_path / "sound.mp4")
+    make_truncated(tmp_path / "cut.mp4", frames=60)
+    (tmp_path / "noise.mp4").write_bytes(b"noise" * 50)
+    source = open_source(str(tmp_path), **SIZES)
+    kept = {clip.source for clip in source}
+    why = {item["source"]: item["why"] for item in source.skipped}
+    assert kept == {"good.mp4", "cut.mp4"}, "the windows before the damage are kept"
+    assert "too short: it has 5 frames" in why["short.mp4"]
+    assert "only audio" in why["sound.mp4"]
+    assert "truncated" in why["cut.mp4"]
+    assert "corrupt, truncated or no video" in why["noise.mp4"]
+    assert len(source.skipped) == 4 and source.items == 5
+
+
+def test_a_folder_of_images(tmp_path):
+    for name, colour in (("green", GREEN), ("red", RED)):
+        (tmp_path / name).mkdir()
+        make_image(tmp_path / name / "a.png", colour)
+    (tmp_path / "red" / "b.png").write_bytes(b"no picture")
+    source = open_source(str(tmp_path), **SIZES)
+    clips = list(source)
+    assert source.kind == "image" and [clip.labels["label"] for clip in clips] == [0, 1]
+    assert clips[1].frames.shape == (1, 16, 16, 3) and clips[1].frames[0, 8, 8].tolist() == list(RED)
+    assert clips[1].fps == 0 and source.skipped[0]["source"] == "red/b.png"
+    assert "image cannot be read" in source.skipped[0]["why"]
+
+
+def test_parquet_and_a_readme_with_configs(tmp_path):
+    file = images_parquet(tmp_path / "train-00000.parquet")
+    source = open_source(str(file), **SIZES)
+    clips = list(source)
+    assert source.label_names == {"label": ["cat", "dog"], "fold": []}
+    assert [clip.labels for clip in clips] == [{"label": 1, "fold": 7}, {"label": 0}]
+    assert [clip.source for clip in clips] == ["train[0]", "train[1]"]
+    assert clips[1].frames[0, 3, 3].tolist() == [90, 90, 90], "grey pictures become RGB"
+    text = "---\nconfigs:\n- config_name: plain\n  data_files:\n  - {split: train, path: train-*}\n---\n"
+    (tmp_path / "README.md").write_text(text)
+    assert len(list(open_source(str(tmp_path), **SIZES))) == 2
+    # datasets' cache knows such a folder by its name only: new contents must be seen all the same
+    images_parquet(file, names=("ape", "bee"))
+    assert open_source(str(tmp_path), **SIZES).label_names["label"] == ["ape", "bee"]
+
+
+def test_webdataset(tmp_path):
+    video = make_video(tmp_path / "v.mp4", frames=20).read_bytes()
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for key in ("k0", "k1"):
+            for suffix, content in (("mp4", video), ("json", b'{"label": 4}')):
+                entry = tarfile.TarInfo(f"{key}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    source = open_source(str(tmp_path / "shard.tar"), **SIZES)
+    assert [(clip.source, clip.frames.shape[0]) for clip in source] == [("k0", 4), ("k1", 4)]
+
+
+def test_one_file(tmp_path):
+    make_video(tmp_path / "a.mp4", frames=20)
+    make_video(tmp_path / "b.mp4", frames=20)
+    assert [clip.source for clip in open_source(str(tmp_path / "a.mp4"), **SIZES)] == ["a.mp4"]
+
+
+def test_limit_and_crops(tmp_path):
+    for name in "abc":
+        make_image(tmp_path / f"{name}.png", RED, size=(64, 16))
+    assert len(list(open_source(str(tmp_path), limit=2, **SIZES))) == 2
+    source = open_source(str(tmp_path), crops=2, seed=3, **SIZES)
+    first, second = list(source), list(source)
+    assert len(first) == 6 and [clip.source for clip in first[:2]] == ["a.png", "a.png"]
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(first, second, strict=True))
+
+
+def test_toyworld(capsys):
+    source = open_source("toyworld", "validation", limit=2, **SIZES)
+    clips = list(source)
+    assert source.expected == source.items == len(clips) == 2 and set(source.label_names) == {
+        "digit",
+        "texture",
+        "motion",
+    }
+    assert clips[0].frames.shape == (4, 16, 16, 3) and set(clips[0].labels) == {"digit", "texture", "motion"}
+    assert open_source("toyworld:cluttered", **SIZES).expected == 2000
+    assert "endless: taking 2000 clips" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="more clips instead"):
+        open_source("toyworld", crops=2, **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda p: p, FileNotFoundError, "is empty: put videos"),
+        (lambda p: p / "nothing", FileNotFoundError, "there is no folder or file"),
+        (lambda p: make_image(p / "a.png", RED).with_suffix(".txt"), FileNotFoundError, "there is no folder or file"),
+        (lambda p: (p / "a.txt").write_text("x") and p / "a.txt", ValueError, "neither a video, an image"),
+    ],
+)
+def test_nothing_to_read_is_one_sentence(tmp_path, make, error, words):
+    with pytest.raises(error, match=words):
+        open_source(str(make(tmp_path)), **SIZES)
+
+
+def test_wrong_column_and_options(tmp_path):
+    make_image(tmp_path / "a.png", RED)
+    with pytest.raises(ValueError, match="no column 'photo': it has image"):
+        open_source(str(tmp_path), image_column="photo", **SIZES)
+    with pytest.raises(ValueError, match="has no video column"):
+        open_source(str(tmp_path), kind="video", **SIZES)
+    with pytest.raises(ValueError, match="limit of clips"):
+        open_source(str(tmp_path), limit=0, **SIZES)
+
+
+def test_a_text_dataset_has_no_pictures(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match="no image or video column"):
+        open_source(str(tmp_path), **SIZES)

@@ -1,0 +1,209 @@
+"""`toto tokenize` writes whole, checked, shuffled shards that say where they came from, or a sentence and nothing."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from media import make_image, make_video, tiny_processor, tiny_tokenizer
+
+from tokenization import TotoProcessor, tokenize_dataset
+from tokenization.tokenize_dataset import ShardWriter, main, read_manifest, verify
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for label, frames in (("run", 30), ("sit", 60)):
+        (folder / label).mkdir()
+        make_video(folder / label / "a.mp4", frames=frames)
+    make_video(folder / "sit" / "short.mp4", frames=4)
+    return folder
+
+
+def run(dataset, output, tokenizer, *flags):
+    flags = ("--num_frames", "4", "--stride", "2", *map(str, flags))
+    main(["--dataset", str(dataset), "--output", str(output), "--tokenizer", str(tokenizer), *flags])
+    return read_manifest(output)
+
+
+@pytest.fixture(scope="module")
+def shards(videos, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "shards"
+    run(videos, folder, tokenizer)
+    return folder
+
+
+def test_the_manifest_says_what_was_done(shards, videos, tokenizer):
+    manifest = read_manifest(shards)
+    fingerprint = TotoProcessor.from_visual_tokenizer(tokenizer).fingerprint
+    assert manifest["tokenizer"] == {"name": str(tokenizer), "class": "TotoVQGANModel", "fingerprint": fingerprint}
+    expected = {
+        "format": 1, "kind": "video", "split": "train", "dataset": str(videos), "num_codes": 32, "grid": [4, 4],
+        "num_frames": 4, "stride": 2, "fps": None, "resolution": 16, "crops": 1, "seed": 0, "num_sequences": 10,
+        "num_tokens": 10 * 64, "sources": 3, "kept": 2, "skipped_count": 1, "label_names": {"label": ["run", "sit"]},
+        "processor": "processor",
+    }  # fmt: skip
+    assert {key: manifest[key] for key in expected} == expected
+    assert manifest["skipped"][0]["source"] == "sit/short.mp4" and "too short" in manifest["skipped"][0]["why"]
+    assert [(shard["file"], shard["rows"]) for shard in manifest["shards"]] == [("train-00000.parquet", 10)]
+    assert TotoProcessor.from_pretrained(shards / "processor").num_frames == 4
+
+
+def test_rows_hold_the_codes_of_their_clip(shards, videos):
+    table = pq.read_table(shards / "train-00000.parquet")
+    assert str(table.schema.field("codes").type) == "fixed_size_list<element: uint16>[64]"
+    assert table.schema.names == ["codes", "source", "start", "fps", "label"]
+    processor = TotoProcessor.from_pretrained(shards / "processor")
+    rows = sorted(table.to_pylist(), key=lambda row: (row["source"], row["start"]))
+    assert [(row["source"], row["start"]) for row in rows[:4]] == [
+        ("run/a.mp4", 0), ("run/a.mp4", 8), ("run/a.mp4", 16), ("sit/a.mp4", 0)
+    ]  # fmt: skip
+    ids = processor(videos=str(videos / "sit" / "a.mp4"), stride=2).input_ids[0, 1:-1]
+    assert torch.equal(torch.tensor(rows[3]["codes"]) + 64, ids)
+    assert rows[3]["fps"] == 12.5 and rows[3]["label"] == 1
+    assert table.column("start").to_pylist() != sorted(table.column("start").to_pylist()), "rows are shuffled"
+
+
+def test_datasets_reads_them_as_uint16(shards, tmp_path):
+    rows = load_dataset("parquet", data_files=str(shards / "*.parquet"), split="train", cache_dir=str(tmp_path))
+    assert rows.with_format("numpy")[0]["codes"].shape == (64,) and rows.features["codes"].feature.dtype == "uint16"
+
+
+def test_it_can_be_repeated_bit_for_bit(shards, videos, tokenizer, tmp_path):
+    again = run(videos, tmp_path / "again", tokenizer, "--batch_frames", 3)
+    assert again["shards"] == read_manifest(shards)["shards"]
+    assert run(videos, tmp_path / "other", tokenizer, "--seed", 1)["shards"] != again["shards"]
+
+
+def test_many_shards_images_crops_and_sizes(tokenizer, tmp_path):
+    (tmp_path / "in").mkdir()
+    for index in range(5):
+        make_image(tmp_path / "in" / f"{index}.png", (40 * index, 9, 9), size=(40, 20))
+    flags = ("--crops", 3, "--rows_per_shard", 4, "--resolution", 24, "--max_clips", 14)
+    manifest = run(tmp_path / "in", tmp_path / "out", tokenizer, *flags)
+    assert [shard["rows"] for shard in manifest["shards"]] == [4, 4, 4, 2]
+    assert manifest["kind"] == "image" and manifest["num_frames"] == 1 and manifest["grid"] == [6, 6]
+    assert manifest["stride"] is None and manifest["num_tokens"] == 14 * 36 and manifest["kept"] == 5
+    assert TotoProcessor.from_pretrained(tmp_path / "out" / "processor").resolution == 24
+    assert verify(tmp_path / "out").startswith(f"{tmp_path / 'out'}: 14 rows of 36 codes in 4 shards")
+
+
+def test_a_larger_set_is_shuffled_through_the_buffer(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize_dataset, "SHUFFLE_BUFFER", 8)
+    writer = ShardWriter(tmp_path, "train", 2, [], rows_per_shard=5, seed=0)
+    for index in range(23):
+        writer.add({"codes": np.array([index, index], np.uint16), "source": "s", "start": index, "fps": 1.0})
+    shards = writer.close()
+    starts = [row for shard in shards for row in pq.read_table(tmp_path / shard["file"])["start"].to_pylist()]
+    assert [shard["rows"] for shard in shards] == [5, 5, 5, 5, 3]
+    assert sorted(starts) == list(range(23)) and starts != list(range(23))
+
+
+def test_toyworld_with_the_labels_of_its_truth(tokenizer, tmp_path):
+    manifest = run("toyworld", tmp_path / "out", tokenizer, "--max_clips", 3, "--split", "validation")
+    assert manifest["num_sequences"] == 3 and manifest["shards"][0]["file"] == "validation-00000.parquet"
+    assert pq.read_table(tmp_path / "out" / "validation-00000.parquet").schema.names[4:] == [
+        "digit",
+        "texture",
+        "motion",
+    ]
+
+
+def test_verify_prints_one_line(shards, capsys):
+    main(["--verify", str(shards)])
+    line = capsys.readouterr().out.strip()
+    assert "10 rows of 64 codes in 1 shards" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "train-00000.parquet").write_bytes(b"x"), "is damaged"),
+        (lambda f: (f / "train-00000.parquet").unlink(), "is missing"),
+        (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
+        (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
+        (lambda f: edit(f, format=9), "has format 9"),
+        (lambda f: edit(f, num_codes=3), "the tokenizer has 3 codes"),
+        (lambda f: edit(f, num_sequences=11), "but its manifest says 11"),
+        (lambda f: edit(f, grid=[4, 2]), "not as listed"),
+        (lambda f: tiny_processor(seed=1).save_pretrained(f / "processor"), "another tokenizer"),
+    ],
+)
+def test_verify_finds_damage(videos, tokenizer, tmp_path, damage, words):
+    run(videos, tmp_path / "out", tokenizer, "--max_clips", 3)
+    damage(tmp_path / "out")
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        verify(tmp_path / "out")
+
+
+def edit(folder, **changes):
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_nothing_usable_is_a_sentence_with_reasons(tokenizer, tmp_path):
+    (tmp_path / "in").mkdir()
+    for index in range(5):
+        make_video(tmp_path / "in" / f"{index}.mp4", frames=3)
+    with pytest.raises(ValueError, match=r"no clip of .* could be used: 0\.mp4: .* too short.*and 2 more"):
+        run(tmp_path / "in", tmp_path / "out", tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"], "nothing is left behind"
+
+
+def test_an_output_that_is_in_use_is_refused(shards, videos, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="is not empty: name a new folder"):
+        run(videos, shards, tokenizer)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.partial").mkdir()
+    (tmp_path / "empty.partial" / "left by a kill").touch()
+    assert run(videos, tmp_path / "empty", tokenizer, "--max_clips", 1)["num_sequences"] == 1
+    assert not (tmp_path / "empty" / "left by a kill").exists() and not (tmp_path / "empty.partial").exists()
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(videos, tokenizer, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OSError, match="the disk is full: .* was not written"):
+        run(videos, tmp_path / "out", tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataset", "toyworld"], "--dataset and --output"),
+        (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride must be positive"),
+        (["--dataset", "toyworld", "--output", "x", "--max_clips", "-1"], "--max_clips must be positive"),
+    ],
+)
+def test_nonsense_is_refused_at_once(flags, words):
+    with pytest.raises(ValueError, match=words):
+        main(flags)
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; sys.argv = ['toto', '--help']\n"
+        "from tokenization.tokenize_dataset import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'datasets', 'av', 'pyarrow'} & set(sys.modules), 'heavy'"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "--num_frames" in run.stdout

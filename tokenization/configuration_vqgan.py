@@ -1,0 +1,62 @@
+"""Settings of the VQGAN image tokenizer (Esser et al. 2021, the published taming-transformers shapes by default)."""
+
+from transformers import PreTrainedConfig
+
+
+class TotoVQGANConfig(PreTrainedConfig):
+    """Configuration of `TotoVQGANModel`; the defaults are taming's f16 model with 1,024 codes.
+
+    Args:
+        num_codes: entries of the codebook (the paper uses 1,024 and 16,384).
+        embed_dim: size of a codebook vector.
+        base_channels, channel_multipliers: channels of level i are their product; each level but the last halves the
+            side, so the stride is patch_size * 2 ** (levels - 1).
+        num_res_blocks: residual blocks a level in the encoder; the decoder has one more, as published.
+        attention_resolutions: sides (in pixels, at the native resolution) at which self-attention is applied.
+        mid_attention: self-attention between the two innermost blocks, as published.
+        z_channels: channels of the encoder's output.
+        norm_groups: groups of every GroupNorm.
+        patch_size: pixels folded into channels before the first convolution, and unfolded after the last (ours, for
+            tokenizers that must be quick on a CPU; 1 is the published network).
+        resolution: native side of the pictures in pixels.
+
+    Raises:
+        ValueError: sizes that no network can have, or a resolution that the stride does not divide.
+    """
+
+    model_type = "toto_vqgan"
+
+    num_codes: int = 1024
+    embed_dim: int = 256
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] | list[int] = (16,)
+    mid_attention: bool = True
+    z_channels: int = 256
+    norm_groups: int = 32
+    patch_size: int = 1
+    resolution: int = 256
+
+    def __post_init__(self, **kwargs):
+        sizes = {name: getattr(self, name) for name in ("num_codes", "embed_dim", "base_channels", "num_res_blocks")}
+        sizes |= {name: getattr(self, name) for name in ("z_channels", "norm_groups", "patch_size", "resolution")}
+        sizes |= {f"channel_multipliers[{i}]": m for i, m in enumerate(self.channel_multipliers)}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        if not self.channel_multipliers:
+            raise ValueError("channel_multipliers needs at least one level.")
+        if any(self.base_channels * m % self.norm_groups for m in (1, *self.channel_multipliers)):
+            raise ValueError(
+                f"norm_groups must divide the channels of every level, {self.base_channels} times 1 and "
+                f"{list(self.channel_multipliers)}, got {self.norm_groups}."
+            )
+        if self.resolution % self.stride:
+            raise ValueError(f"resolution must be a multiple of the stride {self.stride}, got {self.resolution}.")
+        super().__post_init__(**kwargs)
+
+    @property
+    def stride(self) -> int:
+        """Pixels along one side of the area that a code stands for."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)

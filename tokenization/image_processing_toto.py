@@ -1,0 +1,125 @@
+"""Pictures of any mode and size in, square RGB pixels in [0, 1] out; the one place that resizes and crops.
+
+Needs PIL and numpy only: torchvision stays optional (DESIGN decision 4).
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ImagesKwargs
+
+CENTRE = (0.5, 0.5)
+
+
+def _array_to_pil(array: np.ndarray) -> Image.Image:
+    """(H, W), (H, W, C) or (C, H, W) numbers -> an 8-bit RGB picture; C is 1, 3 or 4 (alpha is dropped)."""
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
+        raise ValueError(
+            f"a picture must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {array.shape}."
+        )
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if array.size and not (array.min() >= 0 and array.max() <= 1):  # also catches NaN
+            raise ValueError("float pictures must lie in [0, 1]: divide by the largest value, or pass uint8 in 0..255.")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        if array.size and not (array.min() >= 0 and array.max() <= 255):
+            raise ValueError(f"{array.dtype} pictures must lie in 0..255: pass uint8, uint16, or floats in [0, 1].")
+        array = array.astype(np.uint8)
+    if array.ndim == 2 or array.shape[-1] == 1:
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=-1)
+    return Image.fromarray(np.ascontiguousarray(array[..., :3]))
+
+
+def to_rgb(image) -> Image.Image:
+    """Any picture as 8-bit RGB.
+
+    Grey is repeated, a palette is looked up, alpha is dropped, 16-bit values (PNG, TIFF) are scaled to 8 bits, which
+    PIL's own convert("RGB") would clip to white.
+
+    Args:
+        image: PIL image, or numpy array / torch tensor (H, W), (H, W, C), (C, H, W): uint8, uint16, or float in [0, 1].
+    Raises:
+        ValueError: a shape or a range that is none of these.
+    """
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        return _array_to_pil(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"a picture must be a PIL image, a numpy array or a torch tensor, not {type(image).__name__}.")
+    if image.mode == "F":
+        values = np.asarray(image)
+        return _array_to_pil(values if values.size and values.max() <= 1 else values.astype(np.int64))
+    if image.mode.startswith("I"):  # I;16 and its byte orders; older PIL opens 16-bit PNG as 32-bit I
+        values = np.asarray(image).astype(np.int64)
+        return _array_to_pil(values.astype(np.uint16) if values.max(initial=0) > 255 or image.mode != "I" else values)
+    return image.convert("RGB")
+
+
+def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENTRE) -> np.ndarray:
+    """Shortest side to `resolution`, then a square crop (paper Sec. 3.1), both in one bicubic antialiased step.
+
+    Args:
+        image: see `to_rgb`.
+        resolution: side R of the result in pixels.
+        position: where the crop lies along the free axis, (y, x) as fractions 0..1; (0.5, 0.5) is the centre.
+    Returns:
+        uint8 (R, R, 3).
+    """
+    image = to_rgb(image)
+    width, height = image.size
+    side = min(width, height)
+    top, left = (height - side) * position[0], (width - side) * position[1]
+    # Resizing the square box of the source is the same as resizing all of it and cropping, without the wasted part.
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
+
+
+def list_of_images(images) -> list:
+    """One picture, a list of them, or a batch (B, H, W, C) / (B, C, H, W), as a flat list."""
+    if isinstance(images, (list, tuple)):
+        return [picture for item in images for picture in list_of_images(item)]
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+class TotoImageProcessorKwargs(ImagesKwargs, total=False):
+    """resolution: side of the square result in pixels. crop_position: (y, x) of the crop as fractions 0..1."""
+
+    resolution: int
+    crop_position: tuple | list
+
+
+class TotoImageProcessor(PilBackend):
+    """Pictures -> `pixel_values` (B, 3, R, R): float32 RGB in [0, 1], no mean or deviation taken off.
+
+    `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` takes what `to_rgb` takes, alone, in a list or
+    stacked. Shortest side to R, then the centre R x R crop, or the one at `crop_position` (paper Sec. 3.1).
+    """
+
+    valid_kwargs = TotoImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+    resolution = 64
+    crop_position = CENTRE
+    # Saved files name this class, so that a repository on the Hub loads it without this package.
+    _auto_class = "AutoImageProcessor"
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3):
+        return list_of_images(images)
+
+    def process_image(self, image, **kwargs) -> Image.Image:
+        return to_rgb(image)
+
+    def _preprocess(self, images, resolution: int, crop_position, return_tensors=None, **kwargs) -> BatchFeature:
+        pixels = [resize_and_crop(image, resolution, tuple(crop_position)) for image in images]
+        pixel_values = np.stack(pixels).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)

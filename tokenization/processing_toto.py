@@ -1,0 +1,259 @@
+"""Pixels to rows of ids and back: an image processor and the visual tokenizer, saved and loaded as one thing.
+
+transformers stores only the *name* of a processor's tokenizer model, which dangles after a push. Here its weights live
+in `visual_tokenizer/` beside the model's own files (DESIGN decision 4).
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
+
+from .image_processing_toto import TotoImageProcessor, list_of_images, resize_and_crop
+from .modeling_dvae import TotoDVAEModel
+from .modeling_vqgan import TotoVQGANModel
+from .push_beside import SUBFOLDER
+from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
+from .video import read_clip
+
+VISUAL_TOKENIZERS = {"toto_vqgan": TotoVQGANModel, "toto_dvae": TotoDVAEModel}
+SHIPPED = Path(__file__).parent / "weights" / "toto-tokenizer-64"
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def load_visual_tokenizer(path, subfolder: str = "", **hub_kwargs) -> PreTrainedModel:
+    """The visual tokenizer of a folder or Hub id, in fp32 and eval mode; its class follows the config's model_type.
+
+    Never through AutoModel, so that a processor loaded as remote code needs no registration and no second consent.
+    """
+    config, _ = PreTrainedConfig.get_config_dict(path, subfolder=subfolder, **hub_kwargs)
+    model_type = config.get("model_type")
+    if model_type not in VISUAL_TOKENIZERS:
+        raise ValueError(
+            f"{path} holds no visual tokenizer: its model_type is {model_type!r}, not {' or '.join(VISUAL_TOKENIZERS)}."
+        )
+    model = VISUAL_TOKENIZERS[model_type].from_pretrained(path, subfolder=subfolder, dtype=torch.float32, **hub_kwargs)
+    return model.eval()
+
+
+class TotoProcessor(ProcessorMixin):
+    """`processor(images=... | videos=...) -> input_ids, attention_mask`; `processor.decode(ids) -> uint8 frames`.
+
+    Args:
+        image_processor: TotoImageProcessor; its resolution R fixes the grid, (R / stride, R / stride).
+        visual_tokenizer: TotoVQGANModel or TotoDVAEModel.
+        num_frames: frames taken from a video file (paper: 16).
+    """
+
+    # Saved files name this class, so that a repository on the Hub loads it without this package.
+    _auto_class = "AutoProcessor"
+
+    def __init__(self, image_processor, visual_tokenizer, num_frames: int = 16):
+        super().__init__(image_processor)
+        stride, resolution = visual_tokenizer.config.stride, image_processor.resolution
+        if resolution % stride:
+            raise ValueError(f"resolution {resolution} is no multiple of the visual tokenizer's stride {stride}.")
+        self.visual_tokenizer = visual_tokenizer.eval()
+        self.num_frames = num_frames
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        # transformers would take `visual_tokenizer` for a text tokenizer, because of its name.
+        return ["image_processor"]
+
+    @classmethod
+    def default(cls) -> "TotoProcessor":
+        """A processor around the small tokenizer that ships with this package (8 x 8 tokens for 64 x 64 pixels)."""
+        if not (SHIPPED / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the shipped tokenizer is not at {SHIPPED}: install the modeling-toto package, or name a tokenizer."
+            )
+        return cls.from_visual_tokenizer(SHIPPED)
+
+    @classmethod
+    def from_visual_tokenizer(cls, path, **hub_kwargs) -> "TotoProcessor":
+        """A processor from a folder or Hub id that holds a visual tokenizer, or a whole processor."""
+        if cached_file(path, "processor_config.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs):
+            return cls.from_pretrained(path, **hub_kwargs)
+        tokenizer = load_visual_tokenizer(path, **hub_kwargs)
+        return cls(TotoImageProcessor(resolution=tokenizer.config.resolution), tokenizer)
+
+    def with_sizes(self, resolution: int | None = None, num_frames: int | None = None) -> "TotoProcessor":
+        """The same tokenizer at another side R in pixels, or for another number of frames."""
+        image_processor = TotoImageProcessor(resolution=resolution or self.resolution)
+        return type(self)(image_processor, self.visual_tokenizer, num_frames or self.num_frames)
+
+    # --- what the tokenizer says about itself
+
+    @property
+    def resolution(self) -> int:
+        """Side R of the frames in pixels."""
+        return self.image_processor.resolution
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens per frame as (h, w)."""
+        side = self.resolution // self.visual_tokenizer.config.stride
+        return side, side
+
+    @property
+    def num_codes(self) -> int:
+        """Size K of the codebook; ids reach CODE_OFFSET + K - 1."""
+        return self.visual_tokenizer.config.num_codes
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of a sha256 over the tokenizer's class, names and fp32 weights: equal means equal codes."""
+        digest = hashlib.sha256(type(self.visual_tokenizer).__name__.encode())
+        for name, tensor in sorted(self.visual_tokenizer.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device) -> "TotoProcessor":
+        """Move the visual tokenizer; pictures and ids stay on the CPU."""
+        self.visual_tokenizer.to(device)
+        return self
+
+    # --- pixels to ids
+
+    def encode_frames(self, frames, batch_size: int | None = None, exact: bool = True) -> torch.LongTensor:
+        """Codes of frames that are already R x R.
+
+        Args:
+            frames: uint8 (N, R, R, 3), numpy or torch.
+            batch_size: frames at a time; by default 8 on a CPU, where more is slower, and 64 elsewhere.
+            exact: fp32. False allows bf16 autocast: faster on a GPU, and some codes differ.
+        Returns:
+            codes (N, h, w), int64, on the CPU.
+        """
+        frames = torch.as_tensor(frames)
+        expected = (self.resolution, self.resolution, 3)
+        if frames.dim() != 4 or tuple(frames.shape[1:]) != expected or frames.dtype != torch.uint8:
+            raise ValueError(f"frames must be uint8 (N, {', '.join(map(str, expected))}), not {tuple(frames.shape)}.")
+        if not len(frames):
+            return torch.empty(0, *self.grid, dtype=torch.long)
+        device = self.visual_tokenizer.device
+        self.visual_tokenizer.to(memory_format=torch.channels_last)  # on a CPU 1.5 times the speed, and the same codes
+        codes = []
+        for batch in frames.split(batch_size or (8 if device.type == "cpu" else 64)):
+            pixels = batch.to(device).permute(0, 3, 1, 2).float() / 255  # (B, 3, R, R), channels last in memory
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=not exact):
+                codes.append(self.visual_tokenizer.encode(pixels).cpu())
+        return torch.cat(codes)  # outside inference mode: an ordinary tensor, which training may use
+
+    def _video_frames(self, video, stride: int, fps: float | None) -> np.ndarray:
+        """A path, (T, H, W, 3) array or list of pictures -> uint8 (T, R, R, 3)."""
+        if isinstance(video, (str, Path)):
+            return read_clip(video, self.num_frames, stride=stride, fps=fps, resolution=self.resolution).frames
+        return np.stack([resize_and_crop(frame, self.resolution) for frame in list_of_images(video)])
+
+    def __call__(
+        self,
+        images=None,
+        videos=None,
+        add_end_token: bool = True,
+        return_tensors: str = "pt",
+        stride: int = 4,
+        fps: float | None = None,
+    ) -> BatchFeature:
+        """Rows of ids.
+
+        Args:
+            images: one picture or several (PIL, arrays): each becomes a row `3, codes, 2`.
+            videos: (T, H, W, 3) or (B, T, H, W, 3) uint8, a path, or a list of such: each a row `1, codes, 2`.
+            add_end_token: leave the end out of a prompt that is to be continued.
+            stride, fps: how a video *file* is sampled (paper: stride 4); arrays are taken frame by frame.
+        Returns:
+            input_ids (B, L) int64 and attention_mask (B, L); shorter rows are padded on the right with id 0.
+        """
+        if (images is None) == (videos is None):
+            raise ValueError("give either images or videos.")
+        if images is not None:
+            pictures = [
+                resize_and_crop(image, self.resolution, tuple(self.image_processor.crop_position))
+                for image in list_of_images(images)
+            ]
+            rows = list(image_rows(self.encode_frames(np.stack(pictures)), end=add_end_token))
+        else:
+            clips = [self._video_frames(video, stride, fps) for video in _list_of_videos(videos)]
+            codes = self.encode_frames(np.concatenate(clips)).split([len(clip) for clip in clips])
+            rows = [video_rows(code[None], end=add_end_token)[0] for code in codes]
+        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        if return_tensors != "pt":
+            input_ids, mask = input_ids.numpy(), mask.numpy()
+        return BatchFeature({"input_ids": input_ids, "attention_mask": mask}, tensor_type=return_tensors)
+
+    # --- ids to pixels
+
+    @torch.inference_mode()
+    def decode(self, ids, batch_size: int = 64) -> np.ndarray:
+        """Frames of a row of ids (L,) -> uint8 (T, R, R, 3), or of rows (B, L) -> (B, T, R, R, 3).
+
+        Specials are skipped; what stands after an end token is not decoded.
+        Raises:
+            ValueError: a row that does not end on a whole frame, or rows of different lengths.
+        """
+        ids = torch.as_tensor(ids).long().cpu()
+        ended = (ids == END_ID).long().cumsum(-1) > 0
+        codes = codes_of(ids.masked_fill(ended, PAD_ID), self.grid)  # (B, T, h, w)
+        device = self.visual_tokenizer.device
+        pixels = [
+            self.visual_tokenizer.decode(batch.to(device)).cpu() for batch in codes.flatten(0, 1).split(batch_size)
+        ]
+        frames = (torch.cat(pixels).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        frames = frames.reshape(*codes.shape[:2], *frames.shape[1:]).numpy()
+        return frames[0] if ids.dim() == 1 else frames
+
+    # --- saving and loading
+
+    def to_dict(self) -> dict:
+        saved = {
+            "processor_class": type(self).__name__,
+            "image_processor": self.image_processor.to_dict(),
+            "num_frames": self.num_frames,
+        }
+        if getattr(self, "auto_map", None):
+            saved["auto_map"] = self.auto_map
+        return saved
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, repo_id: str | None = None, **kwargs):
+        """Write processor_config.json, the code it needs, and the tokenizer in `visual_tokenizer/`.
+
+        Touches no file of a model saved in the same folder. push_to_hub passes a `max_shard_size`, of no use here.
+        """
+        kwargs.pop("max_shard_size", None)
+        self.visual_tokenizer.save_pretrained(Path(save_directory) / SUBFOLDER)
+        files = super().save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).name, **kwargs)
+        return files
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        subfolder = kwargs.get("subfolder") or ""
+        hub_kwargs = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        image_processor = TotoImageProcessor.from_dict(dict((processor_dict or {}).get("image_processor", {})))
+        tokenizer_folder = f"{subfolder}/{SUBFOLDER}" if subfolder else SUBFOLDER
+        return [
+            image_processor,
+            load_visual_tokenizer(pretrained_model_name_or_path, subfolder=tokenizer_folder, **hub_kwargs),
+        ]
+
+
+def _list_of_videos(videos) -> list:
+    """One video or several, as a list."""
+    if isinstance(videos, (str, Path)):
+        return [videos]
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        return list(videos) if videos.ndim == 5 else [videos]
+    first = videos[0]
+    is_frame = not isinstance(first, (str, Path, list, tuple)) and getattr(first, "ndim", 3) == 3
+    return [videos] if is_frame else list(videos)

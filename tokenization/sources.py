@@ -1,0 +1,244 @@
+"""One argument, a stream of clips: the embedded world, a Hub id, a folder, parquet or webdataset files, all the same.
+
+`datasets` lists the rows (always streaming: a cached folder is known by its name only, and returns old rows after a
+change); videos are decoded by `video.py` and images by PIL, row by row, so that a bad one costs only itself.
+"""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .image_processing_toto import CENTRE, resize_and_crop
+from .video import Clip, read_windows
+
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+# Integer columns that are no labels: a token shard's own columns, and facts about the media.
+NO_LABELS = {"codes", "source", "start", "fps", "num_frames", "width", "height"}
+ENDLESS_LIMIT = 2000
+# The embedded world has no clock; its frames are taken to be as far apart as the paper's (stride 4 at 30 per second).
+TOYWORLD_FPS = 7.5
+
+
+class ClipSource:
+    """Iterable of `Clip`; made by `open_source`.
+
+    kind: "video" or "image". skipped: [{"source", "why"}], growing while iterating; a video damaged half-way is there
+    too, after the clips before the damage. items: files or rows read so far. label_names: column -> class names (empty
+    for plain integers). expected: number of clips where it is known beforehand, else None.
+    """
+
+    def __init__(self, clips, kind: str, label_names: dict[str, list[str]], limit: int | None, expected: int | None):
+        self._clips, self.kind, self.label_names = clips, kind, label_names
+        self.limit = limit
+        self.expected = expected if limit is None or expected is None else min(limit, expected)
+        self.skipped: list[dict[str, str]] = []
+        self.items = 0
+
+    def __iter__(self) -> Iterator[Clip]:
+        self.skipped, self.items = [], 0
+        for count, clip in enumerate(self._clips(self), start=1):
+            yield clip
+            if count == self.limit:
+                return
+
+
+def open_source(
+    dataset: str,
+    split: str | None = "train",
+    *,
+    num_frames: int = 16,
+    stride: int = 4,
+    fps: float | None = None,
+    resolution: int = 64,
+    crops: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+    image_column: str | None = None,
+    kind: str | None = None,
+) -> ClipSource:
+    """Clips of a dataset.
+
+    Args:
+        dataset: "toyworld" (or "toyworld:cluttered"), a folder (videos or images, in class folders or not, with train/
+            and validation/ folders, metadata or a README with configs), a .parquet or webdataset .tar file, one video
+            or image file, or a Hub id.
+        split: its split; None takes the only one.
+        num_frames, stride, fps, resolution: see `video.read_windows`. An image is a clip of one frame.
+        crops: 1 takes the centre; K > 1 takes K random crops (and temporal offsets of a video) per item.
+        seed: of the random crops, and of toyworld.
+        limit: stop after so many clips. Needed for the endless toyworld, where it is 2,000 by default.
+        image_column: column with the images or videos; found by its type where there is only one.
+        kind: "video" or "image" where a dataset holds both.
+    Raises:
+        FileNotFoundError: nothing there. ValueError: an unknown split or column, or nothing to read in the files.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError("the limit of clips must be 1 or more, or left out.")
+    if kind not in (None, "video", "image"):
+        raise ValueError(f"kind must be video or image, not {kind!r}.")
+    if dataset.split(":")[0] == "toyworld":
+        return _toyworld(dataset, split, num_frames, resolution, crops, seed, limit)
+    cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
+    rows = _open_rows(dataset, split, cache.name)
+    rows = rows if rows.features is not None else rows._resolve_features()  # webdataset learns them from its first rows
+    column, kind, labels = _columns(rows.features, dataset, image_column, kind)
+    rows = rows.decode(False)  # bytes or paths, so that one bad file does not end the stream
+    read = {
+        "num_frames": num_frames,
+        "stride": stride,
+        "fps": fps,
+        "resolution": resolution,
+        "crops": crops,
+        "seed": seed,
+    }
+
+    def clips(source: ClipSource) -> Iterator[Clip]:
+        for index, row in enumerate(rows):
+            source.items += 1
+            media = row[column]
+            name = _name(media, row, dataset, split, index)
+            values = {label: int(row[label]) for label in labels if row[label] is not None}
+            try:
+                content = _content(media)
+                windows = (
+                    read_windows(content, source=name, **read)
+                    if kind == "video"
+                    else _image_crops(content, name, index, resolution, crops, seed)
+                )
+                for clip in windows:
+                    clip.labels = dict(values)
+                    yield clip
+            except (ValueError, OSError) as error:
+                source.skipped.append({"source": name, "why": str(error)})
+
+    source = ClipSource(clips, kind, labels, limit, None)
+    source._cache = cache  # lives as long as the rows may be read
+    return source
+
+
+def _toyworld(dataset, split, num_frames, resolution, crops, seed, limit) -> ClipSource:
+    from .toyworld import ToyWorld
+
+    if crops != 1:
+        raise ValueError("toyworld is endless: ask for more clips instead of more crops of each.")
+    if limit is None:
+        limit = ENDLESS_LIMIT
+        print(f"toyworld is endless: taking {limit} clips (--max_clips takes another number).")
+    variant = dataset.partition(":")[2] or "simple"
+    world = ToyWorld(split=split or "train", variant=variant, seed=seed, resolution=resolution, num_frames=num_frames)
+
+    def clips(source: ClipSource) -> Iterator[Clip]:
+        for index in range(limit):
+            source.items += 1
+            item = world.clip(index)
+            labels = {label: int(item[label]) for label in world.label_names}
+            yield Clip(item["video"], str(item["clip_id"]), 0, TOYWORLD_FPS, labels)
+
+    return ClipSource(clips, "video", dict(world.label_names), limit, limit)
+
+
+def _open_rows(dataset: str, split: str | None, cache_dir: str):
+    """A streaming `datasets.IterableDataset` of the split."""
+    from datasets import load_dataset
+
+    path = Path(dataset)
+    options = {"streaming": True, "cache_dir": cache_dir}
+    if path.is_file():
+        suffix = path.suffix.lower()
+        builders = {".parquet": "parquet", ".tar": "webdataset"}
+        builders |= dict.fromkeys(VIDEO_SUFFIXES, "videofolder") | dict.fromkeys(IMAGE_SUFFIXES, "imagefolder")
+        if suffix not in builders:
+            raise ValueError(f"{dataset} is neither a video, an image, a .parquet nor a .tar file.")
+        options["data_files"] = {split or "train": [str(path.resolve())]}
+        if builders[suffix].endswith("folder"):
+            options["drop_labels"] = True
+        name = builders[suffix]
+    elif path.is_dir():
+        if not any(file.is_file() for file in path.rglob("*")):
+            raise FileNotFoundError(f"the folder {dataset} is empty: put videos, images, parquet or tar files into it.")
+        name = str(path)
+    elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.suffix:
+        raise FileNotFoundError(f"there is no folder or file {dataset}.")
+    else:
+        name = dataset
+    try:
+        splits = load_dataset(name, **options)
+    except FileNotFoundError as error:  # datasets' own "no files found" errors are of this kind
+        if path.exists():
+            raise FileNotFoundError(f"{dataset} holds no videos, images, parquet or tar files.") from error
+        raise FileNotFoundError(f"there is no folder {dataset}, nor such a dataset on the Hub.") from error
+    except (ValueError, ConnectionError) as error:
+        raise ValueError(f"the dataset {dataset} cannot be opened: {str(error).splitlines()[0]}") from error
+    if split is None and len(splits) == 1:
+        return next(iter(splits.values()))
+    if split not in splits:
+        raise ValueError(f"{dataset} has no split {split!r}: it has {', '.join(splits)}.")
+    return splits[split]
+
+
+def _columns(features, dataset: str, image_column: str | None, kind: str | None):
+    """(column of the media, "video" | "image", label columns with their class names, none for plain integers)."""
+    from datasets import ClassLabel, Value
+
+    types = {name: type(feature).__name__ for name, feature in features.items()}
+    media = {name: types[name].lower() for name in types if types[name] in ("Image", "Video")}
+    if image_column is not None and image_column not in types:
+        raise ValueError(f"{dataset} has no column {image_column!r}: it has {', '.join(types)}.")
+    column = image_column or next((name for name in media if kind in (None, media[name])), None)
+    if column is None:
+        raise ValueError(
+            f"{dataset} has no {kind or 'image or video'} column: name one with image_column ({', '.join(types)})."
+        )
+    labels = {}
+    for name, feature in features.items():
+        if name in NO_LABELS:
+            continue
+        if isinstance(feature, ClassLabel):
+            labels[name] = list(feature.names)
+        elif isinstance(feature, Value) and "int" in feature.dtype:
+            labels[name] = []
+    return column, kind or media.get(column, "image"), labels
+
+
+def _name(media, row: dict, dataset: str, split: str | None, index: int) -> str:
+    """What the manifest calls a row: a path inside the dataset's folder, a webdataset key, or split[row]."""
+    path = media.get("path") if isinstance(media, dict) else None
+    if path and Path(path).is_file():
+        folder = Path(dataset).resolve()
+        path = Path(path).resolve()
+        return path.relative_to(folder).as_posix() if folder.is_dir() and path.is_relative_to(folder) else path.name
+    return row.get("__key__", f"{split or 'row'}[{index}]")
+
+
+def _content(media) -> bytes | str:
+    """Bytes of a file, or its local path."""
+    if media is None:
+        raise ValueError("the row is empty.")
+    if isinstance(media, bytes):
+        return media
+    if media.get("bytes") is not None:
+        return media["bytes"]
+    if Path(media["path"]).is_file():
+        return media["path"]
+    from datasets.utils.file_utils import xopen
+
+    with xopen(media["path"], "rb") as file:  # a file on the Hub or inside an archive
+        return file.read()
+
+
+def _image_crops(content: bytes | str, name: str, index: int, resolution: int, crops: int, seed: int) -> Iterator[Clip]:
+    """The centre crop of an image, or `crops` seeded random ones."""
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            image.load()
+            generator = np.random.default_rng([seed, index])
+            for _ in range(crops):
+                position = CENTRE if crops == 1 else tuple(generator.random(2))
+                yield Clip(resize_and_crop(image, resolution, position)[None], name)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image cannot be read: {error}") from error

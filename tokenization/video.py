@@ -1,0 +1,204 @@
+"""A video file or its bytes in, fixed-size clips out: one sequential decode with PyAV, never a seek.
+
+Seeking lands on different frames in different containers, so a file is streamed once and cut into all its windows that
+do not overlap. Damage is a ValueError with one sentence; the windows completed before it are kept.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from .image_processing_toto import CENTRE, resize_and_crop
+
+try:  # optional where only the model is wanted: a repository on the Hub may not demand it
+    import av
+except ImportError:
+    av = None
+
+
+@dataclass
+class Clip:
+    """A window of a video, or an image (T = 1).
+
+    frames: uint8 (T, R, R, 3) RGB. source: file or row it came from. start: index of its first frame in the source.
+    fps: frames per second of `frames`, after the stride; 0.0 for an image. labels: column name -> class number.
+    """
+
+    frames: np.ndarray
+    source: str
+    start: int = 0
+    fps: float = 0.0
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+class _View:
+    """One way of looking at a file: a temporal offset, and a crop drawn anew for every window."""
+
+    def __init__(self, num_frames: int, resolution: int, offset: int, generator: np.random.Generator | None):
+        self.shape = (num_frames, resolution, resolution, 3)
+        self.offset, self.generator = offset, generator
+        self.next_time: Fraction | None = None
+        self.filled = 0
+
+    def add(self, picture: np.ndarray, index: int) -> np.ndarray | None:
+        """Put a frame into the window; the (T, R, R, 3) window when that completes it."""
+        if self.filled == 0:
+            self.frames, self.start = np.empty(self.shape, np.uint8), index
+            self.position = CENTRE if self.generator is None else tuple(self.generator.random(2))
+        self.frames[self.filled] = resize_and_crop(picture, self.shape[1], self.position)
+        self.filled = (self.filled + 1) % self.shape[0]
+        return self.frames if self.filled == 0 else None
+
+
+def frames_needed(num_frames: int, stride: int) -> int:
+    """Source frames that a clip spans: 16 frames at stride 4 need 61."""
+    return (num_frames - 1) * stride + 1
+
+
+def _views(
+    num_frames: int, stride: int, resolution: int, crops: int, seed: int, source: str, total: int
+) -> list[_View]:
+    """One centred view, or `crops` random ones: view 0 starts at frame 0, the others where a window still fits."""
+    if crops == 1:
+        return [_View(num_frames, resolution, 0, None)]
+    digest = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
+    slack = max(0, min(total - frames_needed(num_frames, stride), num_frames * stride - 1))
+    views = []
+    for k in range(crops):
+        generator = np.random.default_rng([seed, digest, k])
+        views.append(_View(num_frames, resolution, int(generator.integers(slack + 1)) if k else 0, generator))
+    return views
+
+
+def _open(file: str | Path | bytes):
+    """The container and its first video stream, or a sentence."""
+    if av is None:
+        raise ValueError("reading videos needs PyAV: pip install av.")
+    unreadable = "the file cannot be opened as a video: it is corrupt, truncated or no video at all."
+    try:
+        container = av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no video file {file}.") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise ValueError(unreadable) from error
+    if not container.streams.video:
+        only_audio = bool(container.streams.audio)
+        container.close()
+        raise ValueError("the file holds only audio, no video stream." if only_audio else unreadable)
+    return container, container.streams.video[0]
+
+
+def _decode(container, stream) -> Iterator:
+    """Frames in display order; damage anywhere is one ValueError."""
+    stream.thread_type = "AUTO"
+    count = 0
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise ValueError(f"the video is truncated or corrupt after frame {count}.")
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise ValueError(f"the video is truncated or corrupt after frame {count}.")
+                yield frame
+                count += 1
+    except av.error.FFmpegError as error:
+        raise ValueError(f"the video is truncated or corrupt after frame {count}.") from error
+
+
+def read_windows(
+    file: str | Path | bytes,
+    *,
+    num_frames: int = 16,
+    stride: int = 4,
+    fps: float | None = None,
+    resolution: int = 64,
+    crops: int = 1,
+    seed: int = 0,
+    source: str | None = None,
+) -> Iterator[Clip]:
+    """All non-overlapping windows of one video, in one pass.
+
+    Args:
+        file: a path, or the bytes of a file.
+        num_frames: frames T of a clip (paper: 16).
+        stride: take every stride-th frame (paper: 4, for media of 24 to 30 fps); not used when `fps` is given.
+        fps: resample by timestamps to this rate instead; 7.5 is the paper's time step on any media.
+        resolution: side R of the square frames in pixels: shortest side to R, then an R x R crop (paper Sec. 3.1).
+        crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, fixed by seed and source.
+        source: name carried by the clips; the path by default.
+    Yields:
+        Clip, in order of completion.
+    Raises:
+        ValueError: no video stream, damage (after the windows before it were yielded), or too few frames for a window.
+        FileNotFoundError: no such file.
+    """
+    if num_frames < 1 or stride < 1 or crops < 1 or (fps is not None and fps <= 0):
+        raise ValueError("num_frames, stride, fps and crops must be positive.")
+    source = source if source is not None else ("bytes" if isinstance(file, bytes) else str(file))
+    container, stream = _open(file)
+    with container:
+        rate = stream.average_rate or stream.guessed_rate
+        step = 1 / Fraction(fps).limit_denominator(100_000) if fps else None
+        half = Fraction(1, 2) / rate if rate else Fraction(0)  # so that the nearest frame is taken, not the next one
+        span = stride if step is None else max(1, round(float(step * (rate or 1))))
+        views = _views(num_frames, span, resolution, crops, seed, source, stream.frames)
+        effective = float(fps) if fps else float(rate or 0) / stride
+        converter = (
+            av.video.reformatter.VideoReformatter()
+        )  # one for all frames: setting it up costs as much as a frame
+        index, windows = -1, 0
+        for index, frame in enumerate(_decode(container, stream)):
+            picture = None
+            for view in views:
+                if index < view.offset:
+                    continue
+                if step is None:
+                    copies = int((index - view.offset) % stride == 0)
+                else:
+                    time = frame.pts * frame.time_base if frame.pts is not None else Fraction(index) / (rate or 1)
+                    view.next_time = time if view.next_time is None else view.next_time
+                    copies = max(0, (time + half - view.next_time) // step + 1)
+                    view.next_time += copies * step
+                for _ in range(copies):  # more than one where the asked rate is above the video's own
+                    if picture is None:
+                        picture = _upright(frame, converter)
+                    full = view.add(picture, index)
+                    if full is not None:
+                        windows += 1
+                        yield Clip(full, source, view.start, effective)
+    if index < 0:
+        raise ValueError("no frame of the video could be decoded.")
+    if stream.frames and index + 1 < 0.9 * stream.frames:  # edit lists may hide a few frames, not a tenth of them
+        raise ValueError(f"the video is truncated: its header promises {stream.frames} frames, {index + 1} are there.")
+    if windows == 0:
+        rule = f"at {fps:g} fps" if fps else f"at stride {stride}"
+        raise ValueError(
+            f"the video is too short: it has {index + 1} frames, and a clip of {num_frames} frames {rule} "
+            f"needs {frames_needed(num_frames, span)}."
+        )
+
+
+def _upright(frame, converter) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, turned as the file's display matrix asks (phones record sideways)."""
+    picture = converter.reformat(frame, format="rgb24").to_ndarray()
+    turns = round(frame.rotation / 90) % 4  # degrees counter-clockwise
+    return np.rot90(picture, turns) if turns else picture
+
+
+def read_clip(
+    path: str | Path, num_frames: int = 16, stride: int = 4, fps: float | None = None, resolution: int = 64
+) -> Clip:
+    """The first `num_frames` frames of a video at a stride or rate, centre crop; see `read_windows`.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence that names the file.
+    """
+    try:
+        return next(read_windows(path, num_frames=num_frames, stride=stride, fps=fps, resolution=resolution))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
