@@ -1,0 +1,163 @@
+"""Pre-training through its real command: it learns, resumes bit for bit, and says what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_run import FLAGS, save_tokenizer, tokenize
+
+from training import checkpoints
+from training.pretrain import main
+
+STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1"]
+
+
+def losses(run):
+    return [(r["step"], r.get("loss"), r.get("val_loss")) for r in map(json.loads, (run / "metrics.jsonl").open())]
+
+
+@pytest.fixture(scope="module")
+def whole_run(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(run)])
+    return run
+
+
+def test_a_run_folder_explains_itself(whole_run):
+    assert [p.name for p in checkpoints.steps(whole_run)] == ["step_000004", "step_000008", "step_000012"]
+    rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").open()]
+    trained = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in trained] == list(range(1, 13))
+    assert {"tokens", "end_loss", "tokens_per_second", "mfu", "data_wait", "grad_norm"} <= set(trained[0])
+    assert [row["step"] for row in rows if "val_loss" in row] == [4, 8, 12]
+    assert json.loads((whole_run / "versions.json").read_text())["torch"] == torch.__version__
+    assert "shards:" in (whole_run / "recipe.yaml").read_text()
+
+
+def test_loss_falls_and_the_checkpoint_loads(whole_run):
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    import modeling_toto  # noqa: F401
+    import tokenization  # noqa: F401
+
+    rows = [row for row in losses(whole_run) if row[1] is not None]
+    assert rows[-1][1] < rows[0][1] - 0.1
+    last = checkpoints.latest(whole_run)
+    model, processor = AutoModelForCausalLM.from_pretrained(last), AutoProcessor.from_pretrained(last)
+    assert model.config.vocab_size == 64 + processor.num_codes
+
+
+def test_the_logged_loss_is_the_mean_over_codes(whole_run, shards):
+    """The validation loss of the log equals one computed from the logits, code tokens only."""
+    from modeling_toto import TotoConfig, TotoForCausalLM
+    from training.data import validation_rows
+
+    last = checkpoints.latest(whole_run)
+    rows = validation_rows(shards, None, TotoConfig.from_pretrained(last))
+    with torch.no_grad():
+        logits = TotoForCausalLM.from_pretrained(last)(rows).logits
+    nats = torch.nn.functional.cross_entropy(logits[:, :-2].flatten(0, 1), rows[:, 1:-1].flatten())
+    assert losses(whole_run)[-1][2] == pytest.approx(nats.item(), abs=1e-5)
+
+
+def test_kill_and_resume_is_bit_exact(whole_run, shards, tmp_path):
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "training.pretrain", *FLAGS, *STEPS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*command, "--shards", str(shards), "--output_dir", str(run)], env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").is_file() and len(losses(run)) >= 7:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoints.steps(run), "killed before its first checkpoint"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # as a kill inside a write leaves it
+    main(["--resume", str(run)])
+    assert losses(run) == losses(whole_run)
+    final = "checkpoints/step_000012/model.safetensors"
+    assert (run / final).read_bytes() == (whole_run / final).read_bytes()
+
+
+def test_accumulation_changes_nothing_but_rounding(shards, tmp_path, whole_run):
+    run = tmp_path / "accumulated"
+    flags = ["--per_device_batch_size", "1", "--shards", str(shards), "--output_dir", str(run)]
+    main([*FLAGS, *STEPS, *flags])
+    for ours, theirs in zip(losses(run), losses(whole_run), strict=True):
+        assert (
+            ours[1] == pytest.approx(theirs[1], rel=1e-4)
+            if theirs[1]
+            else ours[2] == pytest.approx(theirs[2], rel=1e-4)
+        )
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    weights = run / "checkpoints" / "step_000012" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert checkpoints.latest(run).name == "step_000008"
+
+
+def test_a_non_finite_loss_stops_with_a_sentence(shards, tmp_path):
+    run = tmp_path / "diverged"
+    with pytest.raises(ValueError, match=r"not finite at step \d+ .*checkpoint.*Lower --learning_rate"):
+        main([*FLAGS, *STEPS, "--learning_rate", "1e30", "--shards", str(shards), "--output_dir", str(run)])
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(whole_run, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    from modeling_toto import TotoForCausalLM
+
+    model = TotoForCausalLM.from_pretrained(checkpoints.latest(run))
+    with pytest.raises(OSError, match=r"disk is full.*step_000016.*last good one is .*step_000012.*--resume"):
+        checkpoints.save(run, 16, model, None, torch.optim.AdamW(model.parameters()), {}, None)
+    assert checkpoints.latest(run).name == "step_000012"
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
+    with pytest.raises(ValueError, match="not empty.*--resume"):
+        main([*FLAGS, "--shards", str(shards), "--output_dir", str(whole_run)])
+    with pytest.raises(ValueError, match="--shards DIR"):
+        main(FLAGS)
+    with pytest.raises(FileNotFoundError, match="no folder of token shards"):
+        main([*FLAGS, "--shards", str(tmp_path), "--output_dir", str(tmp_path / "a")])
+    with pytest.raises(ValueError, match="no multiple of the 64 code tokens"):
+        main([*FLAGS, "--tokens_per_step", "100", "--shards", str(shards), "--output_dir", str(tmp_path / "b")])
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        main(["--resume", str(tmp_path / "nothing")])
+    other = tokenize(tmp_path / "other", save_tokenizer(tmp_path / "t", num_codes=64), clips=20)
+    with pytest.raises(ValueError, match="do not fit the model"):
+        main([*FLAGS, "--shards", str(other), "--output_dir", str(tmp_path / "c")])
+    assert not (tmp_path / "c").exists()
+
+
+def test_two_processes_share_a_step(shards, tmp_path, whole_run):
+    """torchrun with two gloo ranks (world size asserted by the log) gives one rank's losses at the same global batch."""
+    run = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    flags = [*FLAGS, "--max_steps", "2", "--logging_steps", "1", "--shards", str(shards), "--output_dir", str(run)]
+    done = subprocess.run(
+        [*command, "-m", "training.pretrain", *flags], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "on 2 x cpu" in done.stdout
+    assert [row[0] for row in losses(run) if row[1]] == [1, 2]

@@ -1,0 +1,159 @@
+"""Flags and recipes of the training commands: frozen dataclasses, one per concern; flags win over a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+
+def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, description: str) -> tuple:
+    """Fill the dataclasses `types` from `--recipe FILE.yaml` and the flags in `argv`; flags win.
+
+    Raises:
+        ValueError: a recipe that is not a mapping, a key that no flag has (the nearest valid name is offered), or a
+            value of another kind than the flag's.
+        FileNotFoundError: no such recipe.
+    """
+    import yaml
+    from transformers.hf_argparser import HfArgumentParser
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--recipe")
+    recipe = finder.parse_known_args(argv)[0].recipe
+    known = [f.name for kind in types for f in fields(kind)]
+    hints = {key: hint for kind in types for key, hint in get_type_hints(kind).items()}
+    optional = {key for key in known if type(None) in get_args(hints[key])}
+    parser = HfArgumentParser(types, prog=prog, description=description)
+    recipe_flags: list[str] = []
+    if recipe is not None:
+        path = find_recipe(recipe)
+        try:
+            values = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"The recipe {path} must be a mapping of flag names to values.")
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; the keys are {', '.join(sorted(known))}."
+                raise ValueError(f"The recipe {path} has an unknown key '{key}'{hint}")
+        # As flags in front of the user's own: checked alike, and the last one wins.
+        for key, value in values.items():
+            if value is None:
+                require(key in optional, f"The recipe {path} sets '{key}' to nothing, and it needs a value.")
+                parser.set_defaults(**{key: None})
+            elif isinstance(value, list):
+                recipe_flags += [f"--{key}", *map(str, value)]
+            else:
+                recipe_flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    *parsed, rest = parser.parse_args_into_dataclasses(
+        recipe_flags + argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        near = difflib.get_close_matches(rest[0].lstrip("-").replace("-", "_"), known, n=1)
+        hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
+        raise ValueError(f"The flag or value '{rest[0]}' is not understood{hint}")
+    return tuple(parsed)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file by path, or by its bare name among training/recipes and its folders ("tiny_cpu")."""
+    folder = Path(__file__).parent / "recipes"
+    recipes = sorted(folder.rglob("*.yaml"))
+    for path in (Path(name), folder / name, *(p for p in recipes if name in (p.stem, p.name)), Path(f"{name}.yaml")):
+        if path.is_file():
+            return path
+    shipped = ", ".join(p.stem for p in recipes)
+    raise FileNotFoundError(f"There is no recipe '{name}'; give a YAML file or one of: {shipped}.")
+
+
+def option(default, help: str):
+    """A dataclass field that is a flag: its default and its help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Refuse nonsense in a flag with the sentence that says what to do."""
+    if not condition:
+        raise ValueError(sentence)
+
+
+@dataclass(frozen=True)
+class OptimArgs:
+    """The optimiser and its schedule."""
+
+    learning_rate: float = option(3e-4, "peak learning rate (paper Sec. 3.2: 3e-4)")
+    warmup_steps: int = option(2000, "steps of linear warm-up (paper: 2000)")
+    min_lr_ratio: float = option(0.1, "end of the cosine, as a share of the peak (paper silent)")
+    adam_beta1: float = option(0.9, "AdamW beta 1 (paper: 0.9)")
+    adam_beta2: float = option(0.95, "AdamW beta 2 (paper: 0.95)")
+    weight_decay: float = option(0.1, "on matrices, not on norms (paper silent; we follow LLaMA)")
+    max_grad_norm: float | None = option(1.0, "clip the gradient's norm (paper silent; we follow LLaMA)")
+
+    def __post_init__(self):
+        require(self.learning_rate > 0, "--learning_rate must be above 0.")
+        require(self.warmup_steps >= 0, "--warmup_steps must be 0 or more.")
+        require(0 <= self.min_lr_ratio <= 1, "--min_lr_ratio must lie between 0 and 1.")
+        require(self.max_grad_norm is None or self.max_grad_norm > 0, "--max_grad_norm must be above 0, or left out.")
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """Which model to train."""
+
+    preset: str = option("base", "size: tiny, base, large, 1b, a1..a6 (paper Table 1 and Table 15)")
+    config: str = option("{}", "JSON mapping of TotoConfig fields that replace the preset's")
+    init_from: str | None = option(None, "start from these weights (folder, run or Hub id) instead of fresh ones")
+
+
+@dataclass(frozen=True)
+class DataArgs:
+    """Which rows to train and validate on."""
+
+    shards: str | None = option(None, "folder written by `toto tokenize`")
+    val_shards: str | None = option(
+        None, "validation shards; by default one source in 20 of --shards is held out of training"
+    )
+    tokens_per_step: int = option(1_048_576, "code tokens of one optimiser step, all devices (paper: 1M)")
+    per_device_batch_size: int = option(8, "rows at a time on one device; accumulation follows from tokens_per_step")
+
+    def __post_init__(self):
+        require(self.tokens_per_step > 0, "--tokens_per_step must be above 0.")
+        require(self.per_device_batch_size > 0, "--per_device_batch_size must be above 0.")
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """How long, where to, and what to tell."""
+
+    recipe: str | None = option(None, "YAML file, or a name in training/recipes, with defaults for all these flags")
+    output_dir: str | None = option(None, "run folder (default: runs/<recipe>-<time>); must be new or empty")
+    resume: str | None = option(None, "continue this run folder exactly; needs no other flag")
+    max_steps: int = option(1_000_000, "optimiser steps (paper: 1M)")
+    max_minutes: float | None = option(
+        None, "wall-clock budget: max_steps is lowered to what the first steps say fits (not exactly repeatable)"
+    )
+    save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
+    keep_checkpoints: int | None = option(None, "keep only so many checkpoints (default: all)")
+    logging_steps: int = option(10, "steps between log lines and rows of metrics.jsonl")
+    eval_steps: int | None = option(None, "steps between validations (default: save_steps)")
+    report_to: str | None = option(None, "an Accelerate tracker: tensorboard, wandb, ... or all")
+    push_to_hub: bool = option(False, "push the last checkpoint, with its card")
+    hub_model_id: str | None = option(None, "repository to push to, user/name")
+    compile: bool = option(False, "torch.compile every block (needs a C++ compiler on a CPU)")
+    gradient_checkpointing: bool = option(False, "trade compute for memory in the blocks")
+    seed: int = option(0, "of the weights and of the order of the shards")
+
+    def __post_init__(self):
+        for name in ("max_steps", "save_steps", "logging_steps"):
+            require(getattr(self, name) > 0, f"--{name} must be above 0.")
+        require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs --hub_model_id user/name.")

@@ -1,0 +1,171 @@
+"""`toto pretrain`: next-token training on token shards; one process, or as many as `accelerate launch` starts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse, require
+
+DESCRIPTION = (
+    "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
+    "A killed run continues exactly: toto pretrain --resume RUN."
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    resumed = _resumed_run(argv)
+    if resumed is not None:  # the run's own recipe gives every default
+        argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
+    model_args, data, args, optim = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
+    run = resumed or Path(args.output_dir or f"runs/{_recipe_name(args)}-{datetime.now():%Y%m%d-%H%M%S}")
+    require(data.shards is not None, "Name the shards to train on: --shards DIR (written by toto tokenize).")
+    if resumed is None:
+        occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
+        require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
+
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from modeling_toto import TotoConfig, TotoForCausalLM
+    from tokenization import TotoProcessor
+
+    from . import checkpoints
+    from .data import RowStream, check_fit, read_manifest, validation_rows
+    from .device import bf16_is_fast
+    from .loop import accumulation_steps, train
+    from .optim import make_optimizer
+
+    start = (
+        checkpoints.latest(run) if resumed else model_args.init_from and checkpoints.resolve_model(model_args.init_from)
+    )
+    if start:
+        config = TotoConfig.from_pretrained(start)
+    else:
+        config = TotoConfig.from_preset(model_args.preset, **json.loads(model_args.config))
+    check_fit(read_manifest(data.shards), config)
+
+    accelerator = Accelerator(log_with=args.report_to, project_dir=str(run))
+    if bf16_is_fast(accelerator.device) and accelerator.mixed_precision == "no":
+        accelerator = Accelerator(mixed_precision="bf16", log_with=args.report_to, project_dir=str(run))
+    accumulation_steps(data, config.num_frames * config.tokens_per_frame, accelerator.num_processes)
+    set_seed(args.seed)
+    model = TotoForCausalLM.from_pretrained(start, dtype=torch.float32) if start else TotoForCausalLM(config)
+    processor_folder = Path(data.shards) / "processor"
+    processor = TotoProcessor.from_pretrained(processor_folder) if processor_folder.is_dir() else None
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if args.compile:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
+    stream = RowStream(
+        data.shards,
+        config,
+        args.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        hold_out=data.val_shards is None,
+    )
+    validation = validation_rows(data.shards, data.val_shards, config)
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        if resumed is None:
+            _write_recipe(run, model_args, data, args, optim)
+        (run / "versions.json").write_text(json.dumps(versions(accelerator.device), indent=2) + "\n")
+        print(
+            f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {args.max_steps} steps of "
+            f"{data.tokens_per_step:,} tokens on {accelerator.num_processes} x {accelerator.device.type} "
+            f"(mixed precision: {accelerator.mixed_precision}), "
+            f"{len(validation)} validation rows",
+            flush=True,
+        )
+    if args.report_to:
+        accelerator.init_trackers("toto", config={**asdict(model_args), **asdict(data), **asdict(optim)})
+    optimizer = make_optimizer(model, optim)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    try:
+        last = train(
+            accelerator,
+            model,
+            optimizer,
+            processor,
+            stream,
+            validation,
+            run,
+            args,
+            data,
+            optim,
+            start if resumed else None,
+        )
+    finally:
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        print(f"wrote {last}")
+        if args.push_to_hub:
+            from .hub import push_folder
+
+            print(f"pushed {push_folder(last, args.hub_model_id)}")
+
+
+def _resumed_run(argv: list[str]) -> Path | None:
+    import argparse
+
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--resume")
+    run = finder.parse_known_args(argv)[0].resume
+    if run is None:
+        return None
+    if not (Path(run) / "recipe.yaml").is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it holds no recipe.yaml.")
+    return Path(run)
+
+
+def _recipe_name(args: RunArgs) -> str:
+    return Path(args.recipe).stem if args.recipe else "pretrain"
+
+
+def _write_recipe(run: Path, model_args: ModelArgs, data: DataArgs, args: RunArgs, optim: OptimArgs) -> None:
+    """The resolved settings: what `--resume` reads, and what a reader of the run needs."""
+    import yaml
+
+    # Absolute, so that the run can be resumed from another folder.
+    data = replace(
+        data,
+        shards=str(Path(data.shards).resolve()),
+        val_shards=data.val_shards and str(Path(data.val_shards).resolve()),
+    )
+    settings = {**asdict(model_args), **asdict(data), **asdict(args), **asdict(optim)}
+    for key in ("recipe", "resume", "output_dir"):
+        settings.pop(key)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def versions(device) -> dict:
+    """What a number depends on: packages, commit, device, threads."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    found = {"python": platform.python_version(), "device": str(device), "threads": torch.get_num_threads()}
+    for package in ("modeling-toto", "torch", "transformers", "accelerate", "datasets", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)
+    found["commit"] = commit.stdout.strip() or None
+    return found
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)
