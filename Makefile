@@ -23,7 +23,7 @@ lint: .venv
 	$(BIN)/ruff format --check .
 
 bench: .venv
-	$(BIN)/python benchmarks/bench.py --list
+	$(BIN)/python benchmarks/bench.py train --json
 
 clean:
 	rm -rf .venv out build *.egg-info

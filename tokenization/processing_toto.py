@@ -78,8 +78,19 @@ class TotoProcessor(ProcessorMixin):
     @classmethod
     def from_visual_tokenizer(cls, path, **hub_kwargs) -> "TotoProcessor":
         """A processor from a folder or Hub id that holds a visual tokenizer, or a whole processor."""
-        if cached_file(path, "processor_config.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs):
+        try:
+            found = [
+                cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+                for name in ("processor_config.json", "config.json")
+            ]
+        except OSError as error:
+            raise FileNotFoundError(
+                f"there is no tokenizer {path}: no such folder, and no such id on the Hub."
+            ) from error
+        if found[0]:
             return cls.from_pretrained(path, **hub_kwargs)
+        if not found[1]:
+            raise FileNotFoundError(f"{path} holds neither a visual tokenizer nor a processor: no config.json in it.")
         tokenizer = load_visual_tokenizer(path, **hub_kwargs)
         return cls(TotoImageProcessor(resolution=tokenizer.config.resolution), tokenizer)
 

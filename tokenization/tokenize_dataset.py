@@ -31,7 +31,7 @@ class TokenizeArgs:
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "folder or Hub id of a visual tokenizer or a processor (default: the small one that ships)"},
+        metadata={"help": "folder or Hub id of a visual tokenizer or a processor; left out: the small one that ships"},
     )
     output: str | None = field(default=None, metadata={"help": "folder to write; it must be new or empty"})
     num_frames: int = field(default=16, metadata={"help": "frames a clip (paper: 16); an image is one frame"})
@@ -40,21 +40,21 @@ class TokenizeArgs:
         default=None, metadata={"help": "resample by timestamps instead; 7.5 is the paper's time step on any media"}
     )
     resolution: int | None = field(
-        default=None, metadata={"help": "side of the square frames in pixels (default: the tokenizer's own)"}
+        default=None, metadata={"help": "side of the square frames in pixels; left out: the tokenizer's own"}
     )
     crops: int = field(
         default=1, metadata={"help": "1: the centre crop; K: K random crops and temporal offsets of every item"}
     )
     max_clips: int | None = field(
-        default=None, metadata={"help": "stop after so many clips (toyworld is endless: 2000 by default)"}
+        default=None, metadata={"help": "stop after so many clips; left out: all (of toyworld, which is endless, 2000)"}
     )
     seed: int = field(default=0, metadata={"help": "seed of the crops, the order of the rows, and toyworld"})
     rows_per_shard: int = field(default=4096, metadata={"help": "rows of a parquet file"})
     batch_frames: int | None = field(
-        default=None, metadata={"help": "frames encoded at a time, across clips (default: 8 on a CPU, 64 on a GPU)"}
+        default=None, metadata={"help": "frames encoded at a time, across clips; left out: 8 on a CPU, 64 on a GPU"}
     )
     image_column: str | None = field(
-        default=None, metadata={"help": "column of the images or videos (default: the first of that type)"}
+        default=None, metadata={"help": "column of the images or videos; left out: the first of that type"}
     )
     verify: str | None = field(default=None, metadata={"help": "check a folder of shards instead of writing one"})
 

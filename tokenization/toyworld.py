@@ -48,6 +48,8 @@ class ToyWorld(IterableDataset):
         seed: another seed, other clips.
         resolution: side of the square frames in pixels; everything scales with it.
         num_frames: frames a clip.
+    Raises:
+        ValueError: an unknown split or variant, pictures below 32 pixels, no frames, or more than the film has.
 
     Every item is a dict: `video` uint8 (T, R, R, 3); `masks` uint8 (T, R, R), 0 background, k the k-th object;
     `depth_order` list of object numbers, farthest first; `flow` int16 (T, R, R, 2), (dx, dy) in pixels to the next
@@ -63,6 +65,10 @@ class ToyWorld(IterableDataset):
         items._check_split(split)
         if variant not in VARIANTS:
             raise ValueError(f"toyworld has the variants {', '.join(VARIANTS)}; got '{variant}'")
+        if resolution < 32 or num_frames < 1:
+            raise ValueError(
+                f"toyworld needs a resolution of 32 or more and at least 1 frame; got {resolution} and {num_frames}"
+            )
         self.split, self.variant, self.seed = split, variant, seed
         self.resolution, self.num_frames = resolution, num_frames
 
@@ -109,12 +115,15 @@ class ToyWorld(IterableDataset):
             return
         if self.variant == "film" and self.split == "train":
             film = items.film(size * 5 // 4)
+            if frames > len(film):
+                raise ValueError(f"toyworld:film has {len(film)} frames; got num_frames={frames}")
             first = rng.randint(len(film) - frames + 1)
             top, left = (rng.randint(side - size + 1) for side in film.shape[1:3])
             clip[:] = film[first : first + frames, top : top + size, left : left + size]
             flow[:] = UNKNOWN_FLOW
             return
-        pictures = items.photos(self.split, size * 3 // 2)
+        # Room for a pan of one pixel a frame, however long the clip.
+        pictures = items.photos(self.split, max(size * 3 // 2, size + frames - 1))
         picture = pictures[rng.randint(len(pictures))]
         if rng.randint(2):
             picture = picture[:, ::-1]

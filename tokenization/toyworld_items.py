@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SPLITS = ("train", "validation", "test")
-TEXTURES = ("brick", "grass", "gravel", "stripes", "checks", "dots", "rings", "marble")
+PHOTOGRAPHED = ("brick", "grass", "gravel")
+TEXTURES = (*PHOTOGRAPHED, "stripes", "checks", "dots", "rings", "marble")
 SHAPES = ("disc", "square", "triangle", "star", "blob")
 
 # Photographs whose licence is stated by the package that ships them: (package, file inside it).
@@ -110,19 +112,34 @@ def digit(split: str, item: int, size: int) -> tuple[np.ndarray, int]:
 
 @functools.lru_cache(maxsize=4096)
 def cutout(split: str, item: int, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cut-out `item` of a split: grey texture uint8 (size, size), opacity uint8 (size, size) of 0 or 255, texture class.
+    """Cut-out `item` of a split: grey texture and opacity (0 or 255), uint8 (size, size), and its texture class.
 
-    Shape, texture, period and phase follow from (split, item) alone, so that no cut-out stands in two splits.
+    Shape, texture, period and phase follow from (split, item, size) alone. Drawn textures have few of each, so one that
+    an earlier split has already is drawn anew: no cut-out stands in two splits.
     """
     _check_split(split)
     item %= CUTOUTS[split]
-    rng = np.random.RandomState([SPLITS.index(split), item, 7])
     kind = item % len(TEXTURES)
-    return _texture(TEXTURES[kind], split, size, rng), _shape(SHAPES[rng.randint(len(SHAPES))], size, rng), kind
+    rng = np.random.RandomState([SPLITS.index(split), item, 7])
+    while True:
+        grey, alpha = _texture(TEXTURES[kind], split, size, rng), _shape(SHAPES[rng.randint(len(SHAPES))], size, rng)
+        earlier = SPLITS[: SPLITS.index(split)] if TEXTURES[kind] not in PHOTOGRAPHED else ()
+        if not any(_look(grey, alpha) in _looks(other, kind, size) for other in earlier):
+            return grey, alpha, kind
+
+
+def _look(grey: np.ndarray, alpha: np.ndarray) -> bytes:
+    """A digest of what can be seen of a cut-out."""
+    return hashlib.sha256(np.where(alpha > 0, grey, 0).tobytes() + alpha.tobytes()).digest()
+
+
+@functools.cache
+def _looks(split: str, kind: int, size: int) -> frozenset[bytes]:
+    return frozenset(_look(*cutout(split, item, size)[:2]) for item in range(kind, CUTOUTS[split], len(TEXTURES)))
 
 
 def _texture(name: str, split: str, size: int, rng: np.random.RandomState) -> np.ndarray:
-    if name in ("brick", "grass", "gravel"):
+    if name in PHOTOGRAPHED:
         first, last = TEXTURE_STRIPS[split]
         with Image.open(package_file("skimage", f"data/{name}.png")) as image:
             window = rng.randint(72, 97)
@@ -150,7 +167,7 @@ def _texture(name: str, split: str, size: int, rng: np.random.RandomState) -> np
     else:  # rings
         centre = size // 2 + rng.randint(-size // 6, size // 6 + 1)
         y, x = np.mgrid[:size, :size].astype(np.int64) - centre
-        on = (np.floor(np.sqrt((x * x + y * y).astype(np.float64))).astype(np.int64) // (period * 3 // 4)) % 2
+        on = (np.floor(np.sqrt((x * x + y * y).astype(np.float64))).astype(np.int64) // max(1, period * 3 // 4)) % 2
     return (on * 255).astype(np.uint8)
 
 

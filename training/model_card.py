@@ -97,7 +97,7 @@ def model_card(
         license=license,
         # Left to itself the Hub reads AutoModelForCausalLM in the config and files the model under text generation.
         pipeline_tag="image-feature-extraction",
-        tags=["toto", "video", "vision", "visual-tokens", "autoregressive", "self-supervised", "arxiv:2501.05453"],
+        tags=["toto", "video", "vision", "visual-tokens", "autoregressive", "arxiv:2501.05453"],
         metrics=sorted({result.metric_type for result in found}) or None,
         model_name=name if found else None,
         eval_results=found or None,

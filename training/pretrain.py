@@ -56,6 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     if bf16_is_fast(accelerator.device) and accelerator.mixed_precision == "no":
         accelerator = Accelerator(mixed_precision="bf16", log_with=args.report_to, project_dir=str(run))
     accumulation_steps(data, config.num_frames * config.tokens_per_frame, accelerator.num_processes)
+    if args.push_to_hub and accelerator.is_main_process:
+        from .hub import create_repo
+
+        create_repo(args.hub_model_id)  # a missing token is better known before the training than after it
     set_seed(args.seed)
     model = TotoForCausalLM.from_pretrained(start, dtype=torch.float32) if start else TotoForCausalLM(config)
     processor_folder = Path(data.shards) / "processor"

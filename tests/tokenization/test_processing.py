@@ -196,6 +196,11 @@ def test_a_tokenizer_folder_or_a_processor_folder_will_do(processor, tmp_path):
     (tmp_path / "visual_tokenizer" / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with pytest.raises(ValueError, match="holds no visual tokenizer: its model_type is 'llama'"):
         TotoProcessor.from_pretrained(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in it"):
+        TotoProcessor.from_visual_tokenizer(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        TotoProcessor.from_visual_tokenizer(tmp_path / "nothing")
 
 
 def test_it_loads_as_remote_code_where_this_package_is_not_installed(processor, pictures, tmp_path):
@@ -221,7 +226,7 @@ print(processor.fingerprint, ids[0].tolist())
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == f"{processor.fingerprint} {processor(videos=pictures).input_ids[0].tolist()}"

@@ -26,7 +26,7 @@ def images_parquet(path, names=("cat", "dog")):
 
 def test_a_folder_of_videos(tmp_path):
     for name in ("b.mp4", "a.mp4"):
-        make_video(tmp_path / name, frames=30)
+        make_video(tmp_path / name, frames=20)
     source = open_source(str(tmp_path), **SIZES)
     clips = list(source)
     assert source.kind == "video" and source.skipped == [] and source.label_names == {} and source.items == 2
@@ -65,7 +65,7 @@ def test_bad_videos_are_skipped_and_named(tmp_path):
     make_audio(tmp_path / "sound.mp4")
     make_truncated(tmp_path / "cut.mp4", frames=60)
     (tmp_path / "noise.mp4").write_bytes(b"noise" * 50)
-    source = open_source(str(tmp_path), **SIZES)
+    source = open_source(str(tmp_path), **SIZES | {"stride": 2})
     kept = {clip.source for clip in source}
     why = {item["source"]: item["why"] for item in source.skipped}
     assert kept == {"good.mp4", "cut.mp4"}, "the windows before the damage are kept"
@@ -134,18 +134,16 @@ def test_limit_and_crops(tmp_path):
 
 
 def test_toyworld(capsys):
-    source = open_source("toyworld", "validation", limit=2, **SIZES)
+    sizes = SIZES | {"resolution": 32}
+    source = open_source("toyworld", "validation", limit=2, **sizes)
     clips = list(source)
-    assert source.expected == source.items == len(clips) == 2 and set(source.label_names) == {
-        "digit",
-        "texture",
-        "motion",
-    }
-    assert clips[0].frames.shape == (4, 16, 16, 3) and set(clips[0].labels) == {"digit", "texture", "motion"}
-    assert open_source("toyworld:cluttered", **SIZES).expected == 2000
+    assert source.expected == source.items == len(clips) == 2
+    assert clips[0].frames.shape == (4, 32, 32, 3)
+    assert set(clips[0].labels) == set(source.label_names) == {"digit", "texture", "motion"}
+    assert open_source("toyworld:cluttered", **sizes).expected == 2000
     assert "endless: taking 2000 clips" in capsys.readouterr().out
     with pytest.raises(ValueError, match="more clips instead"):
-        open_source("toyworld", crops=2, **SIZES)
+        open_source("toyworld", crops=2, **sizes)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ assert shown["features"].shape == (1, 66, 32) and shown["frames"].shape == (1, 4
 
 def child(script: str, cwd: Path, env: dict, *args: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", script, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return done.stdout
