@@ -73,7 +73,7 @@ class FrameGenerationMixin:
         progress: bool = False,
         use_cache: bool = True,
     ) -> torch.LongTensor:
-        """Continue every row by `num_frames` frames (paper Sec. 4.2.6 prompts with real frames in the same way).
+        """Continue every row by `num_frames` frames (paper App. A.10 prompts with real frames in the same way).
 
         input_ids (B, L): equally long prompts without padding or end token -> (B, L + num_frames * tokens_per_frame).
         Only codes can be drawn, never a special id, so the result decodes. `progress` shows a bar that moves once per

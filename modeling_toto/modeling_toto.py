@@ -63,7 +63,7 @@ class TotoModel(LlamaModel):
 
 
 class TotoForCausalLM(FrameGenerationMixin, LlamaForCausalLM, GenerationMixin):
-    """The pre-training model: next-token prediction over rows of visual ids (paper Sec. 3.1)."""
+    """The pre-training model: next-token prediction over rows of visual ids (paper Eq. 1-2)."""
 
     config: TotoConfig
 

@@ -1,6 +1,6 @@
 """Pictures of any mode and size in, square RGB pixels in [0, 1] out; the one place that resizes and crops.
 
-Needs PIL and numpy only: torchvision stays optional (DESIGN decision 4).
+Needs PIL and numpy only: torchvision stays optional.
 """
 
 import numpy as np
@@ -65,7 +65,7 @@ def to_rgb(image) -> Image.Image:
 
 
 def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENTRE) -> np.ndarray:
-    """Shortest side to `resolution`, then a square crop (paper Sec. 3.1), both in one bicubic antialiased step.
+    """Shortest side to `resolution`, then a square crop (paper Sec. 3.4), both in one bicubic antialiased step.
 
     Args:
         image: see `to_rgb`.
@@ -103,7 +103,7 @@ class TotoImageProcessor(PilBackend):
     """Pictures -> `pixel_values` (B, 3, R, R): float32 RGB in [0, 1], no mean or deviation taken off.
 
     `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` takes what `to_rgb` takes, alone, in a list or
-    stacked. Shortest side to R, then the centre R x R crop, or the one at `crop_position` (paper Sec. 3.1).
+    stacked. Shortest side to R, then the centre R x R crop, or the one at `crop_position` (paper Sec. 3.4).
     """
 
     valid_kwargs = TotoImageProcessorKwargs

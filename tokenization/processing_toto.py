@@ -1,7 +1,7 @@
 """Pixels to rows of ids and back: an image processor and the visual tokenizer, saved and loaded as one thing.
 
 transformers stores only the *name* of a processor's tokenizer model, which dangles after a push. Here its weights live
-in `visual_tokenizer/` beside the model's own files (DESIGN decision 4).
+in `visual_tokenizer/` beside the model's own files.
 """
 
 import hashlib

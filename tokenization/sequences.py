@@ -1,6 +1,6 @@
 """The one owner of ids: special tokens, the code offset, raster order, packs of images, rows in and grids out.
 
-A row is `start, codes..., end` (paper Sec. 3.1 and App. A). Codes run in raster order inside a frame and frames follow
+A row is `start, codes..., end` (paper Sec. 3.4, and its ids 1, 2, 3). Codes run in raster order inside a frame and frames follow
 in time order, with no separator between frames. Ids 4..63 are reserved for prompts. Rows of images hold 16 of them in
 the paper: one start token, the packed images, one end token.
 """
@@ -16,7 +16,7 @@ CODE_OFFSET = 64
 
 
 def vocab_size(num_codes: int) -> int:
-    """Size of the id space of a tokenizer with `num_codes` codes: 8192 codes make 8256 ids (DESIGN decision 3)."""
+    """Size of the id space of a tokenizer with `num_codes` codes: 8192 codes make 8256 ids."""
     return CODE_OFFSET + num_codes
 
 
@@ -60,7 +60,7 @@ def video_rows(codes, end: bool = True) -> torch.LongTensor:
 
 
 def image_rows(codes, end: bool = True) -> torch.LongTensor:
-    """Rows of images: (B, h, w) gives one image a row, (B, N, h, w) packs of N images (16 in the paper, App. A).
+    """Rows of images: (B, h, w) gives one image a row, (B, N, h, w) packs of N images (16 in the paper).
 
     A pack is one plain causal sequence: one start token, no separator, no position reset, one end token.
 

@@ -128,7 +128,7 @@ def read_windows(
         num_frames: frames T of a clip (paper: 16).
         stride: take every stride-th frame (paper: 4, for media of 24 to 30 fps); not used when `fps` is given.
         fps: resample by timestamps to this rate instead; 7.5 is the paper's time step on any media.
-        resolution: side R of the square frames in pixels: shortest side to R, then an R x R crop (paper Sec. 3.1).
+        resolution: side R of the square frames in pixels: shortest side to R, then an R x R crop (paper Sec. 3.4).
         crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, fixed by seed and source.
         source: name carried by the clips; the path by default.
     Yields:

@@ -1,0 +1,123 @@
+"""What was measured, and what it shows: every comparison of a report, with its verdict, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+VALIDATION_LOSS = "validation loss"
+AGAINST = {"untrained": "the untrained model", "pixels": "raw pixels"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe's result. name: of the model, short and unlike the others'. tasks: label -> task, intervals filled in."""
+
+    name: str
+    file: Path
+    result: dict
+    tasks: dict[str, dict]
+
+    @property
+    def n_test(self) -> int:
+        return self.result["n_test"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pre-training run. rows: of metrics.jsonl. predictors: of `ngrams.run_losses`."""
+
+    name: str
+    folder: Path
+    rows: list[dict]
+    predictors: dict | None
+    versions: dict
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last validation loss; not the lowest, which would be chosen on validation."""
+        return next((row["val_loss"] for row in reversed(self.rows) if "val_loss" in row), None)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A continued clip. sheet: PNG. about: the JSON beside it, or empty."""
+
+    sheet: Path
+    about: dict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One claim: `subject` is better than `against` at `task`. Numbers are texts with their unit and interval.
+
+    paired: 95 % interval of the difference on the same items, where the result holds one.
+    """
+
+    subject: str
+    task: str
+    against: str
+    ours: str
+    theirs: str
+    difference: str
+    paired: str
+    verdict: str
+    holds: bool
+
+
+def percent(row: dict) -> str:
+    low, high = row["ci95"]
+    return f"{100 * row['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def compare_run(run: Run) -> list[Comparison]:
+    """The last validation loss against each simple predictor on the same tokens."""
+    from evaluation.plots import PREDICTORS
+
+    if run.val_loss is None or run.predictors is None:
+        return []
+    found = []
+    for key, (label, _, _) in PREDICTORS.items():
+        gap = run.val_loss - run.predictors[key]
+        verdict = "below" if gap < 0 else "not below"
+        numbers = (f"{run.val_loss:.3f} nats", f"{run.predictors[key]:.3f} nats", f"{gap:+.3f} nats", "")
+        found.append(Comparison(run.name, VALIDATION_LOSS, label, *numbers, verdict, gap < 0))
+    return found
+
+
+def compare_probe(probe: Probe) -> list[Comparison]:
+    """Each label's chosen row against each baseline; it holds when the model's whole interval lies above."""
+    from evaluation.metrics import intervals_apart
+
+    found = []
+    for label, task in probe.tasks.items():
+        best = task["best"]
+        for who, row in task["baselines"].items():
+            above, below = intervals_apart(best["ci95"], row["ci95"]), intervals_apart(row["ci95"], best["ci95"])
+            verdict = "above" if above else "below" if below else "not apart"
+            difference, paired = f"{100 * (best['accuracy'] - row['accuracy']):+.1f} points", ""
+            if who in best.get("versus", {}):
+                low, high = best["versus"][who]["ci95"]
+                paired = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+            numbers = (percent(best), percent(row), difference, paired)
+            found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, verdict, above))
+    return found
+
+
+def words(items: list[str], last: str = "and") -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
+
+
+def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
+    """{model or run: [(holds | partly | fails, sentence) for every task]}: what it beats, and what it does not."""
+    found = {}
+    for subject, task in dict.fromkeys((c.subject, c.task) for c in comparisons):
+        mine = [c for c in comparisons if (c.subject, c.task) == (subject, task)]
+        good, bad = ("below", "not below") if task == VALIDATION_LOSS else ("above", "not above")
+        beats, others = [c.against for c in mine if c.holds], [c.against for c in mine if not c.holds]
+        said = [f"{good} {words(beats)}"] if beats else []
+        said += [f"{bad} {words(others, 'or')}"] if others else []
+        state = "fails" if not beats else "partly" if others else "holds"
+        found.setdefault(subject, []).append((state, f"{task} {mine[0].ours}: {' but '.join(said)}."))
+    return found

@@ -1,0 +1,114 @@
+"""`toto demo`: the whole path on a laptop CPU, every real command printed before it runs.
+
+tokenize -> pretrain -> generate -> probe -> report, on the embedded world (nothing is downloaded). A demo that was
+stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NANO = Path(__file__).resolve().parent.parent / "checkpoints" / "toto-nano"
+LABELS = ("digit", "texture", "motion")
+
+
+@dataclass(frozen=True)
+class DemoArgs:
+    """Flags of `toto demo`."""
+
+    output: str = field(default="out/demo", metadata={"help": "folder for shards, run, results and report.html"})
+    train_minutes: float = field(default=3.0, metadata={"help": "how long the tiny model may train"})
+    train_clips: int = field(default=1500, metadata={"help": "clips to tokenize for training"})
+    max_train: int = field(default=1000, metadata={"help": "clips that the probes are trained on"})
+    max_eval: int = field(default=1000, metadata={"help": "held-out clips that the probes are tested on"})
+    seed: int = field(default=0, metadata={"help": "of clips, weights and probes"})
+
+
+def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
+    """The demo's commands in order, each with the path that exists once it has been carried out."""
+    out = Path(args.output)
+    run, nano = out / "run", NANO
+    world = ["--dataset", "toyworld", "--seed", str(args.seed)]
+    probe = [*world, "--label_column", *LABELS, "--layers", "all", "--heads", "linear", "--num_frames", "8"]
+    probe += ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
+
+    def tokenize(split: str, clips: int) -> tuple[Path, list[str]]:
+        folder = out / "shards" / split
+        flags = ["--split", split, "--max_clips", str(clips), "--output", str(folder)]
+        return folder / "manifest.json", ["tokenize", *world, *flags]
+
+    def generate(model: Path, name: str) -> tuple[Path, list[str]]:
+        folder = out / "generated" / name
+        return folder, ["generate", "--model", str(model), "--video", "toyworld:3", "--output", str(folder)]
+
+    def probed(model: Path, name: str) -> tuple[Path, list[str]]:
+        file = out / "results" / f"{name}.json"
+        return file, ["probe", "--model", str(model), *probe, "--output", str(file)]
+
+    pretrain = ["pretrain", "--recipe", "tiny_cpu"]
+    pretrain += ["--shards", str(out / "shards" / "train"), "--val_shards", str(out / "shards" / "validation")]
+    pretrain += ["--max_minutes", str(args.train_minutes), "--seed", str(args.seed), "--output_dir", str(run)]
+    report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations", str(out / "generated")]
+    return [
+        tokenize("train", args.train_clips),
+        tokenize("validation", 64),
+        (run / "checkpoints", pretrain),
+        generate(run, "trained-now"),
+        generate(nano, "toto-nano"),
+        probed(nano, "probe"),
+        probed(run, "probe_trained"),
+        (out / "report.html", [*report, "--output", str(out / "report.html")]),
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    from transformers.hf_argparser import HfArgumentParser
+
+    description = "See Toto learn from video and prove it: tokenize, pretrain, generate, probe, report; about ten minutes."
+    args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
+    if not (NANO / "config.json").is_file():
+        raise FileNotFoundError(f"The demo needs {NANO}, which is part of the clone; run it from a clone of the project.")
+
+    import importlib
+
+    from toto_cli import VERBS
+
+    began = time.time()
+    steps = commands(args)
+    for number, (made, command) in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] $ toto {shlex.join(command)}", flush=True)
+        verb, *flags = command
+        if verb == "pretrain" and (Path(args.output) / "run").exists():
+            flags = _continued(Path(args.output) / "run", flags)
+            if flags is None:
+                print("    done before")
+                continue
+        elif verb != "report" and made.exists():
+            print("    done before")
+            continue
+        importlib.import_module(VERBS[verb][0]).main(flags)
+    print(f"\nThe demo took {(time.time() - began) / 60:.1f} minutes. Open {steps[-1][0]}")
+
+
+def _continued(run: Path, flags: list[str]) -> list[str] | None:
+    """Flags that go on with a stopped run; None when it is finished. A run without a checkpoint starts afresh."""
+    import json
+
+    from training import checkpoints
+
+    found = checkpoints.steps(run)
+    if not found:
+        shutil.rmtree(run)
+        return flags
+    state = json.loads((found[-1] / checkpoints.STATE / "loop.json").read_text())
+    return None if state["step"] >= state["max_steps"] else ["--resume", str(run)]
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)

@@ -1,0 +1,213 @@
+"""`toto generate`: continue clips frame by frame, and show true, reconstructed and generated frames side by side."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class GenerateArgs:
+    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
+    output: str = field(metadata={"help": "Folder, or the .mp4 or .gif to write; a sheet (.png) is put beside it."})
+    video: list[str] = field(
+        default_factory=lambda: ["toyworld"],
+        metadata={"help": "Video files, or held-out clips of the embedded world: toyworld[:VARIANT][:INDEX]."},
+    )
+    num_prompt_frames: int | None = field(
+        default=None, metadata={"help": "True frames that the model sees; half of the model's frames by default."}
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames to generate; by default as many as fill the model's row."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token every time."})
+    top_k: int | None = field(default=None, metadata={"help": "Draw among the k likeliest tokens only."})
+    top_p: float | None = field(default=None, metadata={"help": "Draw among the fewest tokens that reach this mass."})
+    num_samples: int = field(default=1, metadata={"help": "Continuations of each clip."})
+    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
+    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+
+    def __post_init__(self):
+        for name in ("num_prompt_frames", "num_frames", "num_samples", "stride"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.temperature < 0:
+            raise ValueError(f"--temperature must be 0 or more, not {self.temperature:g}.")
+        if len(self.video) > 1 and Path(self.output).suffix in (".mp4", ".gif"):
+            raise ValueError(f"{len(self.video)} videos do not fit into one file; make --output a folder.")
+
+
+def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) -> tuple[int, int]:
+    """(prompt frames, new frames) for a TotoConfig; what is None follows from the model's own number of frames.
+
+    Raises ValueError when together they exceed the model's context.
+    """
+    most = (config.max_position_embeddings - 2) // config.tokens_per_frame
+    prompt = num_prompt_frames or max(1, min(config.num_frames // 2, most - (num_frames or 1)))
+    new = num_frames or max(1, min(config.num_frames, most) - prompt)
+    if prompt + new > most:
+        raise ValueError(
+            f"{prompt} prompt frames and {new} new ones are more than the {most} frames of this model's context; "
+            "ask for fewer of either."
+        )
+    return prompt, new
+
+
+def continue_clip(
+    model,
+    processor,
+    frames,
+    num_prompt_frames: int | None = None,
+    num_frames: int | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict:
+    """Show the model the first frames of a clip and let it draw the next ones (paper App. A.10).
+
+    Args:
+        model, processor: TotoForCausalLM and the TotoProcessor saved with it.
+        frames: uint8 (T, R, R, 3); what follows the prompt is kept for comparison and may be short or missing.
+        num_prompt_frames: P; half of the model's frames by default. num_frames: G; the rest of its frames.
+    Returns:
+        true (T', R, R, 3) and reconstructed (T', R, R, 3), T' = min(T, P + G): the clip, and its way through the
+        visual tokenizer and back; generated (num_samples, P + G, R, R, 3), the prompt reconstructed, then drawn; all
+        uint8. num_prompt_frames, num_frames: P and G. seconds: time of the drawing alone.
+    Raises:
+        ValueError: fewer frames than the prompt needs, or more than the model's context holds.
+    """
+    import numpy as np
+    import torch
+
+    from tokenization.sequences import codes_of, video_rows
+
+    prompt, new = frame_counts(model.config, num_prompt_frames, num_frames)
+    if len(frames) < prompt:
+        raise ValueError(f"the clip has {len(frames)} frames, fewer than the {prompt} of the prompt.")
+    true = np.ascontiguousarray(frames[: prompt + new])
+    codes = processor.encode_frames(true)[None]  # (1, T', h, w)
+    ids = video_rows(codes[:, :prompt], end=False).expand(num_samples, -1).to(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    began = time.perf_counter()
+    drawn = model.generate_frames(ids, new, temperature, top_k, top_p, generator=generator, progress=progress).cpu()
+    seconds = time.perf_counter() - began
+    grid = processor.grid
+    return {
+        "true": true,
+        "reconstructed": processor.decode(video_rows(codes, end=False))[0],
+        "generated": np.stack([processor.decode(video_rows(codes_of(row, grid), end=False))[0] for row in drawn]),
+        "num_prompt_frames": prompt,
+        "num_frames": new,
+        "seconds": seconds,
+    }
+
+
+def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int):
+    """A `tokenization.video.Clip` of prompt + new frames, or of the prompt alone where a video has no more.
+
+    name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split.
+    Raises ValueError or FileNotFoundError with one sentence.
+    """
+    from tokenization.video import Clip, read_clip
+
+    if name.split(":")[0] != "toyworld":
+        try:
+            return read_clip(name, prompt + new, stride=stride, fps=fps, resolution=resolution)
+        except ValueError:
+            return read_clip(name, prompt, stride=stride, fps=fps, resolution=resolution)
+
+    from tokenization.sources import TOYWORLD_FPS
+    from tokenization.toyworld import ToyWorld
+
+    parts = name.split(":")[1:]
+    index = parts.pop() if parts and parts[-1].isdigit() else "0"
+    if len(parts) > 1:
+        raise ValueError(f"--video {name} is not understood; write toyworld:INDEX or toyworld:VARIANT:INDEX.")
+    world = ToyWorld("test", parts[0] if parts else "simple", resolution=resolution, num_frames=prompt + new)
+    item = world.clip(int(index))
+    return Clip(item["video"], item["clip_id"], 0, TOYWORLD_FPS, {})
+
+
+def main(argv: list[str] | None = None) -> None:
+    from transformers.hf_argparser import HfArgumentParser
+
+    parser = HfArgumentParser(
+        GenerateArgs, prog="toto generate", description="Continue clips: see some frames, draw the next ones."
+    )
+    (args,) = parser.parse_args_into_dataclasses(argv)
+
+    import torch
+
+    from evaluation.features import default_device
+    from evaluation.pictures import panel, sheet, write_movie
+    from evaluation.results import command_line, versions, write_json
+    from modeling_toto import TotoForCausalLM
+    from tokenization.processing_toto import TotoProcessor
+    from training.checkpoints import resolve_model
+
+    path = resolve_model(args.model)
+    device = default_device()
+    model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
+    processor = TotoProcessor.from_pretrained(path).to(device)
+    prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
+    output = Path(args.output)
+    for name in args.video:
+        clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution)
+        if len(clip.frames) < prompt + new:
+            print(f"{name}: too short for {prompt + new} frames, so no true frames beside the generated ones")
+        result = continue_clip(
+            model,
+            processor,
+            clip.frames,
+            prompt,
+            new,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            num_samples=args.num_samples,
+            seed=args.seed,
+            progress=True,
+        )
+        if output.suffix in (".mp4", ".gif"):
+            movie = output
+        else:
+            stem = name.replace(":", "-") if name.startswith("toyworld") else Path(name).stem
+            movie = output / f"{stem}.mp4"
+        movie.parent.mkdir(parents=True, exist_ok=True)
+        write_movie(movie, panel(result), clip.fps)
+        sheet(result).save(movie.with_suffix(".png"))
+        frames = new * args.num_samples
+        write_json(
+            movie.with_suffix(".json"),
+            {
+                "command": command_line("generate", argv),
+                "model": args.model,
+                "video": name,
+                "source": clip.source,
+                "num_prompt_frames": prompt,
+                "num_frames": new,
+                "sampling": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p},
+                "seeds": {"draws": args.seed},
+                "tokens_per_second": frames * model.config.tokens_per_frame / result["seconds"],
+                "seconds_per_frame": result["seconds"] / frames,
+                "versions": versions(),
+            },
+        )
+        print(
+            f"{name}: {prompt} prompt frames, {args.num_samples} x {new} new ones in {result['seconds']:.1f} s: "
+            f"{frames * model.config.tokens_per_frame / result['seconds']:,.0f} tok/s, "
+            f"{result['seconds'] / frames:.3f} s/frame"
+        )
+        print(f"wrote {movie} and {movie.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)

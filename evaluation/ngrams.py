@@ -1,0 +1,185 @@
+"""Three simple predictors of codes, fitted by counting: the floor that a trained model's loss has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+# Weights of the prior, in counts; the one that predicts held-back training rows best is taken.
+STRENGTHS = tuple(10.0 ** (half / 2) for half in range(-4, 11))
+HELD_BACK = 0.1
+# Counting more rows than this changes the third decimal and costs minutes and gigabytes.
+MAX_TRAIN_TOKENS = 16_000_000
+
+
+class Table:
+    """How often each code followed each context, kept sparsely: 16k codes would make a dense table of 2 GB.
+
+    P(code | context) = (count(context, code) + strength * prior(code)) / (count(context) + strength): counts,
+    interpolated with a prior that matters less the more often the context was seen.
+
+    Args:
+        contexts, codes: integers of one shape; contexts 0..num_codes, codes 0..num_codes - 1.
+    """
+
+    def __init__(self, contexts: np.ndarray, codes: np.ndarray, num_codes: int):
+        self.num_codes = num_codes
+        self.pairs, self.counts = np.unique(self._pair(contexts, codes), return_counts=True)
+        self.context_counts = np.bincount(contexts.ravel(), minlength=num_codes + 1)
+
+    def _pair(self, contexts: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return contexts.ravel().astype(np.int64) * self.num_codes + codes.ravel()
+
+    def lookup(self, contexts: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """count(context, code) and count(context) of every token, both flat (n,)."""
+        if not len(self.pairs):  # images have no previous frame
+            return np.zeros(codes.size, np.int64), np.zeros(codes.size, np.int64)
+        wanted = self._pair(contexts, codes)
+        where = np.searchsorted(self.pairs, wanted).clip(max=len(self.pairs) - 1)
+        return np.where(self.pairs[where] == wanted, self.counts[where], 0), self.context_counts[contexts.ravel()]
+
+    def nats(self, contexts: np.ndarray, codes: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
+        """-log P of every token (n,), in nats. prior (num_codes,): probabilities."""
+        pair, context = self.lookup(contexts, codes)
+        return -np.log((pair + strength * prior[codes.ravel()]) / (context + strength))
+
+
+def left_neighbours(codes: np.ndarray, num_codes: int) -> np.ndarray:
+    """The token before each one in raster order, across line and frame borders: (N, T, h, w) -> the same shape.
+
+    Before a row's first token stands the start token, as in the rows that the model reads; it is context `num_codes`.
+    """
+    flat = codes.reshape(len(codes), -1)
+    left = np.empty_like(flat)
+    left[:, 0], left[:, 1:] = num_codes, flat[:, :-1]
+    return left.reshape(codes.shape)
+
+
+class Predictors:
+    """Unigram, bigram and previous-frame predictors fitted on codes (N, T, h, w) of a codebook of `num_codes`.
+
+    unigram: how common a code is; prior: uniform.
+    bigram: given the previous token in raster order (the row's start before the first); prior: the unigram.
+    previous_frame: given the code at the same place one frame earlier, one table for all places; prior: the unigram. A
+    row's first frame has no earlier one: there it is the bigram.
+    """
+
+    names = ("unigram", "bigram", "previous_frame")
+
+    def __init__(self, codes: np.ndarray, num_codes: int, strengths: dict[str, float] | None = None):
+        self.num_codes = num_codes
+        self.strengths = dict.fromkeys(self.names, 1.0) | (strengths or {})
+        codes = _checked(codes, num_codes)
+        self.tables = {
+            "unigram": Table(np.zeros_like(codes), codes, num_codes),
+            "bigram": Table(left_neighbours(codes, num_codes), codes, num_codes),
+            "previous_frame": Table(codes[:, :-1], codes[:, 1:], num_codes),
+        }
+
+    def nats(self, name: str, codes: np.ndarray) -> np.ndarray:
+        """-log P of every token under the predictor of that name, in nats; (N, T, h, w) -> flat, in any order."""
+        uniform = np.full(self.num_codes, 1 / self.num_codes)
+        if name == "unigram":
+            return self._table_nats(name, np.zeros_like(codes), codes, uniform)
+        every = np.arange(self.num_codes)
+        prior = np.exp(-self._table_nats("unigram", np.zeros_like(every), every, uniform))
+        if name == "bigram":
+            return self._table_nats(name, left_neighbours(codes, self.num_codes), codes, prior)
+        first = codes[:, :1]
+        return np.concatenate(
+            [
+                self._table_nats("bigram", left_neighbours(first, self.num_codes), first, prior),
+                self._table_nats(name, codes[:, :-1], codes[:, 1:], prior),
+            ]
+        )
+
+    def _table_nats(self, name: str, contexts: np.ndarray, codes: np.ndarray, prior: np.ndarray) -> np.ndarray:
+        return self.tables[name].nats(contexts, codes, prior, self.strengths[name])
+
+    def losses(self, codes: np.ndarray) -> dict[str, float]:
+        """Mean nats per code token over all tokens of the rows (N, T, h, w), as a run's `val_loss` is."""
+        codes = _checked(codes, self.num_codes)
+        return {name: float(self.nats(name, codes).mean()) for name in self.names}
+
+
+def fit(codes: np.ndarray, num_codes: int) -> Predictors:
+    """Predictors of training codes (N, T, h, w), their smoothing chosen on the last tenth of these rows.
+
+    The tables are then counted again over all rows. Raises ValueError for fewer than two rows.
+    """
+    if len(codes) < 2:
+        raise ValueError(f"fitting the simple predictors needs two rows of codes or more, not {len(codes)}.")
+    held_back = max(1, round(HELD_BACK * len(codes)))
+    trial, rest = Predictors(codes[:-held_back], num_codes), _checked(codes[-held_back:], num_codes)
+    for name in Predictors.names:  # unigram first: it is the prior of the others, and bigram has the first frames
+
+        def loss(strength: float, name: str = name) -> float:
+            trial.strengths[name] = strength
+            return trial.nats(name, rest).mean()
+
+        trial.strengths[name] = min(STRENGTHS, key=loss)
+    return Predictors(codes, num_codes, trial.strengths)
+
+
+def predictor_losses(train_codes: np.ndarray, val_codes: np.ndarray, num_codes: int) -> dict[str, float]:
+    """Fit on train, score on validation: {"unigram", "bigram", "previous_frame"} in nats per code token.
+
+    train_codes, val_codes: integers (N, T, h, w) below num_codes. Validation rows take no part in the fit, nor in the
+    choice of smoothing.
+    """
+    return fit(train_codes, num_codes).losses(val_codes)
+
+
+def run_losses(run: str | Path) -> dict | None:
+    """The predictors of a run: fitted on the rows it trained on, scored on the rows of its `val_loss`.
+
+    {"unigram", "bigram", "previous_frame"} in nats per code token, with "train_rows", "val_rows" and "shards", a hash
+    of the manifests. Kept in RUN/predictors.json, which is read again while the shards are the same or are gone.
+    Returns None where there is nothing to count: shards gone and nothing kept, or no validation rows.
+    """
+    import yaml
+
+    from evaluation.results import write_json
+    from training import data
+
+    run = Path(run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    kept = run / "predictors.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else None
+    folders = [Path(folder) for folder in (recipe["shards"], recipe.get("val_shards")) if folder]
+    if not all((folder / "manifest.json").is_file() for folder in folders):
+        return known
+    digest = hashlib.sha256(b"".join((folder / "manifest.json").read_bytes() for folder in folders)).hexdigest()[:16]
+    if known and known["shards"] == digest:
+        return known
+
+    manifest = data.read_manifest(folders[0])
+    whole = len(folders) == 2  # else one source in twenty of the only folder is validation
+    frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
+    limit = max(2, MAX_TRAIN_TOKENS // (frames * int(np.prod(manifest["grid"]))))
+    most = data.VALIDATION_ROWS
+    if manifest["kind"] == "image":  # a row that the model reads is a pack of images
+        from training.checkpoints import latest
+
+        most *= json.loads((latest(run) / "config.json").read_text())["num_frames"]
+    train = data.read_codes(folders[0], None if whole else "train", limit)
+    validation = data.read_codes(folders[-1], None if whole else "validation", most)
+    if len(train) < 2 or not len(validation):
+        return None
+    losses = predictor_losses(train, validation, manifest["num_codes"])
+    found = losses | {"train_rows": len(train), "val_rows": len(validation), "shards": digest}
+    write_json(kept, found)
+    return found
+
+
+def _checked(codes: np.ndarray, num_codes: int) -> np.ndarray:
+    codes = np.asarray(codes)
+    if codes.ndim != 4 or not codes.size:
+        raise ValueError(f"codes must be (N, T, h, w) with at least one row, not {codes.shape}.")
+    codes = codes.astype(np.int64)
+    if codes.min() < 0 or codes.max() >= num_codes:
+        raise ValueError(f"codes must be 0..{num_codes - 1}, but they span {codes.min()}..{codes.max()}.")
+    return codes

@@ -1,0 +1,269 @@
+"""`toto probe`: how much a frozen backbone knows, per layer and head, against raw pixels and its untrained twin."""
+
+from dataclasses import dataclass, field
+
+HEADS = ("linear", "attention")
+BASELINES = ("pixels", "untrained")
+
+
+@dataclass(frozen=True)
+class ProbeArgs:
+    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone."})
+    output: str = field(metadata={"help": "Result file to write (.json)."})
+    dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
+    label_column: list[str] | None = field(
+        default=None, metadata={"help": "One label column or several; all of the dataset's by default."}
+    )
+    layers: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={
+            "help": "all, best (search all, report the one chosen on validation), or layer numbers; 0 = embeddings."
+        },
+    )
+    heads: list[str] = field(default_factory=lambda: ["linear", "attention"], metadata={"help": "linear, attention."})
+    baselines: list[str] | None = field(
+        default=None, metadata={"help": "pixels, untrained, or none; by default both (untrained for Toto models only)."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split that chooses; found, or carved from the training split, by default."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split that is scored; test, or else the validation split, by default."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
+    max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
+    max_eval: int = field(default=2000, metadata={"help": "Most clips or images to test on; validation gets half."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip; the model's own by default."})
+    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video (paper: 4)."})
+    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
+    epochs: int | None = field(default=None, metadata={"help": "Epochs of the heads (60 linear, 30 attention)."})
+    max_tokens: int = field(default=64, metadata={"help": "Tokens a clip, after averaging, for the attention head."})
+    batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
+    seed: int = field(default=0, metadata={"help": "Seed of heads, batches, carved splits and the untrained twin."})
+
+    def __post_init__(self):
+        from evaluation.heads import HEADS
+
+        for flag, given, known in (("heads", self.heads, HEADS), ("baselines", self.baselines, (*BASELINES, "none"))):
+            for name in given or []:
+                if name not in known:
+                    raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+        for name in ("max_train", "max_eval", "max_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.layers not in (["all"], ["best"]) and not all(layer.isdigit() for layer in self.layers):
+            raise ValueError(f"--layers takes all, best or layer numbers, not {' '.join(self.layers)!r}.")
+
+
+def choose_layers(asked: list[str], depth: int, name: str) -> list[int]:
+    """Layer numbers for --layers. Raises ValueError for one that the model does not have."""
+    if asked in (["all"], ["best"]):
+        return list(range(depth + 1))
+    layers = sorted({int(layer) for layer in asked})
+    if layers[-1] > depth:
+        raise ValueError(f"{name} has layers 0 (embeddings) to {depth}, not {layers[-1]}; see --layers.")
+    return layers
+
+
+def train_heads(backbone, index: int, splits, labels, layers: list[int], args: ProbeArgs) -> dict:
+    """One pass of the backbone over train, validation and test, then every head: {head: `heads.Chosen`}.
+
+    index: which of the splits' inputs the backbone reads. labels: (N, tasks) for each split.
+    """
+    from evaluation.features import extract
+    from evaluation.heads import HeadBank
+
+    few = args.max_tokens if "attention" in args.heads else None
+    train, validation, test = (
+        extract(backbone, split.inputs[index], layers, few, args.batch_size, progress=True) for split in splits
+    )
+    classes = [int(max(values[:, task].max() for values in labels)) + 1 for task in range(labels[0].shape[1])]
+    return {
+        head: HeadBank(head, classes, epochs=args.epochs, seed=args.seed).run(
+            train, labels[0], validation, labels[1], test, progress=True
+        )
+        for head in args.heads
+    }
+
+
+def score(chosen: dict, layers: list[int], task: int, references) -> tuple[list[dict], dict, object]:
+    """Rows of all layers and heads for one label, the row chosen on validation, and its test predictions (N,)."""
+    import numpy as np
+
+    from evaluation.metrics import BalancedAccuracy, Top1Accuracy, wilson_interval
+
+    references = np.asarray(references)
+    rows, keys, predictions = [], [], []
+    for index, layer in enumerate(layers):
+        for head, bank in chosen.items():
+            predicted = bank.test_predictions[index, task].numpy()
+            row = {
+                "layer": layer,
+                "head": head,
+                "lr": float(f"{bank.lr[index, task].item():.6g}"),
+                "val_accuracy": bank.val_accuracy[index, task].item(),
+                **Top1Accuracy().compute(predictions=predicted, references=references),
+                "ci95": wilson_interval(int((predicted == references).sum()), len(references)),
+            }
+            rows.append(row)
+            keys.append((row["val_accuracy"], -bank.val_loss[index, task].item()))
+            predictions.append(predicted)
+    best = max(range(len(rows)), key=keys.__getitem__)
+    balanced = BalancedAccuracy().compute(predictions=predictions[best], references=references)
+    return rows, rows[best] | balanced, predictions[best]
+
+
+def compare(best: dict, predictions, baselines: dict, references, seed: int) -> dict:
+    """The chosen row against each baseline on the same clips: paired difference, and are the intervals apart."""
+    from evaluation.metrics import intervals_apart, paired_difference
+
+    return {
+        name: paired_difference(predictions, other, references, seed)
+        | {"intervals_apart": intervals_apart(best["ci95"], row["ci95"])}
+        for name, (row, other) in baselines.items()
+    }
+
+
+def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
+    """Layers x heads, the baselines and the verdict, as plain text. Accuracies in percent."""
+
+    def cells(row: dict) -> str:
+        low, high = row["ci95"]
+        return f"{100 * row['val_accuracy']:6.1f} {100 * row['accuracy']:6.1f}  [{100 * low:4.1f}, {100 * high:4.1f}]"
+
+    best = task["best"]
+    heads = list(dict.fromkeys(row["head"] for row in task["layers"]))
+    lines = [
+        "",
+        f"{label}: {task['classes']} classes, chance {100 * task['chance']:.1f} %, always the commonest "
+        f"{100 * task['majority']:.1f} %; {n_validation:,} validation and {n_test:,} test clips",
+        " " * 18 + "".join(f"{head + ' head':^30}" for head in heads),
+        f"{'layer':<18}" + f"{'   val   test  95 % interval':<30}" * len(heads),
+    ]
+    for layer in dict.fromkeys(row["layer"] for row in task["layers"]):
+        rows = [row for row in task["layers"] if row["layer"] == layer]
+        marks = ["*" if layer == best["layer"] and row["head"] == best["head"] else " " for row in rows]
+        lines.append(
+            f"{layer:<18}" + "".join(f"{cells(row) + mark:<30}" for row, mark in zip(rows, marks, strict=True))
+        )
+    for name, row in task["baselines"].items():
+        where = f"layer {row['layer']}, {row['head']}" if "layer" in row else row["head"]
+        lines.append(f"{name:<18}{cells(row):<30}({where})")
+    lines.append(f"* chosen on validation: layer {best['layer']}, {best['head']} head, lr {best['lr']:g}")
+    for name, versus in best["versus"].items():
+        low, high = versus["ci95"]
+        lines.append(
+            f"  against {name}: {100 * versus['difference']:+.1f} points, paired 95 % interval [{100 * low:+.1f}, "
+            f"{100 * high:+.1f}]; intervals {'apart' if versus['intervals_apart'] else 'not apart'}"
+        )
+    return "\n".join(lines)
+
+
+def run_probe(args: ProbeArgs, command: str) -> dict:
+    """The whole probe; returns what the result file holds (`tasks`: every label)."""
+    import torch
+
+    from evaluation.features import PixelBackbone, TotoBackbone, load_backbone
+    from evaluation.probe_data import read_splits, same_classes
+    from evaluation.results import versions
+    from training.checkpoints import resolve_model
+
+    backbone = load_backbone(resolve_model(args.model))
+    layers = choose_layers(args.layers, backbone.depth, args.model)
+    default = BASELINES if isinstance(backbone, TotoBackbone) else ("pixels",)
+    wanted = [name for name in (default if args.baselines is None else args.baselines) if name != "none"]
+    pixels = [PixelBackbone(backbone.device)] if "pixels" in wanted else []
+    num_frames = args.num_frames or backbone.num_frames
+
+    splits = read_splits(args, [backbone, *pixels], backbone.resolution, num_frames)
+    classes = same_classes(splits)
+    columns = list(classes)
+    labels = [torch.stack([split.labels[column] for column in columns], dim=1) for split in splits]
+    train, validation, test = splits
+
+    trained = train_heads(backbone, 0, splits, labels, layers, args)
+    others = {}
+    if pixels:
+        others["pixels"] = (train_heads(pixels[0], 1, splits, labels, [0], args), [0])
+    if "untrained" in wanted:
+        others["untrained"] = (train_heads(backbone.untrained(args.seed), 0, splits, labels, layers, args), layers)
+
+    tasks = {}
+    for index, column in enumerate(columns):
+        references = labels[2][:, index].numpy()
+        rows, best, predictions = score(trained, layers, index, references)
+        baselines, chosen = {}, {}
+        for name, (heads, its_layers) in others.items():
+            its_rows, its_best, its_predictions = score(heads, its_layers, index, references)
+            chosen[name] = (its_best, its_predictions)
+            if name == "pixels":
+                its_best = {key: value for key, value in its_best.items() if key != "layer"}
+            baselines[name] = its_best if name == "pixels" else its_best | {"layers": its_rows}
+        commonest = labels[0][:, index].bincount().argmax()
+        tasks[column] = {
+            "classes": len(classes[column]),
+            "chance": 1 / len(classes[column]),
+            "majority": float((labels[2][:, index] == commonest).float().mean()),
+            "layers": rows if args.layers != ["best"] else [{key: best[key] for key in rows[0]}],
+            "best": best | {"versus": compare(best, predictions, chosen, references, args.seed)},
+            "baselines": baselines,
+        }
+
+    def margin(column: str) -> float:
+        task = tasks[column]
+        floor = [row["val_accuracy"] for row in task["baselines"].values()] or [task["chance"]]
+        return task["best"]["val_accuracy"] - max(floor)
+
+    label = max(columns, key=margin)
+    return {
+        "command": command,
+        "model": args.model,
+        "data": {
+            "dataset": args.dataset,
+            "num_frames": num_frames,
+            "stride": args.stride,
+            "fps": args.fps,
+            "resolution": backbone.resolution,
+            "splits": {
+                part: {"split": split.split, "clips": len(split), "sources": len(set(split.sources))}
+                for part, split in zip(("train", "validation", "test"), splits, strict=True)
+            },
+            "skipped": [skip for split in splits for skip in split.skipped],
+        },
+        "versions": versions(),
+        "seeds": {"heads": args.seed, "untrained": args.seed},
+        "label": label,
+        **tasks[label],
+        "n_train": len(train),
+        "n_validation": len(validation),
+        "n_test": len(test),
+        "tasks": tasks,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    from transformers.hf_argparser import HfArgumentParser
+
+    parser = HfArgumentParser(
+        ProbeArgs, prog="toto probe", description="Probe a frozen backbone: which layer knows the labels, and how well."
+    )
+    (args,) = parser.parse_args_into_dataclasses(argv)
+
+    from evaluation.results import command_line, write_json
+
+    results = run_probe(args, command_line("probe", argv))
+    for part, split in results["data"]["splits"].items():
+        print(f"{part:<10} {split['clips']:>7,} clips from {split['sources']:,} sources: {split['split']}")
+    for label, task in results["tasks"].items():
+        print(table(label, task, results["n_test"], results["n_validation"]))
+    if len(results["tasks"]) > 1:
+        print(f"\nlabel with the largest margin over the baselines on validation: {results['label']}")
+    write_json(args.output, results)
+    print(f"\nwrote {args.output}")
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)

@@ -1,0 +1,39 @@
+"""What every result file says about itself, and how it is written: whole or not at all."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+PACKAGES = ("modeling-toto", "torch", "transformers", "datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # this project run from a clone that was not installed
+    return found
+
+
+def command_line(verb: str, argv: list[str] | None) -> str:
+    """The command as a user would type it again."""
+    return shlex.join(["toto", verb, *(sys.argv[1:] if argv is None else argv)])
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a result file, making its folder; a crash leaves the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    os.chmod(file.name, 0o644)  # temporary files are private by default
+    os.replace(file.name, path)

@@ -1,0 +1,35 @@
+"""`toto demo`, shortened: every step runs through its real command, and a second call goes on where it stood."""
+
+import json
+
+from evaluation.demo import LABELS, commands, main
+
+
+def test_demo_runs_and_goes_on(tmp_path, capsys):
+    out = tmp_path / "demo"
+    flags = ["--output", str(out), "--train_minutes", "0.1", "--train_clips", "60"]
+    flags += ["--max_train", "40", "--max_eval", "24"]
+    main(flags)
+    printed = capsys.readouterr().out
+    for verb in ("tokenize", "pretrain", "generate", "probe", "report"):
+        assert f"$ toto {verb} " in printed
+    page = (out / "report.html").read_text()
+    assert "toto-nano" in page and "http" not in page.split("<body")[0]
+    for name in ("probe", "probe_trained"):
+        results = json.loads((out / "results" / f"{name}.json").read_text())
+        assert set(results["tasks"]) == set(LABELS) and results["n_test"] == 24
+        assert {"pixels", "untrained"} == set(results["baselines"])
+
+    (out / "results" / "probe_trained.json").unlink()
+    main(flags)
+    again = capsys.readouterr().out
+    assert again.count("done before") == 6
+    assert (out / "results" / "probe_trained.json").is_file()
+
+
+def test_the_demo_tests_on_enough_clips():
+    from evaluation.demo import DemoArgs
+
+    assert DemoArgs().max_eval >= 1000
+    verbs = [command[0] for _, command in commands(DemoArgs())]
+    assert verbs == ["tokenize", "tokenize", "pretrain", "generate", "generate", "probe", "probe", "report"]

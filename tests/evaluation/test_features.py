@@ -1,0 +1,156 @@
+"""Layers are what they are called, early exit changes nothing, special tokens stay out."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTModel
+
+from evaluation.features import (
+    ImageBackbone,
+    PixelBackbone,
+    TotoBackbone,
+    extract,
+    load_backbone,
+    normalise,
+    pooled_size,
+    pooling_matrix,
+)
+
+CPU = torch.device("cpu")
+CLIPS = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def backbone(model, processor):
+    return TotoBackbone(model, processor, device=CPU)
+
+
+def manual(model, ids, blocks):
+    """The residual stream after `blocks` blocks, written out."""
+    trunk = model.model
+    hidden = trunk.embed_tokens(ids)
+    position = trunk.rotary_emb(hidden, position_ids=torch.arange(ids.shape[1])[None])
+    for block in trunk.layers[:blocks]:
+        hidden = block(hidden, position_embeddings=position)
+    return hidden
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+@torch.no_grad()
+def test_layer_k_is_the_stream_after_k_blocks(backbone, model, layer):
+    ids = backbone.prepare(CLIPS)
+    grid = backbone.grids(ids, [layer])[layer]
+    expected = normalise(manual(model, ids, layer)[:, 1:]).view(5, 4, 4, 4, 32)
+    torch.testing.assert_close(grid, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layer_0_is_the_embeddings_of_the_codes(backbone, model, processor):
+    grid = backbone.grids(backbone.prepare(CLIPS), [0])[0]
+    codes = processor.encode_frames(CLIPS.flatten(0, 1)).view(5, 4, 4, 4)
+    torch.testing.assert_close(grid, normalise(model.model.embed_tokens.weight[codes + 64]))
+
+
+def test_early_exit_equals_full_run_and_runs_fewer_blocks(backbone, model):
+    ids = backbone.prepare(CLIPS)
+    full = backbone.grids(ids, [0, 1, 2, 3])
+    ran = []
+    hooks = [block.register_forward_hook(lambda *_, k=k: ran.append(k)) for k, block in enumerate(model.model.layers)]
+    shallow = backbone.grids(ids, [1, 2])
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1]
+    assert list(shallow) == [1, 2]
+    for layer in shallow:
+        assert torch.equal(shallow[layer], full[layer])
+    assert len(model.model.layers) == 3 and type(model.model.norm).__name__ == "LlamaRMSNorm"
+
+
+def test_the_model_is_whole_again_after_an_error(backbone, model):
+    with pytest.raises(IndexError):
+        backbone.grids(torch.full((1, 17), 10**6), [1])
+    assert len(model.model.layers) == 3 and not model.model.layers[0]._forward_pre_hooks
+
+
+def test_image_rows_start_with_the_image_token(backbone):
+    assert backbone.prepare(CLIPS[:, :1], image=True)[:, 0].tolist() == [3] * 5
+    assert backbone.prepare(CLIPS[:, :1])[:, 0].tolist() == [1] * 5
+    assert backbone.prepare(CLIPS).shape == (5, 1 + 4 * 16)  # no end token
+
+
+def test_unknown_layers_and_long_clips(backbone):
+    with pytest.raises(ValueError, match=r"layers 0 \(embeddings\) to 3, not 4"):
+        backbone.grids(backbone.prepare(CLIPS), [4])
+    with pytest.raises(ValueError, match="pass --num_frames 4"):
+        backbone.prepare(CLIPS.repeat(1, 2, 1, 1, 1))
+
+
+def test_untrained_twin_depends_on_its_seed_only(backbone):
+    ids = backbone.prepare(CLIPS)
+    state = torch.random.get_rng_state()
+    first, again, other = (backbone.untrained(seed).grids(ids, [3])[3] for seed in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.allclose(first, backbone.grids(ids, [3])[3])
+
+
+def test_extract_keeps_mean_and_few_tokens(backbone):
+    ids = backbone.prepare(CLIPS)
+    features = extract(backbone, ids, layers=[1, 3], max_tokens=8, batch_size=2)
+    grid = backbone.grids(ids, [1, 3])[3]
+    assert features.layers == [1, 3] and features.pooled.shape == (2, 5, 32) and features.tokens.shape == (2, 5, 8, 32)
+    torch.testing.assert_close(features.pooled[1], grid.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
+    blocks = grid.view(5, 2, 2, 2, 2, 2, 2, 32).mean((2, 4, 6)).flatten(1, 3)
+    torch.testing.assert_close(features.tokens[1].float(), blocks, rtol=1e-2, atol=2e-3)
+    assert extract(backbone, ids, max_tokens=None).tokens is None
+
+
+def test_pooling_matrix_is_adaptive_average_pooling():
+    assert pooled_size((16, 8, 8), 64) == (4, 4, 4)
+    assert pooled_size((1, 8, 8), 64) == (1, 8, 8)
+    x = torch.randn(2, 3, 5, 7, 4)  # (B, C, T, H, W)
+    expected = torch.nn.functional.adaptive_avg_pool3d(x, (3, 4, 2)).flatten(2)
+    torch.testing.assert_close(x.flatten(2) @ pooling_matrix((5, 7, 4), (3, 4, 2)).T, expected)
+
+
+def test_pixels_keep_every_position():
+    pixels = PixelBackbone(CPU)
+    images = pixels.prepare(CLIPS[:, :1], image=True)
+    vectors = extract(pixels, images).pooled[0]
+    assert vectors.shape == (5, 32 * 32 * 3)
+    assert torch.equal(vectors.sort(1).values, CLIPS[:, 0].flatten(1).div(255).sort(1).values)
+    features = extract(pixels, pixels.prepare(CLIPS))
+    assert features.pooled.shape == (1, 5, 4 * 16 * 16 * 3) and features.tokens.shape == (1, 5, 4 * 16, 192)
+    area = CLIPS.float().div(255).view(5, 4, 16, 2, 16, 2, 3).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(features.pooled[0].sort(1).values, area.sort(1).values)
+
+
+def test_pixels_average_larger_frames():
+    frames = np.repeat(np.repeat(CLIPS[:, :1].numpy(), 2, axis=2), 2, axis=3)
+    assert torch.equal(PixelBackbone(CPU).prepare(frames), CLIPS[:, :1])
+
+
+def test_any_vit_from_disk(tmp_path):
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    torch.manual_seed(0)
+    ViTModel(config, add_pooling_layer=False).eval().save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), CPU)
+    assert isinstance(backbone, ImageBackbone) and backbone.depth == 2 and backbone.resolution == 32
+    grids = backbone.grids(backbone.prepare(CLIPS), [0, 1, 2])
+    assert {grid.shape for grid in grids.values()} == {(5, 4, 4, 4, 24)}
+    # the deepest layer is taken before the final norm: the frame's tokens, run by hand
+    model = backbone.model
+    with torch.no_grad():
+        hidden = model.embeddings(backbone._pixel_values(CLIPS[0]))
+        for block in model.layers if hasattr(model, "layers") else model.encoder.layer:
+            hidden = block(hidden)
+    torch.testing.assert_close(grids[2][0], normalise(hidden[:, 1:]).view(4, 4, 4, 24), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(backbone.untrained(0).grids(CLIPS, [2])[2], grids[2])
+
+
+def test_load_backbone_knows_toto(checkpoint, model, processor):
+    backbone = load_backbone(checkpoint, CPU)
+    ids = backbone.prepare(CLIPS)
+    expected = TotoBackbone(model, processor, device=CPU).grids(ids, [3])[3]
+    torch.testing.assert_close(backbone.grids(ids, [3])[3], expected)

@@ -1,0 +1,137 @@
+"""`toto probe` from a saved model and a dataset to the result file, and what it says about bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.probe import main
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """An image folder with train and test: two classes, bright and dark, 40 + 24 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 24)):
+        for number in range(count):
+            name, base = (("bright", 150), ("dark", 20))[number % 2]
+            path = folder / split / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((base + rng.integers(0, 80, (40, 32, 3))).astype(np.uint8)).save(path)
+    return str(folder)
+
+
+def probe(checkpoint, dataset, output, *flags) -> dict:
+    main(["--model", checkpoint, "--dataset", str(dataset), "--output", str(output), "--epochs", "5", *flags])
+    return json.loads(output.read_text())
+
+
+def check_row(row: dict, n_test: int) -> None:
+    assert row["head"] in ("linear", "attention") and row["lr"] > 0
+    low, high = row["ci95"]
+    assert 0 <= low <= row["accuracy"] <= high <= 1 and 0 <= row["val_accuracy"] <= 1
+    assert (row["accuracy"] * n_test) == pytest.approx(round(row["accuracy"] * n_test))
+
+
+def test_images(checkpoint, pictures, tmp_path, capsys):
+    results = probe(checkpoint, pictures, tmp_path / "new" / "folder" / "probe.json", "--label_column", "label")
+    assert results["command"].startswith("toto probe --model ")
+    assert results["model"] == checkpoint and results["versions"]["torch"] and results["seeds"]["heads"] == 0
+    assert results["n_test"] == 24 and results["n_train"] == 32 and results["n_validation"] == 8
+    assert "carved from train" in results["data"]["splits"]["validation"]["split"]
+    assert [(r["layer"], r["head"]) for r in results["layers"]] == [
+        (layer, head) for layer in range(4) for head in ("linear", "attention")
+    ]
+    for row in (*results["layers"], results["best"], *results["baselines"].values()):
+        check_row(row, 24)
+    best = results["best"]
+    assert best["val_accuracy"] == max(row["val_accuracy"] for row in results["layers"])
+    assert {k: best[k] for k in results["layers"][0]} in results["layers"]
+    assert set(results["baselines"]) == {"pixels", "untrained"} == set(best["versus"])
+    assert len(results["baselines"]["untrained"]["layers"]) == 8
+    assert results["baselines"]["pixels"]["accuracy"] == 1  # brightness is easy to see
+    assert results["chance"] == results["majority"] == 0.5
+    text = capsys.readouterr().out
+    assert "chosen on validation: layer" in text and "against pixels" in text and "wrote" in text
+
+
+def test_one_pass_serves_all_labels_and_is_repeatable(checkpoint, tmp_path):
+    flags = ("--max_train", "24", "--max_eval", "16", "--num_frames", "3", "--heads", "linear")
+    results = probe(checkpoint, "toyworld", tmp_path / "a.json", *flags)
+    assert set(results["tasks"]) == {"digit", "texture", "motion"}
+    task = results["tasks"][results["label"]]
+    assert results["best"] == task["best"] and results["layers"] == task["layers"]
+    margins = {
+        label: t["best"]["val_accuracy"] - max(b["val_accuracy"] for b in t["baselines"].values())
+        for label, t in results["tasks"].items()
+    }
+    assert margins[results["label"]] == max(margins.values())
+    assert [s["split"] for s in results["data"]["splits"].values()] == ["train", "validation", "test"]
+    assert results["n_test"] == 16 and results["n_validation"] == 8 and results["data"]["num_frames"] == 3
+    again = probe(checkpoint, "toyworld", tmp_path / "b.json", *flags)
+    assert again["tasks"] == results["tasks"]
+
+
+def test_layers_best_and_numbers(checkpoint, pictures, tmp_path):
+    every = probe(checkpoint, pictures, tmp_path / "a.json", "--baselines", "none")
+    assert every["baselines"] == {} == every["best"]["versus"]
+    best = probe(checkpoint, pictures, tmp_path / "b.json", "--baselines", "none", "--layers", "best")
+    assert best["best"] == every["best"] and len(best["layers"]) == 1
+    two = probe(checkpoint, pictures, tmp_path / "c.json", "--baselines", "untrained", "--layers", "2", "0")
+    assert sorted({row["layer"] for row in two["layers"]}) == [0, 2]
+    assert sorted({row["layer"] for row in two["baselines"]["untrained"]["layers"]}) == [0, 2]
+
+
+def write_parquet(path, labels: list[int], classes: int = 2) -> None:
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
+    schema = Features({"img": ImageFeature(), "label": ClassLabel(names=list("abcdef"[:classes]))})
+    Dataset.from_dict({"img": images, "label": labels}, features=schema).to_parquet(path)
+
+
+def test_one_file_is_split_in_three(checkpoint, tmp_path):
+    """A file has no named splits: taking it for train and test would score the training clips."""
+    write_parquet(tmp_path / "rows.parquet", [0, 1] * 25)
+    results = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "r.json", "--baselines", "none")
+    sizes = {name: split["clips"] for name, split in results["data"]["splits"].items()}
+    assert sizes == {"train": 32, "validation": 8, "test": 10}
+
+
+def test_one_class_only(checkpoint, tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [1] * 20)
+    with pytest.raises(ValueError, match="a probe needs two classes"):
+        probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
+
+
+def test_rows_sorted_by_class(checkpoint, tmp_path):
+    write_parquet(tmp_path / "rows.parquet", sorted([0, 1, 2, 3, 4, 5] * 10), classes=6)
+    with pytest.raises(ValueError, match="2 of 6 classes of 'label', so rows seem sorted"):
+        probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json", "--max_train", "15", "--max_eval", "2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--label_column", "colour"], "no label column 'colour'; it has label"),
+        (["--layers", "9"], r"layers 0 \(embeddings\) to 3, not 9"),
+        (["--layers", "deep"], "--layers takes all, best or layer numbers"),
+        (["--heads", "mlp"], "--heads has no 'mlp'; it knows linear, attention"),
+        (["--baselines", "hog"], "--baselines has no 'hog'; it knows pixels, untrained, none"),
+        (["--max_train", "0"], "--max_train must be 1 or more"),
+        (["--test_split", "exam"], "has no split 'exam'"),
+    ],
+)
+def test_bad_flags(checkpoint, pictures, tmp_path, flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        probe(checkpoint, pictures, tmp_path / "x.json", *flags)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_clips_longer_than_the_model(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="pass --num_frames 4"):
+        probe(checkpoint, "toyworld", tmp_path / "x.json", "--num_frames", "8", "--max_train", "20")

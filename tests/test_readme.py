@@ -1,0 +1,79 @@
+"""What the README shows works: its Python runs, its commands run (shortened), its paths exist."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
+# What keeps a command of the README to seconds; everything else runs as it is printed.
+SHORTER = {
+    "training.pretrain": ["--max_steps", "2", "--tokens_per_step", "1024", "--per_device_batch_size", "1"],
+    "probe": ["--max_train", "12", "--max_eval", "8", "--epochs", "2"],
+}
+
+
+def blocks(language):
+    return [text for found, text in BLOCKS if found == language]
+
+
+def test_python_blocks_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for block in blocks("python"):
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["features"].shape == (1, 128)
+    assert names["frames"].shape == (1, 16, 64, 64, 3)
+
+
+def test_commands_run(tmp_path, monkeypatch):
+    import av
+    from PIL import Image
+
+    from tokenization.toyworld import ToyWorld
+    from toto_cli import VERBS
+
+    monkeypatch.chdir(tmp_path)
+    world = ToyWorld("train", num_frames=70)
+    for i, name in enumerate(["clip", "b", "c", "d"]):
+        Path("my_videos").mkdir(exist_ok=True)
+        with av.open(f"my_videos/{name}.mp4", "w") as file:
+            stream = file.add_stream("mpeg4", rate=30)
+            stream.width = stream.height = 64
+            for picture in world.clip(i)["video"]:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+    for i in range(40):
+        folder = Path("my_photos") / "train" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(world.clip(i)["video"][0]).save(folder / f"{i}.png")
+    commands = [line for line in blocks("bash")[1].splitlines() if line]
+    assert [line.split()[0] for line in commands] == ["toto", "accelerate", "toto", "toto", "toto"]
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "toto":
+            verb, flags = words[1], words[2:]
+            module = VERBS[verb][0]
+        else:  # accelerate launch -m MODULE
+            module = verb = words[3]
+            flags = words[4:]
+        importlib.import_module(module).main(flags + SHORTER.get(verb, []))
+    for made in ("out/shards/manifest.json", "out/run/checkpoints", "out/results/probe.json", "out/report.html"):
+        assert Path(made).exists(), made
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", blocks("bash")[0], flags=re.M))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
+
+
+def test_links_and_tree_exist():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    tree = next(text for language, text in BLOCKS if not language)
+    for path in re.findall(r"^(\S+)", tree, flags=re.M):
+        assert (ROOT / path).exists(), path
