@@ -152,7 +152,7 @@ def legend() -> str:
     items = [
         swatch(MODEL, "the model, linear head"),
         swatch(MODEL, "the model, attention head", "8 4"),
-        swatch(UNTRAINED, "the same model untrained (same dashes)"),
+        swatch(UNTRAINED, "the same model untrained: triangles, same dashes"),
         swatch(PIXELS, "raw pixels", "12 4 2 4"),
         swatch("#5f6670", "chance", "2 4"),
         "<span>◯ chosen on validation</span>",

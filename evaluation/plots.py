@@ -6,11 +6,11 @@ import html
 import io
 import re
 
-# Okabe and Ito's colours; every line also differs in style, so that colour is never the only sign.
+# Okabe and Ito's colours; lines also differ in dashes or markers, so that colour is never the only sign.
 MODEL, UNTRAINED, PIXELS, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#5f6670", "#9a4f80"
 STYLES = {
-    "model": {"color": MODEL, "linewidth": 2.2},
-    "untrained": {"color": UNTRAINED, "linewidth": 1.8},
+    "model": {"color": MODEL, "linewidth": 2.2, "marker": "o", "markersize": 3.5},
+    "untrained": {"color": UNTRAINED, "linewidth": 1.8, "marker": "^", "markersize": 5},
     "pixels": {"color": PIXELS, "linewidth": 1.8, "linestyle": (0, (6, 2, 1, 2))},
     "chance": {"color": GREY, "linewidth": 1.4, "linestyle": (0, (1, 2))},
 }
@@ -115,7 +115,7 @@ def layers_svg(name: str, label: str, task: dict) -> str:
             layers, low, high = ([pick(row) for row in line] for pick in (_layer, _low, _high))
             style = STYLES[who] | {"linestyle": HEAD_STYLES.get(head, "-")}
             axes.fill_between(layers, low, high, color=style["color"], alpha=0.13, linewidth=0)
-            axes.plot(layers, [100 * row["accuracy"] for row in line], marker="o", markersize=3.5, **style)
+            axes.plot(layers, [100 * row["accuracy"] for row in line], **style)
     for who in ("pixels", "untrained"):
         if who in baselines and not baselines[who].get("layers"):
             axes.axhline(100 * baselines[who]["accuracy"], **STYLES[who])
