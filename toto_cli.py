@@ -18,7 +18,7 @@ VERBS = {
 
 
 def run(main, argv: list[str] | None = None) -> None:
-    """Call a command's `main`; a user's mistake ends it with one sentence, not a traceback (TOTO_TRACEBACK=1 shows it)."""
+    """Call a command's `main`; a user's mistake ends it with one sentence (TOTO_TRACEBACK=1 shows the traceback)."""
     try:
         main(argv)
     except (ValueError, OSError) as error:

@@ -115,14 +115,18 @@ def score(chosen: dict, layers: list[int], task: int, references) -> tuple[list[
 
 
 def compare(best: dict, predictions, baselines: dict, references, seed: int) -> dict:
-    """The chosen row against each baseline on the same clips: paired difference, and are the intervals apart."""
+    """The chosen row against each baseline on the same clips: paired difference, and whether the intervals are apart.
+
+    verdict: "above" or "below" when the two intervals do not overlap, else "not apart".
+    """
     from evaluation.metrics import intervals_apart, paired_difference
 
-    return {
-        name: paired_difference(predictions, other, references, seed)
-        | {"intervals_apart": intervals_apart(best["ci95"], row["ci95"])}
-        for name, (row, other) in baselines.items()
-    }
+    result = {}
+    for name, (row, other) in baselines.items():
+        above, below = intervals_apart(best["ci95"], row["ci95"]), intervals_apart(row["ci95"], best["ci95"])
+        verdict = "above" if above else "below" if below else "not apart"
+        result[name] = paired_difference(predictions, other, references, seed) | {"verdict": verdict}
+    return result
 
 
 def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
@@ -155,7 +159,7 @@ def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
         low, high = versus["ci95"]
         lines.append(
             f"  against {name}: {100 * versus['difference']:+.1f} points, paired 95 % interval [{100 * low:+.1f}, "
-            f"{100 * high:+.1f}]; intervals {'apart' if versus['intervals_apart'] else 'not apart'}"
+            f"{100 * high:+.1f}]; single intervals: {versus['verdict']}"
         )
     return "\n".join(lines)
 

@@ -202,14 +202,15 @@ def tokenize(args: TokenizeArgs) -> dict:
     Raises:
         ValueError: nothing usable in the dataset, or --output is not empty. OSError: nothing there, or a full disk.
     """
+    output = Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} is not empty: name a new folder, or delete this one.")
+
     import torch
 
     from tokenization.processing_toto import SHIPPED, TotoProcessor
     from tokenization.sources import open_source
 
-    output = Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} is not empty: name a new folder, or delete this one.")
     if args.tokenizer is None:
         processor = TotoProcessor.default()
     else:
