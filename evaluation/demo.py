@@ -21,7 +21,7 @@ class DemoArgs:
     """Flags of `toto demo`."""
 
     output: str = field(default="out/demo", metadata={"help": "folder for shards, run, results and report.html"})
-    train_minutes: float = field(default=3.0, metadata={"help": "how long the tiny model may train"})
+    train_minutes: float = field(default=2.5, metadata={"help": "how long the tiny model may train"})
     train_clips: int = field(default=1500, metadata={"help": "clips to tokenize for training"})
     max_train: int = field(default=1000, metadata={"help": "clips that the probes are trained on"})
     max_eval: int = field(default=1000, metadata={"help": "held-out clips that the probes are tested on"})
@@ -33,7 +33,7 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     out = Path(args.output)
     run, nano = out / "run", NANO
     world = ["--dataset", "toyworld", "--seed", str(args.seed)]
-    probe = [*world, "--label_column", *LABELS, "--layers", "all", "--heads", "linear", "--num_frames", "8"]
+    probe = [*world, "--label_column", *LABELS, "--layers", "all", "--heads", "linear", "--num_frames", "6"]
     probe += ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
 
     def tokenize(split: str, clips: int) -> tuple[Path, list[str]]:
@@ -68,10 +68,14 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
-    description = "See Toto learn from video and prove it: tokenize, pretrain, generate, probe, report; about ten minutes."
+    description = (
+        "See Toto learn from video and prove it: tokenize, pretrain, generate, probe, report; about ten minutes."
+    )
     args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
     if not (NANO / "config.json").is_file():
-        raise FileNotFoundError(f"The demo needs {NANO}, which is part of the clone; run it from a clone of the project.")
+        raise FileNotFoundError(
+            f"The demo needs {NANO}, which is part of the clone; run it from a clone of the project."
+        )
 
     import importlib
 

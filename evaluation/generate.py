@@ -146,10 +146,11 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.features import default_device
     from evaluation.pictures import panel, sheet, write_movie
-    from evaluation.results import command_line, versions, write_json
+    from evaluation.results import command_line, write_json
     from modeling_toto import TotoForCausalLM
     from tokenization.processing_toto import TotoProcessor
     from training.checkpoints import resolve_model
+    from training.device import versions
 
     path = resolve_model(args.model)
     device = default_device()

@@ -17,7 +17,7 @@ from modeling_toto.pooling_toto import attention_pool
 
 # Paper silent on the probe's recipe. Half-decades around what AdamW needs on standardised features; the smallest ones
 # act as early stopping, which wide features with few clips (raw pixels) want.
-LEARNING_RATES = {"linear": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "attention": (3e-4, 1e-3, 3e-3)}
+LEARNING_RATES = {"linear": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "attention": (3e-4, 1e-3, 3e-3)}
 EPOCHS = {"linear": 60, "attention": 30}
 HEADS = tuple(LEARNING_RATES)
 

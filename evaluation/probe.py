@@ -33,7 +33,9 @@ class ProbeArgs:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
     max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
-    max_eval: int = field(default=2000, metadata={"help": "Most clips or images to test on; validation gets half."})
+    max_eval: int = field(
+        default=2000, metadata={"help": "Most clips or images to test on; validation gets a quarter."}
+    )
     num_frames: int | None = field(default=None, metadata={"help": "Frames a clip; the model's own by default."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video (paper: 4)."})
     fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
@@ -170,8 +172,8 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
 
     from evaluation.features import PixelBackbone, TotoBackbone, load_backbone
     from evaluation.probe_data import read_splits, same_classes
-    from evaluation.results import versions
     from training.checkpoints import resolve_model
+    from training.device import versions
 
     backbone = load_backbone(resolve_model(args.model))
     layers = choose_layers(args.layers, backbone.depth, args.model)

@@ -81,8 +81,8 @@ def collect(source, split: str, columns: list[str], backbones: list, batch_size:
     )
 
 
-def carve(clips: ClipSet, most: int, seed: int) -> tuple[ClipSet, ClipSet]:
-    """Split off about a fifth of the clips, at most `most`: (rest, carved).
+def carve(clips: ClipSet, most: int, keep: int, seed: int) -> tuple[ClipSet, ClipSet]:
+    """Split off about a fifth of the clips, at most `most`, and all that the rest has beyond `keep`: (rest, carved).
 
     Whole sources move, so that two windows of one video are never on both sides.
     """
@@ -90,7 +90,7 @@ def carve(clips: ClipSet, most: int, seed: int) -> tuple[ClipSet, ClipSet]:
     if len(sources) < 2:
         raise ValueError(f"split {clips.split} has one source only, so no validation clips can be taken from it.")
     np.random.default_rng(seed).shuffle(sources)
-    target = max(1, min(most, round(CARVED * len(clips))))
+    target = max(1, min(most, round(CARVED * len(clips))), len(clips) - keep)
     counts = {source: clips.sources.count(source) for source in sources} if len(sources) < len(clips) else None
     chosen, size = set(), 0
     for source in sources[:-1]:
@@ -141,7 +141,7 @@ def read_splits(args, backbones: list, resolution: int, num_frames: int) -> list
     A missing validation split is carved from train; a missing test split is replaced by the validation split, or carved
     too. What stands in for what is in `ClipSet.split`.
     """
-    most = {"train": args.max_train, "validation": max(1, args.max_eval // 2), "test": args.max_eval}
+    most = {"train": args.max_train, "validation": max(1, args.max_eval // 4), "test": args.max_eval}
     options = {
         "num_frames": num_frames,
         "stride": args.stride,
@@ -182,11 +182,11 @@ def read_splits(args, backbones: list, resolution: int, num_frames: int) -> list
     if test:
         test = collect(test[1], test[0], columns, backbones)
     else:
-        train, test = carve(train, most["test"], args.seed)
+        train, test = carve(train, most["test"], most["train"] + (0 if validation else most["validation"]), args.seed)
     if validation:
         validation = collect(validation[1], validation[0], columns, backbones)
     else:
-        train, validation = carve(train, most["validation"], args.seed)
+        train, validation = carve(train, most["validation"], most["train"], args.seed)
     return [train, validation, test]
 
 

@@ -1,26 +1,11 @@
 """What every result file says about itself, and how it is written: whole or not at all."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import sys
 import tempfile
 from pathlib import Path
-
-PACKAGES = ("modeling-toto", "torch", "transformers", "datasets", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, where they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # this project run from a clone that was not installed
-    return found
 
 
 def command_line(verb: str, argv: list[str] | None) -> str:

@@ -1,8 +1,8 @@
 """The one owner of ids: special tokens, the code offset, raster order, packs of images, rows in and grids out.
 
-A row is `start, codes..., end` (paper Sec. 3.4, and its ids 1, 2, 3). Codes run in raster order inside a frame and frames follow
-in time order, with no separator between frames. Ids 4..63 are reserved for prompts. Rows of images hold 16 of them in
-the paper: one start token, the packed images, one end token.
+A row is `start, codes..., end` (paper Sec. 3.4, and its ids 1, 2, 3). Codes run in raster order inside a frame and
+frames follow in time order, with no separator between frames. Ids 4..63 are reserved for prompts. Rows of images hold
+16 of them in the paper: one start token, the packed images, one end token.
 """
 
 import numpy as np

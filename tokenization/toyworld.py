@@ -6,6 +6,8 @@ leave the frame. Same (split, variant, seed, index), same clip: positions, colou
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -92,8 +94,9 @@ class ToyWorld(IterableDataset):
         objects, labels = self._draw_objects(rng)
         depth_order = (rng.permutation(len(objects)) + 1).tolist()
         for number in depth_order:
-            picture, alpha, centre, velocity = objects[number - 1]
-            self._paste(clip, masks, flow, number, picture, alpha, centre, velocity)
+            picture, alpha, velocity = objects[number - 1]
+            start = rng.randint(2**20, size=2).tolist()
+            self._paste(clip, masks, flow, number, picture, alpha, start, velocity)
         nearest_cutout = next(number for number in reversed(depth_order) if number > 1)
         return {
             "video": clip,
@@ -140,7 +143,7 @@ class ToyWorld(IterableDataset):
         flow[:] = (dx, dy)
 
     def _draw_objects(self, rng: np.random.RandomState) -> tuple[list, dict]:
-        """The digit, then the cut-outs, as (picture (S, S, 3), opacity (S, S), centre at mid-clip, velocity)."""
+        """The digit, then the cut-outs, as (picture (S, S, 3), opacity (S, S), velocity)."""
         unit = self.resolution // 32
         own_ways = self.variant != "simple"
         direction = rng.randint(8)
@@ -148,7 +151,7 @@ class ToyWorld(IterableDataset):
         side = self.resolution // 2
         alpha, digit = items.digit(self.split, rng.randint(10**6), side)
         ink = np.broadcast_to(np.array(INKS[rng.randint(2)], dtype=np.uint8), (side, side, 3))
-        objects = [(ink, alpha, self._mid_position(rng), self._velocity(direction, speeds[0] * unit))]
+        objects = [(ink, alpha, self._velocity(direction, speeds[0] * unit))]
         textures = []
         for _ in range(3 if own_ways else 1):
             side = self.resolution * rng.randint(12, 19) // 32
@@ -157,26 +160,25 @@ class ToyWorld(IterableDataset):
             picture = (dark + (light - dark) * grey[..., None].astype(np.int32) // 255).astype(np.uint8)
             way = rng.randint(8) if own_ways else direction
             pace = rng.randint(0, 3) if own_ways else speeds[1]
-            objects.append((picture, alpha, self._mid_position(rng), self._velocity(way, pace * unit)))
+            objects.append((picture, alpha, self._velocity(way, pace * unit)))
             textures.append(texture)
         return objects, {"digit": digit, "textures": textures, "motion": direction}
-
-    def _mid_position(self, rng: np.random.RandomState) -> tuple[int, int]:
-        # Where the object is at mid-clip does not depend on its direction, so that no single frame tells the motion.
-        size = self.resolution
-        return tuple(size // 4 + rng.randint(size // 2 + 1) for _ in range(2))
 
     @staticmethod
     def _velocity(direction: int, pace: int) -> tuple[int, int]:
         dx, dy = DIRECTIONS[direction]
         return dx * pace, dy * pace
 
-    def _paste(self, clip, masks, flow, number, picture, alpha, centre, velocity) -> None:
+    def _paste(self, clip, masks, flow, number, picture, alpha, start, velocity) -> None:
+        # On a torus: an object leaves on one side and comes back on the other, and where it is says nothing of where it
+        # goes, so no single frame tells the motion. The torus is the frame (simple: every object can always be seen,
+        # in parts) or larger by the object (elsewhere: it may be wholly gone for a while).
         size, side = self.resolution, len(picture)
+        period = size if self.variant == "simple" else size + side
         opacity = alpha.astype(np.int32)[..., None]
-        for t in range(self.num_frames):
-            x = centre[0] - side // 2 + velocity[0] * (2 * t - self.num_frames) // 2
-            y = centre[1] - side // 2 + velocity[1] * (2 * t - self.num_frames) // 2
+        for t, column, row in itertools.product(range(self.num_frames), (0, period), (0, period)):
+            x, y = ((begin + pace * t) % period - side for begin, pace in zip(start, velocity, strict=True))
+            x, y = x + column, y + row
             x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, size), min(y + side, size)
             if x0 >= x1 or y0 >= y1:
                 continue

@@ -1,7 +1,11 @@
-"""What the device can do: whether bfloat16 pays, and how many matmul FLOPs a second it really reaches."""
+"""What a number was made on: whether bfloat16 pays there, the matmul FLOPs it reaches, the versions installed."""
 
 import contextlib
+import importlib.metadata
+import platform
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -39,3 +43,21 @@ def matmul_peak(device: torch.device) -> float:
 
     seconds(2)
     return 2 * side**3 / min(seconds(4) for _ in range(3))
+
+
+def versions(device: torch.device | str | None = None) -> dict:
+    """What a number depends on: packages, commit of this project, threads, device. None where it cannot be told."""
+    found = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    if device is not None:
+        found["device"] = str(device)
+    for package in ("modeling-toto", "torch", "transformers", "accelerate", "datasets", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None  # this project run from a clone that was not installed
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:  # no git here
+        found["commit"] = None
+    return found

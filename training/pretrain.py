@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from . import checkpoints
     from .data import RowStream, check_fit, read_manifest, validation_rows
-    from .device import bf16_is_fast
+    from .device import bf16_is_fast, versions
     from .loop import accumulation_steps, train
     from .optim import make_optimizer
 
@@ -149,24 +147,6 @@ def _write_recipe(run: Path, model_args: ModelArgs, data: DataArgs, args: RunArg
     for key in ("recipe", "resume", "output_dir"):
         settings.pop(key)
     (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-
-
-def versions(device) -> dict:
-    """What a number depends on: packages, commit, device, threads."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    found = {"python": platform.python_version(), "device": str(device), "threads": torch.get_num_threads()}
-    for package in ("modeling-toto", "torch", "transformers", "accelerate", "datasets", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
-    found["commit"] = commit.stdout.strip() or None
-    return found
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ def test_one_file_is_split_in_three(checkpoint, tmp_path):
     results = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "r.json", "--baselines", "none")
     sizes = {name: split["clips"] for name, split in results["data"]["splits"].items()}
     assert sizes == {"train": 32, "validation": 8, "test": 10}
+    few = ("--baselines", "none", "--max_train", "10", "--max_eval", "20")
+    results = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "r.json", *few)
+    sizes = {name: split["clips"] for name, split in results["data"]["splits"].items()}
+    assert sizes == {"train": 10, "validation": 10, "test": 20}
 
 
 def test_one_class_only(checkpoint, tmp_path):

@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(whole_run, tmp_path, monkeyp
 
 
 def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
-    with pytest.raises(ValueError, match="not empty.*--resume"):
+    with pytest.raises(ValueError, match=r"not empty.*--resume"):
         main([*FLAGS, "--shards", str(shards), "--output_dir", str(whole_run)])
     with pytest.raises(ValueError, match="--shards DIR"):
         main(FLAGS)
@@ -150,7 +150,7 @@ def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
 
 
 def test_two_processes_share_a_step(shards, tmp_path, whole_run):
-    """torchrun with two gloo ranks (world size asserted by the log) gives one rank's losses at the same global batch."""
+    """torchrun starts two gloo ranks (the run itself says so), which share a step and write one log."""
     run = tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
