@@ -6,6 +6,7 @@ stopped goes on where it stood.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import time
@@ -31,7 +32,7 @@ class DemoArgs:
 def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     """The demo's commands in order, each with the path that exists once it has been carried out."""
     out = Path(args.output)
-    run, nano = out / "run", NANO
+    run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user in the clone would type it
     world = ["--dataset", "toyworld", "--seed", str(args.seed)]
     probe = [*world, "--label_column", *LABELS, "--layers", "all", "--heads", "linear", "--num_frames", "6"]
     probe += ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
@@ -43,7 +44,16 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
 
     def generate(model: Path, name: str) -> tuple[Path, list[str]]:
         folder = out / "generated" / name
-        return folder, ["generate", "--model", str(model), "--video", "toyworld:3", "--output", str(folder)]
+        return folder, [
+            "generate",
+            "--model",
+            str(model),
+            "--video",
+            "toyworld:3",
+            "toyworld:7",
+            "--output",
+            str(folder),
+        ]
 
     def probed(model: Path, name: str) -> tuple[Path, list[str]]:
         file = out / "results" / f"{name}.json"
@@ -52,7 +62,8 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     pretrain = ["pretrain", "--recipe", "tiny_cpu"]
     pretrain += ["--shards", str(out / "shards" / "train"), "--val_shards", str(out / "shards" / "validation")]
     pretrain += ["--max_minutes", str(args.train_minutes), "--seed", str(args.seed), "--output_dir", str(run)]
-    report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations", str(out / "generated")]
+    report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations"]
+    report += [str(out / "generated" / "toto-nano"), str(out / "generated" / "trained-now")]
     return [
         tokenize("train", args.train_clips),
         tokenize("validation", 64),

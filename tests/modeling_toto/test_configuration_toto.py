@@ -32,7 +32,7 @@ def test_presets_have_the_papers_sizes(name):
 
 
 def test_exact_sizes():
-    assert parameter_count("tiny") == 3_750_336
+    assert parameter_count("tiny") == 1_648_256
     assert parameter_count("base") == 119_606_016
     assert parameter_count("large") == 276_923_392
 
