@@ -22,8 +22,8 @@ class DemoArgs:
     """Flags of `toto demo`."""
 
     output: str = field(default="out/demo", metadata={"help": "folder for shards, run, results and report.html"})
-    train_minutes: float = field(default=2.5, metadata={"help": "how long the tiny model may train"})
-    train_clips: int = field(default=1500, metadata={"help": "clips to tokenize for training"})
+    train_minutes: float = field(default=3.3, metadata={"help": "how long the tiny model may train"})
+    train_clips: int = field(default=1000, metadata={"help": "clips to tokenize for training"})
     max_train: int = field(default=1000, metadata={"help": "clips that the probes are trained on"})
     max_eval: int = field(default=1000, metadata={"help": "held-out clips that the probes are tested on"})
     seed: int = field(default=0, metadata={"help": "of clips, weights and probes"})
