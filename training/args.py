@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -72,6 +72,30 @@ def find_recipe(name: str) -> Path:
             return path
     shipped = ", ".join(p.stem for p in recipes)
     raise FileNotFoundError(f"There is no recipe '{name}'; give a YAML file or one of: {shipped}.")
+
+
+def resumed_run(argv: list[str]) -> Path | None:
+    """The run folder that `--resume` in `argv` names; its own recipe.yaml then gives every default.
+
+    Raises:
+        FileNotFoundError: it is no run folder.
+    """
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--resume")
+    run = finder.parse_known_args(argv)[0].resume
+    if run is not None and not (Path(run) / "recipe.yaml").is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it holds no recipe.yaml.")
+    return None if run is None else Path(run)
+
+
+def write_recipe(run: Path, *args) -> None:
+    """The resolved settings as recipe.yaml: what `--resume` reads, and what a reader of the run needs."""
+    import yaml
+
+    settings = {key: value for concern in args for key, value in asdict(concern).items()}
+    for key in ("recipe", "resume", "output_dir"):
+        settings.pop(key)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def option(default, help: str):

@@ -70,8 +70,11 @@ def resolve_model(model: str) -> str:
     return str(path)
 
 
-def save(run: Path, step: int, model, processor, optimizer, loop_state: dict, keep: int | None) -> Path:
+def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, keep: int | None) -> Path:
     """Write checkpoints/step_XXXXXX under a temporary name, then rename it; drop all but the newest `keep`.
+
+    Args:
+        state: nested dicts and lists of tensors and numbers (optimisers, generators). loop_state: JSON.
 
     Raises:
         OSError: the disk is full; nothing that was there before is touched.
@@ -87,7 +90,7 @@ def save(run: Path, step: int, model, processor, optimizer, loop_state: dict, ke
         model.save_pretrained(temporary)
         if processor is not None:
             processor.save_pretrained(temporary)
-        torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, temporary / STATE / "state.pt")
+        torch.save(state, temporary / STATE / "state.pt")
         (temporary / STATE / "loop.json").write_text(json.dumps(loop_state) + "\n")
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -115,7 +118,7 @@ def _disk_is_full(error: Exception) -> bool:
 
 
 def load_state(checkpoint: Path) -> tuple[dict, dict]:
-    """Optimiser and RNG tensors (never unpickled as objects), and the loop's JSON state."""
+    """The `state` of `save` (tensors and numbers, never unpickled as objects), and the loop's JSON state."""
     import torch
 
     folder = checkpoint / STATE

@@ -226,6 +226,7 @@ def _save(accelerator, model, optimizer, processor, stream, run, step, max_steps
     if accelerator.is_main_process:
         loop_state = {"step": step, "max_steps": max_steps, "seconds": seconds, "streams": streams}
         plain = accelerator.unwrap_model(model)
-        checkpoints.save(run, step, plain, processor, optimizer, loop_state, args.keep_checkpoints)
+        state = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+        checkpoints.save(run, step, plain, processor, state, loop_state, args.keep_checkpoints)
     accelerator.wait_for_everyone()
     return folder

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse, require
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse, require, resumed_run, write_recipe
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
@@ -18,7 +18,7 @@ DESCRIPTION = (
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    resumed = _resumed_run(argv)
+    resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
     model_args, data, args, optim = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
@@ -79,7 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         if resumed is None:
-            _write_recipe(run, model_args, data, args, optim)
+            # Absolute paths, so that the run can be resumed from another folder.
+            shards, val_shards = (path and str(Path(path).resolve()) for path in (data.shards, data.val_shards))
+            write_recipe(run, model_args, replace(data, shards=shards, val_shards=val_shards), args, optim)
         (run / "versions.json").write_text(json.dumps(versions(accelerator.device), indent=2) + "\n")
         print(
             f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {args.max_steps} steps of "
@@ -116,37 +118,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"pushed {push_folder(last, args.hub_model_id)}")
 
 
-def _resumed_run(argv: list[str]) -> Path | None:
-    import argparse
-
-    finder = argparse.ArgumentParser(add_help=False)
-    finder.add_argument("--resume")
-    run = finder.parse_known_args(argv)[0].resume
-    if run is None:
-        return None
-    if not (Path(run) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it holds no recipe.yaml.")
-    return Path(run)
-
-
 def _recipe_name(args: RunArgs) -> str:
     return Path(args.recipe).stem if args.recipe else "pretrain"
-
-
-def _write_recipe(run: Path, model_args: ModelArgs, data: DataArgs, args: RunArgs, optim: OptimArgs) -> None:
-    """The resolved settings: what `--resume` reads, and what a reader of the run needs."""
-    import yaml
-
-    # Absolute, so that the run can be resumed from another folder.
-    data = replace(
-        data,
-        shards=str(Path(data.shards).resolve()),
-        val_shards=data.val_shards and str(Path(data.val_shards).resolve()),
-    )
-    settings = {**asdict(model_args), **asdict(data), **asdict(args), **asdict(optim)}
-    for key in ("recipe", "resume", "output_dir"):
-        settings.pop(key)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 if __name__ == "__main__":

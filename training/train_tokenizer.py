@@ -1,155 +1,98 @@
-"""Train a small visual tokenizer (VQGAN without its GAN, or dVAE) on any source of pictures, in minutes on a CPU.
-
-No supervised network has a part in the loss, so a tokenizer trained here leaks no labels into a result.
-"""
+"""`toto train-tokenizer`: pictures to a visual tokenizer: a dVAE (Ramesh et al. 2021) or VQGAN (Esser et al. 2021)."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import queue
-import threading
+import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from .args import OptimArgs, option, parse, require
+from .args import OptimArgs, option, parse, require, resumed_run, write_recipe
 
-DESCRIPTION = "Train a visual tokenizer on frames of some datasets; writes a folder for `toto tokenize --tokenizer`."
+DESCRIPTION = (
+    "Train a visual tokenizer on frames of some datasets; writes a folder for `toto tokenize --tokenizer`. "
+    "Recipes dvae and vqgan_f16_1024 are the published ones. A killed run continues exactly: --resume RUN."
+)
 
 
 @dataclass(frozen=True)
 class TokenizerArgs:
-    """What to train and on what."""
+    """What to train, on what, how long."""
 
     recipe: str | None = option(None, "YAML file (or name in training/recipes/tokenizer) with defaults for these flags")
+    resume: str | None = option(None, "continue this run folder exactly; needs no other flag")
     kind: str = option("vqgan", "vqgan or dvae")
     model: str = option("{}", "JSON mapping of the tokenizer's configuration, such as '{\"num_codes\": 512}'")
     dataset: list[str] = option(["toyworld", "toyworld:cluttered", "toyworld:film"], "sources, drawn in turn")
     split: str = option("train", "split of every source")
-    output_dir: str = option("runs/tokenizer", "folder for the weights, the card and metrics.jsonl")
+    eval_split: str | None = option(
+        None, "split to measure on; by default one item in 20 of --split is held out of training for it"
+    )
+    eval_frames: int = option(256, "held-out frames of every source to measure on")
+    crops: int = option(1, "1: the centre crop; K: K random crops of every item")
+    output_dir: str | None = option(None, "run folder, new or empty (default: runs/<recipe>-<time>)")
     max_steps: int = option(2000, "optimiser steps")
-    batch_size: int = option(32, "frames a step")
+    batch_size: int = option(32, "frames a step, on each process")
+    ema_decay: float | None = option(None, "keep a moving average of the weights, and save that (DALL-E: 0.999)")
     logging_steps: int = option(50, "steps between log lines")
-    commitment_weight: float = option(0.25, "beta of the VQ commitment term (as published)")
-    revive_every: int = option(50, "steps between revivals of unused codes (ours)")
-    kl_weight: float = option(1e-4, "weight of the dVAE's KL term at the end of its ramp")
-    min_temperature: float = option(0.0625, "final Gumbel temperature of the dVAE (DALL-E: 1/16)")
-    seed: int = option(0, "of weights and data")
+    eval_steps: int = option(500, "steps between measurements on held-out frames, with a sheet of reconstructions")
+    save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
+    keep_checkpoints: int | None = option(2, "keep only so many checkpoints")
+    seed: int = option(0, "of weights, noise and data")
 
     def __post_init__(self):
         require(self.kind in ("vqgan", "dvae"), f"--kind must be vqgan or dvae, not '{self.kind}'.")
-        require(self.max_steps > 0 and self.batch_size > 0, "--max_steps and --batch_size must be above 0.")
-        require(self.logging_steps > 0 and self.revive_every > 0, "--logging_steps and --revive_every must be above 0.")
+        for name in ("max_steps", "batch_size", "logging_steps", "eval_steps", "eval_frames", "save_steps", "crops"):
+            require(getattr(self, name) > 0, f"--{name} must be above 0.")
         require(bool(self.dataset), "--dataset needs at least one source.")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, "--ema_decay must lie between 0 and 1.")
+        require(
+            self.ema_decay is None or self.kind == "dvae",
+            "--ema_decay is for the dVAE: an averaged VQGAN codebook would lag behind its encoder.",
+        )
 
 
-def frame_batches(args: TokenizerArgs, resolution: int):
-    """Endless uint8 batches (B, R, R, 3), the sources drawn in turn, mixed in a buffer of 16 batches."""
-    import numpy as np
+@dataclass(frozen=True)
+class RelaxationArgs:
+    """The dVAE's objective (DALL-E Sec. 2.1, App. A.2)."""
 
-    from tokenization.sources import open_source
+    kl_weight: float = option(6.6, "weight of the KL term at the end of its ramp (DALL-E: 6.6)")
+    kl_steps: int | None = option(None, "steps of that ramp (DALL-E: 5,000; default: a thirtieth of the temperature's)")
+    min_temperature: float = option(0.0625, "final Gumbel-softmax temperature, from 1 (DALL-E: 1/16)")
+    temperature_steps: int | None = option(None, "steps to it (DALL-E: 150,000; default: half the run)")
 
-    def clips(dataset: str):
-        seed = args.seed
-        while True:
-            found = False
-            # Four frames a clip: neighbours are nearly equal, and a batch should show many scenes.
-            for clip in open_source(
-                dataset, args.split, num_frames=4, resolution=resolution, seed=seed, limit=10**9, crops=1
-            ):
-                found = True
-                yield clip
-            require(found, f"No clip of '{dataset}' could be read.")
-            seed += 1
-
-    rng = np.random.default_rng(args.seed)
-    streams = [clips(dataset) for dataset in args.dataset]
-    buffer: list = []
-    while True:
-        for stream in streams:
-            buffer.extend(next(stream).frames)
-        while len(buffer) >= 16 * args.batch_size:
-            chosen = rng.choice(len(buffer), args.batch_size, replace=False)
-            yield np.stack([buffer[i] for i in chosen])
-            for i in sorted(chosen, reverse=True):
-                buffer[i] = buffer[-1]
-                buffer.pop()
+    def __post_init__(self):
+        require(self.min_temperature > 0 and self.kl_weight >= 0, "--min_temperature must be above 0, --kl_weight not.")
 
 
-def prefetch(batches, depth: int = 4):
-    """Run a generator in a thread, `depth` items ahead; its exception is raised here."""
-    ready: queue.Queue = queue.Queue(depth)
+@dataclass(frozen=True)
+class AdversarialArgs:
+    """The VQGAN's objective (Esser et al. 2021)."""
 
-    def work():
-        try:
-            for batch in batches:
-                ready.put(batch)
-        except BaseException as error:
-            ready.put(error)
+    commitment_weight: float = option(0.25, "beta of the commitment term (as published)")
+    revive_every: int | None = option(50, "steps between revivals of unused codes (ours)")
+    l2_weight: float = option(0.0, "weight of a squared pixel error beside the L1 (ours)")
+    perceptual: str | None = option(
+        None,
+        "lpips (as published) or efficientnet-lite0; they saw ImageNet labels: the card says label-contaminated",
+    )
+    perceptual_weight: float = option(1.0, "weight of the perceptual distance (as published)")
+    perceptual_files: list[str] | None = option(None, "its weights: files or a folder")
+    disc_start: int | None = option(None, "step at which the patch discriminator joins; left out: never")
+    disc_weight: float = option(0.8, "factor of its adaptive weight (as published)")
+    disc_channels: int = option(64, "channels of its first layer (as published)")
+    disc_layers: int = option(3, "its strided layers (as published; fewer look at smaller patches)")
 
-    threading.Thread(target=work, daemon=True).start()
-    while True:
-        item = ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
-
-
-def vqgan_loss(model, pixels, args: TokenizerArgs, progress: float):
-    """L1 + L2 on pixels, codebook and commitment terms (Esser et al. 2021 without the perceptual and GAN terms)."""
-    out = model(pixels)
-    error = out.reconstruction.float() - pixels
-    loss = error.abs().mean() + error.square().mean() + out.codebook_loss + args.commitment_weight * out.commitment_loss
-    return loss, error.detach().square().mean(), out.codes, out.latents
-
-
-def dvae_loss(model, pixels, args: TokenizerArgs, progress: float):
-    """Logit-Laplace likelihood under a Gumbel-softmax relaxation, with an annealed temperature and a KL ramp."""
-    import math
-
-    import torch
-    import torch.nn.functional as F
-
-    eps = 0.1
-    logits = model.encode_logits(pixels)
-    temperature = max(args.min_temperature, math.exp(progress * math.log(args.min_temperature)))
-    soft = F.gumbel_softmax(logits, tau=temperature, dim=1)
-    mean, log_scale = model.decode_stats(soft)
-    target = torch.logit((1 - 2 * eps) * pixels + eps)
-    likelihood = ((target - mean).abs() * torch.exp(-log_scale) + log_scale).mean()
-    log_q = F.log_softmax(logits, dim=1)
-    kl = (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum(1).mean()
-    copy = (torch.sigmoid(mean.detach()) - eps) / (1 - 2 * eps)
-    return likelihood + args.kl_weight * progress * kl, (copy - pixels).square().mean(), logits.argmax(1), None
-
-
-def revive(model, usage, latents) -> int:
-    """Move codes that nothing uses onto random encoder outputs of this batch; returns how many.
-
-    A plain VQ at this size keeps a tenth of its codes alive (paper silent; ours).
-    """
-    import torch
-
-    dead = (usage == 0).nonzero().flatten()
-    if len(dead):
-        vectors = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
-        chosen = vectors[torch.randint(len(vectors), (len(dead),))]
-        table = model.quantize.embedding.weight.data
-        table[dead] = (chosen + 0.01 * vectors.std() * torch.randn_like(chosen)).to(table.dtype)
-    return len(dead)
-
-
-def held_out_frames(dataset: str, resolution: int, count: int = 256):
-    """Frames of a source's test split, one a clip, uint8 (N, R, R, 3)."""
-    import numpy as np
-
-    from tokenization.sources import open_source
-
-    clips = open_source(dataset, "test", num_frames=1, resolution=resolution, limit=count)
-    frames = [clip.frames[0] for clip in clips]
-    require(bool(frames), f"No clip of the test split of '{dataset}' could be read.")
-    return np.stack(frames)
+    def __post_init__(self):
+        require(self.revive_every is None or self.revive_every > 0, "--revive_every must be above 0, or left out.")
+        require(self.disc_start is None or self.disc_start >= 0, "--disc_start must be 0 or more, or left out.")
+        require(
+            self.perceptual in (None, "lpips", "efficientnet-lite0"),
+            f"--perceptual must be lpips or efficientnet-lite0, or left out, not '{self.perceptual}'.",
+        )
 
 
 def model_settings(text: str, config_class: type) -> dict:
@@ -168,116 +111,203 @@ def model_settings(text: str, config_class: type) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, optim_args = parse((TokenizerArgs, OptimArgs), argv, "toto train-tokenizer", DESCRIPTION)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    resumed = resumed_run(argv)
+    if resumed is not None:  # the run's own recipe gives every default
+        argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
+    kinds = (TokenizerArgs, RelaxationArgs, AdversarialArgs, OptimArgs)
+    args, relaxation, adversarial, optim = parse(kinds, argv, "toto train-tokenizer", DESCRIPTION)
+    name = Path(args.recipe).stem if args.recipe else f"tokenizer-{args.kind}"
+    run = resumed or Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    occupied = resumed is None and run.exists() and (not run.is_dir() or any(run.iterdir()))
+    require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
+
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
-    from tqdm.auto import tqdm
 
     from tokenization.configuration_dvae import TotoDVAEConfig
     from tokenization.configuration_vqgan import TotoVQGANConfig
-    from tokenization.evaluate_tokenizer import measure
     from tokenization.modeling_dvae import TotoDVAEModel
     from tokenization.modeling_vqgan import TotoVQGANModel
 
-    from .optim import learning_rate, make_optimizer, set_learning_rate
+    from . import checkpoints
+    from .device import bf16_is_fast, versions
+    from .frames import FrameStream, held_out_frames
+    from .tokenizer_steps import DVAESteps, VQGANSteps
 
-    output = Path(args.output_dir)
-    require(not output.is_file(), f"{output} is a file; choose another --output_dir.")
-    require(not output.exists() or not any(output.iterdir()), f"{output} is not empty; choose another --output_dir.")
-    set_seed(args.seed)
     accelerator = Accelerator()
-    if args.kind == "vqgan":
-        model, loss_of = TotoVQGANModel(TotoVQGANConfig(**model_settings(args.model, TotoVQGANConfig))), vqgan_loss
-    else:
-        model, loss_of = TotoDVAEModel(TotoDVAEConfig(**model_settings(args.model, TotoDVAEConfig))), dvae_loss
-    # Before the training: a source without a test split should not be found out after it.
-    held_out = {name: held_out_frames(name, model.config.resolution) for name in args.dataset}
-    model = model.to(accelerator.device, memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model, optim_args)
-    output.mkdir(parents=True, exist_ok=True)
-    metrics = (output / "metrics.jsonl").open("a")
-    batches = prefetch(frame_batches(args, model.config.resolution))
-    usage = torch.zeros(model.config.num_codes, device=accelerator.device)
-    began, revived = time.time(), 0
-    bar = tqdm(range(args.max_steps), desc="train-tokenizer", unit="step")
-    for step in bar:
-        set_learning_rate(optimizer, learning_rate(step, args.max_steps, optim_args))
-        pixels = torch.from_numpy(next(batches)).to(accelerator.device).permute(0, 3, 1, 2).float() / 255
-        with accelerator.autocast():
-            loss, error, codes, latents = loss_of(model, pixels, args, step / args.max_steps)
-        if not torch.isfinite(loss):
-            raise ValueError(f"The loss is not finite at step {step + 1}; lower --learning_rate.")
-        loss.backward()
-        if optim_args.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optim_args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        usage += torch.bincount(codes.flatten(), minlength=len(usage))
-        # The codebook starts on real encoder outputs (step 0), and stays there until the last tenth settles it.
-        if latents is not None and (step == 0 or (step + 1) % args.revive_every == 0):
-            if step == 0:
-                usage.zero_()
-            if step < 0.9 * args.max_steps:
-                revived += revive(model, usage, latents)
-        if (step + 1) % args.logging_steps == 0 or step + 1 == args.max_steps:
-            row = {
-                "step": step + 1,
-                "loss": loss.item(),
-                "psnr": -10 * torch.log10(error).item(),
-                "codes_used": int((usage > 0).sum()),
-                "revived": revived,
-                "frames_per_second": args.batch_size * (step + 1) / (time.time() - began),
-            }
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
-            bar.set_postfix(psnr=f"{row['psnr']:.2f}", codes=row["codes_used"])
-            revived = 0
-        if (step + 1) % args.revive_every == 0:
-            usage.zero_()
-    model.eval().save_pretrained(output)
-    results = {name: measure(model, frames) for name, frames in held_out.items()}
-    (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
-    (output / "README.md").write_text(card(args, optim_args, model, results, time.time() - began))
-    print(json.dumps(results, indent=2))
-    print(f"wrote {output}")
-
-
-def card(args: TokenizerArgs, optim_args: OptimArgs, model, results: dict, seconds: float) -> str:
-    """The tokenizer's model card: what it is, what it saw, what it keeps of held-out pictures."""
-    rows = "\n".join(
-        "| {} | {psnr:.2f} | {ssim:.4f} | {codes_used} | {perplexity:.1f} | {num_frames} |".format(name, **r)
-        for name, r in results.items()
+    if bf16_is_fast(accelerator.device) and accelerator.mixed_precision == "no":
+        accelerator = Accelerator(mixed_precision="bf16")
+    set_seed(args.seed)
+    config_class, model_class = (
+        (TotoVQGANConfig, TotoVQGANModel) if args.kind == "vqgan" else (TotoDVAEConfig, TotoDVAEModel)
     )
-    c = model.config
-    size = sum(p.numel() for p in model.parameters()) / 1e6
-    settings = {**asdict(args), **asdict(optim_args)}
-    settings = "\n".join(f"{k}: {json.dumps(v)}" for k, v in settings.items() if k not in ("recipe", "output_dir"))
-    return f"""---
-library_name: transformers
-license: apache-2.0
-tags: [toto, visual-tokenizer]
----
-# A small {args.kind} tokenizer for Toto
+    config = config_class(**model_settings(args.model, config_class))
+    # Before the training: a source without such a split should not be found out after it.
+    held_out = {
+        name: held_out_frames(
+            name,
+            args.eval_split or args.split,
+            config.resolution,
+            args.eval_frames,
+            only_held_out=args.eval_split is None,
+        )
+        for name in (args.dataset if accelerator.is_main_process else [])
+    }
+    checkpoint = checkpoints.latest(resumed) if resumed else None
+    model = model_class.from_pretrained(checkpoint, dtype=torch.float32) if checkpoint else model_class(config)
+    model = model.to(accelerator.device, memory_format=torch.channels_last).train()
+    steps_class, flags = (VQGANSteps, adversarial) if args.kind == "vqgan" else (DVAESteps, relaxation)
+    steps = steps_class(accelerator, model, args, flags, optim)
+    stream = FrameStream(
+        args.dataset,
+        args.split,
+        config.resolution,
+        args.batch_size,
+        crops=args.crops,
+        hold_out=args.eval_split is None,
+        seed=args.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    loop_state = {"step": 0, "seconds": 0.0}
+    if checkpoint:
+        state, loop_state = checkpoints.load_state(checkpoint)
+        steps.load_state_dict(state)
+        require(
+            len(loop_state["streams"]) == accelerator.num_processes,
+            f"The run had {len(loop_state['streams'])} processes and now has {accelerator.num_processes}; resume with "
+            "the same number.",
+        )
+        stream.load_state_dict(loop_state["streams"][accelerator.process_index])
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        if resumed is None:
+            write_recipe(run, args, relaxation, adversarial, optim)
+        (run / "versions.json").write_text(json.dumps(versions(accelerator.device), indent=2) + "\n")
+        print(
+            f"{run}: {args.kind} of {model.num_parameters() / 1e6:.2f} M parameters, {args.max_steps} steps of "
+            f"{args.batch_size} frames on {accelerator.num_processes} x {accelerator.device.type} "
+            f"(mixed precision: {accelerator.mixed_precision})",
+            flush=True,
+        )
+    seconds = train(accelerator, steps, stream, held_out, run, args, loop_state)
+    if accelerator.is_main_process:
+        finish(run, steps.final_model(), held_out, (args, relaxation, adversarial, optim), seconds)
+        print(f"wrote {run}")
+    accelerator.end_training()
 
-{c.resolution} x {c.resolution} pixels, stride {c.stride}: {(c.resolution // c.stride) ** 2} codes a frame, of
-{c.num_codes}; {size:.2f} M parameters. Pixels are RGB floats in [0, 1].
 
-Trained {args.max_steps} steps of {args.batch_size} frames ({seconds / 60:.0f} minutes) on the {args.split} split of
-{", ".join(args.dataset)}. Self-supervised: no supervised network has a part in its loss.
+def train(accelerator, steps, stream, held_out: dict, run: Path, args: TokenizerArgs, loop_state: dict) -> float:
+    """Train to `args.max_steps`; returns the seconds that this took, all resumed parts together.
 
-Held-out pictures (the test splits):
+    Args:
+        steps: `DVAESteps` or `VQGANSteps`. stream: a `FrameStream`. held_out: data set -> uint8 (N, R, R, 3), filled on
+            the first process. loop_state: step and seconds to go on from.
+    """
+    import numpy as np
+    import torch
+    from accelerate.utils import gather_object
+    from tqdm.auto import tqdm
 
-| pictures | PSNR (dB) | SSIM | codes used | perplexity | frames |
-|---|---|---|---|---|---|
-{rows}
+    from . import checkpoints
+    from .loop import MetricsFile
 
-Recipe:
+    main_process = accelerator.is_main_process
+    step, before = loop_state["step"], loop_state["seconds"]
+    metrics = MetricsFile(run / "metrics.jsonl", step) if main_process else None
+    bar = tqdm(total=args.max_steps, initial=step, desc="train-tokenizer", unit="step", disable=not main_process)
+    began = time.time()
+    frames, usage = iter(stream), 0
+    counted, counted_since = 0, time.time()
+    while step < args.max_steps:
+        # The noise is a function of the step, so that a resumed run needs no generator's state.
+        noise = np.random.SeedSequence([args.seed, step, accelerator.process_index]).generate_state(1, np.uint64)
+        torch.manual_seed(int(noise[0]))
+        pixels = torch.from_numpy(next(frames)).to(accelerator.device).permute(0, 3, 1, 2).float() / 255
+        result = steps.step(step, pixels)
+        step, counted = step + 1, counted + 1
+        bar.update()
+        usage = usage + torch.bincount(result.codes.flatten(), minlength=steps.model.config.num_codes)
+        last = step == args.max_steps
+        if step % args.logging_steps == 0 or last:
+            share = usage[usage > 0].double() / usage.sum()
+            psnr = -10 * torch.log10((result.reconstruction - pixels).square().mean((1, 2, 3)) + 1e-10).mean()
+            row = {
+                "step": step,
+                **{name: float(torch.as_tensor(value).detach()) for name, value in result.terms.items()},
+            }
+            row |= {"psnr": float(psnr), "codes_used": len(share)}
+            row |= {"perplexity": float(torch.exp(-(share * share.log()).sum()))}
+            rate = counted / (time.time() - counted_since)
+            row["frames_per_second"] = rate * args.batch_size * accelerator.num_processes
+            if metrics:
+                metrics.write(row)
+                left = timedelta(seconds=round((args.max_steps - step) / rate))
+                tqdm.write(
+                    f"step {step}/{args.max_steps} | loss {row['loss']:.4f} | PSNR {row['psnr']:.2f} dB | codes "
+                    f"{row['codes_used']} (perplexity {row['perplexity']:.0f}) | {row['frames_per_second']:.0f} "
+                    f"frames/s | ETA {left}"
+                )
+            usage = 0
+        if metrics and (step % args.eval_steps == 0 or last):
+            for row in evaluate(run, step, steps.final_model(), held_out):
+                metrics.write(row)
+                tqdm.write(
+                    f"step {step}/{args.max_steps} | held-out {row['dataset']} | PSNR {row['val_psnr']:.2f} dB "
+                    f"| SSIM {row['val_ssim']:.4f} | perplexity {row['val_perplexity']:.0f}"
+                )
+        if step % args.save_steps == 0 or last:
+            streams, state = gather_object([stream.state_dict()]), steps.state_dict()
+            if main_process:
+                loop_state = {"step": step, "seconds": before + time.time() - began, "streams": streams}
+                checkpoints.save(run, step, steps.model, None, state, loop_state, args.keep_checkpoints)
+            accelerator.wait_for_everyone()
+        if step % args.logging_steps == 0:
+            counted, counted_since = 0, time.time()
+    bar.close()
+    return before + time.time() - began
 
-```yaml
-{settings}
-```
-"""
+
+def evaluate(run: Path, step: int, model, held_out: dict) -> list[dict]:
+    """Figures of held-out frames, a row for metrics.jsonl a data set; sheets of reconstructions into samples/."""
+    import torch
+
+    from tokenization.evaluate_tokenizer import measure, reconstruction_sheet
+
+    training = model.training
+    model.eval()
+    rows = []
+    for name, frames in held_out.items():
+        figures = measure(model, frames)
+        rows.append({"step": step, "dataset": name} | {f"val_{key}": value for key, value in figures.items()})
+        shown = torch.from_numpy(frames[:16]).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            copies = model.decode(model.encode(shown.to(model.device).float() / 255))
+        (run / "samples").mkdir(exist_ok=True)
+        sheet = reconstruction_sheet(shown, (copies.cpu() * 255).round().to(torch.uint8))
+        sheet.save(run / "samples" / f"{name.replace(':', '-').replace('/', '-')}-step_{step:06d}.png")
+    model.train(training)
+    return rows
+
+
+def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) -> None:
+    """The tokenizer into the run folder itself, with its figures and card: what `toto tokenize --tokenizer` takes."""
+    from tokenization.evaluate_tokenizer import measure
+
+    from .tokenizer_card import tokenizer_card
+
+    model.eval()
+    results = {name: measure(model, frames) for name, frames in held_out.items()}
+    partial = run / ".final.partial"
+    model.save_pretrained(partial)
+    (partial / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    (partial / "README.md").write_text(tokenizer_card(model, settings, results, seconds))
+    # The configuration last: without it the folder is no tokenizer yet.
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(run / file.name)
+    partial.rmdir()
 
 
 if __name__ == "__main__":

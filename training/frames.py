@@ -1,0 +1,144 @@
+"""Sources to batches of frames for the tokenizers: endless, mixed, the same again after a resume."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from .args import require
+from .data import is_held_out
+
+# Frames are shuffled among so many batches: enough scenes for a batch, little memory (25 MB at 64 pixels, batch 32).
+CHUNK = 16
+# Four frames a clip: neighbours are nearly equal, and a batch should show many scenes.
+FRAMES_PER_CLIP = 4
+
+
+class FrameStream:
+    """Endless uint8 batches (B, R, R, 3), the sources drawn in turn and shuffled in chunks of 16 batches.
+
+    `state_dict()` after a batch and `load_state_dict` make the next batch the same: a chunk is read again from where it
+    began. Batches are made in a thread, a few ahead.
+    """
+
+    def __init__(
+        self,
+        datasets: list[str],
+        split: str,
+        resolution: int,
+        batch_size: int,
+        *,
+        crops: int = 1,
+        hold_out: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        """
+        Args:
+            hold_out: leave one item in 20 out, those of `held_out_frames` of the same split.
+            rank, world: this process takes every world-th clip.
+        """
+        self.datasets, self.split, self.resolution, self.batch_size = datasets, split, resolution, batch_size
+        self.crops, self.hold_out, self.seed, self.rank, self.world = crops, hold_out, seed, rank, world
+        self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0] for _ in datasets]}
+
+    def _clips(self, source: int, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """(frames of a clip, where the next one begins): a position is [epoch, clips of it that went before]."""
+        from tokenization.sources import open_source
+
+        epoch, skip = position
+        while True:
+            found = False
+            clips = open_source(
+                self.datasets[source],
+                self.split,
+                num_frames=FRAMES_PER_CLIP,
+                resolution=self.resolution,
+                seed=self.seed + epoch,
+                limit=10**9,
+                crops=self.crops,
+            )
+            for index, clip in enumerate(clips):
+                if self.hold_out and is_held_out(clip.source):
+                    continue
+                found = True
+                if index >= skip and index % self.world == self.rank:
+                    yield clip.frames, [epoch, index + 1]
+            require(found, f"No clip of '{self.datasets[source]}' could be read.")
+            epoch, skip = epoch + 1, 0
+
+    def _make(self) -> Iterator[tuple[np.ndarray, dict]]:
+        """(batch, state after it)."""
+        state = self._state
+        positions = [list(position) for position in state["positions"]]
+        streams = [self._clips(i, position) for i, position in enumerate(positions)]
+        chunk, first = state["chunk"], state["batch"]
+        while True:
+            began, frames = json.loads(json.dumps(positions)), []
+            count = 0
+            while count < CHUNK * self.batch_size:
+                for i, stream in enumerate(streams):
+                    clip, positions[i] = next(stream)
+                    frames.append(clip)
+                    count += len(clip)
+            frames = np.concatenate(frames)
+            order = np.random.default_rng([self.seed, self.rank, chunk]).permutation(len(frames))
+            for batch in range(first, CHUNK):
+                after = {"chunk": chunk, "batch": batch + 1, "positions": began}
+                yield frames[order[batch * self.batch_size :][: self.batch_size]], after
+            chunk, first = chunk + 1, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for batch, state in prefetch(self._make()):
+            self._state = state
+            yield batch
+
+    def state_dict(self) -> dict:
+        """Where the stream stands, as JSON."""
+        return self._state
+
+    def load_state_dict(self, state: dict) -> None:
+        self._state = state
+
+
+def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
+    """Run a generator in a thread, `depth` items ahead; its end, or its exception, comes out here."""
+    ready: queue.Queue = queue.Queue(depth)
+    end = object()
+
+    def work():
+        try:
+            for batch in batches:
+                ready.put(batch)
+            ready.put(end)
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (item := ready.get()) is not end:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_held_out: bool = False) -> np.ndarray:
+    """Frames to evaluate on, the first of a clip each: uint8 (N, R, R, 3).
+
+    Args:
+        only_held_out: of a split that is also trained on, take the items that `FrameStream(hold_out=True)` leaves out.
+    """
+    from tokenization.sources import open_source
+
+    frames = []
+    for clip in open_source(dataset, split, num_frames=1, resolution=resolution, limit=10**9):
+        if not only_held_out or is_held_out(clip.source):
+            frames.append(clip.frames[0])
+        if len(frames) == count:
+            break
+    require(bool(frames), f"No clip of the {split} split of '{dataset}' could be read.")
+    return np.stack(frames)

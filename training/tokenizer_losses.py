@@ -1,0 +1,170 @@
+"""What the visual tokenizers are trained to do: the dVAE's evidence bound, the VQGAN's distances and its critic."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokenization.modeling_dvae import TotoDVAEModel, map_pixels, unmap_pixels
+from tokenization.modeling_vqgan import TotoVQGANModel
+
+# taming's: without it a gradient that vanishes at the critic would blow the adaptive weight up.
+MAX_ADAPTIVE_WEIGHT = 1e4
+
+
+class RelaxedDVAE(nn.Module):
+    """A dVAE as it is trained: codes drawn from the Gumbel-softmax relaxation (DALL-E Sec. 2.1), then decoded.
+
+    One module, so that DistributedDataParallel sees the whole step in one forward pass.
+    """
+
+    def __init__(self, model: TotoDVAEModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) in [0, 1] -> mean and log scale (B, 3, H, W) of logit-Laplace, logits (B, K, h, w)."""
+        logits = self.model.encode_logits(pixels)
+        return (*self.model.decode_stats(F.gumbel_softmax(logits, tau=temperature, dim=1)), logits)
+
+
+def logit_laplace_nll(pixels: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood of pixel values under the logit-Laplace distribution (DALL-E App. A.3), in nats.
+
+    f(x) = exp(-|logit(x) - mean| / scale) / (2 scale x (1 - x)), of values x mapped to [0.1, 0.9].
+
+    Args:
+        pixels: (B, 3, H, W) in [0, 1]. mean, log_scale: as `TotoDVAEModel.decode_stats` gives them.
+    """
+    mapped = map_pixels(pixels)
+    distance = (torch.logit(mapped) - mean).abs() * torch.exp(-log_scale)
+    return (distance + log_scale + math.log(2) + torch.log(mapped * (1 - mapped))).mean()
+
+
+def kl_to_uniform(logits: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of the code distributions (B, K, h, w) from the uniform prior, in nats per code."""
+    log_q = F.log_softmax(logits.float(), dim=1)
+    return (log_q.exp() * (log_q + math.log(logits.shape[1]))).sum(1).mean()
+
+
+def cosine_ramp(step: int, steps: int, start: float, end: float) -> float:
+    """From `start` to `end` in `steps` steps along half a cosine, then `end`: DALL-E's schedules (App. A.2)."""
+    progress = min(1.0, step / max(1, steps))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def dvae_loss(relaxed: nn.Module, pixels: torch.Tensor, temperature: float, kl_weight: float, stride: int):
+    """The negative evidence bound per pixel value (DALL-E Sec. 2.1), its KL term weighted.
+
+    DALL-E divides the bound by the number of pixel values; a code stands for 3 * stride^2 of them, so its KL counts
+    kl_weight / (3 * stride^2): 6.6 / 192 as published.
+
+    Returns:
+        loss, the terms to be logged, the reconstruction (B, 3, H, W) in [0, 1], the likeliest codes (B, h, w).
+    """
+    mean, log_scale, logits = relaxed(pixels, temperature)
+    nll, kl = logit_laplace_nll(pixels, mean, log_scale), kl_to_uniform(logits)
+    terms = {"nll": nll, "kl": kl}
+    return nll + kl_weight / (3 * stride**2) * kl, terms, unmap_pixels(mean.detach().sigmoid()), logits.argmax(1)
+
+
+class PatchDiscriminator(nn.Module):
+    """The PatchGAN critic of VQGAN (Isola et al. 2017, App. 6.1.2; taming's `NLayerDiscriminator`, same names).
+
+    Pictures (B, 3, H, W) in [-1, 1] -> realness (B, 1, h, w) of overlapping patches. Its weights start at N(0, 0.02).
+    """
+
+    def __init__(self, channels: int = 64, num_layers: int = 3):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = channels
+        for n in range(1, num_layers + 1):
+            before, width = width, channels * min(2**n, 8)
+            stride = 2 if n < num_layers else 1
+            layers += [nn.Conv2d(before, width, 4, stride, padding=1, bias=False), nn.BatchNorm2d(width)]
+            layers += [nn.LeakyReLU(0.2)]
+        self.main = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.main(pictures)
+
+
+def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """The critic's loss from its outputs for true pictures and for reconstructions."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(distance: torch.Tensor, adversarial: torch.Tensor, last_weight: nn.Parameter) -> torch.Tensor:
+    """Weight that gives both losses gradients of one size at the decoder's last layer (Esser et al. 2021, Eq. 7)."""
+    of_distance = torch.autograd.grad(distance, last_weight, retain_graph=True)[0]
+    of_critic = torch.autograd.grad(adversarial, last_weight, retain_graph=True)[0]
+    return (of_distance.norm() / (of_critic.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+
+
+def vqgan_loss(
+    model: nn.Module,
+    pixels: torch.Tensor,
+    *,
+    commitment_weight: float = 0.25,
+    l2_weight: float = 0.0,
+    perceptual: nn.Module | None = None,
+    perceptual_weight: float = 1.0,
+    discriminator: nn.Module | None = None,
+    disc_weight: float = 0.8,
+    last_weight: nn.Parameter | None = None,
+):
+    """L1 (+ L2) + perceptual distance + codebook and commitment terms + the critic's verdict (Esser et al. 2021).
+
+    Distances are taken between pictures in [-1, 1], as published. The commitment term is weighted as the paper writes
+    it; the published code weights the codebook's term instead (a known slip, kept there for old checkpoints).
+
+    Args:
+        model: `TotoVQGANModel`, possibly wrapped. pixels: (B, 3, H, W) in [0, 1].
+        perceptual: (pictures, pictures) in [0, 1] -> (B,), or None.
+        discriminator: the critic, or None before its start. last_weight: of the decoder's last layer.
+    Returns:
+        loss, the terms to be logged, the reconstruction (B, 3, H, W), the codes (B, h, w), the latents (B, E, h, w).
+    """
+    out = model(pixels)
+    copy = out.reconstruction.float()
+    error = 2 * (copy - pixels)
+    distance = error.abs().mean()
+    if l2_weight:
+        distance = distance + l2_weight * error.square().mean()
+    terms = {"l1": error.detach().abs().mean(), "codebook": out.codebook_loss, "commitment": out.commitment_loss}
+    if perceptual is not None:
+        terms["perceptual"] = perceptual(copy, pixels).mean()
+        distance = distance + perceptual_weight * terms["perceptual"]
+    loss = distance + out.codebook_loss + commitment_weight * out.commitment_loss
+    if discriminator is not None:
+        adversarial = -discriminator(2 * copy - 1).float().mean()
+        weight = adaptive_weight(distance, adversarial, last_weight)
+        terms |= {"adversarial": adversarial, "adaptive_weight": weight}
+        loss = loss + disc_weight * weight * adversarial
+    return loss, terms, copy.detach(), out.codes, out.latents.detach()
+
+
+@torch.no_grad()
+def revive(model: TotoVQGANModel, usage: torch.Tensor, latents: torch.Tensor) -> int:
+    """Move codes that nothing uses onto random encoder outputs of this batch; returns how many.
+
+    A plain VQ at this size keeps a tenth of its codes alive (paper silent; ours).
+
+    Args:
+        usage: (K,) how often each code was used of late. latents: (B, E, h, w).
+    """
+    dead = (usage == 0).nonzero().flatten()
+    if len(dead):
+        vectors = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+        chosen = vectors[torch.randint(len(vectors), (len(dead),), device=vectors.device)]
+        table = model.quantize.embedding.weight
+        table[dead] = (chosen + 0.01 * vectors.std() * torch.randn_like(chosen)).to(table.dtype)
+    return len(dead)
