@@ -14,6 +14,7 @@ class TotoDVAEConfig(PreTrainedConfig):
         num_codes: entries of the codebook.
         resolution: native side of the pictures in pixels (128 -> 16 x 16 = 256 codes, paper Sec. 3.4); other sides work
             too, as the network is convolutional.
+        has_decoder: False for a model converted from a file without one, which can encode only.
 
     Raises:
         ValueError: sizes that no network can have, or a resolution that the stride does not divide.
@@ -27,6 +28,7 @@ class TotoDVAEConfig(PreTrainedConfig):
     group_count: int = 4
     num_codes: int = 8192
     resolution: int = 128
+    has_decoder: bool = True
 
     def __post_init__(self, **kwargs):
         for name in ("n_hid", "n_init", "n_blk_per_group", "group_count", "num_codes", "resolution"):

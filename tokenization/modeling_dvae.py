@@ -149,7 +149,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
     def __init__(self, config: TotoDVAEConfig):
         super().__init__(config)
         self.encoder = TotoDVAEEncoder(config)
-        self.decoder = TotoDVAEDecoder(config)
+        self.decoder = TotoDVAEDecoder(config) if config.has_decoder else None
         self.post_init()
 
     @torch.no_grad()
@@ -175,6 +175,15 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
         """
         return self.encode_logits(pixel_values).argmax(dim=1)
 
+    def _decoder_output(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.decoder is None:
+            raise ValueError(
+                "this dVAE can encode only, as it was converted without a decoder: convert it again with "
+                "toto convert-tokenizer --decoder decoder.pkl."
+            )
+        mean, log_scale = self.decoder(codes).float().chunk(2, dim=1)
+        return mean, log_scale
+
     def decode_stats(self, soft_codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Parameters of the logit-Laplace distribution of the mapped pixels (DALL-E App. A.3), for training.
 
@@ -193,8 +202,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
                 f"soft codes must be floats of the shape (B, {self.config.num_codes}, h, w), "
                 f"got {soft_codes.dtype} of the shape {tuple(soft_codes.shape)}; integer codes go to decode."
             )
-        mean, log_scale = self.decoder(soft_codes).float().chunk(2, dim=1)
-        return mean, log_scale
+        return self._decoder_output(soft_codes)
 
     def decode(self, codes: torch.LongTensor) -> torch.Tensor:
         """Pictures of codes: (B, h, w) -> fp32 (B, 3, h * stride, w * stride) in [0, 1].
@@ -205,7 +213,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
         check_codes(codes, self.config.num_codes)
         if codes.ndim != 3:
             raise ValueError(f"codes must have the shape (B, h, w), got {tuple(codes.shape)}.")
-        mean, _ = self.decoder(codes.long()).float().chunk(2, dim=1)
+        mean, _ = self._decoder_output(codes.long())
         return unmap_pixels(mean.sigmoid())
 
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> TotoDVAEOutput:

@@ -1,0 +1,433 @@
+"""`toto convert-tokenizer`: the published tokenizers' original files in, a safetensors folder that loads anywhere out.
+
+The originals are OpenAI's `encoder.pkl` and `decoder.pkl`, taming-transformers' `last.ckpt` with `model.yaml`, and
+transformers' FlavaImageCodebook (the dVAE's encoder). They are parsed by `pickles.py` and never unpickled.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg, HfArgumentParser
+
+DALL_E, TAMING = "https://github.com/openai/DALL-E", "https://github.com/CompVis/taming-transformers"
+_CDN, _HEIBOX = "https://cdn.openai.com/dall-e", "https://heibox.uni-heidelberg.de/d"
+# Flag -> (name on a mirror and in the cache, published address, published sha256). The addresses stand in the notebook
+# of OpenAI's repository and, as shared folders, in taming's README; we found no published hash of any of them.
+ORIGINALS = {
+    "dvae": {
+        "encoder": ("encoder.pkl", f"{_CDN}/encoder.pkl", None),
+        "decoder": ("decoder.pkl", f"{_CDN}/decoder.pkl", None),
+    },
+    **{
+        kind: {
+            "checkpoint": (f"{name}.ckpt", f"{_HEIBOX}/{share}/files/?p=%2Fckpts%2Flast.ckpt&dl=1", None),
+            "config": (f"{name}.yaml", f"{_HEIBOX}/{share}/files/?p=%2Fconfigs%2Fmodel.yaml&dl=1", None),
+        }
+        for kind, name, share in (
+            ("vqgan-1k", "vqgan_imagenet_f16_1024", "8088892a516d4e3baf92"),
+            ("vqgan-16k", "vqgan_imagenet_f16_16384", "a7530b09fed84f80a887"),
+        )
+    },
+    "flava": {},
+}
+PUBLISHED_CODES = {"dvae": 8192, "vqgan-1k": 1024, "vqgan-16k": 16384}
+_MIT = (
+    "mit",
+    f"the repository that publishes the files, {TAMING}, is under the MIT licence; we found no other for them",
+)
+LICENCES = {
+    "dvae": (
+        f"other\nlicense_name: modified-mit\nlicense_link: {DALL_E}/blob/master/LICENSE",
+        f"the repository that publishes the files, {DALL_E}, is under a modified MIT licence, which asks to "
+        "say clearly that the dVAE was used; we found no other for them",
+    ),
+    "vqgan-1k": _MIT,
+    "vqgan-16k": _MIT,
+}
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Flags of `toto convert-tokenizer`."""
+
+    source: str | None = HfArg(
+        default=None,
+        aliases=["--from"],
+        help="dvae, vqgan-1k, vqgan-16k: fetch the published files that are not given; flava needs --checkpoint. "
+        "Left out: told from the files",
+    )
+    output: str | None = field(default=None, metadata={"help": "folder to write; it must be new or empty"})
+    encoder: str | None = field(default=None, metadata={"help": "OpenAI's encoder.pkl"})
+    decoder: str | None = field(
+        default=None, metadata={"help": "OpenAI's decoder.pkl; it also completes a FlavaImageCodebook"}
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "taming's last.ckpt, or a FlavaImageCodebook's folder or weights file"}
+    )
+    config: str | None = field(default=None, metadata={"help": "taming's model.yaml, which belongs to last.ckpt"})
+    mirror: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder or https address to take the originals from instead: encoder.pkl, decoder.pkl, "
+            "vqgan_imagenet_f16_1024.ckpt and .yaml, vqgan_imagenet_f16_16384.ckpt and .yaml"
+        },
+    )
+    cache_dir: str = field(default="~/.cache/toto", metadata={"help": "where fetched originals are kept"})
+    sha256: list[str] = field(
+        default_factory=list, metadata={"help": "expected hashes, as FILENAME=HEX; checked before a file is parsed"}
+    )
+
+    def __post_init__(self):
+        if self.source is not None and self.source not in ORIGINALS:
+            raise ValueError(f"--from must be one of {', '.join(ORIGINALS)}, not {self.source!r}.")
+        if self.output is None:
+            raise ValueError("name the folder to write: --output DIR.")
+        if (self.source is None or self.source == "flava") and not (self.encoder or self.checkpoint):
+            raise ValueError(
+                "name what to convert: --from dvae, vqgan-1k or vqgan-16k, which fetch the published files, or your "
+                "files (--encoder with --decoder; --checkpoint with --config; --checkpoint of a FlavaImageCodebook)."
+            )
+        named = [flag for flag in ("encoder", "checkpoint", "config") if getattr(self, flag)]
+        allowed = {None: named, "flava": ["checkpoint"]}.get(self.source) or list(ORIGINALS[self.source])
+        mixed = {"encoder", "checkpoint"} <= set(named) or (self.config and (self.encoder or self.decoder))
+        if mixed or set(named) - set(allowed) or (self.decoder and self.source in ("vqgan-1k", "vqgan-16k")):
+            raise ValueError("the files do not belong together: see toto convert-tokenizer --help.")
+        for item in self.sha256:
+            if not re.fullmatch(r"[^=]+=[0-9a-fA-F]{64}", item):
+                raise ValueError(f"--sha256 must be FILENAME=HEX with 64 hex digits, not {item!r}.")
+        if (self.mirror or "").lower().startswith("http:"):
+            raise ValueError(f"--mirror {self.mirror} is not safe: it must be https, or a folder.")
+
+
+# --- the files
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, file, code, message, headers, new_url):
+        if not new_url.startswith("https://"):
+            raise ValueError(f"{request.full_url} redirects to {new_url}, which is not https: it was not followed.")
+        return super().redirect_request(request, file, code, message, headers, new_url)
+
+
+def _open(url: str):
+    if not url.startswith("https://"):
+        raise ValueError(f"{url} is not https: it was not opened.")
+    request = urllib.request.Request(url, headers={"User-Agent": "toto convert-tokenizer"})
+    return urllib.request.build_opener(_HttpsOnly).open(request, timeout=30)
+
+
+def fetch(url: str, target: Path) -> None:
+    """Download an https address into a file that is there only when it is whole.
+
+    Raises:
+        OSError: no connection, or one that ended early. ValueError: an address, or a redirect, that is not https.
+    """
+    from tqdm import tqdm
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    with _open(url) as response, partial.open("wb") as file:
+        expected = int(response.headers.get("Content-Length") or 0) or None
+        with tqdm(total=expected, unit="B", unit_scale=True, desc=target.name) as progress:
+            while block := response.read(2**20):
+                file.write(block)
+                progress.update(len(block))
+        received = file.tell()
+    if expected and received != expected:
+        partial.unlink()
+        raise OSError(f"{url} sent {received:,} of {expected:,} bytes: run the command again.")
+    partial.rename(target)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _original(args: ConvertArgs, flag: str) -> tuple[Path, str]:
+    """Where a published file lies here, and the address that it has: the mirror's folder, the cache, or fetched now."""
+    name, url, _ = ORIGINALS[args.source][flag]
+    if args.mirror:
+        url = f"{args.mirror.rstrip('/')}/{name}"
+        if not url.startswith("https://"):
+            path = Path(urllib.parse.unquote(url.removeprefix("file://"))).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"the mirror {args.mirror} holds no {name}.")
+            return path, str(path)
+    # One folder for each address, so that a mirror's file is never taken for the published one.
+    path = Path(args.cache_dir).expanduser() / hashlib.sha256(url.encode()).hexdigest()[:8] / name
+    if not path.is_file():
+        try:
+            if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+                raise OSError("HF_HUB_OFFLINE is set")
+            fetch(url, path)
+        except (OSError, http.client.HTTPException) as error:
+            needed = ORIGINALS[args.source]
+            raise OSError(
+                f"{url} could not be fetched ({error}); --from {args.source} needs "
+                + " and ".join(f"{file} ({address})" for file, address, _ in needed.values())
+                + ": fetch them elsewhere and pass them as "
+                + " ".join(f"--{other} FILE" for other in needed)
+                + ", or name a folder or https address that holds them with --mirror."
+            ) from error
+    return path, url
+
+
+def _gather(args: ConvertArgs) -> tuple[dict[str, Path], list[dict]]:
+    """The source files by flag, each hashed before anything reads it, and their records for source.json."""
+    expected = {name: digest.lower() for name, digest in (item.rsplit("=", 1) for item in args.sha256)}
+    paths, records = {}, []
+    for flag in ("encoder", "decoder", "checkpoint", "config"):
+        given, published = getattr(args, flag), ORIGINALS.get(args.source, {}).get(flag)
+        if given is None and published is None:
+            continue
+        path, address = (Path(given).expanduser(), None) if given is not None else _original(args, flag)
+        if path.is_dir() and flag == "checkpoint":  # a folder of transformers
+            found = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+            if not found:
+                raise FileNotFoundError(f"{path} holds neither model.safetensors nor pytorch_model.bin.")
+            path = found[0]
+        if not path.is_file():
+            raise FileNotFoundError(f"--{flag} {path}: there is no such file.")
+        digest, known = _sha256(path), expected.pop(path.name, None) or (published and published[2])
+        if known and digest != known:
+            raise ValueError(
+                f"{path} has the sha256 {digest}, not {known}: it is damaged or another file, and was not read."
+            )
+        print(f"{path}: sha256 {digest} " + ("(as expected)" if known else "(no hash is published to compare it with)"))
+        paths[flag] = path
+        records.append({"file": path.name, "address": address, "bytes": path.stat().st_size, "sha256": digest})
+    if expected:
+        raise ValueError(f"--sha256 names {', '.join(expected)}, which is none of the files to convert.")
+    return paths, records
+
+
+# --- names and sizes
+
+
+def _weights(path: Path) -> dict:
+    """Named tensors of a file of torch.save or of safetensors; those of torch.save still lie in the file."""
+    from tokenization.pickles import read_state_dict
+
+    if path.suffix != ".safetensors":
+        return read_state_dict(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}): fetch it again.") from error
+
+
+def _dvae_name(name: str) -> str:
+    """A name of the dall_e package or of FlavaImageCodebook -> our name, without `encoder.` or `decoder.`."""
+    name = re.sub(r"(group_\d+)\.group\.", r"\1.", name).replace("res_path.path.", "res_path.")
+    return re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name))
+
+
+def _dvae(encoder: Path, decoder: Path | None):
+    """The model of an encoder's file (dall_e or FLAVA) and a decoder's; sizes are read off the tensors' shapes."""
+    import torch
+
+    from tokenization.configuration_dvae import TotoDVAEConfig
+    from tokenization.modeling_dvae import TotoDVAEModel
+
+    weights, shapes = {}, {}
+    for part, path, kernel in (("encoder", encoder, 7), ("decoder", decoder, 1)):
+        if path is None:
+            continue
+        found = {f"{part}.{_dvae_name(name)}": tensor for name, tensor in _weights(path).items()}
+        ends = [f"{part}.blocks.input.weight", f"{part}.blocks.output.conv.weight"]
+        shapes[part] = [tuple(found[end].shape) for end in ends if end in found]
+        if any(len(shape) != 4 for shape in shapes[part]) or [s[2] for s in shapes[part]] != [kernel, 1]:
+            hint = "; a VQGAN's checkpoint needs its model.yaml, --config" if "quantize" in "".join(found) else ""
+            raise ValueError(f"{path} is not the dVAE's {part}: its first and last layers are not there{hint}.")
+        weights |= found
+    blocks = [
+        tuple(map(int, found))
+        for found in re.findall(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", " ".join(weights))
+    ]
+    groups, per_group = (max(column) for column in zip(*blocks, strict=True)) if blocks else (0, 0)
+    if not 0 < groups * per_group <= len(weights):
+        raise ValueError(f"{encoder} is not the dVAE's encoder: its blocks are not there.")
+    config = TotoDVAEConfig(
+        n_hid=shapes["encoder"][0][0],
+        num_codes=shapes["encoder"][1][0],
+        n_blk_per_group=per_group,
+        group_count=groups,
+        **({"n_init": shapes["decoder"][0][0]} if decoder else {"has_decoder": False}),
+    )
+    with torch.device("meta"):
+        model = TotoDVAEModel(config)
+    return _filled(model, weights, f"{encoder} and {decoder}" if decoder else str(encoder))
+
+
+def _vqgan(weights: dict, checkpoint: Path, yaml_file: Path):
+    """The model of taming's checkpoint; what belongs to its loss (LPIPS, discriminator) is dropped."""
+    import torch
+    import yaml
+
+    from tokenization.configuration_vqgan import TotoVQGANConfig
+    from tokenization.modeling_vqgan import TotoVQGANModel
+
+    try:
+        settings = yaml.safe_load(yaml_file.read_bytes())["model"]
+        target, params = settings["target"], settings["params"]
+        sizes = params["ddconfig"]
+        config = {
+            "num_codes": params["n_embed"],
+            "embed_dim": params["embed_dim"],
+            "base_channels": sizes["ch"],
+            "channel_multipliers": list(sizes["ch_mult"]),
+            "num_res_blocks": sizes["num_res_blocks"],
+            "attention_resolutions": list(sizes["attn_resolutions"]),
+            "z_channels": sizes["z_channels"],
+            "resolution": sizes["resolution"],
+        }
+        asked = (sizes.get("double_z", True), sizes["in_channels"], sizes["out_ch"], params.get("remap"))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{yaml_file} is not the model.yaml of a taming VQGAN ({type(error).__name__}).") from error
+    if target != "taming.models.vqgan.VQModel" or asked != (False, 3, 3, None):
+        raise ValueError(f"{yaml_file} describes {target} with other channels or codes than a plain VQModel's.")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("loss.")}
+    numbers = [n for value in config.values() for n in (value if type(value) is list else [value])]
+    if not all(type(n) is int and 0 < n < 2**20 for n in numbers):
+        raise ValueError(f"{yaml_file} gives a size that is no positive number, or far too large.")
+    if config["num_res_blocks"] * len(config["channel_multipliers"]) > len(kept):
+        raise ValueError(f"{checkpoint} does not fit {yaml_file}: it holds fewer layers.")
+    config = TotoVQGANConfig(**config)
+    with torch.device("meta"):
+        model = TotoVQGANModel(config)
+    return _filled(model, kept, str(checkpoint))
+
+
+def _filled(model, weights: dict, files: str):
+    """A model of the meta device with these weights in fp32: every name and shape must fit, none may be left over."""
+    from tqdm import tqdm
+
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing, extra = sorted(set(shapes) - set(weights)), sorted(set(weights) - set(shapes))
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"also holds {extra[0]}"
+        raise ValueError(f"{files} does not fit a {model.config.model_type} of these sizes: it {what}.")
+    state = {}
+    for name, shape in tqdm(shapes.items(), unit=" tensors", desc="convert", leave=False):
+        tensor = weights[name]
+        if tuple(tensor.shape) != shape or not tensor.dtype.is_floating_point:
+            raise ValueError(f"{files}: {name} is {list(tensor.shape)}, {tensor.dtype}, not {list(shape)} floats.")
+        tensor = (tensor.read() if hasattr(tensor, "read") else tensor).float()
+        if not tensor.isfinite().all():
+            raise ValueError(f"{files}: {name} holds numbers that are not finite: the file is damaged.")
+        state[name] = tensor
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+# --- the folder
+
+
+def _card(kind: str, published: bool, config, records: list[dict], contaminated: bool) -> str:
+    header, licence = LICENCES[kind] if published else ("unknown", "not known; it is that of the source files")
+    rows = "".join(
+        f"| {r['file']} | {r['address'] or 'given by hand'} | {r['bytes']:,} | `{r['sha256']}` |\n" for r in records
+    )
+    side = config.resolution // config.stride
+    notes = [f"Licence: {licence}."]
+    if published and any(r["address"] is None for r in records):
+        notes.append("Files given by hand are taken to be the published ones; no published hash confirms it.")
+    if contaminated:
+        notes.append(
+            "**Label-contaminated**: the checkpoint holds a perceptual loss (LPIPS), whose network was trained on "
+            "ImageNet's labels."
+        )
+    if not getattr(config, "has_decoder", True):
+        notes.append("**Encoder only**: the source holds no decoder, so codes cannot be turned into pictures.")
+    notes.append("Measure it with `toto evaluate-tokenizer`.")
+    return f"""---
+library_name: transformers
+license: {header}
+tags: [toto, visual-tokenizer{", label-contaminated" if contaminated else ""}]
+---
+# A {config.model_type.removeprefix("toto_")} tokenizer for Toto, converted from {kind}
+
+{config.resolution} x {config.resolution} pixels, stride {config.stride}: {side * side} codes a frame,
+of {config.num_codes}. Pixels are RGB floats in [0, 1].
+The weights are the source's, in fp32 and under our names; nothing was trained.
+
+| source file | address | bytes | sha256 |
+|---|---|---|---|
+{rows}
+""" + "".join(f"{note}\n\n" for note in notes).removesuffix("\n")
+
+
+def convert(args: ConvertArgs) -> Path:
+    """Write the folder that `args` describes; returns it.
+
+    Raises:
+        ValueError: files that do not fit, are damaged or are refused. OSError: files that are not there.
+    """
+    output = Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} is not empty: name a new folder, or delete this one.")
+    paths, records = _gather(args)
+    from tokenization.image_processing_toto import TotoImageProcessor
+
+    contaminated, kind = False, args.source or "dvae"
+    if "checkpoint" not in paths:
+        model = _dvae(paths["encoder"], paths.get("decoder"))
+    elif "config" in paths:
+        kind = args.source or "vqgan"
+        weights = _weights(paths["checkpoint"])
+        contaminated = any(name.startswith("loss.perceptual_loss.") for name in weights)
+        model = _vqgan(weights, paths["checkpoint"], paths["config"])
+    else:
+        kind = "flava"
+        model = _dvae(paths["checkpoint"], paths.get("decoder"))
+    if model.config.num_codes != PUBLISHED_CODES.get(args.source, model.config.num_codes):
+        raise ValueError(f"--from {args.source}: the files hold {model.config.num_codes} codes; leave --from out.")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        TotoImageProcessor(resolution=model.config.resolution).save_pretrained(partial)
+        source = {"from": kind, "label_contaminated": contaminated, "files": records}
+        (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n")
+        (partial / "README.md").write_text(_card(kind, args.source in LICENCES, model.config, records, contaminated))
+        if output.exists():
+            output.rmdir()  # empty, as checked above
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    side = model.config.resolution // model.config.stride
+    print(f"wrote {output} ({model.config.num_codes} codes, {side} x {side} for {model.config.resolution} pixels)")
+    if getattr(model.config, "has_decoder", True) is False:
+        print("it can encode only: the source holds no decoder; --decoder decoder.pkl adds OpenAI's.")
+    return output
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(
+        ConvertArgs, prog="toto convert-tokenizer", description="Turn a published tokenizer's original files into ours."
+    )
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    convert(args)
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)
