@@ -10,6 +10,11 @@ VERBS = {
     "demo": ("evaluation.demo", "the whole path on a laptop: tokenize, pretrain, generate, probe, report"),
     "tokenize": ("tokenization.tokenize_dataset", "videos or images -> shards of visual tokens"),
     "train-tokenizer": ("training.train_tokenizer", "train a small visual tokenizer"),
+    "convert-tokenizer": ("tokenization.convert_tokenizer", "the published tokenizers' original files -> safetensors"),
+    "evaluate-tokenizer": (
+        "tokenization.evaluate_tokenizer",
+        "what does a tokenizer keep of pictures? PSNR, SSIM, codes used",
+    ),
     "pretrain": ("training.pretrain", "token shards -> a Toto checkpoint"),
     "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
     "generate": ("evaluation.generate", "continue a clip, frame by frame"),

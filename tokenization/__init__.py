@@ -8,6 +8,7 @@ import sys
 
 _HOMES = {
     "Clip": "video",
+    "Patches": "patches",
     "ToyWorld": "toyworld",
     "TotoDVAEConfig": "configuration_dvae",
     "TotoDVAEModel": "modeling_dvae",

@@ -129,6 +129,27 @@ def test_exactly_one_kind_of_input(processor, pictures):
         processor(images=pictures[0], videos=pictures)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: p.astype(np.float32), r"float pictures must lie in \[0, 1\]"),
+        (lambda p: p / 255 - 0.5, r"float pictures must lie in \[0, 1\]"),
+        (lambda p: np.where(p == p[0, 0, 0, 0], np.nan, p / 255), r"float pictures must lie in \[0, 1\]"),
+        (lambda p: p.astype(np.int64) * 2, r"int64 pictures must lie in 0\.\.255"),
+        (lambda p: p[..., :2], "1, 3 or 4 channels"),
+    ],
+    ids=["floats to 255", "below 0", "NaN", "integers above 255", "two channels"],
+)
+def test_wrong_pictures_are_one_sentence(processor, pictures, change, words):
+    wrong = change(pictures)
+    for inputs in ({"images": wrong}, {"videos": wrong}):
+        with pytest.raises(ValueError, match=words) as error:
+            processor(**inputs)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"frames must be uint8 \(N, 16, 16, 3\)"):
+        processor.encode_frames(np.resize(wrong, (2, 16, 16, wrong.shape[-1])))
+
+
 def test_codes_do_not_depend_on_the_batch(processor, pictures):
     frames = np.stack([resize_and_crop(p, 16) for p in pictures])
     together = processor.encode_frames(frames)
@@ -153,6 +174,8 @@ def test_decode_gives_the_tokenizers_pictures_back(processor, pictures):
     )
     with pytest.raises(ValueError, match="whole number"):
         processor.decode(ids[:, :20])
+    with pytest.raises(ValueError, match=r"within the codebook 0\.\.31, got values from 32 to 32"):
+        processor.decode(torch.full((16,), 64 + 32))
 
 
 def test_the_fingerprint_is_of_class_and_weights():

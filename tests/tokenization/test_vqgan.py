@@ -1,4 +1,4 @@
-"""The VQGAN has taming-transformers' names and sizes, and equals transformers' two ports of it on copied weights."""
+"""The VQGAN is taming-transformers': equal to its modules, and to transformers' two ports of it, on copied weights."""
 
 import re
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoder, ChameleonVQVAEVectorQuantizer
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
@@ -48,54 +49,118 @@ def pictures():
     return torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
-def test_published_size_has_tamings_names():
-    with torch.device("meta"):
-        model = TotoVQGANModel(TotoVQGANConfig())
-        encoder = ChameleonVQVAEEncoder(ChameleonVQVAEConfig(resolution=256, attn_resolutions=[16]))
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    part = {name: shape for name, shape in shapes.items() if name.startswith("encoder.")}
-    assert part == {f"encoder.{name}": tuple(value.shape) for name, value in encoder.state_dict().items()}
-    rest = {name: shape for name, shape in shapes.items() if not name.startswith(("encoder.", "decoder."))}
-    assert rest == {
-        "quantize.embedding.weight": (1024, 256),
-        "quant_conv.weight": (256, 256, 1, 1),
-        "quant_conv.bias": (256,),
-        "post_quant_conv.weight": (256, 256, 1, 1),
-        "post_quant_conv.bias": (256,),
+def taming(config):
+    """taming's own modules at the sizes of `config`, put together under the names of its VQModel.
+
+    VQModel itself needs PyTorch Lightning; its encoder, decoder and quantizer do not.
+    """
+    why = "taming-transformers-rom1504 is not installed"
+    parts = pytest.importorskip("taming.modules.diffusionmodules.model", reason=why)
+    quantize = pytest.importorskip("taming.modules.vqvae.quantize", reason=why)
+    sizes = {
+        "ch": config.base_channels,
+        "ch_mult": tuple(config.channel_multipliers),
+        "num_res_blocks": config.num_res_blocks,
+        "attn_resolutions": list(config.attention_resolutions),
+        "z_channels": config.z_channels,
+        "resolution": config.resolution,
+        "in_channels": 3,
+        "out_ch": 3,
+        "double_z": False,
     }
-    # taming numbers the decoder's levels by resolution, finest first: up.4 comes right after the middle.
-    assert shapes["decoder.up.4.attn.2.proj_out.weight"] == (512, 512, 1, 1)
-    assert shapes["decoder.up.3.block.0.nin_shortcut.weight"] == (256, 512, 1, 1)
-    assert shapes["decoder.up.1.upsample.conv.weight"] == (128, 128, 3, 3)
-    assert "decoder.up.0.upsample.conv.weight" not in shapes
-    assert model.config.stride == 16
+    model = nn.Module()
+    model.encoder, model.decoder = parts.Encoder(**sizes), parts.Decoder(**sizes)
+    model.quantize = quantize.VectorQuantizer2(config.num_codes, config.embed_dim, beta=0.25, sane_index_shape=True)
+    model.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+    model.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+    return model.eval()
 
 
-def test_published_size_has_as_many_weights_as_the_architecture_asks():
-    """Counted by hand from the published settings: ch 128, ch_mult 1 1 2 2 4, 2 blocks, attention at 16, z 256."""
-
-    def conv(i, o, k):
-        return i * o * k * k + o
-
-    def block(i, o):
-        return 2 * i + conv(i, o, 3) + 2 * o + conv(o, o, 3) + (conv(i, o, 1) if i != o else 0)
-
-    def attention(c):
-        return 2 * c + 4 * conv(c, c, 1)
-
-    middle = 2 * block(512, 512) + attention(512)
-    down = block(128, 128) * 2 + conv(128, 128, 3) + block(128, 128) * 2 + conv(128, 128, 3)
-    down += block(128, 256) + block(256, 256) + conv(256, 256, 3) + block(256, 256) * 2 + conv(256, 256, 3)
-    down += block(256, 512) + block(512, 512) + 2 * attention(512)
-    up = 3 * block(512, 512) + 3 * attention(512) + conv(512, 512, 3)
-    up += block(512, 256) + 2 * block(256, 256) + conv(256, 256, 3) + 3 * block(256, 256) + conv(256, 256, 3)
-    up += block(256, 128) + 2 * block(128, 128) + conv(128, 128, 3) + 3 * block(128, 128)
+@pytest.mark.parametrize("num_codes", [1024, 16384])
+def test_published_sizes_have_tamings_names_and_shapes(num_codes):
     with torch.device("meta"):
-        model = TotoVQGANModel(TotoVQGANConfig())
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    assert count["encoder"] == conv(3, 128, 3) + down + middle + 2 * 512 + conv(512, 256, 3) == 29_298_176
-    assert count["decoder"] == conv(256, 512, 3) + middle + up + 2 * 128 + conv(128, 3, 3) == 42_449_795
-    assert sum(count.values()) == 29_298_176 + 42_449_795 + 1024 * 256 + 2 * conv(256, 256, 1) == 72_141_699
+        ours = TotoVQGANModel(TotoVQGANConfig(num_codes=num_codes))
+        theirs = taming(ours.config)
+    assert ours.config.stride == 16
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+SMALL = {"base_channels": 32, "z_channels": 16, "embed_dim": 8, "num_codes": 64, "resolution": 32}
+PUBLISHED_PLAN = {**SMALL, "channel_multipliers": [1, 1, 2, 2, 4], "attention_resolutions": [2]}
+OTHER_PLAN = {**SMALL, "channel_multipliers": [1, 2, 2], "num_res_blocks": 1, "attention_resolutions": [16, 8]}
+
+
+def colours(count, height, width, seed):
+    """Plain colours under some noise, so that many codes occur."""
+    generator = torch.Generator().manual_seed(seed)
+    squares = torch.rand(count, 3, 2, 2, generator=generator)
+    noise = torch.rand(count, 3, height, width, generator=generator)
+    return 0.8 * F.interpolate(squares, size=(height, width)) + 0.2 * noise
+
+
+@torch.no_grad()
+def same_weights(settings):
+    """Ours and taming's with the same random weights, norms and biases included, and a codebook near the latents."""
+    torch.manual_seed(0)
+    ours = TotoVQGANModel(TotoVQGANConfig(**settings)).eval()
+    for parameter in ours.parameters():
+        if parameter.ndim == 1:  # 0 and 1 at the start, where mistakes would hide
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    latents = ours.encode_latents(colours(16, 32, 32, seed=1)).permute(0, 2, 3, 1).flatten(0, 2)
+    chosen = latents[torch.randperm(len(latents))[:64]]
+    ours.quantize.embedding.weight.copy_(chosen + 0.1 * latents.std() * torch.randn_like(chosen))
+    theirs = taming(ours.config)
+    theirs.load_state_dict(ours.state_dict())  # strict: every name and shape
+    return ours, theirs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [PUBLISHED_PLAN, OTHER_PLAN], ids=["published plan", "other plan"])
+def test_latents_codes_and_pictures_are_tamings(settings):
+    ours, theirs = same_weights(settings)
+    pictures = colours(8, 32, 48, seed=2)
+    z = theirs.quant_conv(theirs.encoder(2 * pictures - 1))
+    torch.testing.assert_close(ours.encode_latents(pictures), z, atol=1e-5, rtol=0)
+    codes = theirs.quantize(z)[2][2]
+    distances = (z.permute(0, 2, 3, 1)[..., None, :] - theirs.quantize.embedding.weight).square().sum(-1)
+    nearest = distances.topk(2, largest=False).values
+    clear = nearest[..., 1] - nearest[..., 0] > 1e-4
+    close = int((~clear).sum())
+    assert close < 0.05 * clear.numel(), f"{close} of {clear.numel()} codes are too near to another to tell"
+    assert codes.unique().numel() > 10  # not a comparison of constants
+    assert torch.equal(ours.encode(pictures)[clear], codes[clear])
+
+    def their_pictures():
+        entries = theirs.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, -1))
+        return ((theirs.decoder(theirs.post_quant_conv(entries)) + 1) / 2).clamp(0, 1)
+
+    # In fp32 single pixels of the deep decoder differ by up to 2e-5, by rounding: in float64 it is the same function.
+    assert (ours.decode(codes) - their_pictures()).abs().mean() < 1e-5
+    ours, theirs = ours.double(), theirs.double()
+    torch.testing.assert_close(ours.decode(codes), their_pictures(), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_losses_are_tamings(legacy):
+    """taming's default (`legacy`) puts beta on the codebook's term by mistake; our two terms can make either order.
+
+    Training follows the paper and taming's repaired order, beta on the commitment.
+    """
+    ours, theirs = same_weights(OTHER_PLAN)
+    theirs.quantize.legacy = legacy
+    pictures = colours(2, 32, 32, seed=2)
+    _, loss, _ = theirs.quantize(theirs.quant_conv(theirs.encoder(2 * pictures - 1)))
+    loss.backward()
+    out = ours(pictures)
+    codebook, commitment = (0.25, 1) if legacy else (1, 0.25)
+    total = codebook * out.codebook_loss + commitment * out.commitment_loss
+    total.backward()
+    torch.testing.assert_close(total, loss, atol=1e-6, rtol=1e-5)
+    for name in ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"):  # the terms' shares
+        gradient, expected = (model.get_parameter(name).grad for model in (ours, theirs))
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(gradient, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
 @torch.no_grad()
@@ -271,8 +336,10 @@ def test_a_partial_checkpoint_is_initialised(model, tmp_path):
     ],
 )
 def test_wrong_pictures_are_refused(model, pixels, words):
-    with pytest.raises(ValueError, match=words):
-        model.encode(pixels)
+    for encode in (model.encode, model.encode_latents, model):
+        with pytest.raises(ValueError, match=words) as error:
+            encode(pixels)
+        assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
 
 @pytest.mark.parametrize(
