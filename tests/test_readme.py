@@ -13,6 +13,10 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
 # What keeps a command of the README to seconds; everything else runs as it is printed.
 SHORTER = {
     "training.pretrain": ["--max_steps", "2", "--tokens_per_step", "1024", "--per_device_batch_size", "1"],
+    "train-tokenizer": [
+        *["--model", '{"base_channels": 32, "channel_multipliers": [1], "patch_size": 16, "resolution": 64}'],
+        *["--max_steps", "2", "--batch_size", "2"],
+    ],
     "probe": ["--max_train", "12", "--max_eval", "8", "--epochs", "2"],
 }
 
@@ -51,10 +55,10 @@ def test_commands_run(tmp_path, monkeypatch):
         folder = Path("my_photos") / "train" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(world.clip(i)["video"][0]).save(folder / f"{i}.png")
-    commands = [line for line in blocks("bash")[1].splitlines() if line]
-    assert [line.split()[0] for line in commands] == ["toto", "accelerate", "toto", "toto", "toto"]
+    commands = [line for block in blocks("bash")[1:] for line in block.splitlines() if line]
+    assert [line.split()[0] for line in commands] == ["toto", "accelerate", *["toto"] * 6]
     for command in commands:
-        words = shlex.split(command)
+        words = shlex.split(command, comments=True)
         if words[0] == "toto":
             verb, flags = words[1], words[2:]
             module = VERBS[verb][0]
@@ -62,7 +66,14 @@ def test_commands_run(tmp_path, monkeypatch):
             module = verb = words[3]
             flags = words[4:]
         importlib.import_module(module).main(flags + SHORTER.get(verb, []))
-    for made in ("out/shards/manifest.json", "out/run/checkpoints", "out/results/probe.json", "out/report.html"):
+    for made in (
+        "out/shards/manifest.json",
+        "out/tokenizer/model.safetensors",
+        "out/my_shards/manifest.json",
+        "out/run/checkpoints",
+        "out/results/probe.json",
+        "out/report.html",
+    ):
         assert Path(made).exists(), made
 
 

@@ -9,15 +9,7 @@ from pathlib import Path
 
 import torch
 
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """True on recent GPUs and on CPUs with AMX or AVX512-BF16; elsewhere bfloat16 is emulated, tens of times slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
-    return False
+from tokenization.precision import bf16_is_fast
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:

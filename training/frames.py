@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import threading
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,20 +43,19 @@ class FrameStream:
         """
         Args:
             hold_out: leave one item in 20 out, those of `held_out_frames` of the same split.
-            rank, world: this process takes every world-th clip.
+            rank, world: this process takes every world-th item.
         """
         self.datasets, self.split, self.resolution, self.batch_size = datasets, split, resolution, batch_size
         self.crops, self.hold_out, self.seed, self.rank, self.world = crops, hold_out, seed, rank, world
-        self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0] for _ in datasets]}
+        self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0, 0] for _ in datasets]}
 
     def _clips(self, source: int, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """(frames of a clip, where the next one begins): a position is [epoch, clips of it that went before]."""
+        """(frames of a clip, where the next one begins): a position is [epoch, items before, clips of the item]."""
         from tokenization.sources import open_source
 
-        epoch, skip = position
+        epoch, items_before, clips_before = position
         while True:
-            found = False
-            clips = open_source(
+            opened = open_source(
                 self.datasets[source],
                 self.split,
                 num_frames=FRAMES_PER_CLIP,
@@ -63,14 +64,20 @@ class FrameStream:
                 limit=10**9,
                 crops=self.crops,
             )
-            for index, clip in enumerate(clips):
-                if self.hold_out and is_held_out(clip.source):
+            found = epoch > 0 or items_before > 0
+            for index, item in enumerate(_items(opened)):
+                if (
+                    index < items_before
+                    or index % self.world != self.rank
+                    or (self.hold_out and is_held_out(item.name))
+                ):
                     continue
-                found = True
-                if index >= skip and index % self.world == self.rank:
-                    yield clip.frames, [epoch, index + 1]
+                for count, frames in enumerate(_frames(item), start=1):
+                    found = True
+                    if index > items_before or count > clips_before:
+                        yield frames, [epoch, index, count]
             require(found, f"No clip of '{self.datasets[source]}' could be read.")
-            epoch, skip = epoch + 1, 0
+            epoch, items_before, clips_before = epoch + 1, 0, 0
 
     def _make(self) -> Iterator[tuple[np.ndarray, dict]]:
         """(batch, state after it)."""
@@ -127,7 +134,7 @@ def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
 
 
 def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_held_out: bool = False) -> np.ndarray:
-    """Frames to evaluate on, the first of a clip each: uint8 (N, R, R, 3).
+    """Frames to evaluate on, the first of a file or row each: uint8 (N, R, R, 3).
 
     Args:
         only_held_out: of a split that is also trained on, take the items that `FrameStream(hold_out=True)` leaves out.
@@ -135,10 +142,32 @@ def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_
     from tokenization.sources import open_source
 
     frames = []
-    for clip in open_source(dataset, split, num_frames=1, resolution=resolution, limit=10**9):
-        if not only_held_out or is_held_out(clip.source):
-            frames.append(clip.frames[0])
+    for item in _items(open_source(dataset, split, num_frames=1, resolution=resolution, limit=10**9)):
+        if not only_held_out or is_held_out(item.name):
+            frames.extend(itertools.islice(_frames(item), 1))
         if len(frames) == count:
             break
-    require(bool(frames), f"No clip of the {split} split of '{dataset}' could be read.")
-    return np.stack(frames)
+    require(
+        bool(frames),
+        f"'{dataset}' has no clip to measure on: none of its {split} split could be read"
+        + (
+            ", or it is too small for one item in 20 to be held out; name another split with --eval_split."
+            if only_held_out
+            else "."
+        ),
+    )
+    return np.concatenate(frames)
+
+
+def _items(source) -> Iterator:
+    """All items of a source, undecoded."""
+    return itertools.chain.from_iterable(map(source.list_items, range(source.num_shards)))
+
+
+def _frames(item) -> Iterator[np.ndarray]:
+    """Frames (T, R, R, 3) of the clips of an item; a bad file costs only itself."""
+    try:
+        for clip in item.clips():
+            yield clip.frames
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{item.name}: {error}", stacklevel=2)

