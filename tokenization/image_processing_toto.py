@@ -21,16 +21,20 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
         raise ValueError(
             f"a picture must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {array.shape}."
         )
+    if 0 in array.shape:
+        raise ValueError(f"a picture must have pixels, not the shape {array.shape}.")
+    if array.dtype.kind not in "bui" and not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"a picture must hold numbers, uint8 or floats in [0, 1], not {array.dtype}.")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
         array = (array // 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
-        if array.size and not (array.min() >= 0 and array.max() <= 1):  # also catches NaN
+        if not (array.min() >= 0 and array.max() <= 1):  # also catches NaN
             raise ValueError("float pictures must lie in [0, 1]: divide by the largest value, or pass uint8 in 0..255.")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
-        if array.size and not (array.min() >= 0 and array.max() <= 255):
+        if not (array.min() >= 0 and array.max() <= 255):
             raise ValueError(f"{array.dtype} pictures must lie in 0..255: pass uint8, uint16, or floats in [0, 1].")
         array = array.astype(np.uint8)
     if array.ndim == 2 or array.shape[-1] == 1:
@@ -50,7 +54,8 @@ def to_rgb(image) -> Image.Image:
         ValueError: a shape or a range that is none of these.
     """
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
     if isinstance(image, np.ndarray):
         return _array_to_pil(image)
     if not isinstance(image, Image.Image):
@@ -84,7 +89,13 @@ def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENT
 
 
 def list_of_images(images) -> list:
-    """One picture, a list of them, or a batch (B, H, W, C) / (B, C, H, W), as a flat list."""
+    """One picture, a list of them, or a batch (B, H, W, C) / (B, C, H, W), as a flat list.
+
+    Raises:
+        ValueError: an empty list or batch.
+    """
+    if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) and len(images) == 0:
+        raise ValueError("there is no picture to encode: the list or batch is empty.")
     if isinstance(images, (list, tuple)):
         return [picture for item in images for picture in list_of_images(item)]
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:

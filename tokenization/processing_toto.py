@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from .image_processing_toto import TotoImageProcessor, list_of_images, resize_and_crop
 from .modeling_dvae import TotoDVAEModel
 from .modeling_vqgan import TotoVQGANModel
+from .precision import bf16_encoder
 from .push_beside import SUBFOLDER
 from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
 from .video import read_clip
@@ -60,6 +61,7 @@ class TotoProcessor(ProcessorMixin):
             raise ValueError(f"resolution {resolution} is no multiple of the visual tokenizer's stride {stride}.")
         self.visual_tokenizer = visual_tokenizer.eval()
         self.num_frames = num_frames
+        self._bf16: tuple[list, PreTrainedModel] | None = None
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -139,24 +141,37 @@ class TotoProcessor(ProcessorMixin):
         Args:
             frames: uint8 (N, R, R, 3), numpy or torch.
             batch_size: frames at a time; by default 8 on a CPU, where more is slower, and 64 elsewhere.
-            exact: fp32. False allows bf16 autocast: faster on a GPU, and some codes differ.
+            exact: fp32. False computes in bf16: faster where `precision.bf16_is_fast`, and some codes differ.
         Returns:
             codes (N, h, w), int64, on the CPU.
         """
+        if not isinstance(frames, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"frames must be a uint8 array (N, R, R, 3), not {type(frames).__name__}.")
+        side, is_uint8 = self.resolution, frames.dtype in (np.uint8, torch.uint8)
+        if frames.ndim != 4 or tuple(frames.shape[1:]) != (side, side, 3) or not is_uint8:
+            raise ValueError(
+                f"frames must be uint8 (N, {side}, {side}, 3), not {frames.dtype} {tuple(frames.shape)}; "
+                "call the processor itself, which resizes and crops."
+            )
         frames = torch.as_tensor(frames)
-        expected = (self.resolution, self.resolution, 3)
-        if frames.dim() != 4 or tuple(frames.shape[1:]) != expected or frames.dtype != torch.uint8:
-            raise ValueError(f"frames must be uint8 (N, {', '.join(map(str, expected))}), not {tuple(frames.shape)}.")
         if not len(frames):
             return torch.empty(0, *self.grid, dtype=torch.long)
         device = self.visual_tokenizer.device
         self.visual_tokenizer.to(memory_format=torch.channels_last)  # on a CPU 1.5 times the speed, and the same codes
+        tokenizer = self.visual_tokenizer if exact else self._in_bf16()
         codes = []
         for batch in frames.split(batch_size or (8 if device.type == "cpu" else 64)):
             pixels = batch.to(device).permute(0, 3, 1, 2).float() / 255  # (B, 3, R, R), channels last in memory
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=not exact):
-                codes.append(self.visual_tokenizer.encode(pixels).cpu())
+            with torch.inference_mode():
+                codes.append(tokenizer.encode(pixels).cpu())
         return torch.cat(codes)  # outside inference mode: an ordinary tensor, which training may use
+
+    def _in_bf16(self) -> PreTrainedModel:
+        """The bf16 copy of the visual tokenizer, made anew when its weights were moved or changed."""
+        state = [(weight.data_ptr(), weight._version) for weight in self.visual_tokenizer.parameters()]
+        if self._bf16 is None or self._bf16[0] != state:
+            self._bf16 = state, bf16_encoder(self.visual_tokenizer)
+        return self._bf16[1]
 
     def _video_frames(self, video, stride: int, fps: float | None) -> np.ndarray:
         """A path, (T, H, W, 3) array or list of pictures -> uint8 (T, R, R, 3)."""
@@ -210,9 +225,12 @@ class TotoProcessor(ProcessorMixin):
 
         Specials are skipped; what stands after an end token is not decoded.
         Raises:
-            ValueError: a row that does not end on a whole frame, or rows of different lengths.
+            ValueError: no integers, a row that does not end on a whole frame, or rows of different lengths.
         """
-        ids = torch.as_tensor(ids).long().cpu()
+        ids = torch.as_tensor(ids).cpu()
+        if ids.is_floating_point():
+            raise ValueError(f"ids must be integers, not {ids.dtype}.")
+        ids = ids.long()
         ended = (ids == END_ID).long().cumsum(-1) > 0
         codes = codes_of(ids.masked_fill(ended, PAD_ID), self.grid)  # (B, T, h, w)
         device = self.visual_tokenizer.device
@@ -260,9 +278,17 @@ class TotoProcessor(ProcessorMixin):
 
 
 def _list_of_videos(videos) -> list:
-    """One video or several, as a list."""
+    """One video or several, as a list.
+
+    Raises:
+        ValueError: none, or something that is no video.
+    """
     if isinstance(videos, (str, Path)):
         return [videos]
+    if not isinstance(videos, (np.ndarray, torch.Tensor, list, tuple)):
+        raise ValueError(f"a video must be a path, an array (T, H, W, 3) or a list, not {type(videos).__name__}.")
+    if len(videos) == 0:
+        raise ValueError("there is no video to encode: the list or array is empty.")
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         return list(videos) if videos.ndim == 5 else [videos]
     first = videos[0]

@@ -1,16 +1,20 @@
 """One argument, a stream of clips: the embedded world, a Hub id, a folder, parquet or webdataset files, all the same.
 
 `datasets` lists the rows (always streaming: a cached folder is known by its name only, and returns old rows after a
-change); videos are decoded by `video.py` and images by PIL, row by row, so that a bad one costs only itself.
+change); videos are decoded by `video.py` and images by PIL, row by row, so that a bad one costs only itself. Listing
+is cheap and decoding is not, so an `Item` puts the second off: any thread may do it, or nobody.
 """
 
+import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .image_processing_toto import CENTRE, resize_and_crop
 from .video import Clip, read_windows
@@ -24,27 +28,56 @@ ENDLESS_LIMIT = 2000
 TOYWORLD_FPS = 7.5
 
 
+@dataclass(frozen=True)
+class Item:
+    """A file or row of a source. `clips()` decodes it; ValueError or OSError where it is bad, or from there on."""
+
+    name: str
+    clips: Callable[[], Iterator[Clip]]
+
+
 class ClipSource:
     """Iterable of `Clip`; made by `open_source`.
 
     kind: "video" or "image". skipped: [{"source", "why"}], growing while iterating; a video damaged half-way is there
     too, after the clips before the damage. items: files or rows read so far. label_names: column -> class names (empty
     for plain integers). expected: number of clips where it is known beforehand, else None.
+
+    `list_items(k)` gives the items of shard k of `num_shards` without decoding them, always in the same order. Sets of
+    several parquet or tar files have a shard a file, so that reading one reads no byte of the others; all other sets
+    are one shard. lists_paths: whether listing reads no media, only names of files (or nothing at all).
     """
 
-    def __init__(self, clips, kind: str, label_names: dict[str, list[str]], limit: int | None, expected: int | None):
-        self._clips, self.kind, self.label_names = clips, kind, label_names
-        self.limit = limit
+    def __init__(
+        self,
+        list_items: Callable[[int], Iterator[Item]],
+        kind: str,
+        label_names: dict[str, list[str]],
+        limit: int | None,
+        *,
+        num_shards: int = 1,
+        lists_paths: bool = True,
+        expected: int | None = None,
+    ):
+        self.list_items, self.kind, self.label_names = list_items, kind, label_names
+        self.limit, self.num_shards, self.lists_paths = limit, num_shards, lists_paths
         self.expected = expected if limit is None or expected is None else min(limit, expected)
         self.skipped: list[dict[str, str]] = []
         self.items = 0
 
     def __iter__(self) -> Iterator[Clip]:
-        self.skipped, self.items = [], 0
-        for count, clip in enumerate(self._clips(self), start=1):
-            yield clip
-            if count == self.limit:
-                return
+        self.skipped, self.items, count = [], 0, 0
+        for shard in range(self.num_shards):
+            for item in self.list_items(shard):
+                self.items += 1
+                try:
+                    for clip in item.clips():
+                        yield clip
+                        count += 1
+                        if count == self.limit:
+                            return
+                except (ValueError, OSError) as error:
+                    self.skipped.append({"source": item.name, "why": str(error)})
 
 
 def open_source(
@@ -97,26 +130,27 @@ def open_source(
         "seed": seed,
     }
 
-    def clips(source: ClipSource) -> Iterator[Clip]:
-        for index, row in enumerate(rows):
-            source.items += 1
-            media = row[column]
-            name = _name(media, row, dataset, split, index)
-            values = {label: int(row[label]) for label in labels if row[label] is not None}
-            try:
-                content = _content(media)
-                windows = (
-                    read_windows(content, source=name, **read)
-                    if kind == "video"
-                    else _image_crops(content, name, index, resolution, crops, seed)
-                )
-                for clip in windows:
-                    clip.labels = dict(values)
-                    yield clip
-            except (ValueError, OSError) as error:
-                source.skipped.append({"source": name, "why": str(error)})
+    first = next(iter(rows), None)
+    lists_paths = first is None or (isinstance(first[column], dict) and first[column].get("bytes") is None)
+    num_shards = 1 if lists_paths else rows.num_shards
 
-    source = ClipSource(clips, kind, labels, limit, None)
+    def decoded(media, name: str, values: dict[str, int]) -> Iterator[Clip]:
+        content = _content(media)
+        if kind == "video":
+            clips = read_windows(content, source=name, **read)
+        else:
+            clips = _image_crops(content, name, resolution, crops, seed)
+        for clip in clips:
+            clip.labels = dict(values)
+            yield clip
+
+    def list_items(shard: int) -> Iterator[Item]:
+        for index, row in enumerate(rows if num_shards == 1 else rows.shard(num_shards, shard)):
+            name = _name(row[column], row, dataset, split, index if num_shards == 1 else f"{shard}:{index}")
+            values = {label: int(row[label]) for label in labels if row[label] is not None}
+            yield Item(name, partial(decoded, row[column], name, values))
+
+    source = ClipSource(list_items, kind, labels, limit, num_shards=num_shards, lists_paths=lists_paths)
     source._cache = cache  # lives as long as the rows may be read
     return source
 
@@ -132,14 +166,16 @@ def _toyworld(dataset, split, num_frames, resolution, crops, seed, limit) -> Cli
     variant = dataset.partition(":")[2] or "simple"
     world = ToyWorld(split=split or "train", variant=variant, seed=seed, resolution=resolution, num_frames=num_frames)
 
-    def clips(source: ClipSource) -> Iterator[Clip]:
-        for index in range(limit):
-            source.items += 1
-            item = world.clip(index)
-            labels = {label: int(item[label]) for label in world.label_names}
-            yield Clip(item["video"], str(item["clip_id"]), 0, TOYWORLD_FPS, labels)
+    def rendered(index: int) -> Iterator[Clip]:
+        item = world.clip(index)
+        labels = {label: int(item[label]) for label in world.label_names}
+        yield Clip(item["video"], str(item["clip_id"]), 0, TOYWORLD_FPS, labels)
 
-    return ClipSource(clips, "video", dict(world.label_names), limit, limit)
+    def list_items(_shard: int) -> Iterator[Item]:
+        for index in range(limit):
+            yield Item(f"{dataset}[{index}]", partial(rendered, index))
+
+    return ClipSource(list_items, "video", dict(world.label_names), limit, expected=limit)
 
 
 def _open_rows(dataset: str, split: str | None, cache_dir: str):
@@ -205,8 +241,9 @@ def _columns(features, dataset: str, image_column: str | None, kind: str | None)
     return column, kind or media.get(column, "image"), labels
 
 
-def _name(media, row: dict, dataset: str, split: str | None, index: int) -> str:
-    """What the manifest calls a row: a path inside the dataset's folder, a webdataset key, or split[row]."""
+def _name(media, row: dict, dataset: str, split: str | None, index: int | str) -> str:
+    """What the manifest calls a row: a path inside the dataset's folder, a webdataset key, split[row], or, of several
+    files, split[file:row]."""
     path = media.get("path") if isinstance(media, dict) else None
     if path and Path(path).is_file():
         folder = Path(dataset).resolve()
@@ -231,14 +268,16 @@ def _content(media) -> bytes | str:
         return file.read()
 
 
-def _image_crops(content: bytes | str, name: str, index: int, resolution: int, crops: int, seed: int) -> Iterator[Clip]:
-    """The centre crop of an image, or `crops` seeded random ones."""
+def _image_crops(content: bytes | str, name: str, resolution: int, crops: int, seed: int) -> Iterator[Clip]:
+    """The centre crop of an image, or `crops` random ones, fixed by seed and name."""
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             image.load()
-            generator = np.random.default_rng([seed, index])
+            generator = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)])
             for _ in range(crops):
                 position = CENTRE if crops == 1 else tuple(generator.random(2))
                 yield Clip(resize_and_crop(image, resolution, position)[None], name)
+    except UnidentifiedImageError as error:  # whose own words hold an address in memory, unlike in every run
+        raise ValueError("the image cannot be read: it is corrupt, or no image at all.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image cannot be read: {error}") from error

@@ -1,21 +1,33 @@
-"""`toto tokenize`: make tokens once. Videos or images in, pre-shuffled parquet shards and a manifest out.
+"""`toto tokenize`: make tokens once. Videos or images in, shuffled parquet shards and a manifest out.
 
-A folder of shards is written under a temporary name and renamed when its manifest is in it: one that exists is whole.
+Work is done in parts that any number of processes share (`parts.py`) in `<output>.partial`, which is renamed when the
+manifest is in it: a folder that exists is whole, and a run that was killed goes on from its finished parts. The shards
+are the same to the byte, however many processes there were and however often they were killed.
 """
 
 import errno
-import hashlib
 import json
+import os
 import shutil
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from transformers.hf_argparser import HfArgumentParser
 
-FORMAT = 1
-# Rows held back to be shuffled: all of a small set; for larger ones a window, 0.5 GB at 4096 codes a row.
-SHUFFLE_BUFFER = 65_536
+from tokenization.shards import FORMAT, read_manifest, verify
+
+# Processes may be done hours apart and wait for each other.
+TIMEOUT = timedelta(days=30)
+# Files or rows of a part: some minutes of work at most, and thousands of parts for millions of files.
+VIDEOS_PER_PART, IMAGES_PER_PART = 16, 1024
+# Flags that say where and how to work rather than what comes out.
+NOT_SETTINGS = {"output", "verify", "decode_threads", "push_to_hub", "private", "tokenizer"}
+DESCRIPTION = """\
+Turn videos or images into shards of visual tokens. A run that was killed is completed by the same command. Several
+processes share the work: accelerate launch -m tokenization.tokenize_dataset ..., or on CPUs ACCELERATE_USE_CPU=true
+torchrun --standalone --nproc-per-node 2 -m tokenization.tokenize_dataset ...; several nodes need a file system that
+they share for --output. Parquet and tar sets of at least as many files as processes are split by file."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,10 @@ class TokenizeArgs:
         default=None,
         metadata={"help": "folder or Hub id of a visual tokenizer or a processor; left out: the small one that ships"},
     )
-    output: str | None = field(default=None, metadata={"help": "folder to write; it must be new or empty"})
+    output: str | None = field(
+        default=None,
+        metadata={"help": "folder to write; it must be new or empty (DIR.partial is where the work goes on)"},
+    )
     num_frames: int = field(default=16, metadata={"help": "frames a clip (paper: 16); an image is one frame"})
     stride: int = field(default=4, metadata={"help": "take every stride-th frame (paper: 4, for 24-30 fps media)"})
     fps: float | None = field(
@@ -46,7 +61,8 @@ class TokenizeArgs:
         default=1, metadata={"help": "1: the centre crop; K: K random crops and temporal offsets of every item"}
     )
     max_clips: int | None = field(
-        default=None, metadata={"help": "stop after so many clips; left out: all (of toyworld, which is endless, 2000)"}
+        default=None,
+        metadata={"help": "take the first so many clips; left out: all (of toyworld, which is endless, 2000)"},
     )
     seed: int = field(default=0, metadata={"help": "seed of the crops, the order of the rows, and toyworld"})
     rows_per_shard: int = field(default=4096, metadata={"help": "rows of a parquet file"})
@@ -56,161 +72,68 @@ class TokenizeArgs:
     image_column: str | None = field(
         default=None, metadata={"help": "column of the images or videos; left out: the first of that type"}
     )
-    verify: str | None = field(default=None, metadata={"help": "check a folder of shards instead of writing one"})
+    items_per_part: int | None = field(
+        default=None,
+        metadata={
+            "help": "files or rows of a part, which is all that a kill costs; left out: 16 videos or 1024 images"
+        },
+    )
+    precision: str | None = field(
+        default=None, metadata={"help": "fp32 or bf16; left out: bf16 where the device has it, else fp32"}
+    )
+    decode_threads: int | None = field(
+        default=None,
+        metadata={"help": "videos or images decoded at a time; left out: this process's share of the CPUs"},
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "user/name: push the shards there as a data set, with a card"}
+    )
+    private: bool = field(default=False, metadata={"help": "create that repository as a private one"})
+    verify: str | None = field(
+        default=None,
+        metadata={"help": "check a folder of shards instead of writing one (--push_to_hub then pushes it)"},
+    )
 
     def __post_init__(self):
         if self.verify is None and (self.dataset is None or self.output is None):
             raise ValueError("name what to tokenize and where to write it: --dataset and --output (or --verify DIR).")
-        for name in ("num_frames", "stride", "crops", "rows_per_shard", "batch_frames", "max_clips", "fps"):
+        counts = ("num_frames", "stride", "crops", "rows_per_shard", "batch_frames", "max_clips", "fps")
+        for name in (*counts, "items_per_part", "decode_threads"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} must be positive, not {value}.")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a folder of shards.
-
-    Raises:
-        FileNotFoundError: no manifest there. ValueError: not one of ours, or of another format.
-    """
-    file = Path(folder) / "manifest.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} is no folder of token shards: there is no manifest.json in it.")
-    try:
-        manifest = json.loads(file.read_text())
-        known = manifest["format"] == FORMAT
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: write the shards again with toto tokenize.") from error
-    if not known:
-        raise ValueError(
-            f"{file} has format {manifest['format']}, this version reads {FORMAT}: write the shards again."
-        )
-    return manifest
-
-
-class ShardWriter:
-    """Rows in, shuffled parquet shards out.
-
-    Rows wait in a buffer and leave it in a seeded random order: a full shuffle of a set that fits, a windowed one of a
-    larger or endless set. Columns: codes fixed_size_list<uint16>[T*h*w], source, start, fps, one int64 per label.
-    """
-
-    def __init__(
-        self, folder: Path, split: str, num_codes_per_row: int, labels: list[str], rows_per_shard: int, seed: int
-    ):
-        import numpy as np
-        import pyarrow as pa
-
-        self.folder, self.split, self.rows_per_shard = folder, split, rows_per_shard
-        columns = [("codes", pa.list_(pa.uint16(), num_codes_per_row)), ("source", pa.string()), ("start", pa.int64())]
-        columns += [("fps", pa.float32())] + [(label, pa.int64()) for label in labels]
-        self.schema = pa.schema(columns)
-        self.generator = np.random.default_rng(seed)
-        self.buffer: list[dict] = []
-        self.pending: list[dict] = []
-        self.shards: list[dict] = []
-
-    def add(self, row: dict) -> None:
-        """`row`: codes as a flat uint16 array, and a value for every other column."""
-        if len(self.buffer) < SHUFFLE_BUFFER:
-            self.buffer.append(row)
-            return
-        place = int(self.generator.integers(len(self.buffer)))
-        self.pending.append(self.buffer[place])
-        self.buffer[place] = row
-        if len(self.pending) == self.rows_per_shard:
-            self._write(self.pending)
-            self.pending = []
-
-    def close(self) -> list[dict]:
-        """Write what is left; the list of shards for the manifest."""
-        rows = self.pending + [self.buffer[i] for i in self.generator.permutation(len(self.buffer))]
-        for first in range(0, len(rows), self.rows_per_shard):
-            self._write(rows[first : first + self.rows_per_shard])
-        self.buffer, self.pending = [], []
-        return self.shards
-
-    def _write(self, rows: list[dict]) -> None:
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        arrays = []
-        for name in self.schema.names:
-            values = [row[name] for row in rows]
-            kind = self.schema.field(name).type
-            if name == "codes":
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values)), type=kind))
-            else:
-                arrays.append(pa.array(values, kind))
-        file = self.folder / f"{self.split}-{len(self.shards):05d}.parquet"
-        pq.write_table(pa.Table.from_arrays(arrays, schema=self.schema), file, row_group_size=1024)
-        self.shards.append({"file": file.name, "rows": len(rows), "sha256": _sha256(file)})
-
-
-def _encode(source, processor, writer_for, batch_frames: int | None) -> dict:
-    """Run the clips of a source through the tokenizer into a writer, whole clips at a time; counts for the manifest."""
-    import numpy as np
-    from tqdm import tqdm
-
-    writer, waiting, held = None, [], 0
-    counts = {"num_sequences": 0, "kept": 0, "frames": 0}
-    last_source, started = None, time.monotonic()
-    progress = tqdm(total=source.expected, unit=" clips", desc="tokenize")
-
-    def flush() -> None:
-        codes = processor.encode_frames(np.concatenate([clip.frames for clip in waiting]), batch_size=batch_frames)
-        codes = codes.numpy().astype(np.uint16).reshape(len(waiting), -1)
-        for clip, row in zip(waiting, codes, strict=True):
-            labels = {label: clip.labels.get(label, -1) for label in source.label_names}
-            writer.add({"codes": row, "source": clip.source, "start": clip.start, "fps": clip.fps, **labels})
-        counts["frames"] += held
-        progress.update(len(waiting))
-        rate = counts["frames"] / (time.monotonic() - started)
-        progress.set_postfix_str(f"{rate:.0f} frames/s, {len(source.skipped)} skipped")
-        waiting.clear()
-
-    with progress:
-        for clip in source:
-            writer = writer or writer_for(len(clip.frames))
-            counts["num_sequences"] += 1
-            counts["kept"] += clip.source != last_source  # the clips of an item come one after another
-            last_source = clip.source
-            waiting.append(clip)
-            held += len(clip.frames)
-            if held >= (batch_frames or 64):
-                flush()
-                held = 0
-        if waiting:
-            flush()
-    counts["shards"] = writer.close() if writer else []
-    counts["seconds"] = time.monotonic() - started
-    return counts
+        if self.precision not in (None, "fp32", "bf16"):
+            raise ValueError(f"--precision must be fp32 or bf16, not {self.precision}.")
 
 
 def tokenize(args: TokenizeArgs) -> dict:
-    """Write the shards that `args` describes; returns the manifest.
+    """Write the shards that `args` describes; returns the manifest. Every process of a launch calls it.
 
     Raises:
-        ValueError: nothing usable in the dataset, or --output is not empty. OSError: nothing there, or a full disk.
+        ValueError: nothing usable in the dataset, --output is not empty, or --output.partial is of other flags.
+        OSError: nothing there, a full disk, or no token for the Hub.
     """
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} is not empty: name a new folder, or delete this one.")
 
-    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    from tokenization.processing_toto import SHIPPED, TotoProcessor
+    from tokenization.precision import bf16_is_fast
+    from tokenization.processing_toto import TotoProcessor
+    from tokenization.shard_card import create_repo
     from tokenization.sources import open_source
 
+    # Unlike Accelerator, PartialState does not read the variable itself.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
+        )
+    if args.push_to_hub:
+        _on_main(state, lambda: create_repo(args.push_to_hub, args.private))
     if args.tokenizer is None:
         processor = TotoProcessor.default()
     else:
@@ -228,63 +151,190 @@ def tokenize(args: TokenizeArgs) -> dict:
         limit=args.max_clips,
         image_column=args.image_column,
     )
+    precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
+    settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
+    settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}
     partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
-        partial.mkdir(parents=True)
-        processor.save_pretrained(partial / "processor")
-        processor.to("cuda" if torch.cuda.is_available() else "cpu")
-        h, w = processor.grid
-
-        def writer_for(num_frames: int) -> ShardWriter:
-            labels = list(source.label_names)
-            return ShardWriter(partial, args.split, num_frames * h * w, labels, args.rows_per_shard, args.seed)
-
-        counts = _encode(source, processor, writer_for, args.batch_frames)
-        skipped = list(source.skipped)
-        if not counts["num_sequences"]:
-            raise ValueError(f"no clip of {args.dataset} could be used: {_reasons(skipped, '; ')}")
-        is_video = source.kind == "video"
-        num_frames = args.num_frames if is_video else 1
-        manifest = {
-            "format": FORMAT,
-            "kind": source.kind,
-            "split": args.split,
-            "dataset": args.dataset,
-            "tokenizer": {
-                "name": args.tokenizer or SHIPPED.name,
-                "class": type(processor.visual_tokenizer).__name__,
-                "fingerprint": processor.fingerprint,
-            },
-            "num_codes": processor.num_codes,
-            "grid": [h, w],
-            "num_frames": num_frames,
-            "stride": args.stride if is_video and args.fps is None else None,
-            "fps": args.fps if is_video else None,
-            "resolution": processor.resolution,
-            "crops": args.crops,
-            "seed": args.seed,
-            "num_sequences": counts["num_sequences"],
-            "num_tokens": counts["num_sequences"] * num_frames * h * w,
-            "sources": source.items,
-            "kept": counts["kept"],
-            "skipped_count": len(skipped),
-            "skipped": skipped,
-            "shards": counts["shards"],
-            "label_names": source.label_names,
-            "processor": "processor",
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        if output.exists():
-            output.rmdir()  # empty, as checked above
-        partial.rename(output)
+        _on_main(state, lambda: _prepare(partial, settings))
+        if not (partial / "manifest.json").is_file():  # else the last run was killed when all was written
+            figures = _encode(args, source, processor.to(state.device), partial / "parts", precision, state)
+            _assemble(args, source, processor, partial, precision, state)
+            if state.is_main_process:
+                _print_figures(figures)
+        manifest = _on_main(state, lambda: _finish(partial, output))
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if state.num_processes == 1 and not any(partial.glob("parts/*.json")):
+            shutil.rmtree(partial, ignore_errors=True)  # nothing in it that a rerun could use
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):  # safetensors has no errno
-            raise OSError(f"the disk is full: {output} was not written; free some space and run it again.") from error
+            raise OSError(
+                f"the disk is full: {output} was not written; free some space and run the same command again."
+            ) from error
         raise
-    _print_summary(manifest, output, counts["frames"] / counts["seconds"])
+    if state.is_main_process:
+        _print_summary(manifest, output)
+    if args.push_to_hub:
+        _on_main(state, lambda: _push(output, args))
     return manifest
+
+
+def _on_main(state, action):
+    """The result of `action()`, run by the first process, in all of them; or its error, in all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    outcome = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = action()
+        except (ValueError, OSError) as error:
+            if state.num_processes == 1:
+                raise
+            outcome[1] = str(error)
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
+
+
+def _prepare(partial: Path, settings: dict) -> None:
+    """Make the folder of the work, or find it as a run with the same settings left it."""
+    from tokenization.parts import write_whole
+
+    file = partial / "settings.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        unlike = [name for name in settings if before.get(name) != settings[name]]
+        if unlike:
+            told = ", ".join(f"{name} {before.get(name)} instead of {settings[name]}" for name in unlike)
+            raise ValueError(f"{partial} was begun with other flags ({told}): give the same flags, or delete it.")
+        done = len(list(partial.glob("parts/*.json")))
+        print(f"going on with {partial}: {done} parts are finished")
+        return
+    shutil.rmtree(partial, ignore_errors=True)  # killed before anything was done
+    (partial / "parts").mkdir(parents=True)
+    write_whole(file, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+
+
+def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision: str, state) -> list[dict]:
+    """This process's parts; [{"frames", "seconds", "busy"}] of all processes: frames encoded, and the time that took
+    from the first to the last, of which the encoder was busy for so many seconds."""
+    from accelerate.utils import gather_object
+    from tqdm import tqdm
+
+    from tokenization.encode_parts import Encoder, encode_parts
+
+    is_video, world = source.kind == "video", state.num_processes
+    batch = args.batch_frames or (8 if state.device.type == "cpu" else 64)  # more is slower on a CPU
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
+    threads = args.decode_threads or max(2, cpus // neighbours)
+    if state.is_main_process:
+        print(f"world size {world}: {state.device}, {precision}, {batch} frames at a time, {threads} decoding threads")
+    total = source.expected
+    if total is None and source.lists_paths and args.max_clips is None and state.is_main_process:
+        total = sum(1 for _ in source.list_items(0))
+    total = total and -(-total // world)
+    encoder = Encoder(processor, batch, exact=precision == "fp32")
+    with tqdm(total=total, unit=" items", desc="tokenize", disable=not state.is_main_process) as bar:
+        encode_parts(
+            source,
+            encoder,
+            parts_folder,
+            bar,
+            num_frames=args.num_frames if is_video else 1,
+            items_per_part=args.items_per_part or (VIDEOS_PER_PART if is_video else IMAGES_PER_PART),
+            limit=source.limit,
+            threads=threads,
+            rank=state.process_index,
+            world=world,
+        )
+    return gather_object([{"frames": encoder.frames, "seconds": encoder.wall_seconds, "busy": encoder.seconds}])
+
+
+def _assemble(args: TokenizeArgs, source, processor, partial: Path, precision: str, state) -> None:
+    """The shards, shared among the processes, and what goes with them; the manifest last."""
+    from accelerate.utils import gather_object
+
+    from tokenization.parts import finished_parts, part_name, plan, write_whole
+    from tokenization.processing_toto import SHIPPED
+    from tokenization.shard_card import shard_card
+    from tokenization.shards import write_shards
+
+    def planned() -> tuple[list, dict]:
+        parts, counts = plan(partial / "parts", source.num_shards, source.limit)
+        if not counts["rows"]:
+            shutil.rmtree(partial)
+            raise ValueError(f"no clip of {args.dataset} could be used: {_reasons(counts['skipped'], '; ')}")
+        return parts, counts
+
+    parts, counts = _on_main(state, planned)
+    share = (state.process_index, state.num_processes)
+    shards = write_shards(partial / "parts", partial, parts, args.split, args.rows_per_shard, args.seed, *share)
+    shards = sorted(gather_object(shards), key=lambda shard: (len(shard["file"]), shard["file"]))
+    is_video, (h, w) = source.kind == "video", processor.grid
+    num_frames = args.num_frames if is_video else 1
+    manifest = {
+        "format": FORMAT,
+        "kind": source.kind,
+        "split": args.split,
+        "dataset": args.dataset,
+        "tokenizer": {
+            "name": args.tokenizer or SHIPPED.name,
+            "class": type(processor.visual_tokenizer).__name__,
+            "fingerprint": processor.fingerprint,
+        },
+        "num_codes": processor.num_codes,
+        "grid": [h, w],
+        "num_frames": num_frames,
+        "stride": args.stride if is_video and args.fps is None else None,
+        "fps": args.fps if is_video else None,
+        "resolution": processor.resolution,
+        "crops": args.crops,
+        "seed": args.seed,
+        "precision": precision,
+        "num_sequences": counts["rows"],
+        "num_tokens": counts["rows"] * num_frames * h * w,
+        "sources": counts["items"],
+        "kept": counts["kept"],
+        "skipped_count": len(counts["skipped"]),
+        "skipped": counts["skipped"],
+        "shards": shards,
+        "label_names": source.label_names,
+        "processor": "processor",
+    }
+
+    def write() -> None:
+        if precision == "bf16":
+            manifest["bf16_agreement"] = finished_parts(partial / "parts")[part_name(0, 0)].get("bf16_agreement")
+        processor.save_pretrained(partial / "processor")
+        (partial / "README.md").write_text(shard_card(manifest, partial.name.removesuffix(".partial")))
+        text = json.dumps(manifest, indent=2) + "\n"
+        write_whole(partial / "manifest.json", lambda path: path.write_text(text))
+
+    _on_main(state, write)
+
+
+def _finish(partial: Path, output: Path) -> dict:
+    """Delete what only a rerun needs, and give the folder its name; the manifest."""
+    shutil.rmtree(partial / "parts", ignore_errors=True)
+    for file in partial.glob("*.partial"):  # of a run that was killed
+        file.unlink()
+    if output.exists():
+        output.rmdir()  # empty, as checked before
+    partial.rename(output)
+    (output / "settings.json").unlink()
+    return read_manifest(output)
+
+
+def _push(folder: Path, args: TokenizeArgs) -> None:
+    from tokenization.shard_card import push_shards
+
+    try:
+        print(f"pushed to {push_shards(folder, args.push_to_hub, args.private)}")
+    except OSError as error:
+        again = f"toto tokenize --verify {folder} --push_to_hub {args.push_to_hub}"
+        raise OSError(f"{folder} is whole but was not pushed ({error}): try {again}") from error
 
 
 def _reasons(skipped: list[dict], separator: str, most: int = 3) -> str:
@@ -297,67 +347,46 @@ def _reasons(skipped: list[dict], separator: str, most: int = 3) -> str:
     return separator.join(lines)
 
 
-def _print_summary(manifest: dict, output: Path, rate: float) -> None:
+def _print_figures(figures: list[dict]) -> None:
+    """Speed of this run; of several processes the sum, and the least busy encoder."""
+    at_work = [figure for figure in figures if figure["frames"]]
+    if at_work:
+        rate = sum(figure["frames"] / figure["seconds"] for figure in at_work)
+        busy = min(figure["busy"] / figure["seconds"] for figure in at_work)
+        frames = sum(figure["frames"] for figure in at_work)
+        print(f"encoder busy {100 * busy:.0f} % of the wall time, {frames:,} frames at {rate:.1f} frames/s")
+
+
+def _print_summary(manifest: dict, output: Path) -> None:
     unit = "clips" if manifest["kind"] == "video" else "images"
     print(
         f"kept {manifest['num_sequences']:,} {unit} of {manifest['kept']:,} files or rows, "
-        f"{manifest['num_tokens']:,} tokens, {rate:.0f} frames/s"
+        f"{manifest['num_tokens']:,} tokens"
     )
+    if manifest.get("bf16_agreement") is not None:
+        print(f"bf16: {100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32")
     if manifest["skipped"]:
         print(f"skipped {manifest['skipped_count']:,}:\n  " + _reasons(manifest["skipped"], "\n  "))
     print(f"wrote {output} ({len(manifest['shards'])} shards, manifest.json, processor/)")
 
 
-def verify(folder: str | Path) -> str:
-    """Read a folder of shards again: checksums, row counts, code range, and the tokenizer against the manifest.
+def _leave_processes() -> None:
+    import torch
 
-    Returns one line that says what is there.
-    Raises:
-        ValueError, FileNotFoundError: the first thing that is wrong.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from tokenization.processing_toto import TotoProcessor
-
-    folder, manifest = Path(folder), read_manifest(folder)
-    h, w = manifest["grid"]
-    width, rows = manifest["num_frames"] * h * w, 0
-    for shard in manifest["shards"]:
-        file = folder / shard["file"]
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: write the shards again with toto tokenize.")
-        if _sha256(file) != shard["sha256"]:
-            raise ValueError(f"{file} is damaged (its sha256 differs from the manifest's): write the shards again.")
-        codes = pq.read_table(file, columns=["codes"])["codes"].combine_chunks()
-        values = codes.flatten().to_numpy()
-        if len(codes) != shard["rows"] or len(values) != len(codes) * width:
-            raise ValueError(
-                f"{file} holds {len(codes)} rows of {len(values) // max(1, len(codes))} codes, not as listed."
-            )
-        if values.max(initial=np.uint16(0)) >= manifest["num_codes"]:
-            raise ValueError(f"{file} holds code {values.max()}, but the tokenizer has {manifest['num_codes']} codes.")
-        rows += len(codes)
-    if rows != manifest["num_sequences"] or rows * width != manifest["num_tokens"]:
-        raise ValueError(f"{folder} holds {rows} rows, but its manifest says {manifest['num_sequences']}.")
-    fingerprint = TotoProcessor.from_pretrained(folder / manifest["processor"]).fingerprint
-    if fingerprint != manifest["tokenizer"]["fingerprint"]:
-        raise ValueError(f"{folder} holds another tokenizer ({fingerprint}) than the one that its manifest names.")
-    return (
-        f"{folder}: {rows:,} rows of {width} codes in {len(manifest['shards'])} shards, checksums and code range right "
-        f"(tokenizer {manifest['tokenizer']['name']}, {fingerprint})"
-    )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        TokenizeArgs, prog="toto tokenize", description="Turn videos or images into shards of visual tokens."
-    )
+    parser = HfArgumentParser(TokenizeArgs, prog="toto tokenize", description=DESCRIPTION)
     (args,) = parser.parse_args_into_dataclasses(argv)
-    if args.verify is not None:
-        print(verify(args.verify))
-    else:
+    if args.verify is None:
         tokenize(args)
+        _leave_processes()
+        return
+    print(verify(args.verify))
+    if args.push_to_hub:
+        _push(Path(args.verify), args)
 
 
 if __name__ == "__main__":

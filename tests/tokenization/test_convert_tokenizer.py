@@ -14,10 +14,11 @@ import torch.nn.functional as F
 import yaml
 from transformers import AutoImageProcessor, AutoModel, FlavaImageCodebook, FlavaImageCodebookConfig
 
-from tokenization import convert_tokenizer
+from tokenization import convert_tokenizer, originals
 from tokenization.configuration_dvae import TotoDVAEConfig
-from tokenization.convert_tokenizer import ORIGINALS, ConvertArgs, convert, fetch, main
+from tokenization.convert_tokenizer import ConvertArgs, convert, main
 from tokenization.modeling_dvae import TotoDVAEModel, map_pixels
+from tokenization.originals import ORIGINALS, fetch
 from tokenization.processing_toto import TotoProcessor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -230,7 +231,7 @@ def test_published_files_are_fetched_once(dvae_files, tmp_path, monkeypatch):
         opened.append(url)
         return Response((tmp_path / url.rsplit("/", 1)[1]).read_bytes())
 
-    monkeypatch.setattr(convert_tokenizer, "_open", serve)
+    monkeypatch.setattr(originals, "_open", serve)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(convert_tokenizer, "PUBLISHED_CODES", {"dvae": 64})
     args = ["--from", "dvae", "--cache_dir", str(tmp_path / "cache"), "--output"]
@@ -252,7 +253,7 @@ def test_a_folder_is_a_mirror(dvae_files, tmp_path, monkeypatch, prefix):
 
 
 def test_a_cut_download_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_tokenizer, "_open", lambda url: Response(b"half", length=8))
+    monkeypatch.setattr(originals, "_open", lambda url: Response(b"half", length=8))
     with pytest.raises(OSError, match="sent 4 of 8 bytes"):
         fetch("https://mirror.example/a", tmp_path / "a")
     assert not list(tmp_path.iterdir())
@@ -270,7 +271,7 @@ def test_http_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="is not https"):
         fetch("http://127.0.0.1:1/a", tmp_path / "a")
     request = urllib.request.Request("https://mirror.example/a")
-    redirect = convert_tokenizer._HttpsOnly().redirect_request
+    redirect = originals._HttpsOnly().redirect_request
     with pytest.raises(ValueError, match=r"redirects to http://.* which is not https"):
         redirect(request, None, 302, "Found", {}, "http://mirror.example/a")
     assert redirect(request, None, 302, "Found", {}, "https://other.example/a").full_url == "https://other.example/a"
@@ -279,7 +280,7 @@ def test_http_is_refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("kind", ["dvae", "vqgan-1k", "vqgan-16k"])
 def test_offline_it_says_what_it_needs(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(convert_tokenizer, "_open", lambda url: pytest.fail("the network was asked"))
+    monkeypatch.setattr(originals, "_open", lambda url: pytest.fail("the network was asked"))
     error = sentence(capsys, ["--from", kind, "--cache_dir", tmp_path / "cache", "--output", tmp_path / "out"])
     for flag, (name, url, _) in ORIGINALS[kind].items():
         assert name in error and url in error and f"--{flag} FILE" in error
@@ -291,7 +292,7 @@ def test_a_dead_server_is_offline_too(tmp_path, monkeypatch, capsys):
         raise urllib.request.URLError("no route")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(convert_tokenizer, "_open", fail)
+    monkeypatch.setattr(originals, "_open", fail)
     error = sentence(capsys, ["--from", "dvae", "--cache_dir", tmp_path / "cache", "--output", tmp_path / "out"])
     assert "no route" in error and "--decoder FILE" in error
 

@@ -150,6 +150,32 @@ def test_wrong_pictures_are_one_sentence(processor, pictures, change, words):
         processor.encode_frames(np.resize(wrong, (2, 16, 16, wrong.shape[-1])))
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: p(images=[]), "there is no picture to encode"),
+        (lambda p: p(images=np.empty((0, 8, 8, 3), np.uint8)), "there is no picture to encode"),
+        (lambda p: p(images=np.empty((0, 8, 3), np.uint8)), "there is no picture to encode"),
+        (lambda p: p(images=np.empty((8, 0, 3), np.uint8)), "a picture must have pixels"),
+        (lambda p: p(images=np.full((8, 8, 3), 1j)), "a picture must hold numbers, .* not complex128"),
+        (lambda p: p(images=np.full((8, 8, 3), None)), "a picture must hold numbers, .* not object"),
+        (lambda p: p(videos=[]), "there is no video to encode"),
+        (lambda p: p(videos=3), "a video must be a path, an array .* not int"),
+        (lambda p: p.encode_frames(None), "frames must be a uint8 array .* not NoneType"),
+        (lambda p: p.encode_frames(np.zeros((1, 16, 16, 3))), r"must be uint8 \(N, 16, 16, 3\), not float64"),
+        (lambda p: p.encode_frames(np.zeros((1, 8, 8, 3), np.uint8)), r"not uint8 \(1, 8, 8, 3\); call the processor"),
+        (lambda p: p.decode([1.5, 64.0]), "ids must be integers, not torch.float32"),
+    ],
+)
+def test_things_that_are_no_pictures_are_one_sentence(processor, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(processor)
+
+
+def test_bfloat16_pictures_are_pictures(processor):
+    assert to_rgb(torch.full((3, 8, 8), 0.5, dtype=torch.bfloat16)).getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_codes_do_not_depend_on_the_batch(processor, pictures):
     frames = np.stack([resize_and_crop(p, 16) for p in pictures])
     together = processor.encode_frames(frames)

@@ -5,15 +5,15 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
 from media import make_image, make_video, tiny_processor, tiny_tokenizer
 
-from tokenization import TotoProcessor, tokenize_dataset
-from tokenization.tokenize_dataset import ShardWriter, main, read_manifest, verify
+from tokenization import TotoProcessor
+from tokenization.parts import PartWriter
+from tokenization.tokenize_dataset import main, read_manifest, verify
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_datasets_reads_them_as_uint16(shards, tmp_path):
 
 def test_it_can_be_repeated_bit_for_bit(shards, videos, tokenizer, tmp_path):
     again = run(videos, tmp_path / "again", tokenizer, "--batch_frames", 3)
-    assert again["shards"] == read_manifest(shards)["shards"]
+    assert again == read_manifest(shards)
     assert run(videos, tmp_path / "other", tokenizer, "--seed", 1)["shards"] != again["shards"]
 
 
@@ -99,17 +99,6 @@ def test_many_shards_images_crops_and_sizes(tokenizer, tmp_path):
     assert manifest["stride"] is None and manifest["num_tokens"] == 14 * 36 and manifest["kept"] == 5
     assert TotoProcessor.from_pretrained(tmp_path / "out" / "processor").resolution == 24
     assert verify(tmp_path / "out").startswith(f"{tmp_path / 'out'}: 14 rows of 36 codes in 4 shards")
-
-
-def test_a_larger_set_is_shuffled_through_the_buffer(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenize_dataset, "SHUFFLE_BUFFER", 8)
-    writer = ShardWriter(tmp_path, "train", 2, [], rows_per_shard=5, seed=0)
-    for index in range(23):
-        writer.add({"codes": np.array([index, index], np.uint16), "source": "s", "start": index, "fps": 1.0})
-    shards = writer.close()
-    starts = [row for shard in shards for row in pq.read_table(tmp_path / shard["file"])["start"].to_pylist()]
-    assert [shard["rows"] for shard in shards] == [5, 5, 5, 5, 3]
-    assert sorted(starts) == list(range(23)) and starts != list(range(23))
 
 
 def test_toyworld_with_the_labels_of_its_truth(tokenizer, tmp_path):
@@ -174,14 +163,20 @@ def test_an_output_that_is_in_use_is_refused(shards, videos, tokenizer, tmp_path
     assert not (tmp_path / "empty" / "left by a kill").exists() and not (tmp_path / "empty.partial").exists()
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(videos, tokenizer, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(shards, videos, tokenizer, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match=r"the disk is full: .* was not written"):
-        run(videos, tmp_path / "out", tokenizer)
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", full)
+        with pytest.raises(OSError, match=r"the disk is full: .* run the same command again"):
+            run(videos, tmp_path / "out", tokenizer)
+        patch.setattr(PartWriter, "close", full)
+        with pytest.raises(OSError, match=r"the disk is full"):
+            run(videos, tmp_path / "other", tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"], "nothing of a run that finished nothing"
+    assert run(videos, tmp_path / "out", tokenizer) == read_manifest(shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +185,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(videos, tokenizer, tmp_pat
         (["--dataset", "toyworld"], "--dataset and --output"),
         (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride must be positive"),
         (["--dataset", "toyworld", "--output", "x", "--max_clips", "-1"], "--max_clips must be positive"),
+        (["--dataset", "toyworld", "--output", "x", "--precision", "fp16"], "--precision must be fp32 or bf16"),
     ],
 )
 def test_nonsense_is_refused_at_once(flags, words):

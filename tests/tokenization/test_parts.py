@@ -1,0 +1,144 @@
+"""Parts follow from the data and the flags alone, whoever makes them, and making and shuffling them takes no memory."""
+
+import io
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from tqdm import tqdm
+
+from tokenization.encode_parts import Encoder, encode_parts
+from tokenization.parts import PartWriter, finished_parts, plan, steps
+from tokenization.shards import write_shards
+from tokenization.sources import open_source
+from tokenization.video import Clip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """17 pictures in three parquet files, two crops of each; pictures 3, 9 and 16 cannot be read."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    contents = []
+    for index in range(17):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(file, "png")
+        contents.append(b"noise" if index in (3, 9, 16) else file.getvalue())
+    for number, rows in enumerate((range(7), range(7, 8), range(8, 17))):
+        column = [{"bytes": contents[row], "path": None} for row in rows]
+        Dataset.from_dict({"image": column}, features=Features({"image": ImageFeature()})).to_parquet(
+            folder / f"train-{number}.parquet"
+        )
+    return open_source(str(folder), resolution=16, crops=2)
+
+
+class RedProcessor:
+    """A tokenizer that costs nothing: a code is the red of every fourth pixel."""
+
+    grid, resolution = (4, 4), 16
+
+    def encode_frames(self, frames, batch_size, exact):
+        assert len(frames) <= batch_size
+        return torch.from_numpy(frames[:, ::4, ::4, 0].astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(RedProcessor(), batch_frames=4, exact=True)
+
+
+def make_parts(source, encoder, folder, limit=None, ranks=(0,)):
+    """Parts of at most three pictures, rank by rank; the counts and the rows that the shards would have."""
+    folder.mkdir()
+    for rank in ranks:
+        sizes = {"num_frames": 1, "items_per_part": 3, "limit": limit, "threads": 2}
+        encode_parts(source, encoder, folder, tqdm(disable=True), **sizes, rank=rank, world=len(ranks))
+    parts, counts = plan(folder, source.num_shards, limit)
+    (folder / "out").mkdir()
+    (shard,) = write_shards(folder, folder / "out", parts, "train", 100, seed=0)
+    return counts, pq.read_table(folder / "out" / shard["file"])
+
+
+def test_parts_hold_the_rows_of_the_source_in_its_order(source, encoder, tmp_path):
+    counts, table = make_parts(source, encoder, tmp_path / "parts")
+    clips = list(source)
+    assert source.num_shards == 3 and not source.lists_paths
+    assert counts == {"rows": 28, "items": 17, "kept": 14, "skipped": source.skipped}
+    assert [entry["source"] for entry in source.skipped] == ["train[0:3]", "train[2:1]", "train[2:8]"]
+    codes = (
+        encoder.processor.encode_frames(np.concatenate([clip.frames for clip in clips]), 99, True).flatten(1).tolist()
+    )
+    order = np.random.default_rng(0).permutation(28)
+    assert table["source"].to_pylist() == [clips[row].source for row in order]
+    assert table["codes"].to_pylist() == [codes[row] for row in order]
+    files = ["000000-000000", "000000-000001", "000000-000002", "000001-000000"]
+    files += ["000002-000000", "000002-000001", "000002-000002"]
+    assert sorted(finished_parts(tmp_path / "parts")) == files, "no part lies in two files"
+
+
+@pytest.mark.parametrize("ranks", [[0, 1], [3, 2, 1, 0]])  # fewer than the files, and more
+def test_who_makes_them_does_not_matter(source, encoder, tmp_path, ranks):
+    for limit in (None, 1, 8, 9, 12, 13, 15, 28, 100):
+        counts, table = make_parts(source, encoder, tmp_path / f"one {limit}", limit)
+        assert counts["rows"] == min(limit or 28, 28)
+        same = make_parts(source, encoder, tmp_path / f"shared {limit}", limit, ranks)
+        assert same[0] == counts and same[1].equals(table)
+
+
+def test_a_limit_encodes_no_more_than_it_needs(source, encoder, tmp_path):
+    make_parts(source, encoder, tmp_path / "parts", limit=7)
+    assert sum(info["rows"] for info in finished_parts(tmp_path / "parts").values()) == 7
+
+
+def test_ranks_share_the_items_and_read_only_their_files(source, monkeypatch):
+    opened = []
+    list_items = source.list_items
+    monkeypatch.setattr(source, "list_items", lambda shard: opened.append(shard) or list_items(shard))
+
+    def share(rank, world, finished):
+        return [(step.part, step.index) for step in steps(source, 3, rank, world, finished)]
+
+    assert [len(share(rank, 3, {})) for rank in range(3)] == [7, 1, 9]
+    assert opened == [0, 1, 2], "a rank opens its own file"
+    everything = share(0, 1, {})
+    assert sorted(entry for rank in range(5) for entry in share(rank, 5, {})) == everything
+    opened.clear()
+    done = {"000000-000000": {"shard_ends": False}, "000001-000000": {"shard_ends": True}}
+    assert share(0, 1, done) == [entry for entry in everything if entry[0] not in done] and opened == [0, 2]
+
+
+def peak_memory(folder, rows, width=1024):
+    """Bytes that `rows` rows of codes take at most on their way into parts and on into shards of 500."""
+    (folder / "parts").mkdir(parents=True)
+    usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        writer = PartWriter(folder / "parts", "000000-000000", width, [])
+        for start in range(rows):
+            writer.add(start, Clip(None, "video", start), np.full(width, start, np.uint16))
+        writer.close(rows, shard_ends=True)
+        parts, _ = plan(folder / "parts", 1, None)
+        write_shards(folder / "parts", folder, parts, "train", 500, seed=0)
+        return tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    few, many = peak_memory(tmp_path / "few", 1500), peak_memory(tmp_path / "many", 9000)
+    assert many < 1.2 * few and many < 9000 * 2048
+    starts = []
+    for file in sorted((tmp_path / "many").glob("*.parquet")):
+        table = pq.read_table(file)
+        assert np.array_equal(table["codes"].combine_chunks().flatten()[::1024], table["start"])
+        starts += table["start"].to_pylist()
+    assert sorted(starts) == list(range(9000)) and abs(np.corrcoef(starts, np.arange(9000))[0, 1]) < 0.1

@@ -1,0 +1,82 @@
+"""Items decoded by background threads and handed out in their own order, in bounded memory.
+
+PyAV and PIL release the interpreter lock, so that threads decode while the main thread keeps the encoder busy.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from .video import Clip
+
+
+def decode_ahead(steps: Iterable, threads: int, in_flight: int, clips_each: int) -> Iterator[tuple]:
+    """Clips of the items of `steps`, decoded while the caller is busy with earlier ones.
+
+    Args:
+        steps: what has an attribute `item`, a `sources.Item` or None; listed in a thread of its own.
+        threads: items decoded at a time.
+        in_flight: items that may be ahead of the caller. clips_each: decoded clips that each of them may hold.
+    Yields:
+        (step, clip, None) for every clip, and then (step, None, why) once, `why` being None or what is wrong with the
+        item. The order does not depend on the threads. Close the generator to stop them.
+    Raises:
+        What listing raises, and what decoding raises other than ValueError and OSError.
+    """
+    stop = threading.Event()
+    order: queue.Queue = queue.Queue(in_flight)
+
+    def put(place: queue.Queue, value) -> bool:
+        """False when nobody listens any more."""
+        while not stop.is_set():
+            try:
+                place.put(value, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def decode(item, clips: queue.Queue) -> None:
+        why = None
+        try:
+            for clip in item.clips():
+                if not put(clips, clip):
+                    return
+        except (ValueError, OSError) as error:
+            why = str(error)
+        except BaseException as error:  # raised again by the caller's thread
+            why = error
+        put(clips, why)
+
+    def feed() -> None:
+        try:
+            for step in steps:
+                clips: queue.Queue = queue.Queue(clips_each)
+                if step.item is None:
+                    clips.put(None)
+                else:
+                    pool.submit(decode, step.item, clips)
+                if not put(order, (step, clips)):
+                    return
+            put(order, None)
+        except BaseException as error:  # likewise
+            put(order, error)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    feeder = threading.Thread(target=feed, name="list items", daemon=True)
+    feeder.start()
+    try:
+        while (entry := order.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            step, clips = entry
+            while isinstance(got := clips.get(), Clip):
+                yield step, got, None
+            if isinstance(got, BaseException):
+                raise got
+            yield step, None, got
+    finally:
+        stop.set()
+        feeder.join()
+        pool.shutdown(cancel_futures=True)

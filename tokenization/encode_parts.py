@@ -1,0 +1,162 @@
+"""The inner loop of `toto tokenize`: clips decoded ahead, encoded a fixed number of frames at a time, written as parts.
+
+Batches cross the borders of clips but not of parts, so a part's codes do not depend on what was encoded before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .decode_ahead import decode_ahead
+from .parts import PartWriter, finished_parts, part_name, rows_before, steps
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tqdm import tqdm
+
+    from .processing_toto import TotoProcessor
+    from .sources import ClipSource
+    from .video import Clip
+
+# How long the progress of other processes may go unnoticed where --max_clips asks how much is done.
+REFRESH_SECONDS = 10
+
+
+class Encoder:
+    """`processor.encode_frames` with a clock."""
+
+    def __init__(self, processor: TotoProcessor, batch_frames: int, exact: bool):
+        self.processor, self.batch_frames, self.exact = processor, batch_frames, exact
+        self.frames, self.seconds = 0, 0.0
+        self.began: float | None = None
+        self.ended = 0.0
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Codes of a batch: uint8 (N, R, R, 3) -> uint16 (N, h*w)."""
+        started = time.perf_counter()
+        codes = self.processor.encode_frames(frames, batch_size=self.batch_frames, exact=self.exact)
+        self.ended = time.perf_counter()
+        self.began = started if self.began is None else self.began
+        self.seconds += self.ended - started
+        self.frames += len(frames)
+        return codes.flatten(1).numpy().astype("uint16")
+
+    def agreement(self, frames: np.ndarray) -> float:
+        """Share of the codes of `frames` that fp32 gives as well."""
+        ours, exact = (self.processor.encode_frames(frames, self.batch_frames, exact) for exact in (self.exact, True))
+        return (ours == exact).double().mean().item()
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first frame going in to the last code coming out, waiting included."""
+        return self.ended - self.began if self.began is not None else 0.0
+
+
+class PartEncoder:
+    """Clips of a part in; their frames leave in full batches, their codes go to the part's file."""
+
+    def __init__(self, encoder: Encoder, folder: Path, name: str, labels: list[str], num_frames: int):
+        import numpy as np
+
+        h, w = encoder.processor.grid
+        side = encoder.processor.resolution
+        self.encoder, self.num_frames = encoder, num_frames
+        self.frames = np.empty((encoder.batch_frames, side, side, 3), np.uint8)
+        self.filled = self.clips = 0
+        self.waiting: deque[tuple[int, Clip]] = deque()  # (item, clip) whose codes are not complete
+        self.codes = np.empty((0, h * w), np.uint16)  # of their frames that are encoded
+        self.writer = PartWriter(folder, name, num_frames * h * w, labels)
+        # Recorded once for the whole data set, where every run finds it.
+        self.compares = not encoder.exact and name == part_name(0, 0)
+        self.facts: dict = {}
+
+    def add(self, item: int, clip: Clip) -> None:
+        self.clips += 1
+        frames, clip.frames = clip.frames, None  # copied below; a clip may wait long
+        self.waiting.append((item, clip))
+        while len(frames):
+            taken = frames[: len(self.frames) - self.filled]
+            self.frames[self.filled : self.filled + len(taken)] = taken
+            self.filled += len(taken)
+            frames = frames[len(taken) :]
+            if self.filled == len(self.frames):
+                self._encode()
+
+    def close(self, items: int, shard_ends: bool) -> None:
+        """Encode what waits for a full batch, and finish the file."""
+        if self.filled:
+            self._encode()
+        self.writer.close(items, shard_ends, **self.facts)
+
+    def _encode(self) -> None:
+        import numpy as np
+
+        batch = self.frames[: self.filled]
+        if self.compares:
+            self.facts["bf16_agreement"], self.compares = self.encoder.agreement(batch), False
+        self.codes, self.filled = np.concatenate([self.codes, self.encoder(batch)]), 0
+        while self.waiting and len(self.codes) >= self.num_frames:
+            self.writer.add(*self.waiting.popleft(), self.codes[: self.num_frames].reshape(-1))
+            self.codes = self.codes[self.num_frames :]
+
+
+def encode_parts(
+    source: ClipSource,
+    encoder: Encoder,
+    folder: Path,
+    bar: tqdm,
+    *,
+    num_frames: int,
+    items_per_part: int,
+    limit: int | None,
+    threads: int,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Write the parts that are rank's and not there yet.
+
+    Args:
+        bar: counts files and rows. num_frames: frames T of a clip, 1 of an image.
+        limit: rows wanted of all parts together. threads: items decoded at a time.
+    Raises:
+        OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
+    """
+    finished, looked = finished_parts(folder), time.monotonic()
+    ahead = 2 * -(-encoder.batch_frames // num_frames) + 1  # clips of two batches
+    todo = steps(source, items_per_part, rank, world, dict(finished))
+    part: PartEncoder | None = None
+    wanted, clips, skipped = None, 0, 0
+    with contextlib.closing(decode_ahead(todo, threads, threads + ahead, ahead)) as decoded:
+        try:
+            for step, clip, why in decoded:
+                if part is None:
+                    if limit is not None:
+                        if world > 1 and time.monotonic() - looked > REFRESH_SECONDS:
+                            finished, looked = finished_parts(folder), time.monotonic()
+                        wanted = limit - rows_before(step.part, finished)
+                        if wanted <= 0:
+                            return
+                    part = PartEncoder(encoder, folder, step.part, list(source.label_names), num_frames)
+                if clip is not None:
+                    part.add(step.index, clip)
+                    clips += 1
+                elif why is not None:
+                    part.writer.skip(step.index, step.item.name, why)
+                    skipped += 1
+                enough = part.clips == wanted
+                if enough or (clip is None and step.part_ends):
+                    part.close(step.index + (step.item is not None), step.shard_ends)
+                    finished[step.part], part = part.writer.info, None
+                if clip is None or enough:
+                    rate = encoder.frames / encoder.wall_seconds if encoder.frames else 0
+                    bar.set_postfix_str(f"{clips} clips, {rate:.1f} frames/s, {skipped} skipped", refresh=False)
+                    bar.update(step.item is not None)
+                if enough:
+                    return
+        finally:
+            if part is not None:  # cut off in its middle
+                part.writer.abandon()

@@ -1,0 +1,40 @@
+"""Where bfloat16 pays, and a visual tokenizer whose encoder computes in it."""
+
+import copy
+
+import torch
+from torch import nn
+
+from .modeling_dvae import TotoDVAECodeLogits
+from .modeling_vqgan import TotoVQGANQuantizer
+
+# What chooses among the codes stays in fp32: in bf16 near neighbours tie.
+KEPT_IN_FP32 = (TotoDVAECodeLogits, TotoVQGANQuantizer)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """True on recent GPUs and on CPUs with AMX or AVX512-BF16; elsewhere bfloat16 is emulated, tens of times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return False
+
+
+def bf16_encoder(model: nn.Module) -> nn.Module:
+    """A copy of a visual tokenizer for `encode` only: weights cast to bf16 once, the choice of the code in fp32.
+
+    Autocast would cast them again for every batch: it keeps no casts under `inference_mode`, nor after its block.
+    """
+    fp32 = {name: module for name, module in model.named_modules() if isinstance(module, KEPT_IN_FP32)}
+    memo = {id(module): module for module in fp32.values()}  # shared with the original, and spared the cast below
+    if isinstance(model.decoder, nn.Module):
+        memo[id(model.decoder)] = nn.Identity()  # not needed, and half of the memory
+    half = copy.deepcopy(model, memo)
+    for name in fp32:
+        half.set_submodule(name, nn.Identity())
+    half.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    for name, module in fp32.items():
+        half.set_submodule(name, module)
+    return half.eval()

@@ -1,0 +1,151 @@
+"""A folder of token shards to the Hub: a data set repository with a card that says what is in it and how to use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .shards import read_manifest
+
+CARD = """\
+---
+{header}
+---
+
+# {name}
+
+Visual tokens of `{dataset}`, split `{split}`: every row is {row}, encoded by the
+visual tokenizer `{tokenizer}`. Made with `toto tokenize` to pre-train
+[Toto](https://arxiv.org/abs/2501.05453) models without decoding and encoding pictures again.
+
+| | |
+|---|---|
+| rows | {num_sequences:,}, in a fixed random order |
+| tokens | {num_tokens:,} |
+| shards | {num_shards} |
+| files or rows of the source | {sources:,}, of which {kept:,} gave rows and {skipped_count:,} were skipped |
+| tokenizer | `{tokenizer}` ({tokenizer_class}), fingerprint `{fingerprint}`, {num_codes:,} codes |
+| frames | {resolution} x {resolution} pixels, {h} x {w} tokens{sampling} |
+| crops | {crops} |
+| precision of the encoder | {precision} |
+
+## Columns
+
+- `codes`: {num_frames} x {h} x {w} codes, frames in time order, each in raster order; uint16 in 0..{last_code}.
+- `source`: file or row of the source. `start`: its frame that the row begins with.
+- `fps`: frames a second of the row's frames (0: an image).
+{labels}
+The pictures come back through the tokenizer in `processor/`:
+
+```python
+from datasets import load_dataset
+from huggingface_hub import snapshot_download
+from tokenization import TotoProcessor
+from tokenization.sequences import {to_rows}
+
+rows = load_dataset("{repo}", split="{split}").with_format("numpy")
+processor = TotoProcessor.from_pretrained(snapshot_download("{repo}", repo_type="dataset") + "/processor")
+codes = rows[0]["codes"].reshape(1, {num_frames}, {h}, {w})
+frames = processor.decode({to_rows}(codes))  # uint8, (1, {num_frames}, {resolution}, {resolution}, 3)
+```
+
+## Pre-training
+
+```bash
+hf download {repo} --repo-type dataset --local-dir shards
+toto tokenize --verify shards
+toto pretrain --shards shards
+```
+
+What the tokens show belongs to the source: its licence and its limits hold here as well.
+"""
+
+
+def _public_name(name: str) -> str:
+    """The name of a data set or tokenizer without the folders of one's machine."""
+    path = Path(name)
+    return path.resolve().name if path.exists() or path.is_absolute() else name
+
+
+def shard_card(manifest: dict, repo: str) -> str:
+    """The README.md of a folder of shards; `repo` is the Hub id or folder that its examples load."""
+    import yaml
+
+    is_video, split, (h, w) = manifest["kind"] == "video", manifest["split"], manifest["grid"]
+    files = [{"split": split, "path": f"{split}-*.parquet"}]
+    header = {
+        "tags": ["toto", "visual-tokens", manifest["kind"]],
+        "size_categories": [_size_category(manifest["num_sequences"])],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    sampling = ""
+    if is_video:
+        sampling = f", {manifest['fps']:g} a second" if manifest["fps"] else f", every {manifest['stride']}th frame"
+    precision = manifest["precision"]
+    if manifest.get("bf16_agreement") is not None:
+        precision += f" ({100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32)"
+    labels = "".join(
+        f"- `{label}`: class number" + (f" ({', '.join(names[:20])})" if names else "") + "; -1 where unknown.\n"
+        for label, names in manifest["label_names"].items()
+    )
+    facts = manifest | {"dataset": _public_name(manifest["dataset"]), "precision": precision}
+    return CARD.format(
+        **facts | {"tokenizer": _public_name(manifest["tokenizer"]["name"])},
+        header=yaml.safe_dump(header, sort_keys=False).strip(),
+        name=repo.split("/")[-1],
+        repo=repo,
+        row=f"a clip of {manifest['num_frames']} frames" if is_video else "an image",
+        num_shards=len(manifest["shards"]),
+        tokenizer_class=manifest["tokenizer"]["class"],
+        fingerprint=manifest["tokenizer"]["fingerprint"],
+        last_code=manifest["num_codes"] - 1,
+        h=h,
+        w=w,
+        sampling=sampling,
+        labels=labels,
+        to_rows="video_rows" if is_video else "image_rows",
+    )
+
+
+def _size_category(rows: int) -> str:
+    """The Hub's name for the size of a data set."""
+    bounds = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
+    return next((name for name, bound in bounds.items() if rows < bound), "n>10M")
+
+
+def create_repo(repo_id: str, private: bool = False) -> str:
+    """Create the data set repository if there is none, and give its full name; before the work, to learn of a missing
+    token in time.
+
+    Raises:
+        ValueError: no possible name. OSError: no token, no right, or no connection.
+    """
+    from huggingface_hub import HfApi
+
+    return HfApi().create_repo(repo_id, private=private, exist_ok=True, repo_type="dataset").repo_id
+
+
+def push_shards(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Push a folder of shards in one commit; its address. Shards that an earlier push left there are deleted.
+
+    Folders of one's machine in the manifest are reduced to their last name.
+    Raises:
+        FileNotFoundError: no shards. OSError: the Hub refused or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    folder, manifest = Path(folder), read_manifest(folder)
+    repo_id = create_repo(repo_id, private)
+    public = manifest | {"dataset": _public_name(manifest["dataset"])}
+    public["tokenizer"] = manifest["tokenizer"] | {"name": _public_name(manifest["tokenizer"]["name"])}
+    files: dict[str, str | bytes] = {shard["file"]: str(folder / shard["file"]) for shard in manifest["shards"]}
+    for path in sorted((folder / manifest["processor"]).rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            files[path.relative_to(folder).as_posix()] = str(path)
+    files["manifest.json"] = (json.dumps(public, indent=2) + "\n").encode()
+    files["README.md"] = shard_card(public, repo_id).encode()
+    there = HfApi().list_repo_files(repo_id, repo_type="dataset")
+    operations = [CommitOperationDelete(path) for path in there if path.endswith(".parquet") and path not in files]
+    operations += [CommitOperationAdd(path, content) for path, content in files.items()]
+    message = f"Upload {manifest['num_sequences']:,} rows"
+    return str(HfApi().create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url)
