@@ -2,12 +2,15 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from tokenization.precision import bf16_is_fast
 
@@ -15,6 +18,19 @@ from tokenization.precision import bf16_is_fast
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """bfloat16 autocast where it pays, nothing elsewhere. Weights stay float32 in either case."""
     return torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else contextlib.nullcontext()
+
+
+def make_accelerator(**settings) -> Accelerator:
+    """An Accelerator in bfloat16 where that pays; another precision that `accelerate launch` was given is kept.
+
+    Args:
+        settings: further arguments of `Accelerator`.
+    """
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":  # what the launcher sets when it is not told
+        # Before the Accelerator, whose precision cannot be changed later in the same process.
+        device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+        settings["mixed_precision"] = "bf16" if bf16_is_fast(device) else "no"
+    return Accelerator(**settings)
 
 
 def matmul_peak(device: torch.device) -> float:

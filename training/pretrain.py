@@ -29,7 +29,6 @@ def main(argv: list[str] | None = None) -> None:
         require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
 
     import torch
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     from modeling_toto import TotoConfig, TotoForCausalLM
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from . import checkpoints
     from .data import RowStream, check_fit, read_manifest, validation_rows
-    from .device import bf16_is_fast, versions
+    from .device import make_accelerator, versions
     from .loop import accumulation_steps, train
     from .optim import make_optimizer
 
@@ -50,9 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         config = TotoConfig.from_preset(model_args.preset, **json.loads(model_args.config))
     check_fit(read_manifest(data.shards), config)
 
-    accelerator = Accelerator(log_with=args.report_to, project_dir=str(run))
-    if bf16_is_fast(accelerator.device) and accelerator.mixed_precision == "no":
-        accelerator = Accelerator(mixed_precision="bf16", log_with=args.report_to, project_dir=str(run))
+    accelerator = make_accelerator(log_with=args.report_to, project_dir=str(run))
     accumulation_steps(data, config.num_frames * config.tokens_per_frame, accelerator.num_processes)
     if args.push_to_hub and accelerator.is_main_process:
         from .hub import create_repo

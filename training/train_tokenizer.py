@@ -128,7 +128,6 @@ def main(argv: list[str] | None = None) -> None:
     require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
 
     import torch
-    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     from tokenization.configuration_dvae import TotoDVAEConfig
@@ -137,13 +136,11 @@ def main(argv: list[str] | None = None) -> None:
     from tokenization.modeling_vqgan import TotoVQGANModel
 
     from . import checkpoints
-    from .device import bf16_is_fast, versions
+    from .device import make_accelerator, versions
     from .frames import FrameStream, held_out_frames
     from .tokenizer_steps import DVAESteps, VQGANSteps
 
-    accelerator = Accelerator()
-    if bf16_is_fast(accelerator.device) and accelerator.mixed_precision == "no":
-        accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = make_accelerator()
     set_seed(args.seed)
     config_class, model_class = (
         (TotoVQGANConfig, TotoVQGANModel) if args.kind == "vqgan" else (TotoDVAEConfig, TotoDVAEModel)

@@ -83,16 +83,20 @@ def test_images_are_packed(shards, tmp_path):
     """A folder of single frames becomes rows of `num_frames` images behind one image start."""
     import numpy as np
 
-    from tokenization.tokenize_dataset import ShardWriter
+    from tokenization.parts import PartWriter, plan
+    from tokenization.shards import write_shards
+    from tokenization.video import Clip
 
-    folder = tmp_path / "images"
+    folder, parts = tmp_path / "images", tmp_path / "parts"
     folder.mkdir()
-    writer = ShardWriter(folder, "train", 16, [], 16, 0)
+    parts.mkdir()
+    writer = PartWriter(parts, "000000-000000", 16, [])
     for i in range(20):
-        codes = np.full(16, i, dtype=np.uint16)
-        writer.add({"codes": codes, "source": f"{i}", "start": 0, "fps": 0.0})
+        writer.add(i, Clip(None, f"{i}"), np.full(16, i, dtype=np.uint16))
+    writer.close(20, shard_ends=True)
+    listed = write_shards(parts, folder, plan(parts, 1, None)[0], "train", 16, 0)
     manifest = json.loads((shards / "manifest.json").read_text())
-    manifest |= {"kind": "image", "num_frames": 1, "shards": writer.close()}
+    manifest |= {"kind": "image", "num_frames": 1, "shards": listed}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     row = take(RowStream(folder, CONFIG, 0, hold_out=False), 1)[0]
     assert row[0] == IMAGE_START_ID and row.shape == (66,)
