@@ -84,7 +84,7 @@ def tokenizer(frames: int, rounds: int) -> dict:
     try:
         import dall_e
     except ImportError as error:
-        raise SystemExit("the peer is missing: pip install --no-deps dall-e (and attrs, requests)") from error
+        raise SystemExit("the peer is missing: make .venv installs it") from error
 
     from tokenization.configuration_dvae import TotoDVAEConfig
     from tokenization.image_processing_toto import TotoImageProcessor

@@ -2,7 +2,7 @@
 
 Work is done in parts that any number of processes share (`parts.py`) in `<output>.partial`, which is renamed when the
 manifest is in it: a folder that exists is whole, and a run that was killed goes on from its finished parts. The shards
-are the same to the byte, however many processes there were and however often they were killed.
+are the same to the byte, however many processes of one kind of machine there were and however often they were killed.
 """
 
 import errno
@@ -154,7 +154,9 @@ def tokenize(args: TokenizeArgs) -> dict:
     precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
     settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}
+    settings["device"] = state.device.type  # kernels of another device round otherwise
     partial = output.with_name(output.name + ".partial")
+    begun = partial.exists()  # by an earlier run, whose work is not ours to delete
     try:
         _on_main(state, lambda: _prepare(partial, settings))
         if not (partial / "manifest.json").is_file():  # else the last run was killed when all was written
@@ -164,7 +166,8 @@ def tokenize(args: TokenizeArgs) -> dict:
                 _print_figures(figures)
         manifest = _on_main(state, lambda: _finish(partial, output))
     except BaseException as error:
-        if state.num_processes == 1 and not any(partial.glob("parts/*.json")):
+        finished = any(partial.glob("parts/*.json")) or (partial / "manifest.json").exists()
+        if state.num_processes == 1 and not begun and not finished:
             shutil.rmtree(partial, ignore_errors=True)  # nothing in it that a rerun could use
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):  # safetensors has no errno
             raise OSError(
@@ -317,11 +320,14 @@ def _assemble(args: TokenizeArgs, source, processor, partial: Path, precision: s
 
 def _finish(partial: Path, output: Path) -> dict:
     """Delete what only a rerun needs, and give the folder its name; the manifest."""
+    if output.exists():
+        try:
+            output.rmdir()  # empty, as checked before the work
+        except OSError as error:
+            raise OSError(f"{output} was filled meanwhile: empty it and run the same command again.") from error
     shutil.rmtree(partial / "parts", ignore_errors=True)
     for file in partial.glob("*.partial"):  # of a run that was killed
         file.unlink()
-    if output.exists():
-        output.rmdir()  # empty, as checked before
     partial.rename(output)
     (output / "settings.json").unlink()
     return read_manifest(output)

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,15 +22,18 @@ def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def make_accelerator(**settings) -> Accelerator:
-    """An Accelerator in bfloat16 where that pays; another precision that `accelerate launch` was given is kept.
+    """An Accelerator in bfloat16 where that pays; fp16 or fp8 that `accelerate launch` was given is kept.
+
+    `no` is what the launcher sets when it is not told, so it counts as not told.
 
     Args:
         settings: further arguments of `Accelerator`.
     """
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":  # what the launcher sets when it is not told
-        # Before the Accelerator, whose precision cannot be changed later in the same process.
-        device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
-        settings["mixed_precision"] = "bf16" if bf16_is_fast(device) else "no"
+    # Before the Accelerator, whose precision and time limit cannot be changed later in the same process. The other
+    # processes wait while the first one evaluates.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=1))
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
+        settings["mixed_precision"] = "bf16" if bf16_is_fast(state.device) else "no"
     return Accelerator(**settings)
 
 

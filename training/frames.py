@@ -64,8 +64,12 @@ class FrameStream:
                 limit=10**9,
                 crops=self.crops,
             )
+            items = _items(opened)
+            if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
+                items = list(items)
+                np.random.default_rng([self.seed, epoch]).shuffle(items)
             found = epoch > 0 or items_before > 0
-            for index, item in enumerate(_items(opened)):
+            for index, item in enumerate(items):
                 if (
                     index < items_before
                     or index % self.world != self.rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 # DESIGN: a tokenizer whose training used a supervised network carries its labels into every later result.
 CLEAN = "Self-supervised: no supervised network has a part in its loss."
@@ -30,7 +31,12 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
     supervised = args.kind == "vqgan" and recipe["perceptual"] is not None
     side, stride = config.resolution, config.stride
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    held_out = f"the {args.eval_split} split" if args.eval_split else "one item in 20, left out of training"
+    held_out = "one item in 20, left out of training" if args.eval_split == "held_out" else f"{args.eval_split} split"
+    # A path of this machine says nothing to others.
+    names = [Path(name).name if Path(name).exists() else name for name in args.dataset]
+    recipe["dataset"] = names
+    if recipe.get("perceptual_files"):
+        recipe["perceptual_files"] = [Path(name).name for name in recipe["perceptual_files"]]
     return f"""---
 library_name: transformers
 license: apache-2.0
@@ -42,7 +48,7 @@ tags: [toto, visual-tokenizer{", label-contaminated" if supervised else ""}]
 {millions:.2f} M parameters. Pixels are RGB floats in [0, 1].
 
 Trained {args.max_steps} steps of {args.batch_size} frames ({seconds / 60:.0f} minutes) on the {args.split} split of
-{", ".join(args.dataset)}. {CONTAMINATED if supervised else CLEAN}
+{", ".join(names)}. {CONTAMINATED if supervised else CLEAN}
 
 Held-out pictures ({held_out}):
 

@@ -143,7 +143,7 @@ class VQGANSteps(_Steps):
                 judged = [self.wrapped_critic(2 * pictures - 1).float() for pictures in (pixels, copy)]
             terms["disc_loss"] = hinge_loss(*judged)
             self._update(self.optimizers[1], self.critic.parameters(), terms["disc_loss"], step)
-        if flags.revive_every is not None:
+        if flags.revive_every:
             terms["revived"] = self._revive(step, codes, latents)
         return StepResult(terms, copy, codes)
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -26,13 +26,16 @@ class TokenizerArgs:
     resume: str | None = option(None, "continue this run folder exactly; needs no other flag")
     kind: str = option("vqgan", "vqgan or dvae")
     model: str = option("{}", "JSON mapping of the tokenizer's configuration, such as '{\"num_codes\": 512}'")
-    dataset: list[str] = option(["toyworld", "toyworld:cluttered", "toyworld:film"], "sources, drawn in turn")
+    dataset: list[str] = option(
+        ["toyworld", "toyworld:cluttered", "toyworld:film"],
+        "sources, drawn in turn; parquet and tar files should be shuffled",
+    )
     split: str = option("train", "split of every source")
-    eval_split: str | None = option(
-        None, "split to measure on; by default one item in 20 of --split is held out of training for it"
+    eval_split: str = option(
+        "held_out", "split to measure on; held_out: one item in 20 of --split, left out of training"
     )
     eval_frames: int = option(256, "held-out frames of every source to measure on")
-    crops: int = option(1, "1: the centre crop; K: K random crops of every item")
+    crops: int = option(1, "1: the centre crop; K: K random crops of every item (not of toyworld)")
     output_dir: str | None = option(None, "run folder, new or empty (default: runs/<recipe>-<time>)")
     max_steps: int = option(2000, "optimiser steps")
     batch_size: int = option(32, "frames a step, on each process")
@@ -65,7 +68,10 @@ class RelaxationArgs:
     temperature_steps: int | None = option(None, "steps to it (DALL-E: 150,000; default: half the run)")
 
     def __post_init__(self):
-        require(self.min_temperature > 0 and self.kl_weight >= 0, "--min_temperature must be above 0, --kl_weight not.")
+        require(self.min_temperature > 0, "--min_temperature must be above 0.")
+        require(self.kl_weight >= 0, "--kl_weight must be 0 or more.")
+        for name in ("kl_steps", "temperature_steps"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, f"--{name} must be above 0, or left out.")
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class AdversarialArgs:
     """The VQGAN's objective (Esser et al. 2021)."""
 
     commitment_weight: float = option(0.25, "beta of the commitment term (as published)")
-    revive_every: int | None = option(50, "steps between revivals of unused codes (ours)")
+    revive_every: int = option(50, "steps between revivals of unused codes (ours); 0: never, as published")
     l2_weight: float = option(0.0, "weight of a squared pixel error beside the L1 (ours)")
     perceptual: str | None = option(
         None,
@@ -92,12 +98,23 @@ class AdversarialArgs:
     disc_layers: int = option(3, "its strided layers (as published; fewer look at smaller patches)")
 
     def __post_init__(self):
-        require(self.revive_every is None or self.revive_every > 0, "--revive_every must be above 0, or left out.")
+        require(self.revive_every >= 0, "--revive_every must be 0 (never) or more.")
+        require(self.disc_channels > 0 and self.disc_layers > 0, "--disc_channels and --disc_layers must be above 0.")
         require(self.disc_start is None or self.disc_start >= 0, "--disc_start must be 0 or more, or left out.")
         require(
             self.perceptual in (None, "lpips", "efficientnet-lite0"),
             f"--perceptual must be lpips or efficientnet-lite0, or left out, not '{self.perceptual}'.",
         )
+
+
+@dataclass(frozen=True)
+class TokenizerOptimArgs(OptimArgs):
+    """The optimiser and its schedule."""
+
+    learning_rate: float = option(1e-3, "peak learning rate (ours, for small tokenizers; recipes have the published)")
+    warmup_steps: int = option(100, "steps of linear warm-up (ours)")
+    min_lr_ratio: float = option(0.01, "end of the cosine, as a share of the peak (ours)")
+    weight_decay: float = option(0.0, "on matrices, the codebook too (VQGAN: 0; DALL-E: 1e-4)")
 
 
 def model_settings(text: str, config_class: type) -> dict:
@@ -120,8 +137,11 @@ def main(argv: list[str] | None = None) -> None:
     resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
-    kinds = (TokenizerArgs, RelaxationArgs, AdversarialArgs, OptimArgs)
+    kinds = (TokenizerArgs, RelaxationArgs, AdversarialArgs, TokenizerOptimArgs)
     args, relaxation, adversarial, optim = parse(kinds, argv, "toto train-tokenizer", DESCRIPTION)
+    unused = adversarial if args.kind == "dvae" else relaxation
+    idle = [key for key, value in asdict(unused).items() if value != asdict(type(unused)())[key]]
+    require(not idle, f"--{', --'.join(idle)} would do nothing: not of a {args.kind}.")
     name = Path(args.recipe).stem if args.recipe else f"tokenizer-{args.kind}"
     run = resumed or Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
     occupied = resumed is None and run.exists() and (not run.is_dir() or any(run.iterdir()))
@@ -141,19 +161,23 @@ def main(argv: list[str] | None = None) -> None:
     from .tokenizer_steps import DVAESteps, VQGANSteps
 
     accelerator = make_accelerator()
+    require(
+        accelerator.mixed_precision in ("no", "bf16"), "A tokenizer trains in bf16 or fp32: no other mixed precision."
+    )
     set_seed(args.seed)
     config_class, model_class = (
         (TotoVQGANConfig, TotoVQGANModel) if args.kind == "vqgan" else (TotoDVAEConfig, TotoDVAEModel)
     )
     config = config_class(**model_settings(args.model, config_class))
+    hold_out = args.eval_split == "held_out"
     # Before the training: a source without such a split should not be found out after it.
     held_out = {
         name: held_out_frames(
             name,
-            args.eval_split or args.split,
+            args.split if hold_out else args.eval_split,
             config.resolution,
             args.eval_frames,
-            only_held_out=args.eval_split is None,
+            only_held_out=hold_out,
         )
         for name in (args.dataset if accelerator.is_main_process else [])
     }
@@ -168,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         config.resolution,
         args.batch_size,
         crops=args.crops,
-        hold_out=args.eval_split is None,
+        hold_out=hold_out,
         seed=args.seed,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
@@ -196,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     seconds = train(accelerator, steps, stream, held_out, run, args, loop_state)
     if accelerator.is_main_process:
-        finish(run, steps.final_model(), held_out, (args, relaxation, adversarial, optim), seconds)
+        finish(run, steps.final_model(), held_out, (args, flags, optim), seconds)
         print(f"wrote {run}")
     accelerator.end_training()
 
@@ -234,6 +258,7 @@ def train(accelerator, steps, stream, held_out: dict, run: Path, args: Tokenizer
         usage = usage + torch.bincount(result.codes.flatten(), minlength=steps.model.config.num_codes)
         last = step == args.max_steps
         if step % args.logging_steps == 0 or last:
+            usage = accelerator.reduce(usage)
             share = usage[usage > 0].double() / usage.sum()
             psnr = -10 * torch.log10((result.reconstruction - pixels).square().mean((1, 2, 3)) + 1e-10).mean()
             row = {

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_run import VQGAN
 
 from tokenization.configuration_dvae import TotoDVAEConfig
 from tokenization.configuration_vqgan import TotoVQGANConfig
@@ -22,20 +23,6 @@ from training.tokenizer_losses import (
     revive,
     vqgan_loss,
 )
-
-VQGAN = {
-    "num_codes": 32,
-    "embed_dim": 8,
-    "base_channels": 16,
-    "channel_multipliers": [1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "mid_attention": False,
-    "z_channels": 8,
-    "norm_groups": 4,
-    "patch_size": 8,
-    "resolution": 32,
-}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from tiny_run import VQGAN
 from transformers import AutoModel
 
 from tokenization.evaluate_tokenizer import measure
@@ -17,19 +18,6 @@ from tokenization.modeling_vqgan import TotoVQGANModel
 from training.frames import FrameStream, held_out_frames
 from training.train_tokenizer import main
 
-VQGAN = {
-    "num_codes": 32,
-    "embed_dim": 8,
-    "base_channels": 16,
-    "channel_multipliers": [1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "mid_attention": False,
-    "z_channels": 8,
-    "norm_groups": 4,
-    "patch_size": 8,
-    "resolution": 32,
-}
 CRITIC = ["--disc_start", "6", "--disc_layers", "1", "--disc_channels", "8"]
 DVAE = {"n_hid": 16, "n_init": 8, "n_blk_per_group": 1, "num_codes": 32, "resolution": 32}
 
@@ -37,7 +25,7 @@ DVAE = {"n_hid": 16, "n_init": 8, "n_blk_per_group": 1, "num_codes": 32, "resolu
 def command(kind, settings, output):
     short = "--dataset toyworld --max_steps 24 --batch_size 8 --logging_steps 4"
     short += " --eval_steps 12 --save_steps 8 --eval_frames 24"
-    rate = "--learning_rate 3e-3 --warmup_steps 2 --revive_every 4"
+    rate = "--learning_rate 3e-3 --warmup_steps 2" + (" --revive_every 4" if kind == "vqgan" else "")
     named = ["--kind", kind, "--model", json.dumps(settings), "--output_dir", str(output)]
     return [*named, *short.split(), *rate.split()]
 
@@ -233,7 +221,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     [
         (["--kind", "jpeg"], "--kind must be vqgan or dvae, not 'jpeg'"),
         (["--max_steps", "0"], "--max_steps must be above 0"),
-        (["--revive_every", "0"], "--revive_every must be above 0"),
+        (["--revive_every", "-1"], "--revive_every must be 0 .never. or more"),
+        (["--kl_weight", "1"], "--kl_weight would do nothing: not of a vqgan"),
         (["--ema_decay", "0.9"], "--ema_decay is for the dVAE"),
         (["--perceptual", "vgg"], "--perceptual must be lpips or efficientnet-lite0"),
         (["--model", '{"num_code": 3}'], "unknown key 'num_code'; did you mean 'num_codes'"),

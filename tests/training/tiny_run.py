@@ -1,4 +1,4 @@
-"""Token shards of the embedded world, small enough to train on in seconds."""
+"""Token shards of the embedded world, and models, small enough to train in seconds."""
 
 import json
 
@@ -15,6 +15,20 @@ CONFIG = {
     "tokens_per_frame": 16,
     "num_frames": FRAMES,
     "max_position_embeddings": 2 + FRAMES * 16,
+}
+# A visual tokenizer that trains in seconds.
+VQGAN = {
+    "num_codes": 32,
+    "embed_dim": 8,
+    "base_channels": 16,
+    "channel_multipliers": [1],
+    "num_res_blocks": 1,
+    "attention_resolutions": [],
+    "mid_attention": False,
+    "z_channels": 8,
+    "norm_groups": 4,
+    "patch_size": 8,
+    "resolution": 32,
 }
 FLAGS = ["--preset", "tiny", "--config", json.dumps(CONFIG), "--tokens_per_step", "256", "--warmup_steps", "2"]
 
