@@ -11,7 +11,7 @@ import torch
 from datasets import load_dataset
 from media import make_image, make_video, tiny_processor, tiny_tokenizer
 
-from tokenization import TotoProcessor
+from tokenization import TotoProcessor, tokenize_dataset
 from tokenization.parts import PartWriter
 from tokenization.tokenize_dataset import main, read_manifest, verify
 
@@ -162,6 +162,24 @@ def test_an_output_that_is_in_use_is_refused(shards, videos, tokenizer, tmp_path
     (tmp_path / "empty.partial" / "left by a kill").touch()
     assert run(videos, tmp_path / "empty", tokenizer, "--max_clips", 1)["num_sequences"] == 1
     assert not (tmp_path / "empty" / "left by a kill").exists() and not (tmp_path / "empty.partial").exists()
+
+
+def test_an_output_that_fills_meanwhile_costs_no_finished_work(shards, videos, tokenizer, tmp_path, monkeypatch):
+    output, assemble = tmp_path / "out", tokenize_dataset._assemble
+
+    def somebody_writes_there(*args):
+        assemble(*args)
+        output.mkdir()
+        (output / "theirs.txt").write_text("mine")
+
+    monkeypatch.setattr(tokenize_dataset, "_assemble", somebody_writes_there)
+    with pytest.raises(OSError, match="was filled meanwhile: empty it and run the same command again"):
+        run(videos, output, tokenizer)
+    monkeypatch.undo()
+    (output / "theirs.txt").unlink()
+    with pytest.raises(ValueError, match="was begun with other flags"):  # a mistyped rerun deletes nothing
+        run(videos, output, tokenizer, "--seed", 5)
+    assert run(videos, output, tokenizer) == read_manifest(shards)
 
 
 def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(shards, videos, tokenizer, tmp_path, monkeypatch):
