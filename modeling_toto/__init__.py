@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_toto import PRESETS, TotoConfig
-from .modeling_toto import TotoCausalLMOutput, TotoForCausalLM, TotoModel
+from .modeling_toto import TotoCausalLMOutput, TotoForCausalLM, TotoModel, TotoPreTrainedModel
 
 AutoConfig.register(TotoConfig.model_type, TotoConfig, exist_ok=True)
 AutoModel.register(TotoConfig, TotoModel, exist_ok=True)
@@ -14,4 +14,4 @@ TotoConfig.register_for_auto_class()
 TotoModel.register_for_auto_class("AutoModel")
 TotoForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
-__all__ = ["PRESETS", "TotoCausalLMOutput", "TotoConfig", "TotoForCausalLM", "TotoModel"]
+__all__ = ["PRESETS", "TotoCausalLMOutput", "TotoConfig", "TotoForCausalLM", "TotoModel", "TotoPreTrainedModel"]

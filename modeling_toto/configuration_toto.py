@@ -13,7 +13,13 @@ AUTO_MAP = {
     "AutoConfig": "configuration_toto.TotoConfig",
     "AutoModel": "modeling_toto.TotoModel",
     "AutoModelForCausalLM": "modeling_toto.TotoForCausalLM",
+    "AutoModelForImageClassification": "classification_toto.TotoForImageClassification",
+    "AutoModelForVideoClassification": "classification_toto.TotoForVideoClassification",
 }
+
+ATTENTION_MODES = ("causal", "prefix", "full")
+POOLERS = ("mean", "attention", "cross_attention_mlp")
+NEXT_TOKEN_LOSSES = ("backbone", "stop_gradient")
 
 # Ids 0..63 are pad, video start, end, image start and rows reserved for prompts; code k is id 64 + k.
 CODE_OFFSET = 64
@@ -68,7 +74,19 @@ class TotoConfig(LlamaConfig):
         grid_size: (rows, columns) of a frame's codes; derived when `tokens_per_frame` is a square number.
         image_start_token_id: start of a row of images; bos_token_id starts a video (paper: 3 and 1, end 2).
         code_offset: id of code 0 (paper silent; 64 leaves room for prompt ids).
-    Raises ValueError when `grid_size` does not multiply to `tokens_per_frame`.
+        attention_mode, prefix_length: who sees whom, unless a call says otherwise: "causal", "prefix" (the first
+            `prefix_length` tokens see each other; App. A.3) or "full" (all see all; App. A.4).
+        feature_layer: the layer that classification heads read: the residual stream after that block, 0 the embeddings.
+            None: half depth, where the paper finds the best features (Sec. 4).
+        pooler: how heads make one vector of the tokens: "mean", "attention" (paper Sec. 3.5) or "cross_attention_mlp"
+            (paper Table 17, silent on its depth).
+        next_token_loss: None, or a joint next-token loss of classification models: "backbone" trains both losses
+            through the backbone, "stop_gradient" trains the backbone by next tokens alone, the head beside it.
+        next_token_loss_weight: its factor (paper silent; 1).
+        mup_base_width, mup_base_head_dim: with them, muP (App. A.7): at this width and head size the model is a plain
+            Llama, at others it takes the same learning rate (see mup.py). None: standard parametrisation.
+        embedding_multiplier, output_multiplier: factors of the embeddings and of the logits (paper silent; 1).
+    Raises ValueError when sizes or names contradict each other.
     """
 
     model_type = "toto"
@@ -91,6 +109,16 @@ class TotoConfig(LlamaConfig):
     grid_size: list[int] | tuple[int, int] | None = None
     image_start_token_id: int = 3
     code_offset: int = CODE_OFFSET
+    attention_mode: str = "causal"
+    prefix_length: int | None = None
+    feature_layer: int | None = None
+    pooler: str = "attention"
+    next_token_loss: str | None = None
+    next_token_loss_weight: float | int = 1.0
+    mup_base_width: int | None = None
+    mup_base_head_dim: int | None = None
+    embedding_multiplier: float | int = 1.0
+    output_multiplier: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         if self.grid_size is not None:
@@ -109,6 +137,19 @@ class TotoConfig(LlamaConfig):
             auto: ref for auto, ref in given.items() if str(ref).split("--")[-1] != AUTO_MAP.get(auto)
         }
         super().__post_init__(**kwargs)
+
+    def validate_choices(self):
+        """Part of `validate()`, which runs at construction: names out of their lists, layers that do not exist."""
+        choices = {"attention_mode": ATTENTION_MODES, "pooler": POOLERS, "next_token_loss": (None, *NEXT_TOKEN_LOSSES)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                listed = ", ".join(map(repr, allowed))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {listed}.")
+        if self.feature_layer is not None and not 0 <= self.feature_layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"feature_layer is {self.feature_layer}, but the model has layers 0 (the embeddings) to "
+                f"{self.num_hidden_layers}."
+            )
 
     @property
     def num_codes(self) -> int:

@@ -4,16 +4,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import GenerationMixin, LlamaForCausalLM, LlamaModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import Cache, DynamicCache, GenerationMixin, LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
+from .attention_toto import check_cache, check_ids, check_length, in_prefix, make_mask, resolve_mode
 from .configuration_toto import TotoConfig
 from .generation_toto import FrameGenerationMixin
-
-# Logits held at once by the chunked loss: 64 MB in float32.
-CHUNK_ELEMENTS = 2**24
+from .loss_toto import token_cross_entropy
+from .mup import attention_scaling, embedding_multiplier, init_weights, output_multiplier
 
 
 @dataclass
@@ -27,45 +30,112 @@ class TotoCausalLMOutput(CausalLMOutputWithPast):
     token_losses: torch.FloatTensor | None = None
 
 
-def token_cross_entropy(
-    states: torch.Tensor, targets: torch.Tensor, head: nn.Module, vocab_size: int, ignore_index: int = -100
-) -> torch.Tensor:
-    """Cross-entropy of `head(states)` against `targets` without holding all the logits.
+class TotoPreTrainedModel(LlamaPreTrainedModel):
+    """What all Toto models share: the config and how fresh weights are drawn."""
 
-    states (N, D), targets (N,) -> float32 nats (N,), 0 where the target is `ignore_index`. The rows go through the head
-    a chunk at a time; a chunk's logits are made again in the backward pass instead of being kept.
-    """
+    config: TotoConfig
 
-    def chunk_loss(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(head(rows).float(), wanted, reduction="none", ignore_index=ignore_index)
-
-    rows_per_chunk = max(1, CHUNK_ELEMENTS // vocab_size)
-    if states.shape[0] <= rows_per_chunk:
-        return chunk_loss(states, targets)
-    losses = []
-    for rows, wanted in zip(states.split(rows_per_chunk), targets.split(rows_per_chunk), strict=True):
-        if torch.is_grad_enabled():
-            losses.append(checkpoint(chunk_loss, rows, wanted, use_reentrant=False, preserve_rng_state=False))
-        else:
-            losses.append(chunk_loss(rows, wanted))
-    return torch.cat(losses)
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_weights(self, module)
 
 
-class TotoModel(LlamaModel):
+class TotoModel(TotoPreTrainedModel, LlamaModel):
     """The transformer without a head: input_ids (B, L) -> last_hidden_state (B, L, D).
 
     With `output_hidden_states=True`, hidden_states[k] is the residual stream after block k and hidden_states[0] the
     embeddings; the last one is after the final norm, as in every transformers model, unless the config sets
-    `tie_last_hidden_states=False`.
+    `tie_last_hidden_states=False`. An integer or a list of integers keeps only those.
     """
 
-    config: TotoConfig
+    def __init__(self, config: TotoConfig):
+        super().__init__(config)
+        for layer in self.layers:
+            layer.self_attn.scaling = attention_scaling(config)
+        self.embedding_multiplier = embedding_multiplier(config)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        attention_mode: str | None = None,
+        prefix_length: int | torch.Tensor | None = None,
+        exit_layer: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Llama's forward with three attention modes and an early exit.
+
+        Args:
+            input_ids (B, L) or inputs_embeds (B, L, D); attention_mask (B, past + L), 0 for padding, on either side.
+            attention_mode, prefix_length: as in TotoConfig, for this call; prefix_length may differ by row, (B,).
+                Full attention keeps no cache; a prefix must come whole in the first call of a cached sequence.
+            exit_layer: run only this many blocks; last_hidden_state is then the residual stream after them, unnormed.
+        Raises:
+            ValueError: ids outside the vocabulary, a cache that does not fit, a layer that does not exist, or a mode
+                that the attention implementation cannot do; all before anything is computed.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
+        depth = self.config.num_hidden_layers
+        if exit_layer is not None and not 0 <= exit_layer <= depth:
+            raise ValueError(f"exit_layer is {exit_layer}, but the model has layers 0 (the embeddings) to {depth}.")
+        if mode == "full":
+            if past_key_values is not None:
+                raise ValueError(
+                    "Full attention has no cache: earlier tokens would have to see the new ones. Pass the whole "
+                    "sequence without past_key_values, or use attention_mode='causal' or 'prefix'."
+                )
+            use_cache, kwargs["is_causal"] = False, False
+        batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        if past_key_values is not None:
+            check_cache(past_key_values, batch, length, depth, attention_mask)
+        if input_ids is not None:
+            check_ids(input_ids, self.embed_tokens.num_embeddings)
+            inputs_embeds = self.embed_tokens(input_ids)
+        if self.embedding_multiplier != 1:
+            inputs_embeds = inputs_embeds * self.embedding_multiplier
+
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
+        mask = make_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, mode, prefix_length)
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers[: depth if exit_layer is None else exit_layer]:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if exit_layer is None:
+            hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
-class TotoForCausalLM(FrameGenerationMixin, LlamaForCausalLM, GenerationMixin):
+class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalLM, GenerationMixin):
     """The pre-training model: next-token prediction over rows of visual ids (paper Eq. 1-2)."""
 
-    config: TotoConfig
+    def __init__(self, config: TotoConfig):
+        super(LlamaForCausalLM, self).__init__(config)  # past Llama's own, which would build a LlamaModel
+        self.model = TotoModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.output_multiplier = output_multiplier(config)
+        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -73,38 +143,41 @@ class TotoForCausalLM(FrameGenerationMixin, LlamaForCausalLM, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
+        attention_mode: str | None = None,
+        prefix_length: int | torch.Tensor | None = None,
         **kwargs,
     ) -> TotoCausalLMOutput:
         """Llama's forward with per-position losses.
 
         input_ids (B, L) and labels (B, L), not shifted, -100 where nothing is to be learnt. With `skip_logits=True`
         only the losses are computed and `logits` is None: use it to train. Otherwise everything is as in Llama, and
-        `token_losses` is added when labels are given. Raises ValueError for `skip_logits=True` without labels.
-        """
-        if not skip_logits:
-            outputs = super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
-            token_losses = None
-            if labels is not None:
-                token_losses = self._token_losses(outputs.logits, labels, nn.Identity())
-            return TotoCausalLMOutput(**outputs, token_losses=token_losses)
+        `token_losses` is added when labels are given. attention_mode and prefix_length as in TotoModel; under prefix
+        attention only tokens after the prefix are counted in the loss, since those inside have been seen.
 
-        if labels is None:
+        Raises:
+            ValueError: `skip_logits=True` without labels, labels under full attention, a sequence longer than
+                max_position_embeddings, and what TotoModel refuses.
+        """
+        mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_length(length, past, self.config.max_position_embeddings)
+        if labels is not None:
+            if mode == "full":
+                raise ValueError(
+                    "There is no next-token loss under full attention: every token sees the one it should predict. "
+                    "Use attention_mode='causal' or 'prefix'."
+                )
+            if mode == "prefix":  # inside the prefix too
+                seen = in_prefix(labels.shape[1], prefix_length, attention_mask, labels.device)
+                labels = labels.masked_fill(seen, -100)
+        elif skip_logits:
             raise ValueError("skip_logits=True computes only the loss, so it needs labels; pass labels=input_ids.")
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
@@ -113,26 +186,67 @@ class TotoForCausalLM(FrameGenerationMixin, LlamaForCausalLM, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=bool(use_cache),  # a loss alone has no use for the keys and values
+            use_cache=bool(use_cache) if skip_logits else use_cache,  # a loss alone has no use for keys and values
+            attention_mode=mode,
+            prefix_length=prefix_length,
             **kwargs,
         )
-        token_losses = self._token_losses(outputs.last_hidden_state, labels, self.lm_head)
-        if num_items_in_batch is None:
-            num_items_in_batch = (labels[:, 1:] != -100).sum()
+        states = outputs.last_hidden_state
+        if self.output_multiplier != 1:
+            states = states * self.output_multiplier
+        logits = loss = token_losses = None
+        if skip_logits:
+            total, token_losses = self._token_losses(states, labels, self.lm_head)
+            if num_items_in_batch is None:
+                num_items_in_batch = (labels[:, 1:] != -100).sum()
+            loss = total / num_items_in_batch
+        else:
+            logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep))
+            if labels is not None:
+                kwargs["num_items_in_batch"] = num_items_in_batch
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+                _, token_losses = self._token_losses(logits, labels, head=None)
         return TotoCausalLMOutput(
-            loss=token_losses.sum() / num_items_in_batch,
+            loss=loss,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             token_losses=token_losses,
         )
 
-    def _token_losses(self, states: torch.Tensor, labels: torch.LongTensor, head: nn.Module) -> torch.Tensor:
-        """states (B, L, D or V), labels (B, L) -> (B, L): position t holds the loss of labels[:, t]."""
+    def _token_losses(
+        self, states: torch.Tensor, labels: torch.LongTensor, head: nn.Module | None
+    ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """states (B, L, D), or logits (B, L, V) without a head, labels (B, L) -> all losses' sum, and them (B, L)."""
         # as in transformers, the labels move and not the states: a slice of those would be a copy
         targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).to(states.device)
-        losses = token_cross_entropy(states.flatten(0, 1), targets.flatten(), head, self.config.vocab_size)
-        return nn.functional.pad(losses.view(labels.shape)[:, :-1], (1, 0))
+        if head is None:
+            losses = nn.functional.cross_entropy(states.flatten(0, 1).float(), targets.flatten(), reduction="none")
+            total = losses.sum()
+        else:
+            total, losses = token_cross_entropy(states.flatten(0, 1), targets.flatten(), head)
+        return total, nn.functional.pad(losses.view(labels.shape)[:, :-1], (1, 0))
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, attention_mask=None, attention_mode=None, prefix_length=None, **kwargs
+    ):
+        """As in Llama; with a static cache masks are made before the compiled forward, so the prefix's is made here."""
+        mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
+        static = past_key_values is not None and past_key_values.is_compileable
+        is_2d = attention_mask is None or attention_mask.ndim == 2
+        if mode == "prefix" and static and is_2d and past_key_values.get_seq_length() == 0:
+            prompt = input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+            embeds = torch.empty(*prompt.shape[:2], 0, dtype=self.dtype, device=prompt.device)
+            attention_mask = make_mask(self.config, embeds, attention_mask, past_key_values, None, mode, prefix_length)
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            attention_mode=mode,
+            prefix_length=prefix_length,
+            **kwargs,
+        )
 
 
-__all__ = ["TotoCausalLMOutput", "TotoForCausalLM", "TotoModel", "token_cross_entropy"]
+__all__ = ["TotoCausalLMOutput", "TotoForCausalLM", "TotoModel", "TotoPreTrainedModel"]

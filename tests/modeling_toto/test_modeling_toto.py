@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import modeling_toto.modeling_toto as source
+import modeling_toto.loss_toto as source
 from modeling_toto import TotoConfig, TotoForCausalLM
 
 

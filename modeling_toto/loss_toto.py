@@ -1,0 +1,106 @@
+"""The cross-entropy of next tokens, computed from hidden states without ever holding the logits of a whole row."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Logits held at once: 16 MB in float32, so that they stay in a CPU's cache.
+CHUNK_ELEMENTS = 2**22
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """(states, weight, targets) -> (sum of the losses, losses): the head's gradient is made in the forward pass.
+
+    The logits of a chunk are there when its loss is known, and so is the gradient of the plain sum; making it at once
+    saves the product that recomputes the logits. Where each position's loss is used on its own, the backward pass
+    makes it anew with its own weight for each position.
+    """
+
+    @staticmethod
+    def forward(ctx, states, weight, targets, ignore_index):
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        ctx.set_materialize_grads(False)
+        ctx.ignore_index = ignore_index
+        with torch.autocast(device, enabled=False):
+            half_states, half_weight = states.to(dtype), weight.to(dtype)
+            losses, grads = _passes(half_states, half_weight, targets, ignore_index, None, ctx.needs_input_grad[:2])
+        ctx.save_for_backward(half_states, half_weight, targets, *(g for g in grads if g is not None))
+        ctx.kept = [g is not None for g in grads]
+        ctx.dtypes = states.dtype, weight.dtype
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, of_sum, of_losses):
+        states, weight, targets, *kept = ctx.saved_tensors
+        if of_losses is None:
+            if of_sum is None:
+                return None, None, None, None
+            grads = [kept.pop(0) * of_sum if has else None for has in ctx.kept]
+        else:
+            factor = of_losses if of_sum is None else of_losses + of_sum
+            with torch.autocast(states.device.type, enabled=False):
+                _, grads = _passes(states, weight, targets, ctx.ignore_index, factor, ctx.needs_input_grad[:2])
+        grads = [g if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
+        return *grads, None, None
+
+
+def _passes(states, weight, targets, ignore_index, factor, needed):
+    """Losses (N,) and the gradients of their sum, or of `factor` (N,) times them, for the inputs that are `needed`.
+
+    states (N, D) and weight (V, D) in the dtype of the products; losses and sums are float32.
+    """
+    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
+    d_states = torch.empty_like(states) if needed[0] else None
+    d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed[1] else None
+    for start in range(0, len(states), rows):
+        chunk = slice(start, start + rows)
+        ignored = targets[chunk] == ignore_index
+        wanted = targets[chunk].masked_fill(ignored, 0)[:, None]
+        log_p = F.log_softmax(F.linear(states[chunk], weight), dim=-1, dtype=torch.float32)
+        losses[chunk] = -log_p.gather(1, wanted)[:, 0].masked_fill(ignored, 0.0)
+        if not any(needed):
+            continue
+        d_logits = log_p.exp_()  # softmax minus one-hot
+        d_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+        weights = (~ignored).float() if factor is None else factor[chunk].masked_fill(ignored, 0.0)
+        if factor is not None or ignored.any():
+            d_logits *= weights[:, None]
+        d_logits = d_logits.to(states.dtype)
+        if needed[0]:
+            torch.mm(d_logits, weight, out=d_states[chunk])
+        if needed[1]:
+            d_weight += d_logits.T @ states[chunk]
+    return losses, (d_states, d_weight)
+
+
+def token_cross_entropy(
+    states: torch.Tensor, targets: torch.Tensor, head: nn.Module, ignore_index: int = -100
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of `head(states)` against `targets` without holding all the logits.
+
+    states (N, D), targets (N,) -> their sum () and float32 nats (N,), 0 where the target is `ignore_index`. Use the sum
+    to train: its gradient is ready when the loss is. Both are differentiable.
+    """
+    plain = type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter
+    if plain and not torch.compiler.is_compiling():
+        return _LinearCrossEntropy.apply(states, head.weight, targets, ignore_index)
+
+    # A wrapped head (an adapter, a sharded weight) is called as a module; its logits are made again in backward.
+    def chunk_loss(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(rows).float(), wanted, reduction="none", ignore_index=ignore_index)
+
+    losses = []
+    rows_per_chunk = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    for rows, wanted in zip(states.split(rows_per_chunk), targets.split(rows_per_chunk), strict=True):
+        if torch.is_grad_enabled():
+            losses.append(checkpoint(chunk_loss, rows, wanted, use_reentrant=False, preserve_rng_state=False))
+        else:
+            losses.append(chunk_loss(rows, wanted))
+    losses = torch.cat(losses)
+    return losses.sum(), losses
+
+
+__all__ = ["token_cross_entropy"]
