@@ -37,27 +37,53 @@ def resolve_mode(
     return mode, length
 
 
-def token_numbers(length: int, attention_mask: torch.Tensor | None, device: torch.device) -> torch.LongTensor:
-    """Number of each token in its row, from 0, padding not counted (negative in front): (1 or B, L)."""
-    if attention_mask is None:
-        return torch.arange(length, device=device)[None]
-    return attention_mask.to(device).long().cumsum(-1)[:, -length:] - 1
+def is_padding_mask(attention_mask) -> bool:
+    """True for (B, past + L) with 0 for padding; False for None and for masks that say everything, 4-D or flex."""
+    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
 
 def in_prefix(
-    length: int, prefix_length: int | torch.Tensor, attention_mask: torch.Tensor | None, device: torch.device
+    length: int,
+    prefix_length: int | torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    device: torch.device,
+    past: int | torch.Tensor = 0,
 ) -> torch.BoolTensor:
     """True for the first `prefix_length` tokens of each row, left padding not counted: (1 or B, L).
 
     Args:
+        length: L, the tokens to tell about, which come after `past` others.
         prefix_length: an integer, or one per row (B,).
-        attention_mask: (B, L), 0 for padding, or None.
+        attention_mask: (B, past + L), 0 for padding, or None.
     """
     if isinstance(prefix_length, torch.Tensor):
         prefix_length = prefix_length.to(device).reshape(-1, 1)
-    numbers = token_numbers(length, attention_mask, device)
-    inside = (numbers < prefix_length) & (numbers >= 0)
-    return inside if attention_mask is None else inside & attention_mask[:, -length:].to(device).bool()
+    if not is_padding_mask(attention_mask):
+        return (torch.arange(length, device=device) + past)[None] < prefix_length
+    real = attention_mask.to(device).bool()
+    return ((real.cumsum(-1) <= prefix_length) & real)[:, past : past + length]
+
+
+def next_token_labels(
+    labels: torch.LongTensor,
+    mode: str,
+    prefix_length: int | torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past: int | torch.Tensor = 0,
+) -> torch.LongTensor:
+    """Labels (B, L) without those whose token has been seen by what predicts it: -100 inside a prefix.
+
+    Raises:
+        ValueError: full attention, under which every token sees the next one.
+    """
+    if mode == "full":
+        raise ValueError(
+            "There is no next-token loss under full attention: every token sees the one it should predict. "
+            "Use attention_mode='causal' or 'prefix'."
+        )
+    if mode == "causal":
+        return labels
+    return labels.masked_fill(in_prefix(labels.shape[1], prefix_length, attention_mask, labels.device, past), -100)
 
 
 def make_mask(
@@ -83,8 +109,7 @@ def make_mask(
     if mode == "full":
         return create_bidirectional_mask(*given)
     shared = {"past_key_values": past_key_values, "position_ids": position_ids}
-    is_2d = attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-    if mode == "causal" or not is_2d:
+    if mode == "causal" or not (attention_mask is None or is_padding_mask(attention_mask)):
         return create_causal_mask(*given, **shared)
     batch, length = inputs_embeds.shape[:2]
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -101,6 +126,21 @@ def make_mask(
             "tokens have not seen the others. Pass the whole prefix at once."
         )
     return create_causal_mask(*given, **shared)
+
+
+def check_backward(config: TotoConfig, module: torch.nn.Module, device: torch.device) -> None:
+    """Refuse what would need a gradient that the attention implementation does not have.
+
+    Raises:
+        ValueError: FlexAttention on a CPU outside `torch.no_grad()`.
+    """
+    if config._attn_implementation != "flex_attention" or device.type != "cpu" or not torch.is_grad_enabled():
+        return
+    if any(weight.requires_grad for weight in module.parameters()):
+        raise ValueError(
+            "flex_attention has no backward pass on a CPU: call the model under torch.no_grad(), or load it with "
+            "attn_implementation='sdpa' to train."
+        )
 
 
 def check_ids(input_ids: torch.LongTensor, vocab_size: int) -> None:
@@ -145,8 +185,7 @@ def check_cache(cache: Cache, batch: int, length: int, num_layers: int, attentio
     keys = cache.layers[0].keys
     if keys is not None and keys.ndim == 4 and keys.shape[0] != batch:
         raise ValueError(f"The cache holds {keys.shape[0]} rows and the input {batch}; start with an empty cache.")
-    is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-    if is_2d and attention_mask.shape[1] not in (past + length, room):
+    if is_padding_mask(attention_mask) and attention_mask.shape[1] not in (past + length, room):
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[1]} tokens, but the cache holds {int(past)} and {length} "
             f"are new: it must be ({batch}, {int(past) + length})."

@@ -103,4 +103,21 @@ def token_cross_entropy(
     return losses.sum(), losses
 
 
-__all__ = ["token_cross_entropy"]
+def next_token_losses(
+    states: torch.Tensor, labels: torch.LongTensor, head: nn.Module | None
+) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    """Losses of predicting labels[:, t] from states[:, t - 1]: their sum () and float32 nats (B, L), 0 at t = 0.
+
+    states (B, L, D), or logits (B, L, V) without a head; labels (B, L), not shifted, -100 where nothing is predicted.
+    """
+    # as in transformers, the labels move and not the states: a slice of those would be a copy
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100).to(states.device)
+    if head is None:
+        losses = F.cross_entropy(states.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        total = losses.sum()
+    else:
+        total, losses = token_cross_entropy(states.flatten(0, 1), targets.flatten(), head)
+    return total, F.pad(losses.view(labels.shape)[:, :-1], (1, 0))
+
+
+__all__ = ["next_token_losses", "token_cross_entropy"]

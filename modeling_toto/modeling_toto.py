@@ -12,10 +12,19 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_toto import check_cache, check_ids, check_length, in_prefix, make_mask, resolve_mode
+from .attention_toto import (
+    check_backward,
+    check_cache,
+    check_ids,
+    check_length,
+    is_padding_mask,
+    make_mask,
+    next_token_labels,
+    resolve_mode,
+)
 from .configuration_toto import TotoConfig
 from .generation_toto import FrameGenerationMixin
-from .loss_toto import token_cross_entropy
+from .loss_toto import next_token_losses
 from .mup import attention_scaling, embedding_multiplier, init_weights, output_multiplier
 
 
@@ -94,7 +103,9 @@ class TotoModel(TotoPreTrainedModel, LlamaModel):
                     "sequence without past_key_values, or use attention_mode='causal' or 'prefix'."
                 )
             use_cache, kwargs["is_causal"] = False, False
-        batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        batch, length = given.shape[:2]
+        check_backward(self.config, self, given.device)
         if past_key_values is not None:
             check_cache(past_key_values, batch, length, depth, attention_mask)
         if input_ids is not None:
@@ -169,14 +180,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         check_length(length, past, self.config.max_position_embeddings)
         if labels is not None:
-            if mode == "full":
-                raise ValueError(
-                    "There is no next-token loss under full attention: every token sees the one it should predict. "
-                    "Use attention_mode='causal' or 'prefix'."
-                )
-            if mode == "prefix":  # inside the prefix too
-                seen = in_prefix(labels.shape[1], prefix_length, attention_mask, labels.device)
-                labels = labels.masked_fill(seen, -100)
+            labels = next_token_labels(labels, mode, prefix_length, attention_mask, past)
         elif skip_logits:
             raise ValueError("skip_logits=True computes only the loss, so it needs labels; pass labels=input_ids.")
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
@@ -196,7 +200,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             states = states * self.output_multiplier
         logits = loss = token_losses = None
         if skip_logits:
-            total, token_losses = self._token_losses(states, labels, self.lm_head)
+            total, token_losses = next_token_losses(states, labels, self.lm_head)
             if num_items_in_batch is None:
                 num_items_in_batch = (labels[:, 1:] != -100).sum()
             loss = total / num_items_in_batch
@@ -205,7 +209,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             if labels is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-                _, token_losses = self._token_losses(logits, labels, head=None)
+                _, token_losses = next_token_losses(logits, labels, head=None)
         return TotoCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -215,27 +219,14 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             token_losses=token_losses,
         )
 
-    def _token_losses(
-        self, states: torch.Tensor, labels: torch.LongTensor, head: nn.Module | None
-    ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        """states (B, L, D), or logits (B, L, V) without a head, labels (B, L) -> all losses' sum, and them (B, L)."""
-        # as in transformers, the labels move and not the states: a slice of those would be a copy
-        targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100).to(states.device)
-        if head is None:
-            losses = nn.functional.cross_entropy(states.flatten(0, 1).float(), targets.flatten(), reduction="none")
-            total = losses.sum()
-        else:
-            total, losses = token_cross_entropy(states.flatten(0, 1), targets.flatten(), head)
-        return total, nn.functional.pad(losses.view(labels.shape)[:, :-1], (1, 0))
-
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, attention_mask=None, attention_mode=None, prefix_length=None, **kwargs
     ):
         """As in Llama; with a static cache masks are made before the compiled forward, so the prefix's is made here."""
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         static = past_key_values is not None and past_key_values.is_compileable
-        is_2d = attention_mask is None or attention_mask.ndim == 2
-        if mode == "prefix" and static and is_2d and past_key_values.get_seq_length() == 0:
+        given = attention_mask is not None and not is_padding_mask(attention_mask)
+        if mode == "prefix" and static and not given and past_key_values.get_seq_length() == 0:
             prompt = input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
             embeds = torch.empty(*prompt.shape[:2], 0, dtype=self.dtype, device=prompt.device)
             attention_mask = make_mask(self.config, embeds, attention_mask, past_key_values, None, mode, prefix_length)
