@@ -220,20 +220,28 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, attention_mode=None, prefix_length=None, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        attention_mask=None,
+        inputs_embeds=None,  # generate() reads this signature to know whether a prompt may be embeddings
+        attention_mode=None,
+        prefix_length=None,
+        **kwargs,
     ):
         """As in Llama; with a static cache masks are made before the compiled forward, so the prefix's is made here."""
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         static = past_key_values is not None and past_key_values.is_compileable
         given = attention_mask is not None and not is_padding_mask(attention_mask)
         if mode == "prefix" and static and not given and past_key_values.get_seq_length() == 0:
-            prompt = input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+            prompt = input_ids if inputs_embeds is None else inputs_embeds
             embeds = torch.empty(*prompt.shape[:2], 0, dtype=self.dtype, device=prompt.device)
             attention_mask = make_mask(self.config, embeds, attention_mask, past_key_values, None, mode, prefix_length)
         return super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             attention_mode=mode,
             prefix_length=prefix_length,
             **kwargs,
