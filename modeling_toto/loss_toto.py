@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .block_toto import add_outer, kept_dtype, product_dtype
+
 # Logits held at once: 16 MB in float32, so that they stay in a CPU's cache.
 CHUNK_ELEMENTS = 2**22
 
@@ -19,16 +21,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, targets, ignore_index):
-        device = states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         ctx.set_materialize_grads(False)
         ctx.ignore_index = ignore_index
-        with torch.autocast(device, enabled=False):
-            half_states, half_weight = states.to(dtype), weight.to(dtype)
-            losses, grads = _passes(half_states, half_weight, targets, ignore_index, None, ctx.needs_input_grad[:2])
-        ctx.save_for_backward(half_states, half_weight, targets, *(g for g in grads if g is not None))
+        ctx.dtype = product_dtype(kept_dtype(states), states.device)
+        losses, grads = _passes(states, weight, targets, ctx.dtype, ignore_index, None, ctx.needs_input_grad[:2])
+        ctx.save_for_backward(states, weight, targets, *(g for g in grads if g is not None))
         ctx.kept = [g is not None for g in grads]
-        ctx.dtypes = states.dtype, weight.dtype
         return losses.sum(), losses
 
     @staticmethod
@@ -40,39 +38,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grads = [kept.pop(0) * of_sum if has else None for has in ctx.kept]
         else:
             factor = of_losses if of_sum is None else of_losses + of_sum
-            with torch.autocast(states.device.type, enabled=False):
-                _, grads = _passes(states, weight, targets, ctx.ignore_index, factor, ctx.needs_input_grad[:2])
-        grads = [g if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
+            _, grads = _passes(states, weight, targets, ctx.dtype, ctx.ignore_index, factor, ctx.needs_input_grad[:2])
+        grads = [g if g is None else g.to(given.dtype) for g, given in zip(grads, (states, weight), strict=True)]
         return *grads, None, None
 
 
-def _passes(states, weight, targets, ignore_index, factor, needed):
+def _passes(states, weight, targets, dtype, ignore_index, factor, needed):
     """Losses (N,) and the gradients of their sum, or of `factor` (N,) times them, for the inputs that are `needed`.
 
-    states (N, D) and weight (V, D) in the dtype of the products; losses and sums are float32.
+    Products of states (N, D) and weight (V, D) are taken in `dtype`; losses and sums are float32.
     """
-    rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
-    d_states = torch.empty_like(states) if needed[0] else None
-    d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed[1] else None
-    for start in range(0, len(states), rows):
-        chunk = slice(start, start + rows)
-        ignored = targets[chunk] == ignore_index
-        wanted = targets[chunk].masked_fill(ignored, 0)[:, None]
-        log_p = F.log_softmax(F.linear(states[chunk], weight), dim=-1, dtype=torch.float32)
-        losses[chunk] = -log_p.gather(1, wanted)[:, 0].masked_fill(ignored, 0.0)
-        if not any(needed):
-            continue
-        d_logits = log_p.exp_()  # softmax minus one-hot
-        d_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-        weights = (~ignored).float() if factor is None else factor[chunk].masked_fill(ignored, 0.0)
-        if factor is not None or ignored.any():
-            d_logits *= weights[:, None]
-        d_logits = d_logits.to(states.dtype)
-        if needed[0]:
-            torch.mm(d_logits, weight, out=d_states[chunk])
-        if needed[1]:
-            d_weight += d_logits.T @ states[chunk]
+    with torch.autocast(states.device.type, enabled=False):
+        states, weight = states.to(dtype), weight.to(dtype)
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        d_states = torch.empty_like(states) if needed[0] else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed[1] else None
+        for start in range(0, len(states), rows):
+            chunk = slice(start, start + rows)
+            ignored = targets[chunk] == ignore_index
+            wanted = targets[chunk].masked_fill(ignored, 0)[:, None]
+            log_p = F.log_softmax(F.linear(states[chunk], weight), dim=-1, dtype=torch.float32)
+            losses[chunk] = -log_p.gather(1, wanted)[:, 0].masked_fill(ignored, 0.0)
+            if not any(needed):
+                continue
+            d_logits = log_p.exp_()  # softmax minus one-hot
+            d_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
+            weights = (~ignored).float() if factor is None else factor[chunk].masked_fill(ignored, 0.0)
+            if factor is not None or ignored.any():
+                d_logits *= weights[:, None]
+            d_logits = d_logits.to(dtype)
+            if needed[0]:
+                torch.mm(d_logits, weight, out=d_states[chunk])
+            if needed[1]:
+                add_outer(d_weight, d_logits, states[chunk])
     return losses, (d_states, d_weight)
 
 

@@ -1,13 +1,14 @@
 """Toto as a member of transformers' Llama family, with a loss that never holds the logits of a whole row."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -22,10 +23,17 @@ from .attention_toto import (
     next_token_labels,
     resolve_mode,
 )
+from .block_toto import TotoDecoderLayer
 from .configuration_toto import TotoConfig
 from .generation_toto import FrameGenerationMixin
 from .loss_toto import next_token_losses
 from .mup import attention_scaling, embedding_multiplier, init_weights, output_multiplier
+
+if TYPE_CHECKING:
+    # Never imported here: transformers copies the files that it finds named beside a saved model, and every saved model
+    # names these heads in its auto_map.
+    from .classification_toto import TotoForImageClassification  # noqa: F401
+    from .patch_prediction_toto import TotoForPatchPrediction  # noqa: F401
 
 
 @dataclass
@@ -43,6 +51,7 @@ class TotoPreTrainedModel(LlamaPreTrainedModel):
     """What all Toto models share: the config and how fresh weights are drawn."""
 
     config: TotoConfig
+    _no_split_modules = ["TotoDecoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -59,10 +68,18 @@ class TotoModel(TotoPreTrainedModel, LlamaModel):
     """
 
     def __init__(self, config: TotoConfig):
-        super().__init__(config)
+        super(LlamaModel, self).__init__(config)  # past Llama's own, which would build its own blocks
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(TotoDecoderLayer(config, k) for k in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
         for layer in self.layers:
             layer.self_attn.scaling = attention_scaling(config)
         self.embedding_multiplier = embedding_multiplier(config)
+        self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs

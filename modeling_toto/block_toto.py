@@ -1,0 +1,296 @@
+"""A decoder block for training: Llama's numbers, keeping half as much for the backward pass and in fewer sweeps.
+
+Autograd keeps every intermediate result of a block: two copies of each normed input, the casts that autocast makes,
+the activation and its product. Here two functions, before and after the attention, keep the residual stream, the
+queries, keys and values, the gate and the up projection; the rest, all elementwise, is made again in the backward pass.
+No matrix product is repeated.
+
+Under bfloat16 autocast what is kept is bfloat16. The products are too, except on a CPU that knows bfloat16 but has no
+AMX: there they are slower than in float32, so they are taken in float32 (which is never less exact).
+"""
+
+import functools
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+# Tokens whose products are taken at a time: float32 temporaries stay small, and bfloat16 products, which are quick
+# where they are taken at all, need not add up their weights' gradients in pieces.
+ROWS = {torch.float32: 1024, torch.bfloat16: 4096, torch.float16: 4096}
+# Tokens swept by elementwise work at a time: what it needs stays in a core's cache.
+SWEEP = 256
+
+
+def kept_dtype(x: torch.Tensor) -> torch.dtype:
+    """What activations are kept in: autocast's dtype where it is on, otherwise their own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@functools.cache
+def _bf16_products_are_slow() -> bool:
+    return not torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What matrix products of `dtype` are taken in on this device."""
+    if dtype is torch.bfloat16 and device.type == "cpu" and _bf16_products_are_slow():
+        return torch.float32
+    return dtype
+
+
+def _slices(tensor: torch.Tensor, step: int) -> list[slice]:
+    """The rows of a tensor in steps; all at once on other devices than CPUs and under torch.compile, which fuses."""
+    length = len(tensor)
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        step = length
+    return [slice(start, min(length, start + step)) for start in range(0, length, step)]
+
+
+def _unit(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N, D) -> x / rms(x) in float32, and 1 / rms(x) (N, 1)."""
+    x = x.float()
+    inverse = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return x * inverse, inverse
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    """RMSNorm of (N, D), computed in float32, given in `dtype`."""
+    out = torch.empty_like(x, dtype=dtype)
+    for rows in _slices(x, SWEEP):
+        out[rows] = _unit(x[rows], eps)[0].mul_(weight)
+    return out
+
+
+def _norm_backward(
+    d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, d_weight: torch.Tensor, d_x: torch.Tensor
+) -> None:
+    """Adds the gradient of `_norm`'s input to d_x (N, D), and its weight's to d_weight (D,), float32."""
+    for rows in _slices(x, SWEEP):
+        unit, inverse = _unit(x[rows], eps)
+        part = d_out[rows].float()
+        d_weight += (part * unit).sum(0)
+        part = part * weight
+        d_x[rows] += part.sub_(unit.mul_((part * unit).mean(-1, keepdim=True))).mul_(inverse)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, back: bool = False) -> None:
+    """out (N, H, d) = RoPE of x (N, H, d) by cos, sin (N, 1, d / 2), or with `back` its inverse."""
+    for rows in _slices(x, SWEEP):
+        first, second = x[rows].float().chunk(2, dim=-1)
+        c, s = cos[rows], -sin[rows] if back else sin[rows]
+        half = out.shape[-1] // 2
+        out[rows, :, :half] = (first * c).sub_(second * s)
+        out[rows, :, half:] = (second * c).add_(first * s)
+
+
+def add_outer(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T right of (N, O) and (N, I), a weight's gradient (O, I), added to the sum so far."""
+    if total is None:
+        return left.T @ right
+    return total.addmm_(left.T, right) if total.dtype == left.dtype else total.add_(left.T @ right)
+
+
+class _BeforeAttention(torch.autograd.Function):
+    """x (B, T, D) -> norm -> queries, keys (both turned by RoPE) and values, (B, T, H, d) each."""
+
+    @staticmethod
+    def forward(ctx, x, norm, w_q, w_k, w_v, cos, sin, eps, head_dim):
+        kept = kept_dtype(x)
+        dtype = product_dtype(kept, x.device)
+        # one row of the tables a token: (B * T, 1, d / 2)
+        tables = [
+            table[..., : head_dim // 2].expand(len(x), -1, -1).reshape(-1, 1, head_dim // 2) for table in (cos, sin)
+        ]
+        flat = x.flatten(0, 1)
+        outs = [
+            torch.empty(*x.shape[:2], len(w) // head_dim, head_dim, dtype=kept, device=x.device)
+            for w in (w_q, w_k, w_v)
+        ]
+        q, k, v = (out.flatten(0, 1) for out in outs)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = [w.to(dtype) for w in (w_q, w_k, w_v)]
+            for rows in _slices(flat, ROWS[dtype]):
+                normed = _norm(flat[rows], norm, eps, dtype)
+                turn = [table[rows] for table in tables]
+                _rotate(F.linear(normed, weights[0]).unflatten(-1, q.shape[1:]), *turn, q[rows])
+                _rotate(F.linear(normed, weights[1]).unflatten(-1, k.shape[1:]), *turn, k[rows])
+                v[rows] = F.linear(normed, weights[2]).unflatten(-1, v.shape[1:])
+        ctx.save_for_backward(x, norm, w_q, w_k, w_v, *tables)
+        ctx.eps, ctx.dtype = eps, dtype
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *d_outs):
+        x, norm, w_q, w_k, w_v, cos, sin = ctx.saved_tensors
+        dtype = ctx.dtype
+        flat, d_x = x.flatten(0, 1), torch.zeros_like(x)
+        d_norm = torch.zeros_like(norm, dtype=torch.float32)
+        d_q, d_k, d_v = (d_out.flatten(0, 1) for d_out in d_outs)
+        totals = [None] * 3
+        with torch.autocast(x.device.type, enabled=False):
+            weights = [w.to(dtype) for w in (w_q, w_k, w_v)]
+            for rows in _slices(flat, ROWS[dtype]):
+                normed = _norm(flat[rows], norm, ctx.eps, dtype)
+                turned = [torch.empty_like(d[rows], dtype=dtype) for d in (d_q, d_k)]
+                for part, back in zip((d_q, d_k), turned, strict=True):
+                    _rotate(part[rows], cos[rows], sin[rows], back, back=True)
+                parts = [part.flatten(1) for part in (*turned, d_v[rows].to(dtype))]
+                totals = [add_outer(total, part, normed) for total, part in zip(totals, parts, strict=True)]
+                d_normed = parts[0] @ weights[0]
+                for part, weight in zip(parts[1:], weights[1:], strict=True):
+                    d_normed.addmm_(part, weight)
+                _norm_backward(d_normed, flat[rows], norm, ctx.eps, d_norm, d_x.flatten(0, 1)[rows])
+        return d_x, d_norm.to(norm.dtype), *(total.to(w_q.dtype) for total in totals), None, None, None, None
+
+
+class _AfterAttention(torch.autograd.Function):
+    """x (B, T, D) and what attention gave (B, T, H * d) -> y = x + attention W_o, then y + MLP(norm(y))."""
+
+    @staticmethod
+    def forward(ctx, x, attention, w_o, norm, w_gate, w_up, w_down, eps):
+        kept = attention.dtype
+        dtype = product_dtype(kept, x.device)
+        flat, mixed = x.flatten(0, 1), attention.flatten(0, 1)
+        middle, out = torch.empty_like(flat), torch.empty_like(x)
+        gate, up = (torch.empty(len(flat), len(w), dtype=kept, device=x.device) for w in (w_gate, w_up))
+        with torch.autocast(x.device.type, enabled=False):
+            o, g, u, d = (w.to(dtype) for w in (w_o, w_gate, w_up, w_down))
+            for rows in _slices(flat, ROWS[dtype]):
+                torch.add(flat[rows], F.linear(mixed[rows].to(dtype), o), out=middle[rows])
+                normed = _norm(middle[rows], norm, eps, dtype)
+                gated, upped = F.linear(normed, g), F.linear(normed, u)
+                gate[rows], up[rows] = gated, upped
+                product = F.silu(gated, inplace=True).mul_(upped)
+                torch.add(middle[rows], F.linear(product, d), out=out.flatten(0, 1)[rows])
+        ctx.save_for_backward(middle, attention, w_o, norm, w_gate, w_up, w_down, gate, up)
+        ctx.eps, ctx.dtype = eps, dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        middle, attention, w_o, norm, w_gate, w_up, w_down, gate, up = ctx.saved_tensors
+        dtype = ctx.dtype
+        mixed, d_flat, d_x = attention.flatten(0, 1), d_out.flatten(0, 1), d_out.clone()
+        d_attention = torch.empty_like(mixed)
+        d_norm = torch.zeros_like(norm, dtype=torch.float32)
+        d_o = d_g = d_u = d_d = None
+        with torch.autocast(middle.device.type, enabled=False):
+            o, g, u, d = (w.to(dtype) for w in (w_o, w_gate, w_up, w_down))
+            for rows in _slices(middle, ROWS[dtype]):
+                d_rows = d_flat[rows].to(dtype)
+                d_product = d_rows @ d
+                product, d_up = torch.empty_like(d_product), torch.empty_like(d_product)
+                gated, upped = gate[rows], up[rows]
+                for sweep in _slices(d_product, SWEEP):
+                    a, b = gated[sweep].to(dtype), upped[sweep].to(dtype)
+                    active = F.silu(a)
+                    product[sweep] = active * b
+                    d_up[sweep] = active.mul_(d_product[sweep])
+                    d_product[sweep] = torch.ops.aten.silu_backward(d_product[sweep] * b, a)
+                d_gate = d_product
+                d_d = add_outer(d_d, d_rows, product)
+                normed = _norm(middle[rows], norm, ctx.eps, dtype)
+                d_g, d_u = add_outer(d_g, d_gate, normed), add_outer(d_u, d_up, normed)
+                d_normed = (d_gate @ g).addmm_(d_up, u)
+                d_y = d_x.flatten(0, 1)[rows]
+                _norm_backward(d_normed, middle[rows], norm, ctx.eps, d_norm, d_y)
+                d_y = d_y.to(dtype)
+                d_o = add_outer(d_o, d_y, mixed[rows].to(dtype))
+                d_attention[rows] = d_y @ o
+        d_o, d_g, d_u, d_d = (total.to(w_o.dtype) for total in (d_o, d_g, d_u, d_d))
+        return d_x, d_attention.view_as(attention), d_o, d_norm.to(norm.dtype), d_g, d_u, d_d, None
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Causal attention on a CPU in float32 of bfloat16 inputs (B, H, T, d), which are what is kept."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        with torch.autocast("cpu", enabled=False):
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q.float(), k.float(), v.float(), 0.0, True, scale=scale
+            )
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):
+        q, k, v, out, lse = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *(t.float() for t in (d_out, q, k, v, out)), lse, 0.0, True, scale=ctx.scale
+            )
+        return *(grad.to(q.dtype) for grad in grads), None
+
+
+class TotoDecoderLayer(LlamaDecoderLayer):
+    """Llama's block; in training it goes by the functions above wherever they compute the same."""
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, position_embeddings=None, **kwargs):
+        """Residual stream (B, T, D) -> (B, T, D); the arguments are Llama's."""
+        if past_key_values is not None or not self._goes_lean():
+            return super().forward(
+                hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        attention, mlp, norms = self.self_attn, self.mlp, (self.input_layernorm, self.post_attention_layernorm)
+        heads = _BeforeAttention.apply(
+            hidden_states,
+            norms[0].weight,
+            attention.q_proj.weight,
+            attention.k_proj.weight,
+            attention.v_proj.weight,
+            *position_embeddings,
+            norms[0].variance_epsilon,
+            attention.head_dim,
+        )
+        q, k, v = (part.transpose(1, 2) for part in heads)  # (B, H, T, d)
+        plain = attention_mask is None and kwargs.get("is_causal", True) and k.shape[1] == q.shape[1]
+        if plain and product_dtype(q.dtype, q.device) is not q.dtype:
+            mixed = _CausalAttention.apply(q, k, v, attention.scaling).transpose(1, 2)
+        else:
+            kwargs.pop("position_ids", None), kwargs.pop("use_cache", None)
+            interface = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+            mixed, _ = interface(attention, q, k, v, attention_mask, scaling=attention.scaling, **kwargs)
+        return _AfterAttention.apply(
+            hidden_states,
+            mixed.flatten(2),
+            attention.o_proj.weight,
+            norms[1].weight,
+            mlp.gate_proj.weight,
+            mlp.up_proj.weight,
+            mlp.down_proj.weight,
+            norms[1].variance_epsilon,
+        )
+
+    def _goes_lean(self) -> bool:
+        """Whether a backward pass will come and nothing here differs from the plain block: no bias, dropout or other
+        activation, and no part replaced, sharded or watched (adapters, tensor parallelism, hooks)."""
+        attention, mlp = self.self_attn, self.mlp
+        config = attention.config
+        if not (self.training and torch.is_grad_enabled()) or config._attn_implementation in ("eager", None):
+            return False
+        if config.hidden_act != "silu" or config.attention_dropout or config.attention_bias or config.mlp_bias:
+            return False
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        linears += (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        parts = (*linears, mlp, self.input_layernorm, self.post_attention_layernorm)
+        return all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in linears) and not any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts
+        )
+
+
+__all__ = ["TotoDecoderLayer"]
