@@ -6,6 +6,8 @@ import torch
 def check_pixels(pixel_values: torch.Tensor, stride: int) -> None:
     """Refuse pictures that a visual tokenizer cannot encode. One pass over the values (min and max together).
 
+    A traced graph (torch.compile, torch.export) cannot branch on values: there only type and shape are checked.
+
     Args:
         pixel_values: should be a float tensor (B, 3, H, W), RGB in [0, 1], H and W multiples of `stride`.
         stride: side of the pixel square behind one token.
@@ -33,6 +35,8 @@ def check_pixels(pixel_values: torch.Tensor, stride: int) -> None:
             f"pixel_values must hold at least one picture with height and width multiples of {stride}, "
             f"got {shape}; resize or crop them."
         )
+    if torch.compiler.is_compiling():
+        return
     low, high = (bound.item() for bound in torch.aminmax(pixel_values.detach()))
     # aminmax hands NaN through, and every comparison with NaN is false: hence `not (... <= ...)`.
     if not (low >= -1e-3 and high <= 1 + 1e-3):
@@ -43,7 +47,7 @@ def check_pixels(pixel_values: torch.Tensor, stride: int) -> None:
 
 
 def check_codes(ids: torch.Tensor, num_codes: int) -> None:
-    """Refuse anything but integers 0..num_codes-1, of any shape.
+    """Refuse anything but integers 0..num_codes-1, of any shape (in a traced graph anything but integers).
 
     Raises:
         ValueError: not an integer tensor, or a code outside the codebook.
@@ -51,7 +55,7 @@ def check_codes(ids: torch.Tensor, num_codes: int) -> None:
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         got = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise ValueError(f"codes must be an integer tensor, got {got}.")
-    if ids.numel() == 0:
+    if ids.numel() == 0 or torch.compiler.is_compiling():
         return
     # int64 first: min and max are not defined for the uint16 that token shards use.
     low, high = (int(bound) for bound in torch.aminmax(ids.long()))

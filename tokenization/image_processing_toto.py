@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.processing_utils import ImagesKwargs
 
 CENTRE = (0.5, 0.5)
 
 
-def _array_to_pil(array: np.ndarray) -> Image.Image:
-    """(H, W), (H, W, C) or (C, H, W) numbers -> an 8-bit RGB picture; C is 1, 3 or 4 (alpha is dropped)."""
+def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image:
+    """(H, W), (H, W, C) or (C, H, W) numbers -> an 8-bit RGB picture; C is 1, 3 or 4 (alpha is dropped).
+
+    With keep_channels, grey stays grey and alpha stays.
+    """
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
@@ -37,12 +40,15 @@ def _array_to_pil(array: np.ndarray) -> Image.Image:
         if not (array.min() >= 0 and array.max() <= 255):
             raise ValueError(f"{array.dtype} pictures must lie in 0..255: pass uint8, uint16, or floats in [0, 1].")
         array = array.astype(np.uint8)
-    if array.ndim == 2 or array.shape[-1] == 1:
+    grey = array.ndim == 2 or array.shape[-1] == 1
+    if keep_channels:
+        return Image.fromarray(np.ascontiguousarray(array.reshape(array.shape[:2]) if grey else array))
+    if grey:
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=-1)
     return Image.fromarray(np.ascontiguousarray(array[..., :3]))
 
 
-def to_rgb(image) -> Image.Image:
+def to_rgb(image, keep_channels: bool = False) -> Image.Image:
     """Any picture as 8-bit RGB.
 
     Grey is repeated, a palette is looked up, alpha is dropped, 16-bit values (PNG, TIFF) are scaled to 8 bits, which
@@ -50,6 +56,7 @@ def to_rgb(image) -> Image.Image:
 
     Args:
         image: PIL image, or numpy array / torch tensor (H, W), (H, W, C), (C, H, W): uint8, uint16, or float in [0, 1].
+        keep_channels: leave grey and RGBA as they are, still in 8 bits.
     Raises:
         ValueError: a shape or a range that is none of these.
     """
@@ -57,16 +64,17 @@ def to_rgb(image) -> Image.Image:
         image = image.detach().cpu()
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
     if isinstance(image, np.ndarray):
-        return _array_to_pil(image)
+        return _array_to_pil(image, keep_channels)
     if not isinstance(image, Image.Image):
         raise ValueError(f"a picture must be a PIL image, a numpy array or a torch tensor, not {type(image).__name__}.")
     if image.mode == "F":
         values = np.asarray(image)
-        return _array_to_pil(values if values.size and values.max() <= 1 else values.astype(np.int64))
+        return _array_to_pil(values if values.size and values.max() <= 1 else values.astype(np.int64), keep_channels)
     if image.mode.startswith("I"):  # I;16 and its byte orders; older PIL opens 16-bit PNG as 32-bit I
         values = np.asarray(image).astype(np.int64)
-        return _array_to_pil(values.astype(np.uint16) if values.max(initial=0) > 255 or image.mode != "I" else values)
-    return image.convert("RGB")
+        wide = values.max(initial=0) > 255 or image.mode != "I"
+        return _array_to_pil(values.astype(np.uint16) if wide else values, keep_channels)
+    return image if keep_channels and image.mode in ("L", "RGBA") else image.convert("RGB")
 
 
 def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENTRE) -> np.ndarray:
@@ -79,7 +87,11 @@ def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENT
     Returns:
         uint8 (R, R, 3).
     """
-    image = to_rgb(image)
+    return _square(to_rgb(image), resolution, position)
+
+
+def _square(image: Image.Image, resolution: int, position: tuple[float, float]) -> np.ndarray:
+    """`resize_and_crop` of a picture of any number of channels: uint8 (R, R, C), or (R, R) of a grey one."""
     width, height = image.size
     side = min(width, height)
     top, left = (height - side) * position[0], (width - side) * position[1]
@@ -110,27 +122,79 @@ class TotoImageProcessorKwargs(ImagesKwargs, total=False):
     crop_position: tuple | list
 
 
+def _same_side(kwargs: dict) -> dict:
+    """`kwargs` with `resolution` set from transformers' own `size` and `crop_size`, where these are given.
+
+    Raises:
+        ValueError: a size that is no square, or two of the three that disagree.
+    """
+    given = {name: kwargs[name] for name in ("resolution", "size", "crop_size") if kwargs.get(name) is not None}
+    sides = {side for value in given.values() for side in dict(get_size_dict(value)).values() if side is not None}
+    if len(sides) > 1:
+        raise ValueError(f"the result is one square, but {given} name several sides: give resolution alone.")
+    return {**kwargs, "resolution": sides.pop()} if sides else kwargs
+
+
 class TotoImageProcessor(PilBackend):
     """Pictures -> `pixel_values` (B, 3, R, R): float32 RGB in [0, 1], no mean or deviation taken off.
 
     `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` takes what `to_rgb` takes, alone, in a list or
-    stacked. Shortest side to R, then the centre R x R crop, or the one at `crop_position` (paper Sec. 3.4).
+    stacked. Shortest side to R, then the centre R x R crop, or the one at `crop_position` (paper Sec. 3.4). R may also
+    be given as transformers' `size` or `crop_size`; do_convert_rgb, do_resize, do_rescale and do_normalize switch the
+    steps as elsewhere, but a visual tokenizer needs the defaults.
     """
 
     valid_kwargs = TotoImageProcessorKwargs
     model_input_names = ["pixel_values"]
     resolution = 64
     crop_position = CENTRE
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    resample = Image.Resampling.BICUBIC
     # Saved files name this class, so that a repository on the Hub loads it without this package.
     _auto_class = "AutoImageProcessor"
+
+    def __init__(self, **kwargs):
+        super().__init__(**_same_side(kwargs))
+
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:
+        return super().preprocess(images, *args, **_same_side(kwargs))
+
+    def _standardize_kwargs(self, crop_position=CENTRE, **kwargs) -> dict:
+        return {**super()._standardize_kwargs(**kwargs), "crop_position": list(crop_position)}  # a list, as in JSON
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        side = kwargs["resolution"]  # resizing asks for a size
+        super()._validate_preprocess_kwargs(**{**kwargs, "size": kwargs["size"] or {"height": side, "width": side}})
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3):
         return list_of_images(images)
 
-    def process_image(self, image, **kwargs) -> Image.Image:
-        return to_rgb(image)
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> Image.Image:
+        return to_rgb(image, keep_channels=not do_convert_rgb)
 
-    def _preprocess(self, images, resolution: int, crop_position, return_tensors=None, **kwargs) -> BatchFeature:
-        pixels = [resize_and_crop(image, resolution, tuple(crop_position)) for image in images]
-        pixel_values = np.stack(pixels).transpose(0, 3, 1, 2).astype(np.float32) / 255
-        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+    def _preprocess(
+        self,
+        images: list[Image.Image],
+        resolution: int,
+        crop_position,
+        do_resize: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool | None,
+        image_mean,
+        image_std,
+        return_tensors=None,
+        **kwargs,
+    ) -> BatchFeature:
+        pixels = []
+        for image in images:
+            array = _square(image, resolution, tuple(crop_position)) if do_resize else np.asarray(image)
+            array = np.atleast_3d(array).transpose(2, 0, 1).astype(np.float32)
+            if do_rescale:
+                array /= np.float32(1 / rescale_factor)  # by 255: its inverse is not a float32
+            if do_normalize:
+                array = self.normalize(array, image_mean, image_std)
+            pixels.append(array)
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)

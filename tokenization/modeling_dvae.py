@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .checks import check_codes, check_pixels
 from .configuration_dvae import TotoDVAEConfig
@@ -216,6 +216,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
         mean, _ = self._decoder_output(codes.long())
         return unmap_pixels(mean.sigmoid())
 
+    @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> TotoDVAEOutput:
         """Auto-encoding through the likeliest codes, for measuring reconstructions.
 

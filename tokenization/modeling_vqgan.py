@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .checks import check_codes, check_pixels
 from .configuration_vqgan import TotoVQGANConfig
@@ -238,6 +238,7 @@ class TotoVQGANModel(PushBesideMixin, PreTrainedModel):
         """Pictures of codebook vectors (B, embed_dim, h, w), not clipped."""
         return (self.decoder(self.post_quant_conv(quantized)) + 1) / 2
 
+    @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> TotoVQGANOutput:
         """Auto-encoding with the straight-through estimator, for training and for measuring reconstructions."""
         z = self.encode_latents(pixel_values)
