@@ -6,12 +6,13 @@ in `visual_tokenizer/` beside the model's own files.
 
 import hashlib
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
 from .image_processing_toto import TotoImageProcessor, list_of_images, resize_and_crop
@@ -24,7 +25,17 @@ from .video import read_clip
 
 VISUAL_TOKENIZERS = {"toto_vqgan": TotoVQGANModel, "toto_dvae": TotoDVAEModel}
 SHIPPED = Path(__file__).parent / "weights" / "toto-tokenizer-64"
+_IMAGE_KWARGS = set(TotoImageProcessor.valid_kwargs.__annotations__)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+def shipped() -> Path:
+    """The folder of the small tokenizer that ships with this package."""
+    if not (SHIPPED / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the shipped tokenizer is not at {SHIPPED}: install the modeling-toto package, or name a tokenizer."
+        )
+    return SHIPPED
 
 
 def load_visual_tokenizer(path, subfolder: str = "", **hub_kwargs) -> PreTrainedModel:
@@ -42,20 +53,55 @@ def load_visual_tokenizer(path, subfolder: str = "", **hub_kwargs) -> PreTrained
     return model.eval()
 
 
+class TotoImagesKwargs(TypedDict, total=False):
+    """crop_position: (y, x) of the crop as fractions 0..1; by default the image processor's."""
+
+    crop_position: tuple | list
+    return_tensors: str
+
+
+class TotoVideosKwargs(TypedDict, total=False):
+    """How a video *file* is sampled: every `stride`-th frame (default and paper: 4), or at `fps` frames a second.
+
+    Arrays are always taken frame by frame, as transformers' `do_sample_frames=False` asks.
+    """
+
+    stride: int
+    fps: float | None
+    do_sample_frames: bool | None
+    return_tensors: str
+
+
+class TotoProcessorKwargs(ProcessingKwargs, total=False):
+    """add_end_token: leave the end out of a prompt that is to be continued. return_tensors: "pt" or "np"."""
+
+    images_kwargs: TotoImagesKwargs
+    videos_kwargs: TotoVideosKwargs
+    add_end_token: bool
+    return_tensors: str
+
+
 class TotoProcessor(ProcessorMixin):
-    """`processor(images=... | videos=...) -> input_ids, attention_mask`; `processor.decode(ids) -> uint8 frames`.
+    """`processor(images=..., videos=...) -> input_ids, attention_mask`; `processor.decode(ids) -> uint8 frames`.
 
     Args:
         image_processor: TotoImageProcessor; its resolution R fixes the grid, (R / stride, R / stride).
-        visual_tokenizer: TotoVQGANModel or TotoDVAEModel.
+        visual_tokenizer: TotoVQGANModel or TotoDVAEModel; by default the small one that ships with this package.
         num_frames: frames taken from a video file (paper: 16).
     """
+
+    valid_processor_kwargs = TotoProcessorKwargs
+    model_input_names = ["input_ids", "attention_mask"]
+    add_end_token = True
+    return_tensors = "pt"
 
     # Saved files name this class, so that a repository on the Hub loads it without this package.
     _auto_class = "AutoProcessor"
 
-    def __init__(self, image_processor, visual_tokenizer, num_frames: int = 16):
+    def __init__(self, image_processor, visual_tokenizer=None, num_frames: int = 16):
         super().__init__(image_processor)
+        if visual_tokenizer is None:
+            visual_tokenizer = load_visual_tokenizer(shipped())
         stride, resolution = visual_tokenizer.config.stride, image_processor.resolution
         if resolution % stride:
             raise ValueError(f"resolution {resolution} is no multiple of the visual tokenizer's stride {stride}.")
@@ -71,11 +117,7 @@ class TotoProcessor(ProcessorMixin):
     @classmethod
     def default(cls) -> "TotoProcessor":
         """A processor around the small tokenizer that ships with this package (8 x 8 tokens for 64 x 64 pixels)."""
-        if not (SHIPPED / "config.json").is_file():
-            raise FileNotFoundError(
-                f"the shipped tokenizer is not at {SHIPPED}: install the modeling-toto package, or name a tokenizer."
-            )
-        return cls.from_visual_tokenizer(SHIPPED)
+        return cls.from_visual_tokenizer(shipped())
 
     @classmethod
     def from_visual_tokenizer(cls, path, **hub_kwargs) -> "TotoProcessor":
@@ -179,43 +221,41 @@ class TotoProcessor(ProcessorMixin):
             return read_clip(video, self.num_frames, stride=stride, fps=fps, resolution=self.resolution).frames
         return np.stack([resize_and_crop(frame, self.resolution) for frame in list_of_images(video)])
 
-    def __call__(
-        self,
-        images=None,
-        videos=None,
-        add_end_token: bool = True,
-        return_tensors: str = "pt",
-        stride: int = 4,
-        fps: float | None = None,
-    ) -> BatchFeature:
-        """Rows of ids.
+    def __call__(self, images=None, videos=None, **kwargs: Unpack[TotoProcessorKwargs]) -> BatchFeature:
+        """Rows of ids: those of the images, then those of the videos.
 
         Args:
             images: one picture or several (PIL, arrays): each becomes a row `3, codes, 2`.
             videos: (T, H, W, 3) or (B, T, H, W, 3) uint8, a path, or a list of such: each a row `1, codes, 2`.
-            add_end_token: leave the end out of a prompt that is to be continued.
-            stride, fps: how a video *file* is sampled (paper: stride 4); arrays are taken frame by frame.
+            kwargs: see TotoProcessorKwargs; those of images and videos may stand alone or in `images_kwargs` and
+                `videos_kwargs`.
         Returns:
             input_ids (B, L) int64 and attention_mask (B, L); shorter rows are padded on the right with id 0.
+        Raises:
+            ValueError: neither images nor videos, or some that cannot be encoded.
+            TypeError: an argument that nothing here takes.
         """
-        if (images is None) == (videos is None):
-            raise ValueError("give either images or videos.")
+        if images is None and videos is None:
+            raise ValueError("there is nothing to encode: give images or videos.")
+        known = {"add_end_token", *TotoImagesKwargs.__annotations__, *TotoVideosKwargs.__annotations__}
+        if unknown := sorted(set(kwargs) - known - set(TotoProcessorKwargs.__annotations__)):
+            raise TypeError(f"TotoProcessor takes no {', '.join(unknown)}; it takes {', '.join(sorted(known))}.")
+        merged = self._merge_kwargs(**kwargs)
+        end, rows = merged["add_end_token"], []
         if images is not None:
-            pictures = [
-                resize_and_crop(image, self.resolution, tuple(self.image_processor.crop_position))
-                for image in list_of_images(images)
-            ]
-            rows = list(image_rows(self.encode_frames(np.stack(pictures)), end=add_end_token))
-        else:
+            position = tuple(merged["images_kwargs"].get("crop_position", self.image_processor.crop_position))
+            pictures = [resize_and_crop(image, self.resolution, position) for image in list_of_images(images)]
+            rows += list(image_rows(self.encode_frames(np.stack(pictures)), end=end))
+        if videos is not None:
+            stride, fps = merged["videos_kwargs"].get("stride", 4), merged["videos_kwargs"].get("fps")
             clips = [self._video_frames(video, stride, fps) for video in _list_of_videos(videos)]
             codes = self.encode_frames(np.concatenate(clips)).split([len(clip) for clip in clips])
-            rows = [video_rows(code[None], end=add_end_token)[0] for code in codes]
+            rows += [video_rows(code[None], end=end)[0] for code in codes]
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        if return_tensors != "pt":
-            input_ids, mask = input_ids.numpy(), mask.numpy()
-        return BatchFeature({"input_ids": input_ids, "attention_mask": mask}, tensor_type=return_tensors)
+        data = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+        return BatchFeature(data, tensor_type=merged["return_tensors"])
 
     # --- ids to pixels
 
@@ -244,14 +284,12 @@ class TotoProcessor(ProcessorMixin):
     # --- saving and loading
 
     def to_dict(self) -> dict:
-        saved = {
+        return {
             "processor_class": type(self).__name__,
+            "auto_map": {"AutoProcessor": f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"},
             "image_processor": self.image_processor.to_dict(),
             "num_frames": self.num_frames,
         }
-        if getattr(self, "auto_map", None):
-            saved["auto_map"] = self.auto_map
-        return saved
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, repo_id: str | None = None, **kwargs):
         """Write processor_config.json, the code it needs, and the tokenizer in `visual_tokenizer/`.
@@ -269,7 +307,10 @@ class TotoProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         subfolder = kwargs.get("subfolder") or ""
         hub_kwargs = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
-        image_processor = TotoImageProcessor.from_dict(dict((processor_dict or {}).get("image_processor", {})))
+        image_kwargs = {key: kwargs[key] for key in _IMAGE_KWARGS & set(kwargs)}
+        image_processor = TotoImageProcessor.from_dict(
+            (processor_dict or {}).get("image_processor", {}), **image_kwargs
+        )
         tokenizer_folder = f"{subfolder}/{SUBFOLDER}" if subfolder else SUBFOLDER
         return [
             image_processor,

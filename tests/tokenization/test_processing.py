@@ -88,6 +88,34 @@ def test_resize_and_crop_equals_resizing_all_and_cropping():
     assert np.array_equal(resize_and_crop(ours.astype(np.uint8), 30), ours)  # frames of the right size are left alone
 
 
+def test_steps_and_sizes_as_in_other_image_processors(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (24, 30, 4), dtype=np.uint8)
+    plain = TotoImageProcessor(resolution=16)(picture, return_tensors="pt").pixel_values
+    for size in (16, (16, 16), {"height": 16, "width": 16}, {"shortest_edge": 16}):
+        processor = TotoImageProcessor(size=size)
+        assert processor.resolution == 16 and torch.equal(processor(picture, return_tensors="pt").pixel_values, plain)
+    assert processor(picture, size=8, return_tensors="np").pixel_values.shape == (1, 3, 8, 8)
+    assert processor(picture, resolution=8, return_tensors="np").pixel_values.shape == (1, 3, 8, 8)
+    rgba = processor(picture, do_convert_rgb=False, return_tensors="pt").pixel_values
+    assert rgba.shape == (1, 4, 16, 16)
+    grey = processor(picture[..., 0], do_convert_rgb=False, do_resize=False, return_tensors="pt").pixel_values
+    assert grey.shape == (1, 1, 24, 30)
+    bytes_ = processor(picture, do_rescale=False, return_tensors="pt").pixel_values
+    assert bytes_.max() > 1 and torch.equal(bytes_ / 255, plain)
+    normal = processor(picture, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3, return_tensors="pt")
+    torch.testing.assert_close(normal.pixel_values, (plain - 0.5) / 0.25)
+    processor.save_pretrained(tmp_path)
+    assert TotoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"size": {"height": 8, "width": 9}}, {"resolution": 8, "size": 9}, {"size": 20, "crop_size": 18}]
+)
+def test_sizes_that_are_no_square_are_one_sentence(sizes):
+    with pytest.raises(ValueError, match=r"the result is one square, but .* give resolution alone"):
+        TotoImageProcessor(**sizes)
+
+
 # --- rows
 
 
@@ -122,11 +150,34 @@ def test_shorter_rows_are_padded_on_the_right(processor, pictures):
     assert (batch.input_ids[1, 34:] == 0).all() and batch.input_ids[1, 33] == 2
 
 
-def test_exactly_one_kind_of_input(processor, pictures):
-    with pytest.raises(ValueError, match="either images or videos"):
+def test_images_and_videos_in_one_call(processor, pictures):
+    """Rows of images first; every argument alone, or with those of its kind."""
+    both = processor(images=list(pictures[:2]), videos=pictures, add_end_token=False)
+    assert both.input_ids[:, 0].tolist() == [3, 3, 1] and both.attention_mask.sum(1).tolist() == [17, 17, 81]
+    assert torch.equal(both.input_ids[2:], processor(videos=pictures, add_end_token=False).input_ids)
+    top, middle = (processor(images=pictures[0], crop_position=(0, x)).input_ids for x in (0, 0.5))
+    assert not torch.equal(top, middle) and torch.equal(middle, processor(images=pictures[0]).input_ids)
+    assert torch.equal(top, processor(images=pictures[0], images_kwargs={"crop_position": [0, 0]}).input_ids)
+    with pytest.raises(ValueError, match="nothing to encode: give images or videos"):
         processor()
-    with pytest.raises(ValueError, match="either images or videos"):
-        processor(images=pictures[0], videos=pictures)
+    with pytest.raises(TypeError, match=r"takes no num_frames, strid; it takes add_end_token, .*stride"):
+        processor(videos=pictures, strid=2, num_frames=3)
+
+
+def test_the_shipped_tokenizer_is_the_default(processor):
+    shipped = TotoProcessor(TotoImageProcessor())
+    assert shipped.fingerprint == TotoProcessor.default().fingerprint != processor.fingerprint
+    assert shipped.grid == (8, 8) and shipped.model_input_names == ["input_ids", "attention_mask"]
+
+
+def test_settings_of_the_image_processor_at_loading_time(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = TotoProcessor.from_pretrained(tmp_path, resolution=24, num_frames=2)
+    assert loaded.grid == (6, 6) and loaded.num_frames == 2 and loaded.fingerprint == processor.fingerprint
+    replaced = TotoProcessor.from_pretrained(tmp_path, image_processor=TotoImageProcessor(resolution=8))
+    assert replaced.grid == (2, 2)
+    again = TotoProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict()
 
 
 @pytest.mark.parametrize(
