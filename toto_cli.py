@@ -19,6 +19,7 @@ VERBS = {
     "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
     "generate": ("evaluation.generate", "continue a clip, frame by frame"),
     "report": ("evaluation.report", "results and runs -> one HTML page"),
+    "export": ("training.export_model", "a Toto checkpoint -> a plain Llama with the same logits"),
 }
 
 

@@ -140,12 +140,12 @@ class TotoBackbone(Backbone):
             )
 
     @classmethod
-    def from_pretrained(cls, path: str, device: torch.device | None = None) -> "TotoBackbone":
-        """Model and processor from one folder or Hub repository, weights in float32."""
+    def from_pretrained(cls, path: str, device: torch.device | None = None, **changes) -> "TotoBackbone":
+        """Model and processor from one folder or Hub repository, weights in float32; config fields may be changed."""
         from modeling_toto import TotoModel
         from tokenization.processing_toto import TotoProcessor
 
-        model = TotoModel.from_pretrained(path, dtype=torch.float32)
+        model = TotoModel.from_pretrained(path, dtype=torch.float32, **changes)
         return cls(model, TotoProcessor.from_pretrained(path), name=str(path), device=device)
 
     @property
@@ -313,14 +313,24 @@ class ImageBackbone(Backbone):
         return ImageBackbone(model, self.processor, name=f"untrained (seed {seed})", device=self.device)
 
 
-def load_backbone(path: str, device: torch.device | None = None) -> TotoBackbone | ImageBackbone:
-    """A frozen backbone from a folder or Hub id: Toto, or any ViT-like model that transformers knows."""
+def load_backbone(
+    path: str, device: torch.device | None = None, rope_base: float | None = None
+) -> TotoBackbone | ImageBackbone:
+    """A frozen backbone from a folder or Hub id: Toto, or any ViT-like model that transformers knows.
+
+    rope_base: another RoPE base than a Toto was trained with: a control for training after the change (paper Table 4).
+    Raises ValueError for a `rope_base` of any other model.
+    """
     from transformers import AutoConfig
 
     import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
 
-    kind = TotoBackbone if AutoConfig.from_pretrained(path).model_type == "toto" else ImageBackbone
-    return kind.from_pretrained(path, device)
+    is_toto = AutoConfig.from_pretrained(path).model_type == "toto"
+    if rope_base is None:
+        return (TotoBackbone if is_toto else ImageBackbone).from_pretrained(path, device)
+    if not is_toto:
+        raise ValueError(f"{path} is no Toto, so it has no RoPE base to change; leave --rope_base out.")
+    return TotoBackbone.from_pretrained(path, device, rope_theta=rope_base)
 
 
 def extract(

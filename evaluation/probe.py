@@ -41,6 +41,13 @@ class ProbeArgs:
     fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
     epochs: int | None = field(default=None, metadata={"help": "Epochs of the heads (60 linear, 30 attention)."})
     max_tokens: int = field(default=64, metadata={"help": "Tokens a clip, after averaging, for the attention head."})
+    rope_base: float | None = field(
+        default=None,
+        metadata={
+            "help": "Another RoPE base than the Toto was trained with: a control, marked in the result; the paper "
+            "trains on after the change (Table 4), with toto pretrain --init_from."
+        },
+    )
     batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
     seed: int = field(default=0, metadata={"help": "Seed of heads, batches, carved splits and the untrained twin."})
 
@@ -51,6 +58,8 @@ class ProbeArgs:
             for name in given or []:
                 if name not in known:
                     raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+        if self.rope_base is not None and not self.rope_base > 0:
+            raise ValueError(f"--rope_base must be above 0, not {self.rope_base:g}.")
         for name in ("max_train", "max_eval", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
@@ -175,7 +184,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from training.checkpoints import resolve_model
     from training.device import versions
 
-    backbone = load_backbone(resolve_model(args.model))
+    backbone = load_backbone(resolve_model(args.model), rope_base=args.rope_base)
     layers = choose_layers(args.layers, backbone.depth, args.model)
     default = BASELINES if isinstance(backbone, TotoBackbone) else ("pixels",)
     wanted = [name for name in (default if args.baselines is None else args.baselines) if name != "none"]
@@ -222,9 +231,11 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         return task["best"]["val_accuracy"] - max(floor)
 
     label = max(columns, key=margin)
+    control = {"control": f"RoPE base changed to {args.rope_base:g} without training"} if args.rope_base else {}
     return {
         "command": command,
         "model": args.model,
+        **control,
         "data": {
             "dataset": args.dataset,
             "num_frames": num_frames,
@@ -259,6 +270,8 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.results import command_line, write_json
 
     results = run_probe(args, command_line("probe", argv))
+    if "control" in results:
+        print(f"control: {results['control']}")
     for part, split in results["data"]["splits"].items():
         print(f"{part:<10} {split['clips']:>7,} clips from {split['sources']:,} sources: {split['split']}")
     for label, task in results["tasks"].items():

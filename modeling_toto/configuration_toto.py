@@ -2,7 +2,7 @@
 
 import math
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 # transformers' own name for huggingface_hub's decorator: code that travels to the Hub imports only transformers here
 from transformers.configuration_utils import strict
@@ -13,6 +13,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_toto.TotoConfig",
     "AutoModel": "modeling_toto.TotoModel",
     "AutoModelForCausalLM": "modeling_toto.TotoForCausalLM",
+    "AutoModelForPreTraining": "modeling_toto.TotoForCausalLM",  # TotoForPatchPrediction names itself when saved
     "AutoModelForImageClassification": "classification_toto.TotoForImageClassification",
     "AutoModelForVideoClassification": "classification_toto.TotoForVideoClassification",
 }
@@ -20,6 +21,7 @@ AUTO_MAP = {
 ATTENTION_MODES = ("causal", "prefix", "full")
 POOLERS = ("mean", "attention", "cross_attention_mlp")
 NEXT_TOKEN_LOSSES = ("backbone", "stop_gradient")
+PREDICTION_TARGETS = ("patch", "code")
 
 # Ids 0..63 are pad, video start, end, image start and rows reserved for prompts; code k is id 64 + k.
 CODE_OFFSET = 64
@@ -35,13 +37,15 @@ def _mup_family(hidden_size: int, num_hidden_layers: int, intermediate_size: int
         "num_hidden_layers": num_hidden_layers,
         "num_attention_heads": 16,
         "tie_word_embeddings": False,
+        "mup_base_width": 256,
+        "mup_base_head_dim": 16,
     }
 
 
 # base, large, 1b: paper Table 1. Paper silent on the MLP width and on tying; these are the only ordinary choices that
 # give its 120M, 280M and 1.1B. a1..a6: paper Table 15 (appendix); an MLP of about 4.7 x hidden and untied embeddings of
-# a 1k-code VQGAN give its counts. tiny is ours: 64-token frames of
-# the tokenizer that ships, made for a CPU.
+# a 1k-code VQGAN give its counts; they use muP with learning rate 2^-7 (App. A.7, silent on the base: ours is a1).
+# tiny is ours: 64-token frames of the tokenizer that ships, made for a CPU.
 PRESETS: dict[str, dict] = {
     "tiny": {
         "vocab_size": CODE_OFFSET + 512,
@@ -83,6 +87,8 @@ class TotoConfig(LlamaConfig):
         next_token_loss: None, or a joint next-token loss of classification models: "backbone" trains both losses
             through the backbone, "stop_gradient" trains the backbone by next tokens alone, the head beside it.
         next_token_loss_weight: its factor (paper silent; 1).
+        patch_size, prediction_target: of TotoForPatchPrediction (paper Table 3): RGB patches of this many pixels a side
+            in, the next normalised "patch" or its dVAE "code" out.
         mup_base_width, mup_base_head_dim: with them, muP (App. A.7): at this width and head size the model is a plain
             Llama, at others it takes the same learning rate (see mup.py). None: standard parametrisation.
         embedding_multiplier, output_multiplier: factors of the embeddings and of the logits (paper silent; 1).
@@ -90,8 +96,8 @@ class TotoConfig(LlamaConfig):
     """
 
     model_type = "toto"
-    # token_losses stays out of what the Trainer's evaluation collects as predictions
-    keys_to_ignore_at_inference = ["past_key_values", "token_losses"]
+    # losses stay out of what the Trainer's evaluation collects as predictions
+    keys_to_ignore_at_inference = ["past_key_values", "token_losses", "task_loss", "next_token_loss"]
 
     vocab_size: int = DVAE_VOCAB
     hidden_size: int = 768
@@ -115,6 +121,8 @@ class TotoConfig(LlamaConfig):
     pooler: str = "attention"
     next_token_loss: str | None = None
     next_token_loss_weight: float | int = 1.0
+    patch_size: int = 8
+    prediction_target: str = "patch"
     mup_base_width: int | None = None
     mup_base_head_dim: int | None = None
     embedding_multiplier: float | int = 1.0
@@ -140,7 +148,12 @@ class TotoConfig(LlamaConfig):
 
     def validate_choices(self):
         """Part of `validate()`, which runs at construction: names out of their lists, layers that do not exist."""
-        choices = {"attention_mode": ATTENTION_MODES, "pooler": POOLERS, "next_token_loss": (None, *NEXT_TOKEN_LOSSES)}
+        choices = {
+            "attention_mode": ATTENTION_MODES,
+            "pooler": POOLERS,
+            "next_token_loss": (None, *NEXT_TOKEN_LOSSES),
+            "prediction_target": PREDICTION_TARGETS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 listed = ", ".join(map(repr, allowed))
@@ -150,11 +163,37 @@ class TotoConfig(LlamaConfig):
                 f"feature_layer is {self.feature_layer}, but the model has layers 0 (the embeddings) to "
                 f"{self.num_hidden_layers}."
             )
+        for name in ("mup_base_width", "mup_base_head_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a size, or None for no muP.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers, but fields given by keyword are there from the start, so that they are checked.
+
+        `from_pretrained(path, tokens_per_frame=1024, num_frames=4, rope_theta=50_000)`, of a config or a model, is
+        another resolution and another RoPE base (paper Table 4): the grid follows from tokens_per_frame, and
+        rope_theta is put into rope_parameters.
+        """
+        own = set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+        changes = {key: kwargs.pop(key) for key in own & set(kwargs)}
+        config_dict = config_dict | changes
+        if "rope_theta" in kwargs:
+            rope = config_dict.get("rope_parameters") or {}
+            config_dict["rope_parameters"] = rope | {"rope_theta": kwargs.pop("rope_theta")}
+        if "tokens_per_frame" in changes and "grid_size" not in changes:
+            config_dict.pop("grid_size", None)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_codes(self) -> int:
         """Size of the visual codebook: the ids from `code_offset` on."""
         return self.vocab_size - self.code_offset
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of an RGB patch."""
+        return 3 * self.patch_size**2
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "TotoConfig":

@@ -1,6 +1,27 @@
-"""muP on one page (paper App. A.7; Yang et al. 2022): multipliers, initial scales and per-group learning rates."""
+"""muP on one page: multipliers, initial scales, learning rates and weight decay per kind of weight.
+
+The paper (App. A.7) says that it uses muP and that the best learning rate is then 2^-7 at every width; it is silent on
+the rest. We follow Yang et al. 2022 (arXiv 2203.03466, Table 8, Adam) and choose, with r = width / base width:
+
+    kind of weight                             initial std             learning rate     decay of one step   forward
+    embeddings                                 initializer_range       lr                lr * wd             * 1
+    matrices of the blocks                     initializer_range/√r    lr / r            lr * wd             * 1
+    readout (the embeddings where tied)        initializer_range       lr                lr * wd             * 1 / r
+    norm gains, biases                         1, 0                    lr                none                * 1
+    attention scores                                                                                         √base d / d
+
+Also ours:
+- The base is where everything equals a Llama with standard parametrisation, the first update included. a1, the
+  smallest of the family, is the base of a1..a6: width 256, head size 16.
+- r stands for every fan-in in a block, so intermediate_size and heads x head_dim must grow with the width.
+- Decay is independent of r: AdamW multiplies it by the learning rate, so the blocks get wd * r (Wang and Aitchison
+  2024, arXiv 2405.13698).
+- Neither query nor readout starts at zero, which Yang et al. leave open: the base would be no ordinary Llama.
+- No depth multiplier: the paper tunes at one depth. Adam's epsilon stays. Task heads learn at lr, at every width.
+"""
 
 from torch import nn
+from transformers import initialization as init
 
 from .configuration_toto import TotoConfig
 
@@ -26,8 +47,30 @@ def output_multiplier(config: TotoConfig) -> float:
     return config.output_multiplier / width_ratio(config)
 
 
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices of the blocks of any Toto model: both their sides grow with the width."""
+    return [weight for weight in model.base_model.layers.parameters() if weight.ndim >= 2]
+
+
 def init_weights(model: nn.Module, module: nn.Module) -> None:
-    """Rescale what Llama's own initialisation has just drawn for `module`; nothing without muP."""
+    """Draw a block's matrix again with muP's deviation, after Llama has drawn it; nothing at the base width."""
+    ratio = width_ratio(model.config)
+    if ratio != 1 and isinstance(module, nn.Linear) and any(module.weight is w for w in hidden_matrices(model)):
+        init.normal_(module.weight, std=model.config.initializer_range / ratio**0.5)
 
 
-__all__ = ["attention_scaling", "embedding_multiplier", "init_weights", "output_multiplier", "width_ratio"]
+def learning_rate_scales(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Factor of the learning rate, and one over that of the weight decay, of the weights where it is not 1."""
+    ratio = width_ratio(model.config)
+    return {} if ratio == 1 else dict.fromkeys(hidden_matrices(model), 1 / ratio)
+
+
+__all__ = [
+    "attention_scaling",
+    "embedding_multiplier",
+    "hidden_matrices",
+    "init_weights",
+    "learning_rate_scales",
+    "output_multiplier",
+    "width_ratio",
+]

@@ -98,6 +98,24 @@ def write_recipe(run: Path, *args) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
+def json_fields(text: str, flag: str, known: list[str]) -> dict:
+    """The JSON mapping that `flag` was given, every key of which must be `known` (transformers would take any).
+
+    Raises:
+        ValueError: no JSON, no mapping, or an unknown key (the nearest valid one is offered).
+    """
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} must be a JSON mapping such as '{{\"{known[0]}\": 512}}': {error}.") from error
+    require(isinstance(settings, dict), f"{flag} must be a JSON mapping, not {text}.")
+    for key in settings:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}."
+        require(key in known, f"{flag} has the unknown key '{key}'; {hint}")
+    return settings
+
+
 def option(default, help: str):
     """A dataclass field that is a flag: its default and its help text."""
     if isinstance(default, list):
@@ -115,7 +133,7 @@ def require(condition: bool, sentence: str) -> None:
 class OptimArgs:
     """The optimiser and its schedule."""
 
-    learning_rate: float = option(3e-4, "peak learning rate (paper Sec. 3.2: 3e-4)")
+    learning_rate: float = option(3e-4, "peak learning rate (paper Sec. 3.2: 3e-4; muP, App. A.7: 2^-7 = 0.0078125)")
     warmup_steps: int = option(2000, "steps of linear warm-up (paper: 2000)")
     min_lr_ratio: float = option(0.1, "end of the cosine, as a share of the peak (paper silent)")
     adam_beta1: float = option(0.9, "AdamW beta 1 (paper: 0.9)")
@@ -135,7 +153,7 @@ class ModelArgs:
     """Which model to train."""
 
     preset: str = option("base", "size: tiny, base, large, 1b, a1..a6 (paper Table 1 and Table 15)")
-    config: str = option("{}", "JSON mapping of TotoConfig fields that replace the preset's")
+    config: str = option("{}", "JSON mapping of TotoConfig fields that replace the preset's, or those of --init_from")
     init_from: str | None = option(None, "start from these weights (folder, run or Hub id) instead of fresh ones")
 
 

@@ -8,11 +8,18 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse, require, resumed_run, write_recipe
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields, parse, require, resumed_run, write_recipe
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
     "A killed run continues exactly: toto pretrain --resume RUN."
+)
+
+# Fields that the weights of a checkpoint have decided; what else the config says may change when training goes on.
+DECIDED_BY_WEIGHTS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "code_offset"),
+    *("mup_base_width", "mup_base_head_dim", "embedding_multiplier", "output_multiplier"),
 )
 
 
@@ -30,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
     from accelerate.utils import set_seed
+    from huggingface_hub.errors import StrictDataclassError
 
     from modeling_toto import TotoConfig, TotoForCausalLM
     from tokenization import TotoProcessor
@@ -43,10 +51,16 @@ def main(argv: list[str] | None = None) -> None:
     start = (
         checkpoints.latest(run) if resumed else model_args.init_from and checkpoints.resolve_model(model_args.init_from)
     )
-    if start:
-        config = TotoConfig.from_pretrained(start)
-    else:
-        config = TotoConfig.from_preset(model_args.preset, **json.loads(model_args.config))
+    fields = json_fields(model_args.config, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
+    try:
+        if resumed:
+            config = TotoConfig.from_pretrained(start)
+        elif start:
+            config = changed_config(start, fields)
+        else:
+            config = TotoConfig.from_preset(model_args.preset, **fields)
+    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
+        raise ValueError(f"--config is refused: {error.__cause__}") from error
     check_fit(read_manifest(data.shards), config)
 
     accelerator = make_accelerator(log_with=args.report_to, project_dir=str(run))
@@ -56,7 +70,10 @@ def main(argv: list[str] | None = None) -> None:
 
         create_repo(args.hub_model_id)  # a missing token is better known before the training than after it
     set_seed(args.seed)
-    model = TotoForCausalLM.from_pretrained(start, dtype=torch.float32) if start else TotoForCausalLM(config)
+    if start:
+        model = TotoForCausalLM.from_pretrained(start, config=config, dtype=torch.float32)
+    else:
+        model = TotoForCausalLM(config)
     processor_folder = Path(data.shards) / "processor"
     processor = TotoProcessor.from_pretrained(processor_folder) if processor_folder.is_dir() else None
     if args.gradient_checkpointing:
@@ -113,6 +130,24 @@ def main(argv: list[str] | None = None) -> None:
             from .hub import push_folder
 
             print(f"pushed {push_folder(last, args.hub_model_id)}")
+
+
+def changed_config(start: str, fields: dict):
+    """The config of a checkpoint with other fields: a resolution, a RoPE base (paper Table 4), not other weights.
+
+    Raises:
+        ValueError: a field that the checkpoint's weights have decided.
+    """
+    from modeling_toto import TotoConfig
+
+    config = TotoConfig.from_pretrained(start)
+    for key in DECIDED_BY_WEIGHTS:
+        require(
+            fields.get(key, getattr(config, key)) == getattr(config, key),
+            f"--config says {key} {fields.get(key)}, but the weights of --init_from {start} were made with "
+            f"{getattr(config, key)}; leave it out, or train from fresh weights without --init_from.",
+        )
+    return TotoConfig.from_pretrained(start, **fields)
 
 
 def _recipe_name(args: RunArgs) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 import time
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from .args import OptimArgs, option, parse, require, resumed_run, write_recipe
+from .args import OptimArgs, json_fields, option, parse, require, resumed_run, write_recipe
 
 DESCRIPTION = (
     "Train a visual tokenizer on frames of some datasets; writes a folder for `toto tokenize --tokenizer`. "
@@ -117,21 +116,6 @@ class TokenizerOptimArgs(OptimArgs):
     weight_decay: float = option(0.0, "on matrices, the codebook too (VQGAN: 0; DALL-E: 1e-4)")
 
 
-def model_settings(text: str, config_class: type) -> dict:
-    """The mapping of --model, every key of which `config_class` must know (transformers would take any)."""
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--model must be a JSON mapping such as '{{\"num_codes\": 512}}': {error}.") from error
-    require(isinstance(settings, dict), f"--model must be a JSON mapping, not {text}.")
-    known = list(config_class.__annotations__)
-    for key in settings:
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}."
-        require(key in known, f"--model has the unknown key '{key}'; {hint}")
-    return settings
-
-
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     resumed = resumed_run(argv)
@@ -168,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     config_class, model_class = (
         (TotoVQGANConfig, TotoVQGANModel) if args.kind == "vqgan" else (TotoDVAEConfig, TotoDVAEModel)
     )
-    config = config_class(**model_settings(args.model, config_class))
+    config = config_class(**json_fields(args.model, "--model", list(config_class.__annotations__)))
     hold_out = args.eval_split == "held_out"
     # Before the training: a source without such a split should not be found out after it.
     held_out = {

@@ -137,6 +137,8 @@ def test_any_vit_from_disk(tmp_path):
     ViTModel(config, add_pooling_layer=False).eval().save_pretrained(tmp_path)
     backbone = load_backbone(str(tmp_path), CPU)
     assert isinstance(backbone, ImageBackbone) and backbone.depth == 2 and backbone.resolution == 32
+    with pytest.raises(ValueError, match="is no Toto, so it has no RoPE base"):
+        load_backbone(str(tmp_path), CPU, rope_base=50_000.0)
     grids = backbone.grids(backbone.prepare(CLIPS), [0, 1, 2])
     assert {grid.shape for grid in grids.values()} == {(5, 4, 4, 4, 24)}
     # the deepest layer is taken before the final norm: the frame's tokens, run by hand
@@ -154,3 +156,6 @@ def test_load_backbone_knows_toto(checkpoint, model, processor):
     ids = backbone.prepare(CLIPS)
     expected = TotoBackbone(model, processor, device=CPU).grids(ids, [3])[3]
     torch.testing.assert_close(backbone.grids(ids, [3])[3], expected)
+    turned = load_backbone(checkpoint, CPU, rope_base=2.0).grids(ids, [0, 3])
+    torch.testing.assert_close(turned[0], backbone.grids(ids, [0])[0])  # positions enter in the blocks
+    assert not torch.allclose(turned[3], expected, atol=1e-2)

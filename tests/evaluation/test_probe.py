@@ -141,3 +141,13 @@ def test_bad_flags(checkpoint, pictures, tmp_path, flags, sentence):
 def test_clips_longer_than_the_model(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="pass --num_frames 4"):
         probe(checkpoint, "toyworld", tmp_path / "x.json", "--num_frames", "8", "--max_train", "20")
+
+
+def test_another_rope_base_is_a_marked_control(checkpoint, pictures, tmp_path, capsys):
+    flags = ("--baselines", "none", "--heads", "linear", "--layers", "3")
+    plain = probe(checkpoint, pictures, tmp_path / "a.json", *flags)
+    control = probe(checkpoint, pictures, tmp_path / "b.json", *flags, "--rope_base", "2")
+    assert "control" not in plain and control["control"] == "RoPE base changed to 2 without training"
+    assert "control: RoPE base changed to 2 without training" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--rope_base must be above 0, not -1"):
+        probe(checkpoint, pictures, tmp_path / "c.json", "--rope_base", "-1")
