@@ -4,6 +4,13 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+
+def normalise(tokens: torch.Tensor) -> torch.Tensor:
+    """Layer normalisation without parameters, in float32, that every layer gets before a head: (..., D) -> (..., D)."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 def attention_pool(
@@ -17,23 +24,27 @@ def attention_pool(
 
     Args:
         tokens: features, (B, N, D).
-        query: (M, D).
-        key, value: the matrices W_k and W_v of each pooling, (M, D, D), applied as ``W x``. Without `value`, W_v is
+        query: (M, d), d = D or a head's share of it.
+        key, value: the matrices W_k and W_v of each pooling, (M, d, D), applied as ``W x``. Without `value`, W_v is
             left to the caller (who may standardise the weighted means first).
         mask: True where a token counts, (B, N). None: all count.
 
     Returns:
-        (B, M, D): ``sum_n softmax_n(q . W_k x_n / sqrt(D)) W_v x_n``.
+        (B, M, d), or (B, M, D) without `value`: ``sum_n softmax_n(q . W_k x_n / sqrt(d)) W_v x_n``.
 
     One query lets both matrices move out of the sum over tokens, ``q . W_k x = (W_k^T q) . x`` and
     ``sum_n a_n W_v x_n = W_v sum_n a_n x_n``: the same numbers for N D instead of N D^2 multiplications.
     """
-    direction = torch.einsum("md,mde->me", query, key) / math.sqrt(tokens.shape[-1])  # (M, D)
+    direction = torch.einsum("md,mde->me", query, key) / math.sqrt(query.shape[-1])  # (M, D)
     scores = tokens @ direction.T  # (B, N, M)
     if mask is not None:
         scores = scores.masked_fill(~mask[..., None], float("-inf"))
     pooled = scores.softmax(dim=1).transpose(1, 2) @ tokens  # (B, M, D)
     return pooled if value is None else torch.einsum("bme,mde->bmd", pooled, value)
+
+
+# Queries start near zero, so that training starts from mean pooling.
+QUERY_STD = 0.02
 
 
 class MeanPooling(nn.Module):
@@ -51,7 +62,6 @@ class AttentionPooling(nn.Module):
     """One learnable query attends to all tokens through learned W_k and W_v (paper Sec. 3.5).
 
     The paper names no output matrix and no number of heads; we use one head of the feature's own width.
-    The query starts near zero, so that training starts from mean pooling.
     """
 
     def __init__(self, dim: int):
@@ -59,9 +69,42 @@ class AttentionPooling(nn.Module):
         self.query = nn.Parameter(torch.empty(dim))
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
-        nn.init.normal_(self.query, std=0.02)
+        self.reset_query()
+
+    def reset_query(self) -> None:
+        """Draw the query anew, unless it was loaded."""
+        init.normal_(self.query, std=QUERY_STD)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """tokens (B, N, D), mask (B, N) True where a token counts -> (B, D)."""
         pooled = attention_pool(tokens, self.query[None], self.key.weight[None], self.value.weight[None], mask)
         return pooled[:, 0]
+
+
+class CrossAttentionPooling(AttentionPooling):
+    """One learnable query attends to all tokens with several heads; an MLP follows (paper Table 17's larger head).
+
+    The paper is silent on its depth. We follow the attentive pooler of V-JEPA 2 without its self-attention blocks:
+    cross-attention and an MLP of four times the width, each added to what it reads. What a single query and normalised
+    tokens make redundant is left out: a matrix on the query, a bias of the keys, a norm of the tokens.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__(dim)
+        self.num_heads = num_heads
+        self.output = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.contract = nn.Linear(4 * dim, dim)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens (B, N, D), mask (B, N) True where a token counts -> (B, D)."""
+        query, key, value = (
+            weight.unflatten(0, (self.num_heads, -1)) for weight in (self.query, self.key.weight, self.value.weight)
+        )  # (H, d), (H, d, D)
+        pooled = attention_pool(tokens, query, key, value, mask).flatten(1)  # (B, D)
+        pooled = self.query + self.output(pooled)
+        return pooled + self.contract(F.gelu(self.expand(self.norm(pooled))))
+
+
+__all__ = ["AttentionPooling", "CrossAttentionPooling", "MeanPooling", "attention_pool", "normalise"]
