@@ -9,8 +9,6 @@ Under bfloat16 autocast what is kept is bfloat16. The products are too, except o
 AMX: there they are slower than in float32, so they are taken in float32 (which is never less exact).
 """
 
-import functools
-
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -21,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 # Tokens whose products are taken at a time: float32 temporaries stay small, and bfloat16 products, which are quick
 # where they are taken at all, need not add up their weights' gradients in pieces.
 ROWS = {torch.float32: 1024, torch.bfloat16: 4096, torch.float16: 4096}
+CPU_HAS_AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
 # Tokens swept by elementwise work at a time: what it needs stays in a core's cache.
 SWEEP = 256
 
@@ -31,14 +30,9 @@ def kept_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-@functools.cache
-def _bf16_products_are_slow() -> bool:
-    return not torch.cpu.get_capabilities().get("amx_bf16", False)
-
-
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrix products of `dtype` are taken in on this device."""
-    if dtype is torch.bfloat16 and device.type == "cpu" and _bf16_products_are_slow():
+    if dtype is torch.bfloat16 and device.type == "cpu" and not CPU_HAS_AMX:
         return torch.float32
     return dtype
 
