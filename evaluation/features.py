@@ -11,9 +11,8 @@ The contract, for every backbone:
   do not run.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from modeling_toto.pooling_toto import normalise
 from training.device import fast_autocast
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,11 +44,6 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def normalise(tokens: torch.Tensor) -> torch.Tensor:
-    """Layer normalisation without parameters, in float32: (..., D) -> (..., D)."""
-    return nn.functional.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
 def pooled_size(grid: tuple[int, int, int], max_tokens: int) -> tuple[int, int, int]:
@@ -107,17 +102,6 @@ class Backbone:
         unknown = [k for k in layers if not 0 <= k <= self.depth]
         if unknown:
             raise ValueError(f"{self.name} has layers 0 (embeddings) to {self.depth}, not {unknown[0]}.")
-
-
-@contextlib.contextmanager
-def _first_blocks(model: nn.Module, count: int) -> Iterator[None]:
-    """The model without its final norm and its blocks from number `count` on, while the context lasts."""
-    layers, norm = model.layers, model.norm
-    model.layers, model.norm = layers[:count], nn.Identity()
-    try:
-        yield
-    finally:
-        model.layers, model.norm = layers, norm
 
 
 class TotoBackbone(Backbone):
@@ -187,8 +171,8 @@ class TotoBackbone(Backbone):
             for k in set(layers) - {deepest}
         ]
         try:
-            with _first_blocks(self.model, deepest), fast_autocast(self.device):
-                out = self.model(input_ids=inputs.to(self.device), use_cache=False)
+            with fast_autocast(self.device):
+                out = self.model(input_ids=inputs.to(self.device), exit_layer=deepest, use_cache=False)
             keep(deepest, out.last_hidden_state)
         finally:
             for hook in hooks:
