@@ -155,9 +155,10 @@ def train(
             on_device = ids.to(device, non_blocking=True)
             # Gradients meet once a step, in the last micro-batch.
             with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
-                losses = model(input_ids=on_device, labels=on_device, skip_logits=True).token_losses
-                accelerator.backward(losses.sum() / (accumulation * micro * (ids.shape[1] - 1)))
-            sums += _loss_sums(losses, ids)
+                predictions = accumulation * micro * (ids.shape[1] - 1)  # of the whole step on this rank
+                outputs = model(input_ids=on_device, labels=on_device, skip_logits=True, num_items_in_batch=predictions)
+                accelerator.backward(outputs.loss)
+            sums += _loss_sums(outputs.token_losses, ids)
         totals = accelerator.reduce(sums.to(device, torch.float32), "sum").tolist() if world > 1 else sums.tolist()
         loss, end_loss = totals[0] / totals[1], totals[2] / totals[3]
         if not (math.isfinite(loss) and math.isfinite(end_loss)):
