@@ -1,7 +1,7 @@
 """One optimisation step on full rows, against transformers' LlamaForCausalLM of the same config and weights.
 
 Speed: eager and compiled, in turns, in one process. Memory: the peak of the resident set above what it was when model
-and optimiser had been built, a fresh process each. Curve: losses of both over some steps from the same weights and rows.
+and optimiser had been built, a fresh process each. Curve: losses of both over some steps from the same start.
 """
 
 import gc
