@@ -1,34 +1,12 @@
 """Drawing frames: rows of ids in, the same rows with whole new frames of codes out."""
 
+import time
+
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
-
-class RoomyLayer(DynamicLayer):
-    """A cache layer with room for `max_length` positions, written in place.
-
-    transformers' own copies all keys and values at every step (a quarter of a step's time for 8 rows on a CPU); its
-    static cache attends to the empty positions as well.
-    """
-
-    def __init__(self, max_length: int):
-        super().__init__()
-        self.max_length = max_length
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """key_states, value_states (B, H, new, D) -> everything seen so far (B, H, seen, D)."""
-        seen = self.get_seq_length()
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            shape = (*key_states.shape[:2], self.max_length, key_states.shape[3])
-            self.key_room, self.value_room = key_states.new_empty(shape), value_states.new_empty(shape)
-        total = seen + key_states.shape[2]
-        self.key_room[:, :, seen:total] = key_states
-        self.value_room[:, :, seen:total] = value_states
-        self.keys, self.values = self.key_room[:, :, :total], self.value_room[:, :, :total]
-        return self.keys, self.values
+from .decoding_toto import FrameWindow, context_frames
 
 
 def draw(
@@ -59,7 +37,7 @@ def draw(
 
 
 class FrameGenerationMixin:
-    """Adds `generate_frames` to a causal language model with a TotoConfig."""
+    """Adds `generate_frames` and `score_frames` to a causal language model with a TotoConfig."""
 
     @torch.no_grad()
     def generate_frames(
@@ -72,30 +50,35 @@ class FrameGenerationMixin:
         generator: torch.Generator | None = None,
         progress: bool = False,
         use_cache: bool = True,
+        drop_frames: int = 1,
+        recompute: bool = False,
     ) -> torch.LongTensor:
         """Continue every row by `num_frames` frames (paper App. A.10 prompts with real frames in the same way).
 
-        input_ids (B, L): equally long prompts without padding or end token -> (B, L + num_frames * tokens_per_frame).
-        Only codes can be drawn, never a special id, so the result decodes. `progress` shows a bar that moves once per
-        frame; `use_cache=False` recomputes everything at each step (slow; for checks).
-        Raises ValueError for a prompt that cannot be continued, a result too long for the model, or sampling options
-        out of range.
+        Where a row outgrows the model's context, whole oldest frames leave it and the start token stays (paper silent;
+        ours): a 16-frame model can draw 64. Only codes can be drawn, never a special id, so the result decodes.
+
+        Args:
+            input_ids: (B, L), equally long prompts without padding or end token, a start token first.
+            temperature, top_k, top_p, generator: as in `draw`.
+            progress: show a bar that moves once per frame.
+            use_cache: False recomputes everything at each step (slow; for checks).
+            drop_frames: oldest frames that leave at a time. More of them leave less to look at.
+            recompute: encode the frames that stay afresh whenever some leave: exactly what the model says of the
+                visible frames. Otherwise the cached states are kept, with their keys turned to their new positions:
+                faster, but what they hold was computed when the dropped frames could be seen. `score_frames` measures
+                the difference.
+        Returns:
+            (B, L + num_frames * tokens_per_frame), dropped frames included.
+        Raises:
+            ValueError: a prompt that cannot be continued, an attention mode other than causal (or a prefix longer than
+                the prompt), or options out of range.
         """
         config = self.config
-        total = input_ids.shape[1] + num_frames * config.tokens_per_frame
+        length, total = input_ids.shape[1], input_ids.shape[1] + num_frames * config.tokens_per_frame
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; ask for at least one frame.")
-        if total + 1 > config.max_position_embeddings:  # the end token needs a position too
-            most = max(0, (config.max_position_embeddings - 1 - input_ids.shape[1]) // config.tokens_per_frame)
-            raise ValueError(
-                f"A prompt of {input_ids.shape[1]} ids and {num_frames} new frames of {config.tokens_per_frame} do not "
-                f"fit the model's {config.max_position_embeddings} positions; ask for at most {most} frames or shorten "
-                "the prompt."
-            )
-        if ((input_ids == config.eos_token_id) | (input_ids == config.pad_token_id)).any():
-            raise ValueError(
-                "The prompt contains end or padding ids; make it with add_end_token=False and rows of equal length."
-            )
+        check_rows(config, input_ids, total, drop_frames)
         if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
             raise ValueError(
                 f"temperature={temperature}, top_k={top_k}, top_p={top_p}: use temperature >= 0, top_k >= 1 and "
@@ -103,25 +86,103 @@ class FrameGenerationMixin:
             )
 
         ids = torch.empty(input_ids.shape[0], total, dtype=torch.long, device=input_ids.device)
-        ids[:, : input_ids.shape[1]] = input_ids
-        cache = None
-        if use_cache:
-            cache = DynamicCache()
-            cache.layers = [RoomyLayer(total) for _ in range(config.num_hidden_layers)]
+        ids[:, :length] = input_ids
+        window = FrameWindow(self, ids, drop_frames, recompute, use_cache)
         was_training = self.training
         self.eval()  # gradient checkpointing, active in training mode, would drop the cache
         try:
-            position = input_ids.shape[1]
-            for _ in logging.tqdm(range(num_frames), desc="frames", disable=not progress):
-                for _ in range(config.tokens_per_frame):
-                    seen = cache.get_seq_length() if use_cache else 0
-                    outputs = self(ids[:, seen:position], past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
-                    codes = draw(outputs.logits[:, -1, config.code_offset :], temperature, top_k, top_p, generator)
+            bar = logging.tqdm(range(length, total, config.tokens_per_frame), desc="frames", disable=not progress)
+            for begin in bar:
+                began, end = time.perf_counter(), begin + config.tokens_per_frame
+                window.make_room(end)
+                for position in range(begin, end):
+                    codes = draw(window.code_logits(position), temperature, top_k, top_p, generator)
                     ids[:, position] = codes + config.code_offset
-                    position += 1
+                if progress:
+                    rate = len(ids) * config.tokens_per_frame / (time.perf_counter() - began)
+                    bar.set_postfix_str(f"{rate:,.0f} tok/s")
         finally:
             self.train(was_training)
         return ids
+
+    @torch.no_grad()
+    def score_frames(
+        self, input_ids: torch.LongTensor, drop_frames: int = 1, recompute: bool = False
+    ) -> torch.FloatTensor:
+        """How well each frame of given rows is predicted from those that `generate_frames` would see before it.
+
+        Args:
+            input_ids: (B, 1 + F * tokens_per_frame), a start token and F whole frames, no padding or end token; F may
+                exceed the model's context.
+            drop_frames, recompute: as in `generate_frames`.
+        Returns:
+            float32 (B, F), mean negative log-likelihood of the frame's codes in nats, over the whole vocabulary as in
+            training.
+        Raises:
+            ValueError: rows that are not a start and whole frames, and what `generate_frames` refuses.
+        """
+        size = self.config.tokens_per_frame
+        frames, rest = divmod(input_ids.shape[1] - 1, size)
+        if rest or not frames:
+            raise ValueError(f"Rows of {input_ids.shape[1]} ids are not a start token and whole frames of {size}.")
+        check_rows(self.config, input_ids[:, : 1 + size], input_ids.shape[1], drop_frames)
+        window = FrameWindow(self, input_ids, drop_frames, recompute, use_cache=True)
+        losses = torch.empty(len(input_ids), frames, device=input_ids.device)
+        was_training = self.training
+        self.eval()
+        try:
+            for frame in range(frames):
+                begin, end = 1 + frame * size, 1 + (frame + 1) * size
+                window.make_room(end)
+                logits = window.plain_logits(end - 1, size).float()  # each from the ids before it
+                wanted = input_ids[:, begin:end]
+                losses[:, frame] = cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(dim=1)
+        finally:
+            self.train(was_training)
+        return losses
+
+
+def check_rows(config, prompt: torch.LongTensor, total: int, drop_frames: int) -> None:
+    """Refuse a prompt (B, L) that cannot grow to `total` ids.
+
+    Raises:
+        ValueError: with one sentence.
+    """
+    if config.attention_mode == "full":
+        raise ValueError(
+            "A model with full attention predicts no next token; load it with attention_mode='causal' to draw frames."
+        )
+    if ((prompt == config.eos_token_id) | (prompt == config.pad_token_id)).any():
+        raise ValueError(
+            "The prompt contains end or padding ids; make it with add_end_token=False and rows of equal length."
+        )
+    length, most = prompt.shape[1], context_frames(config)
+    beyond = total + 1 > config.max_position_embeddings  # the end token needs a position too
+    if config.attention_mode == "prefix" and (beyond or config.prefix_length > length):
+        raise ValueError(
+            f"The prefix of {config.prefix_length} ids must lie in the prompt of {length}, and a row with a prefix "
+            f"cannot go on beyond the model's {most} frames; use attention_mode='causal'."
+        )
+    if not beyond:
+        return
+    if (length - 1) % config.tokens_per_frame:
+        raise ValueError(
+            f"A row of {total} ids outgrows the model's {config.max_position_embeddings} positions, and only whole "
+            f"frames can be dropped: the prompt of {length} ids must be a start token and frames of "
+            f"{config.tokens_per_frame}."
+        )
+    if length > 1 + most * config.tokens_per_frame:
+        raise ValueError(
+            f"The prompt has {(length - 1) // config.tokens_per_frame} frames but the model sees {most}; pass a start "
+            f"token and the last {most} frames."
+        )
+    if not 1 <= drop_frames < most:
+        raise ValueError(
+            f"The row outgrows the {most} frames that the model sees, so some must leave: drop_frames must be between "
+            f"1 and {most - 1}, not {drop_frames}."
+            if most > 1
+            else "The model sees a single frame: nothing would be left to continue from."
+        )
 
 
 __all__ = ["FrameGenerationMixin", "draw"]
