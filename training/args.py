@@ -192,6 +192,7 @@ class RunArgs:
     push_to_hub: bool = option(False, "push the last checkpoint, with its card")
     hub_model_id: str | None = option(None, "repository to push to, user/name")
     compile: bool = option(False, "torch.compile every block (needs a C++ compiler on a CPU)")
+    liger: bool = option(False, "Liger's Triton kernels in the blocks (GPU only; pip install 'modeling-toto[liger]')")
     gradient_checkpointing: bool = option(False, "trade compute for memory in the blocks")
     seed: int = option(0, "of the weights and of the order of the shards")
 

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from . import checkpoints
     from .data import RowStream, check_fit, read_manifest, validation_rows
     from .device import make_accelerator, versions
+    from .kernels import use_liger
     from .loop import accumulation_steps, train
     from .optim import make_optimizer
 
@@ -78,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     processor = TotoProcessor.from_pretrained(processor_folder) if processor_folder.is_dir() else None
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    if args.liger:
+        use_liger(model, accelerator.device)
     if args.compile:
         for layer in model.model.layers:
             layer.compile(dynamic=False)
