@@ -34,6 +34,19 @@ def test_python_blocks_run(monkeypatch):
     assert names["frames"].shape == (1, 16, 64, 64, 3)
 
 
+def test_the_model_page_runs(tmp_path, monkeypatch):
+    """Its blocks build on each other, so they run as one program."""
+    import torch
+
+    page = (ROOT / "docs" / "model.md").read_text()
+    source = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.S))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    torch.manual_seed(0)
+    exec(compile(source, "docs/model.md", "exec"), names)
+    assert names["out"].next_token_loss > 0 and (tmp_path / "out" / "model" / "config.json").is_file()
+
+
 def test_commands_run(tmp_path, monkeypatch):
     import av
     from PIL import Image
@@ -83,8 +96,9 @@ def test_make_targets_exist(target):
 
 
 def test_links_and_tree_exist():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), (page.name, link)
     tree = next(text for language, text in BLOCKS if not language)
     for path in re.findall(r"^(\S+)", tree, flags=re.M):
         assert (ROOT / path).exists(), path
