@@ -19,18 +19,26 @@ class GenerateArgs:
         default=None, metadata={"help": "True frames that the model sees; half of the model's frames by default."}
     )
     num_frames: int | None = field(
-        default=None, metadata={"help": "Frames to generate; by default as many as fill the model's row."}
+        default=None,
+        metadata={"help": "Frames to generate; by default as many as fill the model's row. More: the oldest leave it."},
     )
     temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token every time."})
     top_k: int | None = field(default=None, metadata={"help": "Draw among the k likeliest tokens only."})
     top_p: float | None = field(default=None, metadata={"help": "Draw among the fewest tokens that reach this mass."})
+    drop_frames: int = field(
+        default=1, metadata={"help": "Oldest frames that leave at a time where a row outgrows the model."}
+    )
+    recompute: bool = field(
+        default=False,
+        metadata={"help": "Encode the frames that stay afresh: exact, slower (evaluation.long_rows compares)."},
+    )
     num_samples: int = field(default=1, metadata={"help": "Continuations of each clip."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
     fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self):
-        for name in ("num_prompt_frames", "num_frames", "num_samples", "stride"):
+        for name in ("num_prompt_frames", "num_frames", "num_samples", "stride", "drop_frames"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
         if self.temperature < 0:
@@ -42,17 +50,21 @@ class GenerateArgs:
 def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) -> tuple[int, int]:
     """(prompt frames, new frames) for a TotoConfig; what is None follows from the model's own number of frames.
 
-    Raises ValueError when together they exceed the model's context.
+    Together they may exceed the model's context: the oldest frames then leave it. Raises ValueError where the prompt
+    alone does.
     """
     most = (config.max_position_embeddings - 2) // config.tokens_per_frame
-    prompt = num_prompt_frames or max(1, min(config.num_frames // 2, most - (num_frames or 1)))
-    new = num_frames or max(1, min(config.num_frames, most) - prompt)
-    if prompt + new > most:
+    half = max(1, min(config.num_frames // 2, most))
+    if num_prompt_frames is not None:
+        prompt = num_prompt_frames
+    else:  # as many as leave room, where the new frames fit at all
+        prompt = half if num_frames is None or num_frames >= most else min(half, most - num_frames)
+    if prompt > most:
         raise ValueError(
-            f"{prompt} prompt frames and {new} new ones are more than the {most} frames of this model's context; "
-            "ask for fewer of either."
+            f"{prompt} prompt frames are more than the {most} frames of this model's context; show it fewer, and it "
+            "may still draw any number."
         )
-    return prompt, new
+    return prompt, num_frames or max(1, min(config.num_frames, most) - prompt)
 
 
 def continue_clip(
@@ -65,6 +77,8 @@ def continue_clip(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    drop_frames: int = 1,
+    recompute: bool = False,
     num_samples: int = 1,
     seed: int = 0,
     progress: bool = False,
@@ -75,12 +89,13 @@ def continue_clip(
         model, processor: TotoForCausalLM and the TotoProcessor saved with it.
         frames: uint8 (T, R, R, 3); what follows the prompt is kept for comparison and may be short or missing.
         num_prompt_frames: P; half of the model's frames by default. num_frames: G; the rest of its frames.
+        drop_frames, recompute: what happens beyond the model's context, as in `generate_frames`.
     Returns:
         true (T', R, R, 3) and reconstructed (T', R, R, 3), T' = min(T, P + G): the clip, and its way through the
         visual tokenizer and back; generated (num_samples, P + G, R, R, 3), the prompt reconstructed, then drawn; all
         uint8. num_prompt_frames, num_frames: P and G. seconds: time of the drawing alone.
     Raises:
-        ValueError: fewer frames than the prompt needs, or more than the model's context holds.
+        ValueError: fewer frames than the prompt needs, or a prompt that the model's context does not hold.
     """
     import numpy as np
     import torch
@@ -95,7 +110,17 @@ def continue_clip(
     ids = video_rows(codes[:, :prompt], end=False).expand(num_samples, -1).to(model.device)
     generator = torch.Generator().manual_seed(seed)
     began = time.perf_counter()
-    drawn = model.generate_frames(ids, new, temperature, top_k, top_p, generator=generator, progress=progress).cpu()
+    drawn = model.generate_frames(
+        ids,
+        new,
+        temperature,
+        top_k,
+        top_p,
+        generator=generator,
+        progress=progress,
+        drop_frames=drop_frames,
+        recompute=recompute,
+    ).cpu()
     seconds = time.perf_counter() - began
     grid = processor.grid
     return {
@@ -171,6 +196,8 @@ def main(argv: list[str] | None = None) -> None:
             temperature=args.temperature,
             top_k=args.top_k,
             top_p=args.top_p,
+            drop_frames=args.drop_frames,
+            recompute=args.recompute,
             num_samples=args.num_samples,
             seed=args.seed,
             progress=True,
@@ -194,6 +221,8 @@ def main(argv: list[str] | None = None) -> None:
                 "num_prompt_frames": prompt,
                 "num_frames": new,
                 "sampling": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p},
+                "drop_frames": args.drop_frames,
+                "recompute": args.recompute,
                 "seeds": {"draws": args.seed},
                 "tokens_per_second": frames * model.config.tokens_per_frame / result["seconds"],
                 "seconds_per_frame": result["seconds"] / frames,

@@ -70,10 +70,28 @@ def test_frame_counts_follow_the_model(model):
     assert frame_counts(config, None, None) == (2, 2)
     assert frame_counts(config, 1, None) == (1, 3)
     assert frame_counts(config, None, 3) == (1, 3)
-    with pytest.raises(ValueError, match="3 prompt frames and 2 new ones are more than the 4 frames"):
-        frame_counts(config, 3, 2)
-    with pytest.raises(ValueError, match="more than the 4 frames"):
-        frame_counts(config, 4, None)
+    assert frame_counts(config, None, 9) == (2, 9)  # beyond the context
+    assert frame_counts(config, 3, 2) == (3, 2)
+    assert frame_counts(config, 4, None) == (4, 1)
+    with pytest.raises(ValueError, match="5 prompt frames are more than the 4 frames"):
+        frame_counts(config, 5, None)
+
+
+def test_beyond_the_context(checkpoint, tmp_path, model, processor, clip, capsys):
+    flags = ["--num_frames", "6", "--drop_frames", "2", "--recompute"]
+    main(["--model", checkpoint, "--output", str(tmp_path / "long.gif"), *flags])
+    output = capsys.readouterr()
+    assert "2 prompt frames, 1 x 6 new ones" in output.out and "6/6" in output.err and "tok/s" in output.err
+    about = json.loads((tmp_path / "long.json").read_text())
+    assert about["drop_frames"] == 2 and about["recompute"] is True
+    with Image.open(tmp_path / "long.gif") as movie:
+        assert movie.n_frames == 8
+    options = {"temperature": 0.0, "num_samples": 2}
+    kept = continue_clip(model, processor, clip, 2, 6, **options)["generated"]
+    afresh = continue_clip(model, processor, clip, 2, 6, **options, recompute=True)["generated"]
+    assert kept.shape == (2, 8, 32, 32, 3) and np.array_equal(kept[:, :4], afresh[:, :4])
+    fewer = continue_clip(model, processor, clip, 2, 6, **options, drop_frames=3)["generated"]
+    assert np.array_equal(kept[:, :4], fewer[:, :4]) and not np.array_equal(kept, fewer)
 
 
 def test_sheet_and_panel(result):
@@ -138,8 +156,10 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r"there is no video file .*none.mp4"):
         run("--video", str(tmp_path / "none.mp4"))
-    with pytest.raises(ValueError, match="more than the 4 frames of this model's context"):
-        run("--num_frames", "9")
+    with pytest.raises(ValueError, match="5 prompt frames are more than the 4 frames of this model's context"):
+        run("--num_prompt_frames", "5")
+    with pytest.raises(ValueError, match="drop_frames must be between 1 and 3"):
+        run("--num_frames", "9", "--drop_frames", "4")
     with pytest.raises(ValueError, match="variants"):
         run("--video", "toyworld:nowhere:1")
     with pytest.raises(ValueError, match="toyworld:VARIANT:INDEX"):

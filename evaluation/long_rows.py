@@ -1,0 +1,202 @@
+"""What going on beyond the context costs: negative log-likelihood per frame, states kept against made afresh.
+
+`generate_frames` drops the oldest frames of a row that outgrows the model and keeps the cached states of the others.
+Those were computed when the dropped frames could be seen; encoding the frames afresh is the exact reference. Here both
+predict the same true clips: `python -m evaluation.long_rows --model M --num_frames 64 --output results/long_rows.json`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class LongRowsArgs:
+    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
+    output: str = field(metadata={"help": "The .json to write; a plot (.png) is put beside it."})
+    dataset: str = field(
+        default="toyworld", metadata={"help": "Clips: toyworld[:VARIANT], a folder, a file, a Hub id."}
+    )
+    split: str = field(default="test", metadata={"help": "Split of the dataset."})
+    num_frames: int = field(default=64, metadata={"help": "Frames of a clip; beyond the model's context."})
+    num_clips: int = field(default=32, metadata={"help": "Clips to score."})
+    drop_frames: list[int] = field(
+        default_factory=lambda: [1], metadata={"help": "Oldest frames that leave at a time; several are compared."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Clips at a time."})
+    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
+    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
+
+    def __post_init__(self):
+        if self.num_clips < 2:
+            raise ValueError(f"--num_clips is {self.num_clips}; an interval needs at least 2.")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be 1 or more, not {self.batch_size}.")
+        if Path(self.output).suffix != ".json":
+            raise ValueError(f"--output {self.output} must end in .json.")
+
+
+def score_ways(model, rows, drop_frames: list[int], batch_size: int = 8, progress: bool = False) -> list[dict]:
+    """Score the same rows with every number of dropped frames, states kept and made afresh.
+
+    Args:
+        model: a TotoForCausalLM. rows: (N, 1 + F * tokens_per_frame) ids, F beyond the model's context.
+        drop_frames: numbers of frames that leave at a time.
+    Returns:
+        One dict for each: drop_frames; kept and recomputed, float32 numpy (N, F), nats a code of every frame;
+        kept_seconds and recomputed_seconds, of the scoring.
+    """
+    import numpy as np
+    from transformers.utils import logging
+
+    results = []
+    for drop in drop_frames:
+        result = {"drop_frames": drop}
+        for name, recompute in (("kept", False), ("recomputed", True)):
+            began = time.perf_counter()
+            batches = logging.tqdm(rows.split(batch_size), desc=f"{name}, {drop} at a time", disable=not progress)
+            scores = [model.score_frames(batch.to(model.device), drop, recompute).cpu().numpy() for batch in batches]
+            result[name] = np.concatenate(scores)
+            result[f"{name}_seconds"] = time.perf_counter() - began
+        results.append(result)
+    return results
+
+
+def mean_interval(values, seed: int = 0, samples: int = 10_000) -> dict:
+    """Mean of one value per clip, with a 95 % bootstrap interval over clips."""
+    import numpy as np
+
+    values = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
+    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
+
+
+def summary(result: dict, context: int) -> dict:
+    """The numbers of one of `score_ways`' results, for a model that sees `context` frames.
+
+    Frames inside the context are the same both ways. Beyond it: mean nats a code of each way, and their paired
+    difference (kept minus recomputed, above 0: keeping costs), each over clips.
+    """
+    kept, recomputed = result["kept"], result["recomputed"]
+    return {
+        "drop_frames": result["drop_frames"],
+        "nats_per_frame": {"kept": kept.mean(0).tolist(), "recomputed": recomputed.mean(0).tolist()},
+        "inside": mean_interval(recomputed[:, 1:context].mean(1)),
+        "beyond": {name: mean_interval(result[name][:, context:].mean(1)) for name in ("kept", "recomputed")},
+        "kept_minus_recomputed": mean_interval((kept - recomputed)[:, context:].mean(1)),
+        "seconds": {name: result[f"{name}_seconds"] for name in ("kept", "recomputed")},
+    }
+
+
+def plot(path: str | Path, title: str, ways: list[dict], context: int) -> None:
+    """Nats a code over the frames of a clip, both ways, a panel for each number of dropped frames."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from evaluation.plots import GREY, MODEL, UNTRAINED
+
+    figure = Figure(figsize=(8, 0.6 + 2.8 * len(ways)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(len(ways), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, way in zip(panels, ways, strict=True):
+        lines = way["nats_per_frame"]
+        frames = range(1, len(lines["kept"]) + 1)
+        axes.plot(frames, lines["recomputed"], color=MODEL, lw=2.2, label="frames that stay encoded afresh (exact)")
+        axes.plot(frames, lines["kept"], color=UNTRAINED, lw=1.6, ls=(0, (4, 2)), label="states kept, keys turned")
+        axes.axvline(context + 0.5, color=GREY, lw=1, ls=(0, (1, 2)))
+        axes.set_title(f"{way['drop_frames']} oldest leave at a time", loc="left", fontsize=10)
+        axes.set_ylabel("nats per code")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].annotate(
+        "end of the context",
+        (context + 0.5, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -10),
+        textcoords="offset points",
+        fontsize=9,
+        color=GREY,
+    )
+    panels[0].legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1, 1.22))
+    panels[-1].set_xlabel("frame")
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    from transformers.hf_argparser import HfArgumentParser
+
+    parser = HfArgumentParser(LongRowsArgs, prog="python -m evaluation.long_rows", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+
+    import torch
+
+    from evaluation.features import default_device
+    from evaluation.results import command_line, write_json
+    from modeling_toto import TotoForCausalLM
+    from modeling_toto.decoding_toto import context_frames
+    from modeling_toto.generation_toto import check_rows
+    from tokenization.processing_toto import TotoProcessor
+    from tokenization.sequences import video_rows
+    from tokenization.sources import open_source
+    from training.checkpoints import resolve_model
+    from training.device import versions
+
+    path, device = resolve_model(args.model), default_device()
+    model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
+    processor = TotoProcessor.from_pretrained(path).to(device)
+    context = context_frames(model.config)
+    if args.num_frames <= context:
+        raise ValueError(f"--num_frames is {args.num_frames}, which the model's {context} frames hold; ask for more.")
+    start = torch.tensor([[model.config.bos_token_id]])
+    for drop in args.drop_frames:  # before the clips are read
+        check_rows(model.config, start, 1 + args.num_frames * model.config.tokens_per_frame, drop)
+    source = open_source(
+        args.dataset,
+        args.split,
+        num_frames=args.num_frames,
+        stride=args.stride,
+        fps=args.fps,
+        resolution=processor.resolution,
+        limit=args.num_clips,
+    )
+    clips = list(source)
+    if len(clips) < 2:
+        raise ValueError(
+            f"{args.dataset} gave {len(clips)} clips of {args.num_frames} frames; lower --num_frames or --stride."
+        )
+    codes = torch.stack([processor.encode_frames(clip.frames) for clip in clips])  # (N, F, h, w)
+    ways = score_ways(model, video_rows(codes, end=False), args.drop_frames, args.batch_size, progress=True)
+    ways = [summary(way, context) for way in ways]
+    write_json(
+        args.output,
+        {
+            "command": command_line("", argv).replace("toto ''", "python -m evaluation.long_rows"),
+            "model": args.model,
+            "data": {"dataset": args.dataset, "split": args.split, "num_clips": len(clips), "skipped": source.skipped},
+            "num_frames": args.num_frames,
+            "context_frames": context,
+            "ways": ways,
+            "versions": versions(device),
+        },
+    )
+    picture = Path(args.output).with_suffix(".png")
+    plot(picture, f"{args.model}: {len(clips)} clips of {args.dataset}, {context} frames of context", ways, context)
+    print(f"nats a code, mean over {len(clips)} clips [95 % interval]; frames beyond the {context} of the context")
+    print(f"{'leave at a time':>15}  {'kept':>24}  {'encoded afresh':>24}  {'difference':>26}  seconds")
+    for way in ways:
+        cells = [way["beyond"]["kept"], way["beyond"]["recomputed"], way["kept_minus_recomputed"]]
+        text = "  ".join(f"{c['mean']:8.4f} [{c['ci95'][0]:.4f}, {c['ci95'][1]:.4f}]" for c in cells)
+        seconds = way["seconds"]
+        print(f"{way['drop_frames']:>15}  {text}  {seconds['kept']:.1f} against {seconds['recomputed']:.1f}")
+    inside = ways[0]["inside"]
+    print(f"frames 2..{context}: {inside['mean']:.4f} [{inside['ci95'][0]:.4f}, {inside['ci95'][1]:.4f}]")
+    print(f"wrote {args.output} and {picture}")
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)
