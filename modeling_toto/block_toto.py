@@ -282,7 +282,8 @@ class TotoDecoderLayer(LlamaDecoderLayer):
         linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         linears += (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         parts = (*linears, mlp, self.input_layernorm, self.post_attention_layernorm)
-        return all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in linears) and not any(
+        plain = all(type(p) is nn.Linear and type(p.weight) is nn.Parameter and p.weight.dtype in ROWS for p in linears)
+        return plain and not any(
             part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or "forward" in vars(part)
             for part in parts
         )

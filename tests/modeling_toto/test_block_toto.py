@@ -143,6 +143,7 @@ def test_whatever_differs_goes_the_plain_way(pair):
     hook.remove()
     layer.mlp.up_proj = torch.nn.Sequential(layer.mlp.up_proj)
     assert not layer._goes_lean()
+    assert not toto.model.layers[1].double()._goes_lean()  # here everything elementwise is float32
 
 
 def test_compiled_block(pair, ids):
