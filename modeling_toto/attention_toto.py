@@ -1,5 +1,7 @@
 """Who sees whom: causal, prefix and full attention, and what a call must fulfil before anything is computed."""
 
+import copy
+
 import torch
 from transformers import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -86,6 +88,19 @@ def next_token_labels(
     return labels.masked_fill(in_prefix(labels.shape[1], prefix_length, attention_mask, labels.device, past), -100)
 
 
+def _at_this_length(cache: Cache) -> Cache:
+    """The cache for a flex mask, which is evaluated in the attention, after a static cache has counted the new tokens.
+
+    transformers hands the mask the cache's own counter, and so every query would see one position too many.
+    """
+    offset = cache.get_query_offset()
+    if not isinstance(offset, torch.Tensor):
+        return cache
+    cache, offset = copy.copy(cache), offset.clone()
+    cache.get_query_offset = lambda layer_idx=0: offset
+    return cache
+
+
 def make_mask(
     config: TotoConfig,
     inputs_embeds: torch.Tensor,
@@ -108,6 +123,8 @@ def make_mask(
     given = (config, inputs_embeds, attention_mask)
     if mode == "full":
         return create_bidirectional_mask(*given)
+    if config._attn_implementation == "flex_attention" and past_key_values is not None:
+        past_key_values = _at_this_length(past_key_values)
     shared = {"past_key_values": past_key_values, "position_ids": position_ids}
     if mode == "causal" or not (attention_mask is None or is_padding_mask(attention_mask)):
         return create_causal_mask(*given, **shared)

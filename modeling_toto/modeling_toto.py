@@ -236,6 +236,13 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             token_losses=token_losses,
         )
 
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, position_ids=None, **kwargs):
+        """`generate` makes the masks of a static cache by this; flex masks, which it cannot handle, the model makes."""
+        if config._attn_implementation == "flex_attention":
+            return attention_mask
+        return make_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
     def prepare_inputs_for_generation(
         self,
         input_ids,
@@ -249,8 +256,9 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
         """As in Llama; with a static cache masks are made before the compiled forward, so the prefix's is made here."""
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         static = past_key_values is not None and past_key_values.is_compileable
-        given = attention_mask is not None and not is_padding_mask(attention_mask)
-        if mode == "prefix" and static and not given and past_key_values.get_seq_length() == 0:
+        made = attention_mask is not None and not is_padding_mask(attention_mask)
+        later = made or self.config._attn_implementation == "flex_attention"
+        if mode == "prefix" and static and not later and past_key_values.get_seq_length() == 0:
             prompt = input_ids if inputs_embeds is None else inputs_embeds
             embeds = torch.empty(*prompt.shape[:2], 0, dtype=self.dtype, device=prompt.device)
             attention_mask = make_mask(self.config, embeds, attention_mask, past_key_values, None, mode, prefix_length)
