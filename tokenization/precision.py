@@ -15,8 +15,8 @@ KEPT_IN_FP32 = (TotoDVAECodeLogits, TotoVQGANQuantizer)
 def bf16_is_fast(device: torch.device) -> bool:
     """True on recent GPUs and on CPUs with AMX.
 
-    Elsewhere bfloat16 is emulated, tens of times slower. AVX512-BF16 alone does not pay either: on an Intel CPU that has
-    it without AMX, products took 1.6 and convolutions 1.5 to 1.7 times as long as in float32 (docs/log.md).
+    Elsewhere bfloat16 is emulated, tens of times slower. AVX512-BF16 alone does not pay either: on an Intel CPU that
+    has it without AMX, products took 1.6 and convolutions 1.5 to 1.7 times as long as in float32 (docs/log.md).
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
