@@ -16,6 +16,7 @@ VERBS = {
         "what does a tokenizer keep of pictures? PSNR, SSIM, codes used",
     ),
     "pretrain": ("training.pretrain", "token shards -> a Toto checkpoint"),
+    "sweep": ("training.sweep", "is muP right? activations against width (sweep coordinates)"),
     "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
     "generate": ("evaluation.generate", "continue a clip, frame by frame"),
     "report": ("evaluation.report", "results and runs -> one HTML page"),
