@@ -110,7 +110,7 @@ def agreement(toto, llama, prompt) -> dict:
     offset, length = toto.config.code_offset, prompt.shape[1]
     with torch.no_grad():
         whole = llama(prompt, logits_to_keep=32).logits[:, :, offset:].float()  # (B, 32, codes)
-        window = FrameWindow(toto, prompt, drop_frames=1, recompute=False, use_cache=True)
+        window = FrameWindow(toto, prompt)
         if not window.fast:
             raise SystemExit("the fast decode step was not taken")
         cache = DynamicCache(config=llama.config)

@@ -25,8 +25,9 @@ class GenerateArgs:
     temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token every time."})
     top_k: int | None = field(default=None, metadata={"help": "Draw among the k likeliest tokens only."})
     top_p: float | None = field(default=None, metadata={"help": "Draw among the fewest tokens that reach this mass."})
-    drop_frames: int = field(
-        default=1, metadata={"help": "Oldest frames that leave at a time where a row outgrows the model."}
+    drop_frames: int | None = field(
+        default=None,
+        metadata={"help": "Oldest frames that leave a row at a time when it outgrows the model; a quarter by default."},
     )
     recompute: bool = field(
         default=False,
@@ -77,7 +78,7 @@ def continue_clip(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    drop_frames: int = 1,
+    drop_frames: int | None = None,
     recompute: bool = False,
     num_samples: int = 1,
     seed: int = 0,
@@ -173,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.pictures import panel, sheet, write_movie
     from evaluation.results import command_line, write_json
     from modeling_toto import TotoForCausalLM
+    from modeling_toto.decoding_toto import frames_to_drop
     from tokenization.processing_toto import TotoProcessor
     from training.checkpoints import resolve_model
     from training.device import versions
@@ -221,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
                 "num_prompt_frames": prompt,
                 "num_frames": new,
                 "sampling": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p},
-                "drop_frames": args.drop_frames,
+                "drop_frames": frames_to_drop(model.config, args.drop_frames),
                 "recompute": args.recompute,
                 "seeds": {"draws": args.seed},
                 "tokens_per_second": frames * model.config.tokens_per_frame / result["seconds"],

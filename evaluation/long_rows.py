@@ -23,7 +23,10 @@ class LongRowsArgs:
     num_frames: int = field(default=64, metadata={"help": "Frames of a clip; beyond the model's context."})
     num_clips: int = field(default=32, metadata={"help": "Clips to score."})
     drop_frames: list[int] = field(
-        default_factory=lambda: [1], metadata={"help": "Oldest frames that leave at a time; several are compared."}
+        default_factory=list,
+        metadata={
+            "help": "Oldest frames that leave at a time, several are compared; a quarter of the context by default."
+        },
     )
     batch_size: int = field(default=8, metadata={"help": "Clips at a time."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
@@ -136,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.features import default_device
     from evaluation.results import command_line, write_json
     from modeling_toto import TotoForCausalLM
-    from modeling_toto.decoding_toto import context_frames
+    from modeling_toto.decoding_toto import context_frames, frames_to_drop
     from modeling_toto.generation_toto import check_rows
     from tokenization.processing_toto import TotoProcessor
     from tokenization.sequences import video_rows
@@ -150,8 +153,9 @@ def main(argv: list[str] | None = None) -> None:
     context = context_frames(model.config)
     if args.num_frames <= context:
         raise ValueError(f"--num_frames is {args.num_frames}, which the model's {context} frames hold; ask for more.")
+    drop_frames = args.drop_frames or [frames_to_drop(model.config, None)]
     start = torch.tensor([[model.config.bos_token_id]])
-    for drop in args.drop_frames:  # before the clips are read
+    for drop in drop_frames:  # before the clips are read
         check_rows(model.config, start, 1 + args.num_frames * model.config.tokens_per_frame, drop)
     source = open_source(
         args.dataset,
@@ -168,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.dataset} gave {len(clips)} clips of {args.num_frames} frames; lower --num_frames or --stride."
         )
     codes = torch.stack([processor.encode_frames(clip.frames) for clip in clips])  # (N, F, h, w)
-    ways = score_ways(model, video_rows(codes, end=False), args.drop_frames, args.batch_size, progress=True)
+    ways = score_ways(model, video_rows(codes, end=False), drop_frames, args.batch_size, progress=True)
     ways = [summary(way, context) for way in ways]
     write_json(
         args.output,

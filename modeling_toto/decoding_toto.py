@@ -153,6 +153,7 @@ class DecodeStep:
             )
         self.head = product(model.lm_head.weight[model.config.code_offset :], None, rows)
 
+    @torch.no_grad()  # with gradients, oneDNN falls back to a reference loop a hundred times slower
     def __call__(self, ids: torch.LongTensor) -> torch.Tensor:
         """ids (B,), which enter the cache -> logits of the codes that may follow, (B, num_codes)."""
         config, base = self.model.config, self.model.model
@@ -188,12 +189,18 @@ class FrameWindow:
     when the dropped frames could still be seen, and go on remembering them.
     """
 
-    def __init__(self, model: nn.Module, ids: torch.LongTensor, drop_frames: int, recompute: bool, use_cache: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        ids: torch.LongTensor,
+        drop_frames: int | None = None,
+        recompute: bool = False,
+        use_cache: bool = True,
+    ):
         config = model.config
         self.model, self.ids = model, ids  # (B, total), read up to the position asked for
-        self.tokens_per_frame = config.tokens_per_frame
         self.size = window_size(config, ids.shape[1])
-        self.drop_ids, self.recompute = drop_frames * config.tokens_per_frame, recompute
+        self.drop_ids, self.recompute = frames_to_drop(config, drop_frames) * config.tokens_per_frame, recompute
         self.dropped = 0  # ids that have left
         self.cache = self.step = None
         if use_cache:
@@ -244,3 +251,11 @@ def window_size(config, total: int) -> int:
 def context_frames(config) -> int:
     """Whole frames between start and end token in the model's context."""
     return (config.max_position_embeddings - 2) // config.tokens_per_frame
+
+
+def frames_to_drop(config, drop_frames: int | None) -> int:
+    """How many frames leave at a time: what was asked for, or a quarter of the context.
+
+    Measured with toto-nano: one at a time costs more than four, whether states are kept or made afresh (docs/log.md).
+    """
+    return max(1, context_frames(config) // 4) if drop_frames is None else drop_frames

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
-from .decoding_toto import FrameWindow, context_frames
+from .decoding_toto import FrameWindow, context_frames, frames_to_drop
 
 
 def draw(
@@ -50,7 +50,7 @@ class FrameGenerationMixin:
         generator: torch.Generator | None = None,
         progress: bool = False,
         use_cache: bool = True,
-        drop_frames: int = 1,
+        drop_frames: int | None = None,
         recompute: bool = False,
     ) -> torch.LongTensor:
         """Continue every row by `num_frames` frames (paper App. A.10 prompts with real frames in the same way).
@@ -63,7 +63,7 @@ class FrameGenerationMixin:
             temperature, top_k, top_p, generator: as in `draw`.
             progress: show a bar that moves once per frame.
             use_cache: False recomputes everything at each step (slow; for checks).
-            drop_frames: oldest frames that leave at a time. More of them leave less to look at.
+            drop_frames: oldest frames that leave at a time; a quarter of the context by default.
             recompute: encode the frames that stay afresh whenever some leave: exactly what the model says of the
                 visible frames. Otherwise the cached states are kept, with their keys turned to their new positions:
                 faster, but what they hold was computed when the dropped frames could be seen. `score_frames` measures
@@ -107,7 +107,7 @@ class FrameGenerationMixin:
 
     @torch.no_grad()
     def score_frames(
-        self, input_ids: torch.LongTensor, drop_frames: int = 1, recompute: bool = False
+        self, input_ids: torch.LongTensor, drop_frames: int | None = None, recompute: bool = False
     ) -> torch.FloatTensor:
         """How well each frame of given rows is predicted from those that `generate_frames` would see before it.
 
@@ -142,7 +142,7 @@ class FrameGenerationMixin:
         return losses
 
 
-def check_rows(config, prompt: torch.LongTensor, total: int, drop_frames: int) -> None:
+def check_rows(config, prompt: torch.LongTensor, total: int, drop_frames: int | None) -> None:
     """Refuse a prompt (B, L) that cannot grow to `total` ids.
 
     Raises:
@@ -176,6 +176,7 @@ def check_rows(config, prompt: torch.LongTensor, total: int, drop_frames: int) -
             f"The prompt has {(length - 1) // config.tokens_per_frame} frames but the model sees {most}; pass a start "
             f"token and the last {most} frames."
         )
+    drop_frames = frames_to_drop(config, drop_frames)
     if not 1 <= drop_frames < most:
         raise ValueError(
             f"The row outgrows the {most} frames that the model sees, so some must leave: drop_frames must be between "

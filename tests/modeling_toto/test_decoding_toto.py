@@ -42,7 +42,7 @@ def lively(small_config) -> TotoForCausalLM:
 @torch.no_grad()
 def steps(model, ids, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of codes after each of ids[:, first:], by the decode step and by one plain forward."""
-    window = FrameWindow(model, ids, drop_frames=1, recompute=False, use_cache=True)
+    window = FrameWindow(model, ids)
     assert window.fast
     stepped = torch.stack([window.code_logits(end) for end in range(first, ids.shape[1] + 1)], dim=1)
     assert window.step is not None

@@ -100,6 +100,13 @@ def test_beyond_the_context(lively, rows, drop_frames, options):
     assert torch.equal(afresh, uncached)
 
 
+def test_a_quarter_of_the_context_leaves_by_default(lively, rows):
+    model = lively(num_frames=9, max_position_embeddings=1 + 9 * 4 + 1)
+    ids = model.generate_frames(rows[:, :17], 9, temperature=0)
+    two, three = (model.generate_frames(rows[:, :17], 9, temperature=0, drop_frames=drop) for drop in (2, 3))
+    assert torch.equal(ids, two) and not torch.equal(ids, three)
+
+
 def test_a_frame_beyond_the_context_continues_the_frames_before_it(lively, rows):
     model = lively()
     ids = model.generate_frames(rows[:, :9], 9, temperature=0, recompute=True)
