@@ -138,6 +138,7 @@ class TotoConfig(LlamaConfig):
                 )
         elif math.isqrt(self.tokens_per_frame) ** 2 == self.tokens_per_frame:
             self.grid_size = (math.isqrt(self.tokens_per_frame),) * 2
+        self._check_choices()
         # A config read from the Hub says "user/repo--modeling_toto.TotoModel"; without the prefix, what is saved from
         # it runs the code saved beside it and not that of another repository.
         given = kwargs.pop("auto_map", None) or {}
@@ -146,8 +147,11 @@ class TotoConfig(LlamaConfig):
         }
         super().__post_init__(**kwargs)
 
-    def validate_choices(self):
-        """Part of `validate()`, which runs at construction: names out of their lists, layers that do not exist."""
+    def _check_choices(self) -> None:
+        """Refuse names out of their lists and layers that do not exist, as the ValueError that it is.
+
+        transformers would wrap what a `validate_*` method raises into an error of another kind.
+        """
         choices = {
             "attention_mode": ATTENTION_MODES,
             "pooler": POOLERS,

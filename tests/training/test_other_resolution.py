@@ -82,7 +82,7 @@ def test_training_goes_on_at_the_finer_grid(coarse, fine_shards, tmp_path):
         (FINER | {"mup_base_width": 16}, "mup_base_width 16, but .* with None"),
         (FINER | {"tokens_per_frame": 64, "grid_size": [4, 4]}, r"grid_size \(4, 4\) holds 16 codes"),
         (FINER | {"tokens_per_frme": 64}, "--config has the unknown key 'tokens_per_frme'; did you mean 'tokens_per_f"),
-        (FINER | {"attention_mode": "sideways"}, "--config is refused: attention_mode is 'sideways'; choose one of"),
+        (FINER | {"attention_mode": "sideways"}, "attention_mode is 'sideways'; choose one of"),
         (FINER | {"max_position_embeddings": 64}, "has 66 ids but the model takes 64"),
     ],
 )
