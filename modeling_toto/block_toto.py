@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-# Tokens whose products are taken at a time: float32 temporaries stay small, and bfloat16 products, which are quick
-# where they are taken at all, need not add up their weights' gradients in pieces.
-ROWS = {torch.float32: 1024, torch.bfloat16: 4096, torch.float16: 4096}
+# Numbers of the widest matrix that is made at a time: float32 temporaries stay small, and bfloat16 products, which are
+# quick where they are taken at all, need not add up their weights' gradients in pieces.
+PIECE = {torch.float32: 3 * 2**20, torch.bfloat16: 12 * 2**20, torch.float16: 12 * 2**20}
 CPU_HAS_AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
-# Tokens swept by elementwise work at a time: what it needs stays in a core's cache.
-SWEEP = 256
+# Numbers swept by elementwise work at a time: what it needs stays in a core's cache.
+SWEEP = 2**19
 
 
 def kept_dtype(x: torch.Tensor) -> torch.dtype:
@@ -37,9 +37,14 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _slices(tensor: torch.Tensor, step: int) -> list[slice]:
-    """The rows of a tensor in steps; all at once on other devices than CPUs and under torch.compile, which fuses."""
+def _slices(tensor: torch.Tensor, step: int | None = None) -> list[slice]:
+    """The rows of a tensor in steps, by default of SWEEP numbers.
+
+    All at once on other devices than CPUs, and under torch.compile, which fuses.
+    """
     length = len(tensor)
+    if step is None:
+        step = max(1, SWEEP * length // tensor.numel())
     if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         step = length
     return [slice(start, min(length, start + step)) for start in range(0, length, step)]
@@ -55,8 +60,8 @@ def _unit(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
     """RMSNorm of (N, D), computed in float32, given in `dtype`."""
     out = torch.empty_like(x, dtype=dtype)
-    for rows in _slices(x, SWEEP):
-        out[rows] = _unit(x[rows], eps)[0].mul_(weight)
+    for rows in _slices(x):
+        torch.mul(_unit(x[rows], eps)[0], weight, out=out[rows])
     return out
 
 
@@ -64,7 +69,7 @@ def _norm_backward(
     d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, d_weight: torch.Tensor, d_x: torch.Tensor
 ) -> None:
     """Adds the gradient of `_norm`'s input to d_x (N, D), and its weight's to d_weight (D,), float32."""
-    for rows in _slices(x, SWEEP):
+    for rows in _slices(x):
         unit, inverse = _unit(x[rows], eps)
         part = d_out[rows].float()
         d_weight += (part * unit).sum(0)
@@ -74,12 +79,21 @@ def _norm_backward(
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, back: bool = False) -> None:
     """out (N, H, d) = RoPE of x (N, H, d) by cos, sin (N, 1, d / 2), or with `back` its inverse."""
-    for rows in _slices(x, SWEEP):
+    for rows in _slices(x):
         first, second = x[rows].float().chunk(2, dim=-1)
         c, s = cos[rows], -sin[rows] if back else sin[rows]
         half = out.shape[-1] // 2
-        out[rows, :, :half] = (first * c).sub_(second * s)
-        out[rows, :, half:] = (second * c).add_(first * s)
+        torch.sub(first * c, second * s, out=out[rows, :, :half])
+        torch.add(second * c, first * s, out=out[rows, :, half:])
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """x (N, I) weight^T, (N, O), in x's dtype; written to `out`, whose dtype may be another, to be kept."""
+    if out.dtype == x.dtype:
+        return torch.mm(x, weight.T, out=out)
+    product = F.linear(x, weight)
+    out.copy_(product)
+    return product
 
 
 def add_outer(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -108,12 +122,12 @@ class _BeforeAttention(torch.autograd.Function):
         q, k, v = (out.flatten(0, 1) for out in outs)
         with torch.autocast(x.device.type, enabled=False):
             weights = [w.to(dtype) for w in (w_q, w_k, w_v)]
-            for rows in _slices(flat, ROWS[dtype]):
+            for rows in _slices(flat, PIECE[dtype] // (4 * x.shape[-1])):
                 normed = _norm(flat[rows], norm, eps, dtype)
                 turn = [table[rows] for table in tables]
                 _rotate(F.linear(normed, weights[0]).unflatten(-1, q.shape[1:]), *turn, q[rows])
                 _rotate(F.linear(normed, weights[1]).unflatten(-1, k.shape[1:]), *turn, k[rows])
-                v[rows] = F.linear(normed, weights[2]).unflatten(-1, v.shape[1:])
+                _linear(normed, weights[2], v[rows].flatten(1))
         ctx.save_for_backward(x, norm, w_q, w_k, w_v, *tables)
         ctx.eps, ctx.dtype = eps, dtype
         return tuple(outs)
@@ -129,7 +143,7 @@ class _BeforeAttention(torch.autograd.Function):
         totals = [None] * 3
         with torch.autocast(x.device.type, enabled=False):
             weights = [w.to(dtype) for w in (w_q, w_k, w_v)]
-            for rows in _slices(flat, ROWS[dtype]):
+            for rows in _slices(flat, PIECE[dtype] // (4 * x.shape[-1])):
                 normed = _norm(flat[rows], norm, ctx.eps, dtype)
                 turned = [torch.empty_like(d[rows], dtype=dtype) for d in (d_q, d_k)]
                 for part, back in zip((d_q, d_k), turned, strict=True):
@@ -155,12 +169,11 @@ class _AfterAttention(torch.autograd.Function):
         gate, up = (torch.empty(len(flat), len(w), dtype=kept, device=x.device) for w in (w_gate, w_up))
         with torch.autocast(x.device.type, enabled=False):
             o, g, u, d = (w.to(dtype) for w in (w_o, w_gate, w_up, w_down))
-            for rows in _slices(flat, ROWS[dtype]):
+            for rows in _slices(flat, PIECE[dtype] // len(w_gate)):
                 torch.add(flat[rows], F.linear(mixed[rows].to(dtype), o), out=middle[rows])
                 normed = _norm(middle[rows], norm, eps, dtype)
-                gated, upped = F.linear(normed, g), F.linear(normed, u)
-                gate[rows], up[rows] = gated, upped
-                product = F.silu(gated, inplace=True).mul_(upped)
+                gated, upped = _linear(normed, g, gate[rows]), _linear(normed, u, up[rows])
+                product = F.silu(gated).mul_(upped)
                 torch.add(middle[rows], F.linear(product, d), out=out.flatten(0, 1)[rows])
         ctx.save_for_backward(middle, attention, w_o, norm, w_gate, w_up, w_down, gate, up)
         ctx.eps, ctx.dtype = eps, dtype
@@ -177,17 +190,17 @@ class _AfterAttention(torch.autograd.Function):
         d_o = d_g = d_u = d_d = None
         with torch.autocast(middle.device.type, enabled=False):
             o, g, u, d = (w.to(dtype) for w in (w_o, w_gate, w_up, w_down))
-            for rows in _slices(middle, ROWS[dtype]):
+            for rows in _slices(middle, PIECE[dtype] // len(w_gate)):
                 d_rows = d_flat[rows].to(dtype)
                 d_product = d_rows @ d
                 product, d_up = torch.empty_like(d_product), torch.empty_like(d_product)
                 gated, upped = gate[rows], up[rows]
-                for sweep in _slices(d_product, SWEEP):
+                for sweep in _slices(d_product):
                     a, b = gated[sweep].to(dtype), upped[sweep].to(dtype)
                     active = F.silu(a)
-                    product[sweep] = active * b
-                    d_up[sweep] = active.mul_(d_product[sweep])
-                    d_product[sweep] = torch.ops.aten.silu_backward(d_product[sweep] * b, a)
+                    torch.mul(active, b, out=product[sweep])
+                    torch.mul(active, d_product[sweep], out=d_up[sweep])
+                    d_product[sweep] = torch.ops.aten.silu_backward(d_product[sweep].mul_(b), a)
                 d_gate = d_product
                 d_d = add_outer(d_d, d_rows, product)
                 normed = _norm(middle[rows], norm, ctx.eps, dtype)
@@ -282,7 +295,9 @@ class TotoDecoderLayer(LlamaDecoderLayer):
         linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         linears += (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         parts = (*linears, mlp, self.input_layernorm, self.post_attention_layernorm)
-        plain = all(type(p) is nn.Linear and type(p.weight) is nn.Parameter and p.weight.dtype in ROWS for p in linears)
+        plain = all(
+            type(p) is nn.Linear and type(p.weight) is nn.Parameter and p.weight.dtype in PIECE for p in linears
+        )
         return plain and not any(
             part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or "forward" in vars(part)
             for part in parts

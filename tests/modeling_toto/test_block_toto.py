@@ -16,8 +16,8 @@ SIZES |= {"num_attention_heads": 4, "max_position_embeddings": 300, "rms_norm_ep
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
     """Several uneven slices a row, so that every border is crossed."""
-    monkeypatch.setattr(block, "ROWS", dict.fromkeys(block.ROWS, 100))
-    monkeypatch.setattr(block, "SWEEP", 33)
+    monkeypatch.setattr(block, "PIECE", dict.fromkeys(block.PIECE, 100 * 160))
+    monkeypatch.setattr(block, "SWEEP", 33 * 64)
 
 
 @pytest.fixture(params=[4, 2], ids=["all-heads", "grouped-heads"])
