@@ -29,6 +29,8 @@ lint: .venv
 
 bench: .venv
 	$(BIN)/python benchmarks/bench.py train --json
+	$(BIN)/python benchmarks/bench.py generate --json
+	$(BIN)/python benchmarks/bench.py features --json
 	$(BIN)/python benchmarks/bench.py tokenizer --json
 
 clean:
