@@ -10,6 +10,10 @@ SWEEPS = {
         "training.coordinates",
         "is muP set up right? how far activations move in 1 to 10 Adam steps, over widths, beside a standard model",
     ),
+    "mup": (
+        "training.mup_sweep",
+        "which learning rate is best at which width? short trainings over a grid, muP beside standard",
+    ),
 }
 
 TEACH = """\
@@ -19,6 +23,8 @@ it has: with muP no curve may rise or fall with the width; with standard paramet
 
   toto sweep coordinates                                     some minutes on a CPU; results/coordinates.json and .png
   toto sweep coordinates --preset a1 --widths 256 512 1024   around another model, which is the base width
+  toto sweep mup --shards SHARDS                             an hour on a CPU; results/mup_sweep.json and .png
+  toto sweep mup --recipe sweep_paper --shards SHARDS        the paper's grid; a run at a time on every GPU
 """
 
 
