@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -50,9 +50,9 @@ def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, descriptio
                 require(key in optional, f"The recipe {path} sets '{key}' to nothing, and it needs a value.")
                 parser.set_defaults(**{key: None})
             elif isinstance(value, list):
-                recipe_flags += [f"--{key}", *map(str, value)]
+                recipe_flags += [f"--{key}", *map(_flag_value, value)]
             else:
-                recipe_flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+                recipe_flags.append(f"--{key}={_flag_value(value)}")
     *parsed, rest = parser.parse_args_into_dataclasses(
         recipe_flags + argv, return_remaining_strings=True, look_for_args_file=False
     )
@@ -61,6 +61,10 @@ def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, descriptio
         hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
         raise ValueError(f"The flag or value '{rest[0]}' is not understood{hint}")
     return tuple(parsed)
+
+
+def _flag_value(value) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def find_recipe(name: str) -> Path:
@@ -94,7 +98,9 @@ def write_recipe(run: Path, *args) -> None:
 
     settings = {key: value for concern in args for key, value in asdict(concern).items()}
     for key in ("recipe", "resume", "output_dir"):
-        settings.pop(key)
+        settings.pop(key, None)
+    if settings.get("sources"):
+        settings["sources"] = [json.loads(source) for source in settings["sources"]]
     (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -148,29 +154,130 @@ class OptimArgs:
         require(self.max_grad_norm is None or self.max_grad_norm > 0, "--max_grad_norm must be above 0, or left out.")
 
 
+ARCHITECTURES = ("llama", "patches", "gpt2", "mamba")
+
+
 @dataclass(frozen=True)
 class ModelArgs:
     """Which model to train."""
 
     preset: str = option("base", "size: tiny, base, large, 1b, a1..a6 (paper Table 1 and Table 15)")
     config: str = option("{}", "JSON mapping of TotoConfig fields that replace the preset's, or those of --init_from")
+    architecture: str = option(
+        "llama",
+        "llama (Toto), patches (paper Table 3: pixels in), or of the same size gpt2 or mamba (paper Table 6)",
+    )
     init_from: str | None = option(None, "start from these weights (folder, run or Hub id) instead of fresh ones")
+
+    def __post_init__(self):
+        require(
+            self.architecture in ARCHITECTURES,
+            f"--architecture must be one of {', '.join(ARCHITECTURES)}, not '{self.architecture}'.",
+        )
+
+
+AT_END = ("repeat", "leave", "stop")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of a mixture, as a mapping in `sources` of a recipe.
+
+    Fields:
+        data: a folder of `toto tokenize`, or what that takes: Hub id, folder, .parquet or .tar file, toyworld.
+        weight: its probability for every row; those of a mixture sum to 1 (paper Sec. 3.3).
+        name: what the log calls it; by default the last part of `data`.
+        at_end: "repeat" it from its beginning, on its own; "leave" its share to the others, in proportion; "stop" the
+            training.
+        val_data: validation rows; by default one item in 20 of the source is held out (of toyworld: its own split).
+        split, val_split, kind, stride, fps, crops, image_column: of pixels that are tokenized while training; see
+            `toto tokenize`. crops above 1 are random and new in every epoch (paper: random crops).
+    """
+
+    data: str
+    weight: float = 1.0
+    name: str = ""
+    at_end: str = "repeat"
+    val_data: str | None = None
+    split: str = "train"
+    val_split: str | None = None
+    kind: str | None = None
+    stride: int = 4
+    fps: float | None = None
+    crops: int = 2
+    image_column: str | None = None
+
+    def __post_init__(self):
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.data).name)
+        require(isinstance(self.data, str) and bool(self.data), "Every one of --sources needs 'data'.")
+        told = f"The source {self.data} has"
+        require(isinstance(self.weight, (int, float)) and self.weight > 0, f"{told} weight {self.weight}, not above 0.")
+        require(self.at_end in AT_END, f"{told} at_end '{self.at_end}'; choose one of {', '.join(AT_END)}.")
+        require(self.kind in (None, "video", "image"), f"{told} kind '{self.kind}', not video or image.")
+
+    @property
+    def is_shards(self) -> bool:
+        """Whether it is a folder of `toto tokenize`, and not pixels."""
+        return (Path(self.data) / "manifest.json").is_file()
+
+    @property
+    def is_toyworld(self) -> bool:
+        """Whether it is the embedded world, which has no end and needs no crops."""
+        return self.data.split(":")[0] == "toyworld"
 
 
 @dataclass(frozen=True)
 class DataArgs:
     """Which rows to train and validate on."""
 
-    shards: str | None = option(None, "folder written by `toto tokenize`")
+    shards: str | None = option(None, "folder written by `toto tokenize`; takes the place of a recipe's sources")
     val_shards: str | None = option(
         None, "validation shards; by default one source in 20 of --shards is held out of training"
     )
+    sources: list[str] = option(
+        [],
+        'a mixture: JSON mappings such as \'{"data": "shards/ego4d", "weight": 0.1, "at_end": "repeat"}\' (in a '
+        "recipe a list); docs/datasets.md has all keys",
+    )
+    tokenizer: str | None = option(
+        None, "visual tokenizer (folder or Hub id) of sources that are pixels; default: the one of the shards, or ours"
+    )
     tokens_per_step: int = option(1_048_576, "code tokens of one optimiser step, all devices (paper: 1M)")
     per_device_batch_size: int = option(8, "rows at a time on one device; accumulation follows from tokens_per_step")
+    val_rows: int = option(256, "validation rows of every source")
 
     def __post_init__(self):
         require(self.tokens_per_step > 0, "--tokens_per_step must be above 0.")
         require(self.per_device_batch_size > 0, "--per_device_batch_size must be above 0.")
+        require(self.val_rows >= 0, "--val_rows must be 0 or more.")
+        mixture = self.mixture()
+        total = sum(source.weight for source in mixture)
+        require(
+            not mixture or abs(total - 1) < 1e-6,
+            f"The weights of the sources are probabilities and must sum to 1; these sum to {total:g}.",
+        )
+        names = [source.name for source in mixture]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        require(twice is None, f"Two sources are called '{twice}'; give each a 'name' of its own.")
+
+    def absolute(self) -> DataArgs:
+        """With absolute paths, so that a run can be resumed from another folder."""
+
+        def whole(path: str | None) -> str | None:
+            return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+
+        named = {"shards": whole(self.shards), "val_shards": whole(self.val_shards), "tokenizer": whole(self.tokenizer)}
+        sources = [json.loads(source) for source in self.sources]
+        paths = [{key: whole(source[key]) for key in ("data", "val_data") if key in source} for source in sources]
+        return replace(self, **named, sources=[json.dumps(s | p) for s, p in zip(sources, paths, strict=True)])
+
+    def mixture(self) -> list[Source]:
+        """The sources, --shards being one of weight 1. Empty where none was named."""
+        if self.shards is not None:
+            return [Source(self.shards, val_data=self.val_shards)]
+        known = [f.name for f in fields(Source)]
+        return [Source(**json_fields(source, "--sources", known)) for source in self.sources]
 
 
 @dataclass(frozen=True)
@@ -191,6 +298,8 @@ class RunArgs:
     report_to: str | None = option(None, "an Accelerate tracker: tensorboard, wandb, ... or all")
     push_to_hub: bool = option(False, "push the last checkpoint, with its card")
     hub_model_id: str | None = option(None, "repository to push to, user/name")
+    max_skipped_steps: int = option(10, "steps in a row whose loss or gradient may be infinite; they change no weight")
+    scale: str = option("full", "full, or tiny: the recipe at a size that runs on a laptop in seconds, on toyworld")
     compile: bool = option(False, "torch.compile every block (needs a C++ compiler on a CPU)")
     liger: bool = option(False, "Liger's Triton kernels in the blocks (GPU only; pip install 'modeling-toto[liger]')")
     gradient_checkpointing: bool = option(False, "trade compute for memory in the blocks")
@@ -199,4 +308,6 @@ class RunArgs:
     def __post_init__(self):
         for name in ("max_steps", "save_steps", "logging_steps"):
             require(getattr(self, name) > 0, f"--{name} must be above 0.")
+        require(self.max_skipped_steps >= 0, "--max_skipped_steps must be 0 or more.")
+        require(self.scale in ("full", "tiny"), f"--scale must be full or tiny, not '{self.scale}'.")
         require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs --hub_model_id user/name.")

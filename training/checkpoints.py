@@ -2,17 +2,25 @@
 
 A checkpoint is a Hugging Face folder (model, processor) with the training state beside it:
 checkpoints/step_000500/{config.json, model.safetensors, processor_config.json, visual_tokenizer/, training_state/}.
+AdamW's moments are safetensors too, by the names of the weights; where the weights are sharded every process writes its
+own part, and any number of processes reads them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import re
 import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-STATE = "training_state"
+from tokenization.shards import sha256
+
+STATE, SUMS = "training_state", "checksums.json"
 STEP = re.compile(r"step_(\d+)$")
 
 
@@ -23,8 +31,13 @@ def steps(run: str | Path) -> list[Path]:
 
 
 def is_valid(checkpoint: Path) -> bool:
-    """Whether the weights are all there: a readable header, and a file as long as the header says."""
+    """Whether all files are there and as long as they were; without a list of them, whether the weights are."""
     from safetensors import SafetensorError, safe_open
+
+    listed = checkpoint / STATE / SUMS
+    if listed.is_file():
+        sizes = {name: size for name, (size, _) in json.loads(listed.read_text()).items()}
+        return all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == s for n, s in sizes.items())
 
     files = list(checkpoint.glob("model*.safetensors"))
     if not files or not (checkpoint / "config.json").is_file():
@@ -52,6 +65,22 @@ def latest(run: str | Path) -> Path:
     return found[-1]
 
 
+def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint whose files have the checksums they were written with, and what was passed over for it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    damaged = []
+    for checkpoint in reversed(steps(run)):
+        listed = json.loads((checkpoint / STATE / SUMS).read_text()) if (checkpoint / STATE / SUMS).is_file() else {}
+        changed = [name for name, (_, digest) in listed.items() if sha256(checkpoint / name) != digest]
+        if not changed:
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint} is passed over: {changed[0]} is not what was written.")
+    raise FileNotFoundError(f"{run} holds no sound checkpoint to resume from. {' '.join(damaged)}".strip())
+
+
 def resolve_model(model: str) -> str:
     """What `--model` may be: a run folder (its newest valid checkpoint), a Hugging Face folder, or a Hub id.
 
@@ -70,28 +99,34 @@ def resolve_model(model: str) -> str:
     return str(path)
 
 
-def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, keep: int | None) -> Path:
-    """Write checkpoints/step_XXXXXX under a temporary name, then rename it; drop all but the newest `keep`.
+@contextlib.contextmanager
+def writing(
+    run: Path, step: int, keep: int | None, is_main: bool = True, wait: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """A folder to write checkpoints/step_XXXXXX into: given its name when all is in it, and dropped when not.
 
-    Args:
-        state: nested dicts and lists of tensors and numbers (optimisers, generators). loop_state: JSON.
+    Its files are listed with their checksums, flushed to the disk, and the folder is renamed in one go; then all but
+    the newest `keep` checkpoints are dropped. Every process may write into it: `is_main` is the one that does the
+    rest, and `wait` is their barrier.
 
     Raises:
         OSError: the disk is full; nothing that was there before is touched.
     """
-    import torch
     from safetensors import SafetensorError
 
     final = run / "checkpoints" / f"step_{step:06d}"
     temporary = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        (temporary / STATE).mkdir(parents=True)
-        model.save_pretrained(temporary)
-        if processor is not None:
-            processor.save_pretrained(temporary)
-        torch.save(state, temporary / STATE / "state.pt")
-        (temporary / STATE / "loop.json").write_text(json.dumps(loop_state) + "\n")
+        if is_main:
+            for left in final.parent.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(left)
+            (temporary / STATE).mkdir(parents=True)
+        wait()
+        yield temporary
+        wait()
+        if is_main:
+            (temporary / STATE / SUMS).write_text(json.dumps(_checksums(temporary), indent=1) + "\n")
+            _flush(temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not _disk_is_full(error):
@@ -101,11 +136,57 @@ def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, 
             f"the last good one is {good[-1]}; free some space, then `--resume {run}`" if good else "there is none yet"
         )
         raise OSError(f"The disk is full: checkpoint {final} could not be written; {rest}.") from error
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in steps(run)[:-keep] if keep else []:
-        shutil.rmtree(old)
-    return final
+    if is_main:
+        _drop(final)
+        temporary.rename(final)
+        for old in steps(run)[:-keep] if keep else []:
+            _drop(old)
+    wait()
+
+
+def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, keep: int | None) -> Path:
+    """A checkpoint written by one process: model, processor, and the training state.
+
+    Args:
+        state: nested dicts and lists of tensors and numbers (optimisers, generators). loop_state: JSON.
+
+    Raises:
+        OSError: the disk is full; nothing that was there before is touched.
+    """
+    import torch
+
+    with writing(run, step, keep) as folder:
+        model.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        torch.save(state, folder / STATE / "state.pt")
+        save_loop(folder, loop_state)
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint; a kill meanwhile leaves it whole or hidden, never half of it by its name."""
+    if checkpoint.exists():
+        hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+        shutil.rmtree(hidden, ignore_errors=True)
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SUMS]
+
+
+def _checksums(folder: Path) -> dict[str, list]:
+    """File -> [bytes, sha256]."""
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, sha256(path)] for path in _files(folder)}
+
+
+def _flush(folder: Path) -> None:
+    """Hand the files to the disk: what was renamed must outlive a power cut too."""
+    for path in (*_files(folder), folder / STATE / SUMS):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _disk_is_full(error: Exception) -> bool:
@@ -117,12 +198,69 @@ def _disk_is_full(error: Exception) -> bool:
     )
 
 
+def save_loop(folder: Path, loop_state: dict) -> None:
+    """The loop's own state, as JSON."""
+    (folder / STATE / "loop.json").write_text(json.dumps(loop_state) + "\n")
+
+
+def load_loop(checkpoint: Path) -> dict:
+    """What `save_loop` wrote.
+
+    Raises:
+        FileNotFoundError: the checkpoint has no training state.
+    """
+    file = checkpoint / STATE / "loop.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{checkpoint} has no training state, so a run cannot be resumed from it.")
+    return json.loads(file.read_text())
+
+
 def load_state(checkpoint: Path) -> tuple[dict, dict]:
     """The `state` of `save` (tensors and numbers, never unpickled as objects), and the loop's JSON state."""
     import torch
 
-    folder = checkpoint / STATE
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{checkpoint} has no training state, so a run cannot be resumed from it.")
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    return state, json.loads((folder / "loop.json").read_text())
+    loop_state = load_loop(checkpoint)
+    state = torch.load(checkpoint / STATE / "state.pt", map_location="cpu", weights_only=True)
+    return state, loop_state
+
+
+def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
+    """AdamW's moments to `folder`; every process of a distributed run calls it, and writes the shards that it holds."""
+    import torch.distributed.checkpoint as dcp
+
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _quiet():
+        dcp.save(_moments(model, optimizer), storage_writer=writer, no_dist=not distributed)
+
+
+def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
+    """Moments of `save_optimizer` into a fresh optimiser, whatever the number of processes that wrote them."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            optimizer.state[parameter] = {"step": step} | moments
+    with _quiet():
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        dcp.load(_moments(model, optimizer), storage_reader=reader, no_dist=not distributed)
+
+
+def _moments(model, optimizer) -> dict:
+    """ "name of the weight:name of the moment" -> tensor, which loading fills in place."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}:{moment}": value
+        for parameter, state in optimizer.state.items()
+        for moment, value in state.items()
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # torch warns of every call without a process group, which is how a single process calls it.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(not initialized|single process|no_dist).*")
+        yield

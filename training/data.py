@@ -1,13 +1,17 @@
-"""Token shards to batches of rows: an endless stream that resumes exactly, and a fixed validation set.
+"""Token shards to rows of ids: any row by its number, in an order that every epoch draws anew.
 
-Rows were shuffled when they were written; only the order of the shards changes, from epoch to epoch. Reading is far
-faster than training (tens of millions of tokens a second), so there are no worker processes to lose state in.
+The order is one for all processes: row k of a source is the same row, however many processes share the work and
+wherever a run was stopped. Rows were shuffled when they were written; an epoch shuffles the order of the shards, and
+from the second on the rows inside each. A shard is read whole (some tens of megabytes) and far faster than any model
+trains, so there are no worker processes to lose state in.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +20,20 @@ import torch
 from tokenization.sequences import CODE_OFFSET, image_rows, video_rows
 from tokenization.tokenize_dataset import read_manifest
 
-# Without --val_shards, one source in HELD_OUT is validation: whole sources, so that no window of a video is in both.
+# Without validation data of its own, one item in HELD_OUT of a source is validation: whole items, so that no window of
+# a video is in both.
 HELD_OUT = 20
 # Enough for a mean within a hundredth of a nat, and a minute on a CPU.
 VALIDATION_ROWS = 256
 
 
 def is_held_out(source: str) -> bool:
-    """Whether a source is validation where a folder of shards has to serve both ends."""
+    """Whether an item is validation where one data set has to serve both ends."""
     return zlib.crc32(source.encode()) % HELD_OUT == 0
 
 
 def read_codes(shards: str | Path, which: str | None = None, limit: int | None = None) -> np.ndarray:
-    """Codes of a folder of shards as uint16 (N, T, h, w).
+    """Codes of a folder of shards as uint16 (N, T, h, w), in the order in which they were written.
 
     Args:
         which: "train" or "validation" part by source hash; None takes every row.
@@ -36,24 +41,38 @@ def read_codes(shards: str | Path, which: str | None = None, limit: int | None =
     """
     shards = Path(shards)
     manifest = read_manifest(shards)
-    rows = []
-    for row in _rows(shards, [shard["file"] for shard in manifest["shards"]]):
-        if which is None or is_held_out(row["source"]) == (which == "validation"):
-            rows.append(np.asarray(row["codes"], dtype=np.uint16))
-        if limit is not None and len(rows) == limit:
-            break
     frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
-    return np.stack(rows).reshape(-1, frames, *manifest["grid"]) if rows else np.empty((0, frames, *manifest["grid"]))
+    found, count = [np.empty((0, frames * int(np.prod(manifest["grid"]))), np.uint16)], 0
+    for shard in manifest["shards"]:
+        codes = read_column(shards / shard["file"], "codes")
+        if which is not None:
+            held_out = np.array([is_held_out(source) for source in read_column(shards / shard["file"], "source")])
+            codes = codes[held_out == (which == "validation")]
+        found.append(codes)
+        count += len(codes)
+        if limit is not None and count >= limit:
+            break
+    return np.concatenate(found)[:limit].reshape(-1, frames, *manifest["grid"])
 
 
-def _rows(shards: Path, files: list[str]):
+def read_column(file: Path, column: str) -> np.ndarray:
+    """A column of a shard: codes as uint16 (N, codes of a row), others (N,).
+
+    Raises:
+        FileNotFoundError: no such shard.
+    """
     from datasets import load_dataset
 
-    paths = [str(shards / file) for file in files]
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"The shard {path} named by the manifest is missing; run toto tokenize again.")
-    return load_dataset("parquet", data_files={"train": paths}, split="train", streaming=True).with_format("numpy")
+    if not file.is_file():
+        raise FileNotFoundError(f"The shard {file} named by the manifest is missing; run toto tokenize again.")
+    rows = load_dataset("parquet", data_files=str(file), split="train", streaming=True, columns=[column])
+    parts = []
+    for table in rows.with_format("arrow").iter(batch_size=1024):
+        values = table[column].combine_chunks()
+        is_list = hasattr(values, "flatten") and hasattr(values.type, "value_type")
+        numbers = (values.flatten() if is_list else values).to_numpy(zero_copy_only=False)
+        parts.append(numbers.reshape(len(values), -1) if is_list else numbers)
+    return np.concatenate(parts)
 
 
 def check_fit(manifest: dict, config) -> None:
@@ -84,70 +103,95 @@ def check_fit(manifest: dict, config) -> None:
         )
 
 
-class RowStream:
-    """Endless rows of ids (L,) of one rank; `state_dict` after a row, `load_state_dict`, and the next row is the same.
+class ShardRows:
+    """Rows of ids of a folder of shards, by number: `row(k)` is row k mod `rows_per_epoch` of epoch k div that.
 
-    A row is a video of the shards, or a pack of `config.num_frames` of their images.
+    A row is a video, or a pack of `config.num_frames` images; images that do not fill a pack are left out of an epoch.
+
+    Args:
+        hold_out: leave the items out that `validation_rows` takes.
+    Raises:
+        FileNotFoundError: no shards there. ValueError: they do not fit the model, or hold too few rows.
     """
 
-    def __init__(self, shards: str | Path, config, seed: int, rank: int = 0, world: int = 1, hold_out: bool = True):
-        self.shards = Path(shards)
-        self.manifest = read_manifest(self.shards)
+    # Whether row k depends on k alone, and not on the number of processes.
+    is_indexed = True
+
+    def __init__(self, folder: str | Path, config, seed: int, hold_out: bool = True):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
         check_fit(self.manifest, config)
-        self.images_per_row = config.num_frames if self.manifest["kind"] == "image" else 1
-        self.seed, self.rank, self.world, self.hold_out = seed, rank, world, hold_out
-        self.epoch, self._position = 0, None
+        self.seed, self.is_image = seed, self.manifest["kind"] == "image"
+        self.images_per_row = config.num_frames if self.is_image else 1
+        self._files = [self.folder / shard["file"] for shard in self.manifest["shards"]]
+        if hold_out:
+            self._kept = [
+                np.flatnonzero([not is_held_out(source) for source in read_column(file, "source")])
+                for file in self._files
+            ]
+        else:
+            self._kept = [np.arange(shard["rows"]) for shard in self.manifest["shards"]]
+        self._counts = np.array([len(kept) for kept in self._kept])
+        self.rows_per_epoch = int(self._counts.sum()) // self.images_per_row
+        if not self.rows_per_epoch:
+            raise ValueError(f"{self.folder} holds no row to train on; tokenize more clips or images.")
+        # A shard at a time is in use, and two where a pack spans their border.
+        self._shard = lru_cache(maxsize=2)(self._read)
+        self._order = lru_cache(maxsize=1)(self._shard_order)
 
-    def _open(self, epoch: int):
-        from datasets.distributed import split_dataset_by_node
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when the shards do."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
 
-        files = [shard["file"] for shard in self.manifest["shards"]]
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(files))
-        rows = _rows(self.shards, [files[i] for i in order])
-        return split_dataset_by_node(rows, self.rank, self.world) if self.world > 1 else rows
+    def row(self, k: int) -> torch.LongTensor:
+        """Ids (L,) of row k = 0, 1, ... of the endless order."""
+        epoch, index = divmod(k, self.rows_per_epoch)
+        order, ends = self._order(epoch)
+        found = []
+        for place in range(index * self.images_per_row, (index + 1) * self.images_per_row):
+            turn = int(np.searchsorted(ends, place, side="right"))
+            found.append(self._shard(epoch, int(order[turn]))[place - (int(ends[turn - 1]) if turn else 0)])
+        if self.is_image:
+            return image_rows(torch.stack(found).reshape(1, self.images_per_row, *self.manifest["grid"]))[0]
+        return found[0].long()
 
-    def __iter__(self) -> Iterator[torch.LongTensor]:
-        pack = []
-        while True:
-            self._dataset = self._open(self.epoch)
-            if self._position is not None:
-                self._dataset.load_state_dict(self._position)
-                self._position = None
-            found = False
-            for row in self._dataset:
-                found = True
-                if self.hold_out and is_held_out(row["source"]):
-                    continue
-                pack.append(np.asarray(row["codes"]))
-                if len(pack) == self.images_per_row:
-                    codes, pack = np.stack(pack), []
-                    if self.manifest["kind"] == "image":
-                        yield image_rows(codes.reshape(1, self.images_per_row, *self.manifest["grid"]))[0]
-                    else:
-                        yield video_rows(codes)[0]
-            if not found and self.epoch == 0:
-                raise ValueError(
-                    f"Rank {self.rank} of {self.world} finds no row in {self.shards}; use fewer processes."
-                )
-            self.epoch += 1
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers of the shards in the order of the epoch, rows up to the end of each)."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._files))
+        return order, np.cumsum(self._counts[order])
 
-    def state_dict(self) -> dict:
-        """Where the stream stands, as JSON; taken between rows (of images: between packs)."""
-        return {"epoch": self.epoch, "position": self._dataset.state_dict()}
+    def _read(self, epoch: int, number: int) -> torch.IntTensor:
+        """The kept rows of a shard in the order of the epoch: ids (N, L) of videos, codes (N, h*w) of images."""
+        codes = read_column(self._files[number], "codes")
+        if len(codes) != self.manifest["shards"][number]["rows"]:
+            raise ValueError(f"{self._files[number]} is damaged: see toto tokenize --verify {self.folder}.")
+        kept = self._kept[number]
+        codes = codes[np.random.default_rng([self.seed, epoch, number]).permutation(kept) if epoch else kept]
+        if self.is_image:
+            return torch.from_numpy(codes.astype(np.int32))
+        # 64 bits an id would be four times the shard: a piece at a time, and a row when it is asked for.
+        pieces = np.array_split(codes, len(codes) // 256 + 1)
+        return torch.cat([video_rows(piece).int() for piece in pieces])
 
-    def load_state_dict(self, state: dict) -> None:
-        self.epoch, self._position = state["epoch"], state["position"]
+    def state_dict(self) -> None:
+        """Nothing: a row is known by its number."""
+
+    def load_state_dict(self, state: None) -> None:
+        """Nothing to do."""
 
 
-def validation_rows(shards: str | Path, val_shards: str | None, config) -> torch.LongTensor:
-    """The rows that every validation uses, ids (N, L), at most VALIDATION_ROWS; the same on every rank.
+def validation_rows(
+    shards: str | Path, val_shards: str | None, config, limit: int = VALIDATION_ROWS
+) -> torch.LongTensor:
+    """The rows that every validation uses, ids (N, L), at most `limit`; the same on every rank.
 
-    From `val_shards`, or else from the held-out sources of `shards`. Empty where there are none.
+    From `val_shards`, or else from the held-out items of `shards`. Empty where there are none.
     """
     manifest = read_manifest(val_shards or shards)
     check_fit(manifest, config)
     per_row = config.num_frames if manifest["kind"] == "image" else 1
-    codes = read_codes(val_shards or shards, None if val_shards else "validation", VALIDATION_ROWS * per_row)
+    codes = read_codes(val_shards or shards, None if val_shards else "validation", limit * per_row)
     if manifest["kind"] == "image":
         codes = codes[: len(codes) // per_row * per_row].reshape(-1, per_row, *manifest["grid"])
         return image_rows(codes) if len(codes) else torch.empty(0, 0, dtype=torch.long)

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 import time
 from datetime import timedelta
@@ -35,6 +36,25 @@ def make_accelerator(**settings) -> Accelerator:
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
         settings["mixed_precision"] = "bf16" if bf16_is_fast(state.device) else "no"
     return Accelerator(**settings)
+
+
+def require_free_port() -> None:
+    """Refuse a port on which this process could not gather the others, before they wait for it.
+
+    Raises:
+        ValueError: another program listens there.
+    """
+    # torchrun and accelerate launch listen themselves, and have asked before they started us.
+    launcher_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if "MASTER_PORT" not in os.environ or os.environ.get("RANK", "0") != "0" or launcher_listens:
+        return
+    port = int(os.environ["MASTER_PORT"])
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise ValueError(f"Port {port} (MASTER_PORT) is in use; choose another one for all processes.") from error
 
 
 def matmul_peak(device: torch.device) -> float:

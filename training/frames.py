@@ -8,11 +8,15 @@ import queue
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .args import require
 from .data import is_held_out
+
+if TYPE_CHECKING:
+    from tokenization.video import Clip
 
 # Frames are shuffled among so many batches: enough scenes for a batch, little memory (25 MB at 64 pixels, batch 32).
 CHUNK = 16
@@ -49,45 +53,17 @@ class FrameStream:
         self.crops, self.hold_out, self.seed, self.rank, self.world = crops, hold_out, seed, rank, world
         self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0, 0] for _ in datasets]}
 
-    def _clips(self, source: int, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """(frames of a clip, where the next one begins): a position is [epoch, items before, clips of the item]."""
-        from tokenization.sources import open_source
-
-        epoch, items_before, clips_before = position
-        while True:
-            opened = open_source(
-                self.datasets[source],
-                self.split,
-                num_frames=FRAMES_PER_CLIP,
-                resolution=self.resolution,
-                seed=self.seed + epoch,
-                limit=10**9,
-                crops=self.crops,
-            )
-            items = _items(opened)
-            if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
-                items = list(items)
-                np.random.default_rng([self.seed, epoch]).shuffle(items)
-            found = epoch > 0 or items_before > 0
-            for index, item in enumerate(items):
-                if (
-                    index < items_before
-                    or index % self.world != self.rank
-                    or (self.hold_out and is_held_out(item.name))
-                ):
-                    continue
-                for count, frames in enumerate(_frames(item), start=1):
-                    found = True
-                    if index > items_before or count > clips_before:
-                        yield frames, [epoch, index, count]
-            require(found, f"No clip of '{self.datasets[source]}' could be read.")
-            epoch, items_before, clips_before = epoch + 1, 0, 0
+    def _clips(self, dataset: str, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
+        share = {"seed": self.seed, "rank": self.rank, "world": self.world}
+        read = {"num_frames": FRAMES_PER_CLIP, "resolution": self.resolution, "crops": self.crops}
+        for clip, after in clips(dataset, self.split, position, hold_out=self.hold_out, **share, **read):
+            yield clip.frames, after
 
     def _make(self) -> Iterator[tuple[np.ndarray, dict]]:
         """(batch, state after it)."""
         state = self._state
         positions = [list(position) for position in state["positions"]]
-        streams = [self._clips(i, position) for i, position in enumerate(positions)]
+        streams = [self._clips(dataset, position) for dataset, position in zip(self.datasets, positions, strict=True)]
         chunk, first = state["chunk"], state["batch"]
         while True:
             began, frames = json.loads(json.dumps(positions)), []
@@ -115,6 +91,57 @@ class FrameStream:
 
     def load_state_dict(self, state: dict) -> None:
         self._state = state
+
+
+def clips(
+    dataset: str,
+    split: str | None,
+    position: list[int],
+    *,
+    seed: int,
+    rank: int,
+    world: int,
+    hold_out: bool = False,
+    only_held_out: bool = False,
+    repeat: bool = True,
+    **read,
+) -> Iterator[tuple[Clip, list[int]]]:
+    """(clip, where the next one begins) of this process's share of a source: every world-th item.
+
+    Folders are shuffled anew in every epoch, and random crops are other ones; parquet and tar files are read in the
+    order in which they were written.
+
+    Args:
+        position: [epoch, items before, clips of the item]; [0, 0, 0] is the beginning.
+        hold_out, only_held_out: leave out one item in 20, or take nothing else.
+        repeat: begin a new epoch when all was read; else the iteration ends.
+        read: `num_frames`, `resolution`, `crops`, ... of `open_source`.
+    Raises:
+        ValueError: nothing in the source can be read.
+    """
+    from tokenization.sources import open_source
+
+    epoch, items_before, clips_before = position
+    while True:
+        opened = open_source(dataset, split, seed=seed + epoch, limit=10**9, **read)
+        items = _items(opened)
+        if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
+            items = list(items)
+            np.random.default_rng([seed, epoch]).shuffle(items)
+        found = epoch > 0 or items_before > 0
+        for index, item in enumerate(items):
+            if index < items_before or index % world != rank:
+                continue
+            if (hold_out or only_held_out) and is_held_out(item.name) != only_held_out:
+                continue
+            for count, clip in enumerate(_clips_of(item), start=1):
+                found = True
+                if index > items_before or count > clips_before:
+                    yield clip, [epoch, index, count]
+        require(found, f"No clip of '{dataset}' could be read.")
+        if not repeat:
+            return
+        epoch, items_before, clips_before = epoch + 1, 0, 0
 
 
 def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
@@ -148,7 +175,7 @@ def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_
     frames = []
     for item in _items(open_source(dataset, split, num_frames=1, resolution=resolution, limit=10**9)):
         if not only_held_out or is_held_out(item.name):
-            frames.extend(itertools.islice(_frames(item), 1))
+            frames.extend(clip.frames for clip in itertools.islice(_clips_of(item), 1))
         if len(frames) == count:
             break
     require(
@@ -168,10 +195,9 @@ def _items(source) -> Iterator:
     return itertools.chain.from_iterable(map(source.list_items, range(source.num_shards)))
 
 
-def _frames(item) -> Iterator[np.ndarray]:
-    """Frames (T, R, R, 3) of the clips of an item; a bad file costs only itself."""
+def _clips_of(item) -> Iterator[Clip]:
+    """The clips of an item; a bad file costs only itself."""
     try:
-        for clip in item.clips():
-            yield clip.frames
+        yield from item.clips()
     except (ValueError, OSError) as error:
         warnings.warn(f"{item.name}: {error}", stacklevel=2)

@@ -103,10 +103,13 @@ def _run(point: Point, run: Path) -> dict:
             outcome |= {key: trained[key] for key in ("tokens", "loss", "seconds")}
             outcome |= {key: value for key, value in rows[-1].items() if key in ("step", "val_loss")}
         except ValueError as error:
-            if "not finite" not in str(error):
+            if "is not finite" not in str(error):
                 traceback.print_exc()
                 raise ValueError(f"The run {run.name} was refused: {error} (see {log})") from error
             outcome["diverged"] = str(error)
+    if outcome.get("val_loss", 0.0) is None:
+        outcome["diverged"] = "The validation loss is not finite."
+        del outcome["val_loss"]
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     partial = run / f"{OUTCOME}.partial"
     partial.write_text(json.dumps(outcome) + "\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
+import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -13,12 +14,16 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from tokenization.sequences import code_positions
-
 from . import checkpoints
+from .architectures import flops_per_token, losses, training_flops
 from .args import DataArgs, OptimArgs, RunArgs, require
-from .device import matmul_peak
+from .device import matmul_peak, versions
+from .health import STARVED, peak_memory, starved, update_ratios, write_loss_maps
+from .mixture import RowStream
 from .optim import learning_rate, set_learning_rate
+from .resume import shared_out_anew
+
+__all__ = ["MetricsFile", "accumulation_steps", "flops_per_token", "train"]
 
 
 def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple[int, int]:
@@ -39,13 +44,6 @@ def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple
         f"{rows // world} rows a step and process are no multiple of --per_device_batch_size {micro}.",
     )
     return micro, rows // world // micro
-
-
-def flops_per_token(config) -> float:
-    """Training FLOPs of one token at full rows: 6 a weight (the head included), 6 a causal attention pair."""
-    d, layers = config.hidden_size, config.num_hidden_layers
-    weights = layers * (4 * d * d + 3 * d * config.intermediate_size) + config.vocab_size * d
-    return 6 * weights + 6 * layers * d * config.max_position_embeddings
 
 
 class MetricsFile:
@@ -71,31 +69,107 @@ class MetricsFile:
         self._file.flush()
 
 
+class Preemption:
+    """Notes SIGTERM, which a scheduler sends before it takes the machine away; `asked` from then on."""
+
+    def __init__(self):
+        self.asked = False
+        self._before = None
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_) -> None:
+        self.asked = True
+
+
 @torch.no_grad()
-def validate(accelerator, model, rows: torch.Tensor, batch_size: int) -> dict:
-    """Mean nats of code tokens and of end tokens over `rows` (N, L), the ranks sharing the work."""
+def validate(accelerator, model, validation: dict[str, list], weights: list[float], batch_size: int) -> tuple:
+    """Losses on validation rows, the ranks sharing the work.
+
+    Args:
+        validation: source -> its rows. weights: shares of these sources in the mixture.
+    Returns:
+        (a row for the metrics: "val_loss", the sources' means weighted as in the mixture; "val_losses" by source;
+        "val_end_loss" of end tokens, None without any; "val_frame_losses", the mean of each frame; "val_rows"),
+        {source: mean loss of every place in a row, (T * tokens_per_frame,)}
+    """
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device="cpu")
-    for batch in rows[accelerator.process_index :: accelerator.num_processes].split(batch_size):
-        sums += _loss_sums(
-            model(
-                input_ids=batch.to(accelerator.device), labels=batch.to(accelerator.device), skip_logits=True
-            ).token_losses,
-            batch,
-        )
+    config = accelerator.unwrap_model(model).config
+    places = config.num_frames * config.tokens_per_frame
+    sums = torch.zeros(len(validation), places + 2, dtype=torch.float64)  # the places; ends and their number
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for number, rows in enumerate(validation.values()):
+        # Every rank makes as many calls, since those of a sharded model wait for each other.
+        for start in range(0, len(rows), batch_size * world):
+            batch = rows[start : start + batch_size * world][rank::world]
+            found = losses(model, batch or rows[:1], accelerator.device, 1)
+            if batch:
+                nats = found.token_losses.to("cpu", torch.float64)
+                sums[number, :places] += nats[found.codes].view(len(batch), places).sum(0)
+                sums[number, places] += nats[found.ends].sum()
+                sums[number, places + 1] += found.ends.sum()
     model.train()
-    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").tolist()
-    return {"val_loss": sums[0] / sums[1], "val_end_loss": sums[2] / sums[3], "val_rows": len(rows)}
+    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").double().cpu()
+    counts = torch.tensor([len(rows) for rows in validation.values()], dtype=torch.float64)
+    maps = sums[:, :places] / counts[:, None]  # (sources, places)
+    shares = torch.tensor(weights, dtype=torch.float64)[:, None] / sum(weights)
+    mean = (maps * shares).sum(0)
+    ends = sums[:, places:].sum(0).tolist()
+    row = {
+        "val_loss": finite(mean.mean().item()),
+        "val_end_loss": finite(ends[0] / ends[1]) if ends[1] else None,
+        "val_losses": {name: finite(each.mean().item()) for name, each in zip(validation, maps, strict=True)},
+        "val_frame_losses": [finite(x) for x in mean.view(config.num_frames, -1).mean(1).tolist()],
+        "val_rows": int(counts.sum()),
+    }
+    return row, dict(zip(validation, maps, strict=True))
 
 
-def _loss_sums(token_losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """(sum of code losses, codes, sum of end losses, ends), float64 on the CPU."""
-    losses = token_losses.detach().to("cpu", torch.float64)
-    codes = code_positions(ids)
-    codes[:, 0] = False
-    ends = ~codes
-    ends[:, 0] = False
-    return torch.stack([losses[codes].sum(), codes.sum(), losses[ends].sum(), ends.sum()])
+def finite(value: float) -> float | None:
+    """The number, or None, since JSON has neither infinity nor NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _step(accelerator, model, rows: list, micro: int, count: int, asked: bool) -> tuple[torch.Tensor, bool]:
+    """Gradients of a step, the mean over the rows of all ranks.
+
+    rows: [(source, row)] of this rank. count: number of sources. asked: whether this rank was told to stop.
+    Returns:
+        (count, 4) float64 on the CPU: of every source the sum of code losses, codes, end losses, ends, over all ranks;
+        whether any rank was told to stop.
+    """
+    device, accumulation = accelerator.device, len(rows) // micro
+    sums = torch.zeros(count, 4, dtype=torch.float64)
+    for k in range(accumulation):
+        batch = rows[k * micro : (k + 1) * micro]
+        # Gradients meet once a step, in the last micro-batch.
+        with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
+            found = losses(model, [row for _, row in batch], device, accumulation)
+            accelerator.backward(found.loss)
+        nats = found.token_losses.to("cpu", torch.float64)
+        of_rows = [(nats * found.codes).sum(1), found.codes.sum(1), (nats * found.ends).sum(1), found.ends.sum(1)]
+        sums.index_add_(0, torch.tensor([source for source, _ in batch]), torch.stack(of_rows, 1).double())
+    if accelerator.num_processes == 1:
+        return sums, asked
+    told = torch.cat([sums.flatten(), torch.tensor([asked], dtype=torch.float64)])
+    told = accelerator.reduce(told.to(device, torch.float32), "sum").double().cpu()
+    return told[:-1].view_as(sums), bool(told[-1])
+
+
+def _take(accelerator, stream: RowStream, count: int) -> list | None:
+    """The rows of a step; None for all ranks where the data have ended for one."""
+    rows = stream.take(count)
+    if not stream.is_indexed and accelerator.num_processes > 1:  # pixels may end on one rank first
+        ended = torch.tensor(float(rows is None), device=accelerator.device)
+        rows = None if accelerator.reduce(ended, "sum").item() else rows
+    return rows
 
 
 def train(
@@ -103,131 +177,191 @@ def train(
     model,
     optimizer,
     processor,
-    stream,
-    validation: torch.Tensor,
+    stream: RowStream,
+    validation: dict[str, list],
     run: Path,
     args: RunArgs,
     data: DataArgs,
     optim: OptimArgs,
+    layout,
     resume_from: Path | None = None,
-) -> Path:
-    """Train to `args.max_steps`; returns the last checkpoint.
+    max_steps: int | None = None,
+) -> tuple[Path, bool]:
+    """Train to `args.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training before.
 
     Args:
         model, optimizer: already prepared by the accelerator.
-        stream: a `RowStream` of this rank. validation: ids (N, L), possibly none.
+        stream: of this rank. validation: source -> rows, those without any left out.
+        layout: the TotoConfig that says what a row is, also where the model is no Toto.
         resume_from: a checkpoint of this run; everything after it is as if the run had never stopped.
+        max_steps: of the schedule, where it is not that of `args`.
     Raises:
-        ValueError: the loss is not finite. OSError: no space for a checkpoint.
+        ValueError: too many steps in a row are not finite, or the data end before the first. OSError: no space for a
+            checkpoint.
     """
-    config = accelerator.unwrap_model(model).config
     world, device = accelerator.num_processes, accelerator.device
-    tokens_per_row = config.num_frames * config.tokens_per_frame
-    micro, accumulation = accumulation_steps(data, tokens_per_row, world)
-    peak = matmul_peak(device) * world
-    max_steps, step, trained_seconds = args.max_steps, 0, 0.0
+    plain = accelerator.unwrap_model(model)
+    micro, accumulation = accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
+    clock = _Clock(matmul_peak(device) * world, training_flops(plain, layout), data.tokens_per_step)
+    max_steps, step, saved, skipped, in_a_row = max_steps or args.max_steps, 0, None, 0, 0
     if resume_from is not None:
-        state, loop_state = checkpoints.load_state(resume_from)
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        step, max_steps, trained_seconds = loop_state["step"], loop_state["max_steps"], loop_state["seconds"]
-        require(
-            len(loop_state["streams"]) == world,
-            f"The run had {len(loop_state['streams'])} processes and now has {world}; resume with the same number.",
-        )
-        stream.load_state_dict(loop_state["streams"][accelerator.process_index])
+        loop_state = checkpoints.load_loop(resume_from)
+        checkpoints.load_optimizer(resume_from / checkpoints.STATE / "optimizer", model, optimizer, world > 1)
+        step, clock.seconds, skipped = (loop_state[key] for key in ("step", "seconds", "skipped_steps"))
+        stream.load_state_dict(shared_out_anew(loop_state, world)[accelerator.process_index])
+        saved = step
     metrics = MetricsFile(run / "metrics.jsonl", step) if accelerator.is_main_process else None
-    rows = iter(stream)
     model.train()
     bar = tqdm(total=max_steps, initial=step, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
-    waited = busy = 0.0
-    counted, checkpoint = 0, resume_from
+    checkpoint, since_log = resume_from, torch.zeros(len(stream.names), 4, dtype=torch.float64)
+    preempted = False
 
-    while step < max_steps:
-        began = time.perf_counter()
-        rate = learning_rate(step, max_steps, optim)
-        set_learning_rate(optimizer, rate)
-        sums = torch.zeros(4, dtype=torch.float64)
-        for k in range(accumulation):
-            asked = time.perf_counter()
-            ids = torch.stack(list(itertools.islice(rows, micro)))
-            waited += time.perf_counter() - asked
-            on_device = ids.to(device, non_blocking=True)
-            # Gradients meet once a step, in the last micro-batch.
-            with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
-                predictions = accumulation * micro * (ids.shape[1] - 1)  # of the whole step on this rank
-                outputs = model(input_ids=on_device, labels=on_device, skip_logits=True, num_items_in_batch=predictions)
-                accelerator.backward(outputs.loss)
-            sums += _loss_sums(outputs.token_losses, ids)
-        totals = accelerator.reduce(sums.to(device, torch.float32), "sum").tolist() if world > 1 else sums.tolist()
-        loss, end_loss = totals[0] / totals[1], totals[2] / totals[3]
-        if not (math.isfinite(loss) and math.isfinite(end_loss)):
-            good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-            raise ValueError(
-                f"The loss is not finite at step {step + 1} (codes {loss}, end {end_loss}); {good}. "
-                "Lower --learning_rate or lengthen --warmup_steps."
-            )
-        norm = accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        seconds = time.perf_counter() - began
-        trained_seconds, busy, counted = trained_seconds + seconds, busy + seconds, counted + 1
-        if args.max_minutes is not None and resume_from is None and step == 5:
-            # The first step warms caches up; the latest is what the others will cost.
-            max_steps = min(max_steps, step + max(1, int((args.max_minutes * 60 - trained_seconds) / seconds)))
-            bar.total = max_steps
-        bar.update()
+    with Preemption() as preemption:
+        while step < max_steps and not preempted:
+            clock.start()
+            rate = learning_rate(step, max_steps, optim)
+            set_learning_rate(optimizer, rate)
+            rows = _take(accelerator, stream, micro * accumulation)
+            clock.waited += clock.running
+            if rows is None:
+                require(step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
+                bar.write(f"The data end after step {step}, as the recipe says.")
+                max_steps = step
+            else:
+                sums, preempted = _step(accelerator, model, rows, micro, len(stream.names), preemption.asked)
+                codes_sum, codes, ends_sum, ends = sums.sum(0).tolist()
+                loss, end_loss = codes_sum / codes, ends_sum / ends if ends else None
+                norm = float(accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf))
+                is_finite = math.isfinite(loss) and math.isfinite(norm)
+                if is_finite:
+                    optimizer.step()
+                    since_log += sums
+                    in_a_row = 0
+                else:
+                    skipped, in_a_row = skipped + 1, in_a_row + 1
+                    _refuse_many(in_a_row, args.max_skipped_steps, step + 1, loss, norm, checkpoint)
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                clock.stop()
+                if args.max_minutes is not None and resume_from is None and step == 5:
+                    bar.total = max_steps = min(max_steps, step + clock.steps_in(args.max_minutes * 60))
+                bar.update()
 
-        last = step == max_steps
-        if metrics and (step % args.logging_steps == 0 or last):
-            speed = counted * data.tokens_per_step / busy
-            row = {
-                "step": step,
-                "tokens": step * data.tokens_per_step,
-                "loss": loss,
-                "end_loss": end_loss,
-                "learning_rate": rate,
-                "grad_norm": float(norm),
-                "tokens_per_second": speed,
-                "mfu": speed * flops_per_token(config) / peak,
-                "data_wait": waited / busy,
-                "seconds": trained_seconds,
-            }
-            metrics.write(row)
-            accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
-            left = timedelta(seconds=round((max_steps - step) * busy / counted))
-            tqdm.write(
-                f"step {step}/{max_steps} | loss {loss:.4f} | end {end_loss:.4f} | lr {rate:.2e} | norm {norm:.2f} | "
-                f"{speed:,.0f} tok/s | MFU {row['mfu']:.0%} | data wait {row['data_wait']:.1%} | ETA {left}"
-            )
-            waited = busy = 0.0
-            counted = 0
-        if len(validation) and (step % (args.eval_steps or args.save_steps) == 0 or last):
-            row = {"step": step, "tokens": step * data.tokens_per_step} | validate(
-                accelerator, model, validation, micro
-            )
-            if metrics:
-                metrics.write(row)
-                accelerator.log({"val_loss": row["val_loss"]}, step=step)
-                tqdm.write(f"step {step}/{max_steps} | validation loss {row['val_loss']:.4f} ({row['val_rows']} rows)")
-        if step % args.save_steps == 0 or last:
-            checkpoint = _save(
-                accelerator, model, optimizer, processor, stream, run, step, max_steps, trained_seconds, args
-            )
+            last = step == max_steps
+            if clock.steps and (step % args.logging_steps == 0 or last or preempted):
+                ratios = update_ratios(plain, optimizer)  # a matter of all ranks, where weights are sharded
+                if metrics:
+                    row = {"step": step, "tokens": step * data.tokens_per_step, "flops": step * clock.flops_per_step}
+                    row |= {"loss": loss} if is_finite else {}
+                    row |= {"end_loss": end_loss and finite(end_loss), "learning_rate": rate, "grad_norm": finite(norm)}
+                    row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(device)}
+                    row |= {"skipped_steps": skipped, "sources": _by_source(stream, since_log)}
+                    metrics.write(row)
+                    accelerator.log({key: value for key, value in row.items() if isinstance(value, float)}, step=step)
+                    bar.write(f"step {step}/{max_steps} | {_line(row)} | ETA {clock.left(max_steps - step)}")
+                    if row["data_wait"] > STARVED:
+                        bar.write(starved(row["data_wait"], ", ".join(stream.names)))
+                clock.reset()
+                since_log.zero_()
+            if rows is None and saved == step:
+                break
+            if validation and (step % (args.eval_steps or args.save_steps) == 0 or last):
+                row, maps = validate(accelerator, model, validation, stream.weights(validation), micro)
+                if metrics:
+                    metrics.write({"step": step, "tokens": step * data.tokens_per_step} | row)
+                    accelerator.log({"val_loss": row["val_loss"]}, step=step)
+                    write_loss_maps(run, step, layout, maps)
+                    bar.write(f"step {step}/{max_steps} | validation {_validation_line(row)}")
+            if step % args.save_steps == 0 or last or preempted:
+                state = {"step": step, "max_steps": max_steps, "seconds": clock.seconds, "skipped_steps": skipped}
+                checkpoint, saved = _save(accelerator, model, optimizer, processor, stream, run, state, args), step
     bar.close()
-    return checkpoint
+    return checkpoint, preempted and step < max_steps
 
 
-def _save(accelerator, model, optimizer, processor, stream, run, step, max_steps, seconds, args) -> Path:
+def _refuse_many(in_a_row: int, limit: int, step: int, loss: float, norm: float, checkpoint: Path | None) -> None:
+    if in_a_row > limit:
+        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        raise ValueError(
+            f"The loss or its gradient is not finite at step {step} (loss {loss}, norm {norm}), as in the {limit} "
+            f"steps before; {good}. Lower --learning_rate or lengthen --warmup_steps."
+        )
+
+
+class _Clock:
+    """Time of the steps since the last log line, and of the whole training, also before it was resumed."""
+
+    def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
+        self.peak, self.tokens_per_step, self.flops_per_step = peak, tokens_per_step, flops_per_token * tokens_per_step
+        self.seconds = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self.steps, self.busy, self.waited = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def running(self) -> float:
+        return time.perf_counter() - self._began
+
+    def stop(self) -> None:
+        self.last = self.running
+        self.steps, self.busy, self.seconds = self.steps + 1, self.busy + self.last, self.seconds + self.last
+
+    def steps_in(self, seconds: float) -> int:
+        """Steps that fit into what is left of `seconds`. The first step warms caches up; the latest is the measure."""
+        return max(1, int((seconds - self.seconds) / self.last))
+
+    def left(self, steps: int) -> timedelta:
+        return timedelta(seconds=round(steps * self.busy / self.steps))
+
+    def figures(self) -> dict[str, float]:
+        speed = self.steps / self.busy
+        return {
+            "tokens_per_second": speed * self.tokens_per_step,
+            "mfu": speed * self.flops_per_step / self.peak,
+            "data_wait": self.waited / self.busy,
+            "seconds": self.seconds,
+        }
+
+
+def _line(row: dict) -> str:
+    """A log line."""
+    parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
+    parts += [f"end {row['end_loss']:.4f}"] if row["end_loss"] else []
+    parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
+    parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}", f"data wait {row['data_wait']:.1%}"]
+    return " | ".join(parts + ([f"{row['skipped_steps']} steps skipped"] if row["skipped_steps"] else []))
+
+
+def _by_source(stream: RowStream, sums: torch.Tensor) -> dict:
+    """Name -> realised share and epochs so far, and the mean loss since the last log line (None: no row of it)."""
+    means = [total / codes if codes else None for total, codes, *_ in sums.tolist()]
+    return {name: facts | {"loss": mean} for (name, facts), mean in zip(stream.shares().items(), means, strict=True)}
+
+
+def _validation_line(row: dict) -> str:
+    shown = {"loss": row["val_loss"]} | (row["val_losses"] if len(row["val_losses"]) > 1 else {})
+    parts = [f"{name} {'not finite' if value is None else f'{value:.4f}'}" for name, value in shown.items()]
+    return f"{', '.join(parts)} ({row['val_rows']} rows)"
+
+
+def _save(accelerator, model, optimizer, processor, stream, run: Path, loop_state: dict, args: RunArgs) -> Path:
     from accelerate.utils import gather_object
 
+    step, is_main, world = loop_state["step"], accelerator.is_main_process, accelerator.num_processes
     streams = gather_object([stream.state_dict()])
-    folder = run / "checkpoints" / f"step_{step:06d}"
-    if accelerator.is_main_process:
-        loop_state = {"step": step, "max_steps": max_steps, "seconds": seconds, "streams": streams}
-        plain = accelerator.unwrap_model(model)
-        state = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-        checkpoints.save(run, step, plain, processor, state, loop_state, args.keep_checkpoints)
-    accelerator.wait_for_everyone()
-    return folder
+    weights = accelerator.get_state_dict(model)  # whole, on the first process
+    written = checkpoints.writing(run, step, args.keep_checkpoints, is_main, accelerator.wait_for_everyone)
+    with written as folder:
+        checkpoints.save_optimizer(folder / checkpoints.STATE / "optimizer", model, optimizer, world > 1)
+        if is_main:
+            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+            if processor is not None:
+                processor.save_pretrained(folder)
+            fingerprints = {n: rows.fingerprint for n, rows in zip(stream.names, stream.sources, strict=True)}
+            loop_state |= {"world": world, "fingerprints": fingerprints, "versions": versions(accelerator.device)}
+            checkpoints.save_loop(folder, loop_state | {"streams": streams})
+    return run / "checkpoints" / f"step_{step:06d}"

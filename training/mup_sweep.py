@@ -211,13 +211,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def table(found: list[dict]) -> str:
     """The optima as text."""
-    lines = [f"{'parametrisation':<18}{'width':>6}{'best log2 rate':>16}{'95 % interval':>18}{'lowest loss':>13}"]
+    lines = [f"{'parametrisation':<18}{'width':>6}{'best log2 rate':>16}{'95 % interval':>18}{'lowest loss':>16}"]
     for row in found:
         best = "not in the grid" if row["log2_rate"] is None else f"{row['log2_rate']:.2f}"
         interval = "" if row["interval"] is None else f"[{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
-        lines.append(
-            f"{row['parametrisation']:<18}{row['width']:>6}{best:>16}{interval:>18}{row['loss']:>10.3f} at {row['lowest']}"
-        )
+        lowest = f"{row['loss']:.3f} at {row['lowest']}"
+        lines.append(f"{row['parametrisation']:<18}{row['width']:>6}{best:>16}{interval:>18}{lowest:>16}")
     return "\n".join(lines)
 
 

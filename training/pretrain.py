@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
-from dataclasses import asdict, replace
+import tempfile
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+from tokenization.shards import read_manifest
+
 from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields, parse, require, resumed_run, write_recipe
+from .tiny_scale import shrink
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
     "A killed run continues exactly: toto pretrain --resume RUN."
 )
+
+# Exit code of a run that SIGTERM ended after a checkpoint (sysexits.h: "temporary failure, try again").
+PREEMPTED = 75
 
 # Fields that the weights of a checkpoint have decided; what else the config says may change when training goes on.
 DECIDED_BY_WEIGHTS = (
@@ -28,83 +37,91 @@ def main(argv: list[str] | None = None) -> None:
     resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
-    model_args, data, args, optim = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
+    settings = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
+    if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
+        settings = shrink(*settings)
+    model_args, data, args, optim = settings
     run = resumed or Path(args.output_dir or f"runs/{_recipe_name(args)}-{datetime.now():%Y%m%d-%H%M%S}")
-    require(data.shards is not None, "Name the shards to train on: --shards DIR (written by toto tokenize).")
+    mixture = data.mixture()
+    require(bool(mixture), "Name the shards to train on: --shards DIR (written by toto tokenize), or --sources.")
     if resumed is None:
         occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
         require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
 
-    import torch
-    from accelerate.utils import set_seed
-    from huggingface_hub.errors import StrictDataclassError
-
-    from modeling_toto import TotoConfig, TotoForCausalLM
-    from tokenization import TotoProcessor
+    from accelerate.utils import broadcast_object_list, set_seed
 
     from . import checkpoints
-    from .data import RowStream, check_fit, read_manifest, validation_rows
-    from .device import make_accelerator, versions
+    from .architectures import load_model, make_model
+    from .device import make_accelerator, require_free_port, versions
     from .kernels import use_liger
     from .loop import accumulation_steps, train
+    from .mixture import RowStream, open_rows, open_validation
     from .optim import make_optimizer
+    from .resume import changed_settings, changed_surroundings, read_recipe, told
 
-    start = (
-        checkpoints.latest(run) if resumed else model_args.init_from and checkpoints.resolve_model(model_args.init_from)
-    )
-    fields = json_fields(model_args.config, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
-    try:
-        if resumed:
-            config = TotoConfig.from_pretrained(start)
-        elif start:
-            config = changed_config(start, fields)
-        else:
-            config = TotoConfig.from_preset(model_args.preset, **fields)
-    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
-        raise ValueError(f"--config is refused: {error.__cause__}") from error
-    check_fit(read_manifest(data.shards), config)
+    # Everything that can be wrong is looked at before there is a process group or a model.
+    start = checkpoints.latest(run) if resumed else model_args.init_from
+    start = start and checkpoints.resolve_model(str(start))
+    layout = row_layout(model_args, start, resumed is not None)
+    processor, to_row, resolution = reading(model_args.architecture, data, layout)
+    if data.shards is not None:
+        read_manifest(data.shards)
+    sources = [open_rows(source, layout, args.seed, resolution, to_row) for source in mixture]
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
+    require_free_port()
+    _require_writable(run)
 
     accelerator = make_accelerator(log_with=args.report_to, project_dir=str(run))
-    accumulation_steps(data, config.num_frames * config.tokens_per_frame, accelerator.num_processes)
+    require(
+        accelerator.num_processes == world,
+        f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true.",
+    )
     if args.push_to_hub and accelerator.is_main_process:
         from .hub import create_repo
 
         create_repo(args.hub_model_id)  # a missing token is better known before the training than after it
+    stream = RowStream(sources, args.seed, accelerator.process_index, world)
+    max_steps = None
+    if resumed:
+        sound = [None]
+        if accelerator.is_main_process:
+            checkpoint, damaged = checkpoints.newest_sound(run)
+            sound = [str(checkpoint)]
+            print("".join(f"{sentence}\n" for sentence in damaged), end="")
+        start = broadcast_object_list(sound)[0] if world > 1 else sound[0]
+        loop_state, recipe = checkpoints.load_loop(Path(start)), read_recipe(run)
+        now = {"world": world, "versions": versions(accelerator.device)}
+        now["fingerprints"] = {name: rows.fingerprint for name, rows in zip(stream.names, stream.sources, strict=True)}
+        changes = changed_settings(recipe, *settings) + changed_surroundings(loop_state, now, stream.is_indexed)
+        if changes and accelerator.is_main_process:
+            print(told(run, loop_state["step"], changes))
+        # A --max_minutes may have lowered it in the run; the recipe does not know.
+        max_steps = loop_state["max_steps"] if args.max_steps == recipe["max_steps"] else args.max_steps
     set_seed(args.seed)
     if start:
-        model = TotoForCausalLM.from_pretrained(start, config=config, dtype=torch.float32)
+        model = load_model(model_args.architecture, start, layout)
     else:
-        model = TotoForCausalLM(config)
-    processor_folder = Path(data.shards) / "processor"
-    processor = TotoProcessor.from_pretrained(processor_folder) if processor_folder.is_dir() else None
+        model = make_model(model_args.architecture, layout)
+    validation = {source.name: open_validation(source, layout, resolution, to_row, data.val_rows) for source in mixture}
+    validation = {name: rows for name, rows in validation.items() if len(rows)}
+    if processor is not None:
+        processor.to(accelerator.device)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.liger:
         use_liger(model, accelerator.device)
     if args.compile:
-        for layer in model.model.layers:
+        for layer in model.base_model.layers:
             layer.compile(dynamic=False)
-    stream = RowStream(
-        data.shards,
-        config,
-        args.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        hold_out=data.val_shards is None,
-    )
-    validation = validation_rows(data.shards, data.val_shards, config)
     if accelerator.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        if resumed is None:
-            # Absolute paths, so that the run can be resumed from another folder.
-            shards, val_shards = (path and str(Path(path).resolve()) for path in (data.shards, data.val_shards))
-            write_recipe(run, model_args, replace(data, shards=shards, val_shards=val_shards), args, optim)
+        write_recipe(run, model_args, data.absolute(), args, optim)
         (run / "versions.json").write_text(json.dumps(versions(accelerator.device), indent=2) + "\n")
         print(
-            f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {args.max_steps} steps of "
-            f"{data.tokens_per_step:,} tokens on {accelerator.num_processes} x {accelerator.device.type} "
+            f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {max_steps or args.max_steps} steps of "
+            f"{data.tokens_per_step:,} tokens on {world} x {accelerator.device.type} "
             f"(mixed precision: {accelerator.mixed_precision}), "
-            f"{len(validation)} validation rows",
+            f"{sum(map(len, validation.values()))} validation rows, sources {', '.join(stream.names)}",
             flush=True,
         )
     if args.report_to:
@@ -112,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = make_optimizer(model, optim)
     model, optimizer = accelerator.prepare(model, optimizer)
     try:
-        last = train(
+        last, preempted = train(
             accelerator,
             model,
             optimizer,
@@ -123,16 +140,92 @@ def main(argv: list[str] | None = None) -> None:
             args,
             data,
             optim,
-            start if resumed else None,
+            layout,
+            Path(start) if resumed else None,
+            max_steps,
         )
     finally:
         accelerator.end_training()
     if accelerator.is_main_process:
         print(f"wrote {last}")
-        if args.push_to_hub:
+        if args.push_to_hub and not preempted:
             from .hub import push_folder
 
             print(f"pushed {push_folder(last, args.hub_model_id)}")
+    if preempted:
+        if accelerator.is_main_process:
+            print(f"stopped by SIGTERM; go on with: toto pretrain --resume {run}")
+        raise SystemExit(PREEMPTED)
+
+
+def row_layout(model_args: ModelArgs, start: str | None, resumed: bool):
+    """The TotoConfig to train, which also says what a row is.
+
+    Raises:
+        ValueError: fields that no Toto has, or that the weights of `start` have decided.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from modeling_toto import TotoConfig
+
+    fields = json_fields(model_args.config, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
+    try:
+        if model_args.architecture in ("gpt2", "mamba") or start is None:  # a peer's config is derived from this one
+            return TotoConfig.from_preset(model_args.preset, **fields)
+        return TotoConfig.from_pretrained(start) if resumed else changed_config(start, fields)
+    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
+        raise ValueError(f"--config is refused: {error.__cause__}") from error
+
+
+def reading(architecture: str, data: DataArgs, layout):
+    """(processor that is saved with the model, what makes rows of pixels, side of the frames in pixels).
+
+    Raises:
+        ValueError: patches from shards, which hold none; a tokenizer whose grid is not the model's.
+    """
+    from tokenization import TotoProcessor
+
+    from .pixels import patch_row, token_row
+    from .tiny_scale import tiny_processor
+
+    mixture = data.mixture()
+    side = math.isqrt(layout.tokens_per_frame)
+    folders = [Path(source.data) / "processor" for source in mixture if source.is_shards]
+    needs_codes = architecture != "patches" or layout.prediction_target == "code"
+    processor = None
+    if (data.tokenizer or "").startswith("tiny-"):
+        processor = tiny_processor(data.tokenizer, layout.tokens_per_frame, layout.num_frames)
+    elif data.tokenizer is not None:
+        processor = TotoProcessor.from_visual_tokenizer(data.tokenizer)
+    elif folders:
+        processor = TotoProcessor.from_pretrained(folders[0]) if folders[0].is_dir() else None
+    elif needs_codes:
+        processor = TotoProcessor.default()
+    if architecture == "patches":
+        require(not folders, "Shards hold codes, and --architecture patches reads pixels; name the media as a source.")
+        return None, patch_row(layout.patch_size, processor if needs_codes else None), side * layout.patch_size
+    if processor is None:
+        return None, None, 0
+    stride = processor.visual_tokenizer.config.stride
+    processor = processor.with_sizes(side * stride, layout.num_frames)
+    require(
+        all(source.is_shards for source in mixture) or processor.num_codes == layout.num_codes,
+        f"The visual tokenizer has {processor.num_codes} codes and the model {layout.num_codes}; name the model's "
+        f"with --tokenizer, or set vocab_size {layout.code_offset + processor.num_codes} in --config.",
+    )
+    return processor, token_row(processor), side * stride
+
+
+def _require_writable(run: Path) -> None:
+    """Raises OSError where the run folder cannot be written; makes it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The run folder {run} cannot be written ({error.strerror}); name another --output_dir."
+        ) from error
 
 
 def changed_config(start: str, fields: dict):

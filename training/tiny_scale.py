@@ -1,0 +1,99 @@
+"""`--scale tiny`: any recipe at a size that runs on a laptop in seconds, through the same code as at full size.
+
+Width, depth, tokens and steps shrink, every source becomes the embedded world (clips, or single frames for images), the
+visual tokenizer a tiny one of the same kind with random weights, and a start checkpoint a fresh model. Shares, heads,
+objectives, muP, accumulation and schedules stay: it is for checking a recipe and a machine, not for a result.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields
+
+STEPS, CODES = 20, 64
+# The width of the smallest preset with muP, 256, stays muP's base and becomes this one.
+WIDTH, BASE_WIDTH = 32, 16
+
+
+def shrink(
+    model: ModelArgs, data: DataArgs, run: RunArgs, optim: OptimArgs
+) -> tuple[ModelArgs, DataArgs, RunArgs, OptimArgs]:
+    """The same settings, tiny."""
+    from modeling_toto import TotoConfig
+
+    known = ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"]
+    full = TotoConfig.from_preset(model.preset, **json_fields(model.config, "--config", known))
+    side = 2 if full.tokens_per_frame < 256 else 4 if full.tokens_per_frame == 256 else 8
+    frames = min(full.num_frames, 4)
+    fields = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": WIDTH // 2,
+        "vocab_size": full.code_offset + (CODES if full.num_codes else 0),
+        "tokens_per_frame": side**2,
+        "num_frames": frames,
+        "max_position_embeddings": 2 + frames * side**2,
+        "tie_word_embeddings": full.tie_word_embeddings,
+        "prediction_target": full.prediction_target,
+        "patch_size": full.patch_size,
+        "rope_theta": full.rope_parameters["rope_theta"],
+    }
+    if full.mup_base_width is not None:
+        fields |= {"mup_base_width": BASE_WIDTH, "mup_base_head_dim": BASE_WIDTH // 2}
+    sources = [
+        json.dumps(asdict(replace(source, data="toyworld", val_data=None, split="train", val_split=None, crops=1)))
+        for source in data.mixture()
+    ]
+    return (
+        replace(model, preset="tiny", config=json.dumps(fields), init_from=None),
+        replace(
+            data,
+            shards=None,
+            val_shards=None,
+            sources=sources or ['{"data": "toyworld"}'],
+            tokenizer=f"tiny-{tokenizer_kind(full)}",
+            tokens_per_step=4 * frames * side**2,
+            per_device_batch_size=2,
+            val_rows=4,
+        ),
+        replace(
+            run,
+            max_steps=min(run.max_steps, STEPS),
+            save_steps=min(run.save_steps, STEPS // 2),
+            logging_steps=1,
+            compile=False,
+            liger=False,
+        ),
+        replace(optim, warmup_steps=min(optim.warmup_steps, 2)),
+    )
+
+
+def tokenizer_kind(config) -> str:
+    """ "dvae" for the published dVAE's 8,192 codes, else "vqgan", which has stride 16 (paper Sec. 3.4)."""
+    return "dvae" if config.num_codes in (0, 8192) else "vqgan"
+
+
+def tiny_processor(kind: str, tokens_per_frame: int, num_frames: int):
+    """A processor with a random visual tokenizer of the kind "tiny-dvae" (stride 8) or "tiny-vqgan" (stride 16)."""
+    import torch
+
+    from tokenization import TotoDVAEConfig, TotoDVAEModel, TotoProcessor, TotoVQGANConfig, TotoVQGANModel
+    from tokenization.image_processing_toto import TotoImageProcessor
+
+    side = int(tokens_per_frame**0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "tiny-dvae":
+            config = TotoDVAEConfig(n_hid=8, n_init=8, n_blk_per_group=1, num_codes=CODES, resolution=8 * side)
+            tokenizer = TotoDVAEModel(config)
+        else:
+            channels = {"base_channels": 8, "channel_multipliers": (1, 1, 1), "z_channels": 8, "norm_groups": 4}
+            blocks = {"num_res_blocks": 1, "attention_resolutions": (), "mid_attention": False, "patch_size": 4}
+            config = TotoVQGANConfig(num_codes=CODES, embed_dim=4, resolution=16 * side, **channels, **blocks)
+            tokenizer = TotoVQGANModel(config)
+    return TotoProcessor(TotoImageProcessor(resolution=config.resolution), tokenizer, num_frames)
