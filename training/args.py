@@ -49,6 +49,8 @@ def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, descriptio
             if value is None:
                 require(key in optional, f"The recipe {path} sets '{key}' to nothing, and it needs a value.")
                 parser.set_defaults(**{key: None})
+            elif value == []:  # no flag of ours is without an argument
+                parser.set_defaults(**{key: []})
             elif isinstance(value, list):
                 recipe_flags += [f"--{key}", *map(_flag_value, value)]
             else:
@@ -210,7 +212,6 @@ class Source:
     def __post_init__(self):
         if not self.name:
             object.__setattr__(self, "name", Path(self.data).name)
-        require(isinstance(self.data, str) and bool(self.data), "Every one of --sources needs 'data'.")
         told = f"The source {self.data} has"
         require(isinstance(self.weight, (int, float)) and self.weight > 0, f"{told} weight {self.weight}, not above 0.")
         require(self.at_end in AT_END, f"{told} at_end '{self.at_end}'; choose one of {', '.join(AT_END)}.")
@@ -277,7 +278,9 @@ class DataArgs:
         if self.shards is not None:
             return [Source(self.shards, val_data=self.val_shards)]
         known = [f.name for f in fields(Source)]
-        return [Source(**json_fields(source, "--sources", known)) for source in self.sources]
+        found = [json_fields(source, "--sources", known) for source in self.sources]
+        require(all("data" in source for source in found), "Every one of --sources needs 'data': a folder or a Hub id.")
+        return [Source(**source) for source in found]
 
 
 @dataclass(frozen=True)

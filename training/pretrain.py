@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     start = checkpoints.latest(run) if resumed else model_args.init_from
     start = start and checkpoints.resolve_model(str(start))
     layout = row_layout(model_args, start, resumed is not None)
-    processor, to_row, resolution = reading(model_args.architecture, data, layout)
     if data.shards is not None:
-        read_manifest(data.shards)
+        read_manifest(data.shards)  # which tells a wrong folder better than that it is no data set either
+    processor, to_row, resolution = reading(model_args.architecture, data, layout)
     sources = [open_rows(source, layout, args.seed, resolution, to_row) for source in mixture]
     world = int(os.environ.get("WORLD_SIZE", 1))
     accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)

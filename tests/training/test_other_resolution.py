@@ -2,7 +2,6 @@
 
 import json
 import math
-from itertools import islice
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from tiny_run import CONFIG, FLAGS, SIDE
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoProcessor
 from training import checkpoints
-from training.data import RowStream
+from training.data import ShardRows
 from training.device import fast_autocast
 from training.pretrain import main
 
@@ -57,7 +56,8 @@ def test_training_goes_on_at_the_finer_grid(coarse, fine_shards, tmp_path):
     )
 
     # The first step's loss is that of the coarse weights with the new base, on the first rows.
-    rows = torch.stack(list(islice(iter(RowStream(fine_shards, config, seed=0)), 4)))
+    numbered = ShardRows(fine_shards, config, seed=0)
+    rows = torch.stack([numbered.row(k) for k in range(4)])
     source = checkpoints.latest(coarse)
     changed, unchanged = (TotoForCausalLM.from_pretrained(source, **kw) for kw in (FINER, {}))
     with fast_autocast(rows.device):  # with gradients, as in training: blocks then round in other places
