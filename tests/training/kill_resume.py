@@ -91,7 +91,8 @@ def start(argv: list[str], ranks: int, log: Path) -> list[int]:
 
 def wait(pids: list[int]) -> bool:
     """Whether all of them ended well."""
-    return all([os.waitpid(pid, 0)[1] == 0 for pid in pids])
+    codes = [os.waitpid(pid, 0)[1] for pid in pids]
+    return not any(codes)
 
 
 def written(run: Path) -> tuple:

@@ -158,7 +158,7 @@ def test_files_are_shared_out_shuffled_and_cropped_anew(processor, videos):
     first, _ = first_frames(8, 0, 2, crops=1)
     second, _ = first_frames(8, 1, 2, crops=1)
     assert not set(first) & set(second)
-    ended, rows = first_frames(2, crops=1, at_end="stop")
+    _, rows = first_frames(2, crops=1, at_end="stop")
     taken = 2
     with pytest.raises(Ended):
         for _ in range(60):
@@ -203,7 +203,7 @@ def test_a_bad_mixture_is_told(sources, words):
 def test_a_missing_source_and_a_leaving_one_of_pixels_are_told(processor, tmp_path):
     with pytest.raises(FileNotFoundError, match="The source 'gone' cannot be used: there is no folder or file"):
         open_rows(Source(str(tmp_path / "gone")), CONFIG, 0, 32, token_row(processor))
-    with pytest.raises(ValueError, match="'toyworld' cannot leave the mixture.*tokenize it first"):
+    with pytest.raises(ValueError, match=r"'toyworld' cannot leave the mixture.*tokenize it first"):
         RowStream([pixels(processor, at_end="leave")], 0)
     other = tokenize(tmp_path / "other", save_tokenizer(tmp_path / "t", num_codes=64), clips=4)
     with pytest.raises(ValueError, match="The source 'other' cannot be used: These shards do not fit the model"):

@@ -147,17 +147,3 @@ def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
     with pytest.raises(ValueError, match="do not fit the model"):
         main([*FLAGS, "--shards", str(other), "--output_dir", str(tmp_path / "c")])
     assert not (tmp_path / "c").exists()
-
-
-def test_two_processes_share_a_step(shards, tmp_path, whole_run):
-    """torchrun starts two gloo ranks (the run itself says so), which share a step and write one log."""
-    run = tmp_path / "two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    flags = [*FLAGS, "--max_steps", "2", "--logging_steps", "1", "--shards", str(shards), "--output_dir", str(run)]
-    done = subprocess.run(
-        [*command, "-m", "training.pretrain", *flags], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "on 2 x cpu" in done.stdout
-    assert [row[0] for row in losses(run) if row[1]] == [1, 2]

@@ -1,0 +1,141 @@
+"""Two processes, with DDP and with FSDP2, against one; sharded checkpoints under another world size."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import FLAGS
+
+from training.pretrain import PREEMPTED, main
+
+STEPS = 40
+# Four rows a step: with two ranks two each, one at a time.
+LONG = ["--max_steps", str(STEPS), "--save_steps", "20", "--logging_steps", "1", "--val_rows", "4"]
+LONG += ["--learning_rate", "3e-3", "--per_device_batch_size", "1"]
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def two_ranks(mode, *flags):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(__file__).with_name("two_ranks.py")), mode, *flags]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def one_rank(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("one") / "run"
+    main([*FLAGS, *LONG, "--shards", str(shards), "--output_dir", str(run)])
+    return run
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def of_two(request, shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("two") / request.param
+    return (
+        request.param,
+        run,
+        two_ranks(request.param, *FLAGS, *LONG, "--shards", str(shards), "--output_dir", str(run)),
+    )
+
+
+def test_two_ranks_give_the_losses_of_one(of_two, one_rank):
+    mode, run, told = of_two
+    assert "on 2 x cpu" in told and told.count("2 processes") == 2
+    assert ("DistributedDataParallel" if mode == "ddp" else "FSDPTotoForCausalLM") in told
+    ours, theirs = losses(run), losses(one_rank)
+    assert len(ours) == STEPS and ours[-1] < ours[0] - 1  # it has learnt, so that a wrong gradient would show
+    assert ours == pytest.approx(theirs, rel=2e-4)
+    ours, theirs = (json.loads((r / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"] for r in (run, one_rank))
+    assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+def test_gradients_meet_once_a_step(of_two):
+    """Two micro-batches a step on each rank; the model is one bucket."""
+    mode, _, told = of_two
+    if mode == "ddp":
+        assert re.findall(r"(\d+) exchanges", told) == [str(STEPS)] * 2
+    else:
+        sharded, weights, share = re.search(r"(\d+) of (\d+) weights sharded, ([\d.]+)", told).groups()
+        assert sharded == weights and float(share) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_one(of_two, tmp_path, capsys):
+    _, whole, _ = of_two
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / f"step_{STEPS:06d}")
+    moments = run / "checkpoints" / "step_000020" / "training_state" / "optimizer"
+    assert len(list(moments.glob("*.safetensors"))) == 2  # each rank has written a part
+    main(["--resume", str(run)])
+    told = capsys.readouterr().out
+    assert "The run had 2 processes and has 1: the rows and their order stay the same" in told
+    assert losses(run)[20:] == pytest.approx(losses(whole)[20:], rel=2e-4)
+    assert losses(run)[:20] == losses(whole)[:20]
+
+
+def test_a_sharded_run_is_a_plain_checkpoint(of_two, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+    from training.export_model import main as export
+
+    _, run, _ = of_two
+    export(["--to", "llama", "--model", str(run), "--output", str(tmp_path / "llama")])
+    ids = torch.tensor([[1, 64, 70, 80]])
+    toto = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / f"step_{STEPS:06d}")
+    assert toto.config.architectures == ["TotoForCausalLM"]
+    with torch.no_grad():
+        assert torch.allclose(
+            LlamaForCausalLM.from_pretrained(tmp_path / "llama")(ids).logits, toto(ids).logits, atol=1e-5
+        )
+
+
+def test_sigterm_checkpoints_and_says_so_by_its_exit_code(shards, one_rank, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "training.pretrain", *FLAGS, *LONG, "--save_steps", "1000"]
+    process = subprocess.Popen(
+        [*command, "--shards", str(shards), "--output_dir", str(run)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 200
+    while time.time() < deadline and not ((run / "metrics.jsonl").is_file() and len(losses(run)) > 2):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=200)
+    assert process.returncode == PREEMPTED == 75
+    assert f"stopped by SIGTERM; go on with: toto pretrain --resume {run}" in told
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert checkpoint.name == f"step_{len(losses(run)):06d}" and len(losses(run)) < STEPS
+    main(["--resume", str(run)])
+    assert losses(run) == losses(one_rank)
+
+
+def test_a_port_in_use_is_told_before_a_process_group(shards, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        flags = [*FLAGS, *LONG, "--shards", str(shards), "--output_dir", str(tmp_path / "run")]
+        command = [sys.executable, "-m", "training.pretrain", *flags]
+        done = subprocess.run(command, env=ENVIRONMENT | where, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    told = f"error: Port {port} (MASTER_PORT) is in use; choose another one for all processes."
+    assert done.stderr.strip().splitlines()[-1] == told

@@ -1,0 +1,83 @@
+"""What torchrun starts in the tests of several processes: pre-training with DDP, or with FSDP2 sharding on a CPU.
+
+  torchrun --standalone --nproc-per-node 2 tests/training/two_ranks.py ddp|fsdp2 [flags of toto pretrain]
+
+Accelerate shards on accelerators only: with the processes of a CPU it would train with DDP and not say so. What it asks
+is answered here, for the tests alone; the sharding is torch's own.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def shard_on_cpu() -> None:
+    import accelerate.state
+    from accelerate.utils import DistributedType
+
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    made, plugins = accelerate.state.AcceleratorState.__init__, []
+
+    def make(self, *args, fsdp_plugin=None, **kwargs):
+        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        plugins.extend([fsdp_plugin] if fsdp_plugin is not None else [])
+        if plugins and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugins[-1]
+
+    accelerate.state.AcceleratorState.__init__ = make
+
+
+def count_gradient_syncs() -> list[int]:
+    """Appended to at every exchange of a bucket of gradients by DDP."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    made, syncs = DistributedDataParallel.__init__, []
+
+    def counted(group, bucket):
+        syncs.append(bucket.index())
+        return allreduce_hook(group, bucket)
+
+    def make(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        self.register_comm_hook(None, counted)
+
+    DistributedDataParallel.__init__ = make
+    return syncs
+
+
+def main() -> None:
+    mode, argv = sys.argv[1], sys.argv[2:]
+    if mode == "fsdp2":
+        shard_on_cpu()
+    syncs = count_gradient_syncs()
+
+    import training.loop
+    from training.pretrain import main as pretrain
+
+    train = training.loop.train
+
+    def watched(accelerator, model, *args, **kwargs):
+        from torch.distributed.tensor import DTensor
+
+        print(f"{accelerator.num_processes} processes, {type(model).__name__}")
+        sharded = [p for p in model.parameters() if isinstance(p, DTensor)]
+        if mode == "fsdp2":
+            here, whole = (
+                sum(count(p) for p in sharded) for count in (lambda p: p.to_local().numel(), lambda p: p.numel())
+            )
+            print(f"{len(sharded)} of {len(list(model.parameters()))} weights sharded, {here / whole:.2f} of them here")
+        return train(accelerator, model, *args, **kwargs)
+
+    training.loop.train = watched
+    pretrain(argv)
+    print(f"{len(syncs)} exchanges of gradients")
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(lambda _: main())
