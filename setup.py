@@ -20,7 +20,7 @@ setup(
     py_modules=["toto_cli"],
     package_data={
         "tokenization": ["weights/*/*"],
-        "training": ["recipes/*.yaml", "recipes/*/*.yaml"],
+        "training": ["recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
     },
     install_requires=[
         "accelerate>=1.10",

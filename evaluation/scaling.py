@@ -37,7 +37,7 @@ class ScalingArgs:
     sizes: list[str] = option(
         ["32x2", "48x3", "64x4", "96x5", "128x6", "160x7"], "WIDTHxLAYERS of the tiny preset, or presets such as a1"
     )
-    budgets: list[float] = option([2e11, 5e11, 1.1e12, 2.7e12, 6.5e12], "training FLOPs of a run")
+    budgets: list[float] = option([1.2e11, 3e11, 7e11, 1.7e12, 4e12], "training FLOPs of a run")
     seeds: int = option(2, "runs of every size and budget, which differ in weights and in the order of the shards")
     learning_rate: float = option(2**-8, "of every size, by muP (paper: 2^-7)")
     tokens_per_step: int = option(2048, "code tokens of one optimiser step")
