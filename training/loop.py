@@ -214,7 +214,7 @@ def train(
     model.train()
     bar = tqdm(total=max_steps, initial=step, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
     checkpoint, since_log = resume_from, torch.zeros(len(stream.names), 4, dtype=torch.float64)
-    preempted = False
+    preempted = has_starved = False
 
     with Preemption() as preemption:
         while step < max_steps and not preempted:
@@ -259,7 +259,8 @@ def train(
                     metrics.write(row)
                     accelerator.log({key: value for key, value in row.items() if isinstance(value, float)}, step=step)
                     bar.write(f"step {step}/{max_steps} | {_line(row)} | ETA {clock.left(max_steps - step)}")
-                    if row["data_wait"] > STARVED:
+                    if row["data_wait"] > STARVED and not has_starved:
+                        has_starved = True  # said once: every row of the metrics has the share
                         bar.write(starved(row["data_wait"], ", ".join(stream.names)))
                 clock.reset()
                 since_log.zero_()
