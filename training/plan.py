@@ -1,45 +1,61 @@
-"""`toto plan`: what a recipe costs: tokens, epochs, FLOPs, hours, memory, disk; every assumption is printed."""
+"""`toto plan`: what a recipe costs before it is run, in tokens, epochs, FLOPs, hours, memory and disk."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, option, parse, require
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, Source, option, parse, require
+from .memory import memory_of
+from .tiny_scale import shrink
 
+DESCRIPTION = (
+    "What a recipe costs before it is run: parameters, epochs of every source, FLOPs, hours, memory of a device, disk. "
+    "All flags of toto pretrain change the recipe, as they do there."
+)
 # Dense bf16 peak in TFLOP/s and memory in GB, from the makers' data sheets.
 GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "b200": (2250, 180)}
-# The paper's pool (Table 2): tokens at 30 frames a second for videos, of which training takes every fourth frame.
+# Tokens of the paper's data sets at 16 x 16 a frame (Table 2). It counts videos at 30 frames a second, of which
+# training takes every fourth.
 PAPER_TOKENS = {"imagenet21k": 3.6e9, "kinetics600": 41.3e9 / 4, "ego4d": 103e9 / 4, "howto100m": 2560e9 / 4}
 PAPER_TOKENS |= {"imagenet1k": 1_281_167 * 256}
 ALL = ("tiny", "base", "large", "1b", "a1", "a2", "a3", "a4", "a5", "a6")
+# A device is full before its memory is: fragments, the CUDA context, buffers of NCCL.
+USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class PlanArgs:
-    """The machines to plan for. All flags of `toto pretrain` change the recipe, as they do there."""
+    """The machines to plan for."""
 
     gpus: int = option(8, "number of devices")
-    gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; or give --peak_tflops and --memory_gb")
-    peak_tflops: float | None = option(None, "dense bf16 peak of a device, in TFLOP/s")
+    gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; --peak_tflops and --memory_gb win over it")
+    peak_tflops: float | None = option(None, "dense peak of a device in --precision, in TFLOP/s")
     memory_gb: float | None = option(None, "memory of a device")
-    mfu: float = option(0.4, "share of the peak that training reaches (assumed; --measured tells what a run here did)")
-    sharding: str = option("ddp", "ddp: every device holds everything; fsdp2: weights, gradients, moments shared out")
+    mfu: float = option(0.4, "share of the peak that training reaches (assumed; --measured tells what a run reached)")
+    precision: str = option("bf16", "of products and kept activations: bf16, or fp32, which needs --peak_tflops")
+    sharding: str = option("ddp", "ddp: every device holds all; fsdp2: weights, gradients and moments are shared out")
     source_tokens: list[str] = option([], "NAME=NUMBER: tokens of a source, where neither shards nor the paper tell")
-    all: bool = option(False, "one line for each preset instead")
+    all: bool = option(False, "a table of all presets instead")
     json: bool = option(False, "print JSON")
-    measured: str | None = option(None, "run folder: set its measured tokens/s against this model of throughput")
+    measured: str | None = option(None, "run folder: its measured tokens/s beside what the model of throughput says")
 
     def __post_init__(self):
         require(self.gpus > 0, "--gpus must be above 0.")
         require(0 < self.mfu <= 1, "--mfu must lie between 0 and 1.")
         require(self.sharding in ("ddp", "fsdp2"), f"--sharding must be ddp or fsdp2, not '{self.sharding}'.")
+        require(self.precision in ("bf16", "fp32"), f"--precision must be bf16 or fp32, not '{self.precision}'.")
         known = self.gpu in GPUS or (self.peak_tflops is not None and self.memory_gb is not None)
-        require(
-            known, f"--gpu {self.gpu} is not known; choose {', '.join(GPUS)}, or give --peak_tflops and --memory_gb."
-        )
+        kinds = ", ".join(GPUS)
+        require(known, f"--gpu {self.gpu} is not known; choose {kinds}, or give --peak_tflops and --memory_gb.")
+        fp32 = self.precision == "bf16" or self.peak_tflops is not None
+        require(fp32, "The known peaks are of bf16; give --peak_tflops for --precision fp32.")
+        for pair in self.source_tokens:
+            name, _, number = pair.partition("=")
+            sound = name and number.replace(".", "", 1).replace("e", "", 1).replace("+", "", 1).isdigit()
+            require(bool(sound), f"--source_tokens '{pair}' must be NAME=NUMBER, such as ego4d=2.5e10.")
 
     @property
     def peak(self) -> float:
@@ -52,56 +68,37 @@ class PlanArgs:
         return 1e9 * (self.memory_gb or GPUS[self.gpu][1])
 
 
-def memory_of(config, parameters: int, rows: int, args: PlanArgs, checkpointing: bool) -> dict[str, float]:
-    """Bytes on one device.
-
-    Weights, gradients and AdamW's two moments in float32; autocast's bfloat16 copies of the weights. Of every token a
-    block keeps, in bfloat16, 6 widths and 2 MLP widths (modeling_toto/block_toto.py); with gradient checkpointing one
-    width, and one block's whole at a time. Logits are never held: the loss works through them in chunks.
-    """
-    share = args.gpus if args.sharding == "fsdp2" else 1
-    tokens, d, layers = rows * config.max_position_embeddings, config.hidden_size, config.num_hidden_layers
-    block = 2 * (6 * d + 2 * config.intermediate_size)
-    kept = layers * 2 * d + block if checkpointing else layers * block
-    # Sharded weights are gathered two blocks at a time, the next while one is at work.
-    copies = 2 * parameters if share == 1 else 2 * 2 * (parameters // layers)
-    return {
-        "weights": 4 * parameters / share,
-        "gradients": 4 * parameters / share,
-        "moments": 8 * parameters / share,
-        "bf16 copies": copies,
-        "activations": tokens * kept,
-    }
-
-
 def plan(model: ModelArgs, data: DataArgs, run: RunArgs, args: PlanArgs) -> dict:
     """Everything `toto plan` tells of one recipe, as JSON.
 
     Raises:
-        ValueError: rows that the devices cannot share equally.
+        ValueError: rows that the devices cannot share equally, or settings that `toto pretrain` would refuse.
     """
-    from modeling_toto import TotoConfig
+    import torch
 
-    from .architectures import flops_per_token, parameters, peer_config
-    from .args import json_fields
+    from .architectures import make_model, training_flops
+    from .data import HELD_OUT
     from .loop import accumulation_steps
+    from .pretrain import row_layout
 
-    known = ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"]
-    config = TotoConfig.from_preset(model.preset, **json_fields(model.config, "--config", known))
-    is_peer = model.architecture in ("gpt2", "mamba")
-    count = parameters(peer_config(model.architecture, config) if is_peer else config)
+    config = row_layout(model, None, False)
+    with torch.device("meta"):
+        net = make_model(model.architecture, config)
+    count, flops = net.num_parameters(), training_flops(net, config)
+    _require_equal_shares(data.tokens_per_step, config.num_frames * config.tokens_per_frame, args.gpus)
     micro, accumulation = accumulation_steps(data, config.num_frames * config.tokens_per_frame, args.gpus)
-    flops = flops_per_token(config)
     tokens = run.max_steps * data.tokens_per_step
     speed = args.gpus * args.peak * args.mfu / flops
-    memory = memory_of(config, count, micro, args, run.gradient_checkpointing)
-    given = dict(pair.split("=", 1) for pair in args.source_tokens)
+    machine = {"gpus": args.gpus, "is_sharded": args.sharding == "fsdp2", "precision": args.precision}
+    both = [memory_of(config, count, micro, accumulation, checkpointing=on, **machine) for on in (False, True)]
+    memory = both[run.gradient_checkpointing]
     sources = []
     for source in data.mixture():
-        held = _tokens_of(source, given)
-        seen = source.weight * tokens
+        held, seen = tokens_of(source, config.tokens_per_frame, args.source_tokens), source.weight * tokens
+        # Without validation data of its own a source gives a part of its items up.
+        used = held and held * (1 if source.val_data or source.is_toyworld else 1 - 1 / HELD_OUT)
         fact = {"name": source.name, "weight": source.weight, "tokens": held, "tokens_seen": seen}
-        sources.append(fact | {"epochs": seen / held if held else None, "shards_gb": 2e-9 * held if held else None})
+        sources.append(fact | {"epochs": seen / used if used else None, "shards_gb": 2e-9 * held if held else None})
     return {
         "preset": model.preset,
         "architecture": model.architecture,
@@ -116,83 +113,132 @@ def plan(model: ModelArgs, data: DataArgs, run: RunArgs, args: PlanArgs) -> dict
         "tokens_per_second": speed,
         "hours": tokens / speed / 3600,
         "gpu_hours": args.gpus * tokens / speed / 3600,
+        "gradient_checkpointing": run.gradient_checkpointing,
         "memory_gb": {name: size / 1e9 for name, size in memory.items()},
         "memory_total_gb": sum(memory.values()) / 1e9,
-        "fits": sum(memory.values()) < 0.9 * args.memory,
+        "memory_checkpointed_gb": sum(both[True].values()) / 1e9,
+        "fits": sum(memory.values()) < USABLE * args.memory,
         "checkpoint_gb": 12e-9 * count,
         "sources": sources,
+        "assumed": {
+            "gpus": args.gpus,
+            "peak_tflops": args.peak / 1e12,
+            "memory_gb": args.memory / 1e9,
+            "mfu": args.mfu,
+            "precision": args.precision,
+            "sharding": args.sharding,
+        },
     }
 
 
-def _tokens_of(source, given: dict[str, str]) -> float | None:
-    """Tokens that a source holds: as given, of its shards, or of the paper's data set of that name."""
-    if source.name in given:
-        return float(given[source.name])
+def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) -> None:
+    """Raises ValueError where the rows of a step do not share out, with device counts that would."""
+    rows = tokens_per_step // tokens_per_row
+    fit = [n for n in range(1, rows + 1) if rows % n == 0]
+    if rows and rows * tokens_per_row == tokens_per_step and gpus not in fit:
+        near = sorted(sorted(fit, key=lambda n: abs(n - gpus))[:2])
+        up = -(-rows // gpus) * gpus * tokens_per_row
+        raise ValueError(
+            f"A step has {rows} rows, which {gpus} devices cannot share equally; take {' or '.join(map(str, near))} "
+            f"devices, or --tokens_per_step {up}."
+        )
+
+
+def tokens_of(source: Source, tokens_per_frame: int, given: list[str]) -> float | None:
+    """Tokens that a source holds: as `given` (NAME=NUMBER), of its shards, or of the paper's data set of that name."""
+    from tokenization.shards import read_manifest
+
+    told = dict(pair.split("=", 1) for pair in given)
+    if source.is_toyworld:  # endless
+        return None
+    if source.name in told:
+        return float(told[source.name])
     if source.is_shards:
-        return json.loads((Path(source.data) / "manifest.json").read_text())["num_tokens"]
-    return PAPER_TOKENS.get(source.name)
+        return float(read_manifest(source.data)["num_tokens"])
+    paper = PAPER_TOKENS.get(source.name)
+    return paper and paper * tokens_per_frame / 256
 
 
-def text(found: dict, args: PlanArgs) -> str:
-    """The plan as a page."""
+def page(found: dict) -> str:
+    """The plan of one recipe as text."""
+    assumed, gpus = found["assumed"], found["assumed"]["gpus"]
     memory = ", ".join(f"{name} {size:.1f}" for name, size in found["memory_gb"].items())
-    sharding = "every device holds everything" if args.sharding == "ddp" else "FSDP2 shares weights and moments out"
-    advice = "lower --per_device_batch_size, add --gradient_checkpointing, or take --sharding fsdp2"
-    fit = "fits" if found["fits"] else f"DOES NOT FIT: {advice}"
+    total, checkpointed = found["memory_total_gb"], found["memory_checkpointed_gb"]
+    checkpointing = "" if found["gradient_checkpointing"] else f"; {checkpointed:.1f} with --gradient_checkpointing"
+    fit = "fits"
+    if not found["fits"]:
+        fit = "DOES NOT FIT: lower --per_device_batch_size, or take --gradient_checkpointing or --sharding fsdp2"
+    sharding = "every device holds all weights" if assumed["sharding"] == "ddp" else "weights shared out by FSDP2"
     lines = [
-        f"{found['preset']} ({found['architecture']}): {found['parameters'] / 1e6:,.1f} M parameters",
+        f"model      {found['preset']} ({found['architecture']}), {found['parameters'] / 1e6:,.1f} M parameters",
         f"training   {found['steps']:,} steps of {found['tokens_per_step']:,} tokens, "
-        f"{found['tokens'] / 1e9:,.1f} B tokens in all",
-        f"compute    {found['flops_per_token'] / 1e9:.3g} GFLOP a token, {found['flops']:.2e} FLOPs in all",
-        f"a step     {found['rows_per_device']} rows at a time on each of {args.gpus} devices, "
-        f"{found['accumulation']} times",
+        f"{found['tokens'] / 1e9:,.1f} B in all",
+        f"compute    {found['flops_per_token'] / 1e9:.3g} GFLOPs a token (attention and vocabulary in), "
+        f"{found['flops']:.2e} in all",
+        f"a step     {found['accumulation']} x {found['rows_per_device']} rows on each of {gpus} devices",
         f"time       {found['hours']:,.1f} hours ({found['hours'] / 24:,.1f} days), "
         f"{found['gpu_hours']:,.0f} GPU-hours, {found['tokens_per_second']:,.0f} tokens/s",
-        f"memory     {found['memory_total_gb']:.1f} GB a device of {args.memory / 1e9:.0f} ({memory}): {fit}",
-        f"checkpoint {found['checkpoint_gb']:.1f} GB (weights and moments)",
+        f"memory     {total:.1f} GB a device of {assumed['memory_gb']:.0f}: {fit}",
+        f"           {memory}{checkpointing}",
+        f"checkpoint {found['checkpoint_gb']:.1f} GB, weights and moments",
     ]
     for source in found["sources"]:
-        held = "tokens not known (--source_tokens NAME=NUMBER)"
+        held = f"{source['tokens_seen'] / 1e9:,.3g} B tokens are asked of it"
         if source["tokens"]:
-            held = f"{source['tokens'] / 1e9:,.2f} B tokens, {source['shards_gb']:,.1f} GB of shards, "
+            held = f"{source['tokens'] / 1e9:,.2f} B tokens ({source['shards_gb']:,.1f} GB as shards), "
             held += f"{source['epochs']:,.2f} epochs"
-        lines.append(f"source     {source['name']}, {source['weight']:.1%} of the rows: {held}")
+        lines.append(f"source     {source['name']} {source['weight']:.0%}: {held}")
+    if any(source["tokens"] is None for source in found["sources"]):
+        lines.append("           tokens not known to us: --source_tokens NAME=NUMBER gives epochs and disk")
     lines += [
-        f"assumed    {args.peak / 1e12:,.0f} TFLOP/s dense bf16 a device at {args.mfu:.0%} MFU, and no time for "
-        "validation, data or checkpoints;",
-        f"           {sharding}; float32 weights and moments, bf16 activations; 2 bytes a token on disk;",
-        "           the paper's data sets by its Table 2, of whose 30 frames a second every fourth is used",
+        f"assumed    {assumed['peak_tflops']:,.4g} TFLOP/s dense {assumed['precision']} a device at "
+        f"{assumed['mfu']:.0%} MFU; no time for validation, checkpoints, waiting;",
+        f"           {sharding}; float32 weights and moments; full at {USABLE:.0%} of the memory;",
+        "           2 bytes a token on disk; the paper's data sets by its Table 2, every fourth of 30 frames a second",
     ]
+    if found["architecture"] in ("gpt2", "mamba"):
+        lines.append(f"           memory is a Toto's of this size: {found['architecture']} keeps more, its logits too")
     return "\n".join(lines)
 
 
-def overview(plans: dict[str, dict], args: PlanArgs, steps: int) -> str:
-    """A line for each preset."""
-    head = ("parameters", "B tokens", "FLOPs", "hours", "GPU-hours", "GB a device")
-    lines = [f"on {args.gpus} x {args.gpu} at {args.mfu:.0%} MFU, {args.sharding}, {steps:,} steps"]
-    lines.append(f"{'preset':<8}" + "".join(f"{name:>13}" for name in head))
-    for name, p in plans.items():
-        cells = [f"{p['parameters'] / 1e6:,.1f} M", f"{p['tokens'] / 1e9:,.0f}", f"{p['flops']:.1e}"]
-        cells += [f"{p['hours']:,.1f}", f"{p['gpu_hours']:,.0f}", f"{p['memory_total_gb']:.1f}"]
-        lines.append(f"{name:<8}" + "".join(f"{c:>13}" for c in cells) + ("" if p["fits"] else "  does not fit"))
+def table(found: dict[str, dict]) -> str:
+    """Plans of many presets, a line each."""
+    assumed = next(iter(found.values()))["assumed"]
+    lines = [
+        f"{assumed['gpus']} devices of {assumed['peak_tflops']:,.4g} TFLOP/s {assumed['precision']} at "
+        f"{assumed['mfu']:.0%} MFU and {assumed['memory_gb']:.0f} GB, {assumed['sharding']}",
+        f"{'preset':<8}{'parameters':>12}{'B tokens':>10}{'FLOPs':>10}{'hours':>9}{'GPU-hours':>11}{'rows':>8}"
+        f"{'GB a device':>13}{'checkpoint':>12}",
+    ]
+    for name, p in found.items():
+        rows = f"{p['accumulation']} x {p['rows_per_device']}"
+        lines.append(
+            f"{name:<8}{p['parameters'] / 1e6:>10,.1f} M{p['tokens'] / 1e9:>10,.0f}{p['flops']:>10.1e}"
+            f"{p['hours']:>9,.1f}{p['gpu_hours']:>11,.0f}{rows:>8}{p['memory_total_gb']:>13.1f}"
+            f"{p['checkpoint_gb']:>9.1f} GB"
+            f"{'' if p['fits'] else '  DOES NOT FIT'}"
+        )
     return "\n".join(lines)
 
 
 def measured(run: Path, mfu: float) -> dict:
-    """A run's own tokens/s beside what this model of throughput says for the device it ran on.
+    """A run's own tokens/s beside what the model of throughput says for the device that it ran on.
 
-    The model: tokens/s = MFU x peak / FLOPs a token. The peak is the one that the run measured, which its rows hold.
+    The model: tokens/s = MFU x peak / FLOPs a token. The peak is the one that the run measured when it began.
     Raises:
-        ValueError: no row that says so.
+        ValueError: too few rows. FileNotFoundError: no run.
     """
     from statistics import median
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = run / "metrics.jsonl"
+    if not metrics.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it holds no metrics.jsonl.")
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first holds the warm-up
     require(bool(rows), f"{run} has logged too little; train some more steps, or set a lower --logging_steps.")
     speed, reached = (median(row[key] for row in rows) for key in ("tokens_per_second", "mfu"))
-    peak = median(row["tokens_per_second"] * row["flops"] / row["tokens"] / row["mfu"] for row in rows)
     flops = rows[-1]["flops"] / rows[-1]["tokens"]
+    peak = median(row["tokens_per_second"] * flops / row["mfu"] for row in rows)
     predicted = mfu * peak / flops
     facts = {"peak_gflops": peak / 1e9, "flops_per_token": flops, "measured_mfu": reached, "assumed_mfu": mfu}
     return facts | {"predicted": predicted, "measured": speed, "measured_over_predicted": speed / predicted}
@@ -200,29 +246,22 @@ def measured(run: Path, mfu: float) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    description = "What a recipe costs before it is run. " + PlanArgs.__doc__.split(". ")[1]
-    kinds = (PlanArgs, ModelArgs, DataArgs, RunArgs, OptimArgs)
-    args, model, data, run, _ = parse(kinds, argv, "toto plan", description)
-
-    from dataclasses import replace
-
+    args, *recipe = parse((PlanArgs, ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto plan", DESCRIPTION)
+    model, data, run, _ = shrink(*recipe) if recipe[2].scale == "tiny" else recipe
     if args.measured is not None:
         found = measured(Path(args.measured), args.mfu)
         told = (
-            f"{args.measured}: {found['measured']:,.0f} tokens/s measured, {found['predicted']:,.0f} predicted "
-            f"({found['measured_over_predicted']:.2f}): {found['peak_gflops']:,.0f} GFLOP/s peak, "
-            f"{found['flops_per_token'] / 1e6:.1f} MFLOP a token, {found['measured_mfu']:.0%} MFU measured, "
-            f"{found['assumed_mfu']:.0%} assumed"
+            f"{args.measured}: {found['measured']:,.0f} tokens/s measured, {found['predicted']:,.0f} predicted at "
+            f"{found['assumed_mfu']:.1%} MFU of {found['peak_gflops']:,.1f} GFLOP/s and "
+            f"{found['flops_per_token'] / 1e6:.2f} MFLOPs a token: ratio {found['measured_over_predicted']:.2f}; "
+            f"it reached {found['measured_mfu']:.1%} MFU"
         )
     elif args.all:
-        found = {}
-        for preset in ALL:
-            tiny = replace(data, tokens_per_step=2**20) if preset == "tiny" else data
-            found[preset] = plan(replace(model, preset=preset, config="{}"), tiny, run, args)
-        told = overview(found, args, run.max_steps)
+        found = {preset: plan(replace(model, preset=preset, config="{}"), data, run, args) for preset in ALL}
+        told = table(found)
     else:
         found = plan(model, data, run, args)
-        told = text(found, args)
+        told = page(found)
     print(json.dumps(found, indent=1) if args.json else told)
 
 
