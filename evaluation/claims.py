@@ -36,7 +36,7 @@ class Run:
     @property
     def val_loss(self) -> float | None:
         """The last validation loss; not the lowest, which would be chosen on validation."""
-        return next((row["val_loss"] for row in reversed(self.rows) if "val_loss" in row), None)
+        return next((row["val_loss"] for row in reversed(self.rows) if row.get("val_loss") is not None), None)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Predictors:
         }
 
     def nats(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """-log P of every token under the predictor of that name, in nats; (N, T, h, w) -> flat, in any order."""
+        """-log P of every token under the predictor of that name, in nats; (N, T, h, w) -> the same shape."""
         uniform = np.full(self.num_codes, 1 / self.num_codes)
         if name == "unigram":
             return self._table_nats(name, np.zeros_like(codes), codes, uniform)
@@ -93,16 +93,22 @@ class Predictors:
             [
                 self._table_nats("bigram", left_neighbours(first, self.num_codes), first, prior),
                 self._table_nats(name, codes[:, :-1], codes[:, 1:], prior),
-            ]
+            ],
+            axis=1,
         )
 
     def _table_nats(self, name: str, contexts: np.ndarray, codes: np.ndarray, prior: np.ndarray) -> np.ndarray:
-        return self.tables[name].nats(contexts, codes, prior, self.strengths[name])
+        return self.tables[name].nats(contexts, codes, prior, self.strengths[name]).reshape(codes.shape)
 
     def losses(self, codes: np.ndarray) -> dict[str, float]:
         """Mean nats per code token over all tokens of the rows (N, T, h, w), as a run's `val_loss` is."""
         codes = _checked(codes, self.num_codes)
         return {name: float(self.nats(name, codes).mean()) for name in self.names}
+
+    def maps(self, codes: np.ndarray) -> dict[str, np.ndarray]:
+        """Mean nats of every place in a row (N, T, h, w) -> {name: (T, h, w)}."""
+        codes = _checked(codes, self.num_codes)
+        return {name: self.nats(name, codes).mean(0) for name in self.names}
 
 
 def fit(codes: np.ndarray, num_codes: int) -> Predictors:
@@ -136,43 +142,59 @@ def predictor_losses(train_codes: np.ndarray, val_codes: np.ndarray, num_codes: 
 def run_losses(run: str | Path) -> dict | None:
     """The predictors of a run: fitted on the rows it trained on, scored on the rows of its `val_loss`.
 
-    {"unigram", "bigram", "previous_frame"} in nats per code token, with "train_rows", "val_rows" and "shards", a hash
-    of the manifests. Kept in RUN/predictors.json, which is read again while the shards are the same or are gone.
-    Returns None where there is nothing to count: shards gone and nothing kept, or no validation rows.
+    {"unigram", "bigram", "previous_frame"} in nats per code token, of several sources weighted as in the mixture, with
+    "train_rows", "val_rows", "shards", a hash of the manifests, and "maps": {source: {predictor: nats of every place of
+    a frame row, a list of T * h * w}}. Kept in RUN/predictors.json, which is read again while the shards are the same
+    or are gone.
+    Returns None where there is nothing to count: shards gone and nothing kept, sources of pixels, no validation rows.
     """
-    import yaml
-
     from evaluation.results import write_json
+    from training.args import DataArgs
+    from training.resume import read_recipe
+
+    run, kept = Path(run), Path(run) / "predictors.json"
+    recipe = read_recipe(run)
+    settings = {key: recipe[key] for key in ("shards", "val_shards", "sources", "val_rows") if key in recipe}
+    sources = DataArgs(**settings).mixture()
+    known = json.loads(kept.read_text()) if kept.is_file() else None
+    manifests = [Path(folder) / "manifest.json" for s in sources for folder in (s.data, s.val_data) if folder]
+    if not all(manifest.is_file() for manifest in manifests):
+        return known
+    digest = hashlib.sha256(b"".join(manifest.read_bytes() for manifest in manifests)).hexdigest()[:16]
+    if known and known["shards"] == digest and "maps" in known:
+        return known
+
+    found = {**dict.fromkeys(Predictors.names, 0.0), "train_rows": 0, "val_rows": 0, "shards": digest, "maps": {}}
+    for source in sources:
+        counted = _of_source(run, source, recipe.get("val_rows", 256))
+        if counted is None:
+            return None
+        maps, train_rows, val_rows = counted
+        for name, places in maps.items():
+            found[name] += source.weight * float(places.mean())
+        found["maps"][source.name] = {name: places.ravel().tolist() for name, places in maps.items()}
+        found["train_rows"] += train_rows
+        found["val_rows"] += val_rows
+    write_json(kept, found)
+    return found
+
+
+def _of_source(run: Path, source, val_rows: int) -> tuple[dict[str, np.ndarray], int, int] | None:
+    """(maps (T, h, w) of the predictors, training rows counted, validation rows) of one source of shards."""
     from training import data
 
-    run = Path(run)
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    kept = run / "predictors.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else None
-    folders = [Path(folder) for folder in (recipe["shards"], recipe.get("val_shards")) if folder]
-    if not all((folder / "manifest.json").is_file() for folder in folders):
-        return known
-    digest = hashlib.sha256(b"".join((folder / "manifest.json").read_bytes() for folder in folders)).hexdigest()[:16]
-    if known and known["shards"] == digest:
-        return known
-
-    manifest = data.read_manifest(folders[0])
-    whole = len(folders) == 2  # else one source in twenty of the only folder is validation
+    manifest = data.read_manifest(source.data)
     frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
     limit = max(2, MAX_TRAIN_TOKENS // (frames * int(np.prod(manifest["grid"]))))
-    most = data.VALIDATION_ROWS
     if manifest["kind"] == "image":  # a row that the model reads is a pack of images
         from training.checkpoints import latest
 
-        most *= json.loads((latest(run) / "config.json").read_text())["num_frames"]
-    train = data.read_codes(folders[0], None if whole else "train", limit)
-    validation = data.read_codes(folders[-1], None if whole else "validation", most)
+        val_rows *= json.loads((latest(run) / "config.json").read_text())["num_frames"]
+    train = data.read_codes(source.data, None if source.val_data else "train", limit)
+    validation = data.read_codes(source.val_data or source.data, None if source.val_data else "validation", val_rows)
     if len(train) < 2 or not len(validation):
         return None
-    losses = predictor_losses(train, validation, manifest["num_codes"])
-    found = losses | {"train_rows": len(train), "val_rows": len(validation), "shards": digest}
-    write_json(kept, found)
-    return found
+    return fit(train, manifest["num_codes"]).maps(validation), len(train), len(validation)
 
 
 def _checked(codes: np.ndarray, num_codes: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from html import escape
 
 from evaluation.claims import Comparison, Generation, Probe, Run, percent, summary
 from evaluation.plots import MODEL, PIXELS, UNTRAINED, layers_svg, loss_svg
+from evaluation.run_plots import frames_svg, map_svg, overlay_svg, read_loss_maps
 
 STYLE = """
 :root{--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--good:#0072B2;--bad:#b34700;--panel:#f6f8fa}
@@ -120,6 +121,53 @@ def run_section(run: Run) -> str:
         f'<div class="pair"><figure>{loss_svg(run.name, run.rows, run.predictors)}<figcaption>Thin line: training '
         "loss. Dots: validation loss.</figcaption></figure>"
         f"<div>{table(['nats per code token', ''], rows)}<p class='soft'>{escape(note)}</p></div></div>"
+        + mixture_table(run)
+        + "".join(loss_places(run))
+    )
+
+
+def mixture_table(run: Run) -> str:
+    """Realised shares, epochs and losses of a run's sources; nothing where it has one source."""
+    last = next((row for row in reversed(run.rows) if len(row.get("sources", {})) > 1), None)
+    if last is None:
+        return ""
+    validated = next((row["val_losses"] for row in reversed(run.rows) if row.get("val_losses")), {})
+    rows = []
+    for name, fact in last["sources"].items():
+        epochs = "not known" if fact["epochs"] is None else f"{fact['epochs']:,.2f}"
+        losses = [fact["loss"], validated.get(name)]
+        cells = ["—" if loss is None else f"{loss:.4f}" for loss in losses]
+        rows.append([name, f"{fact['rows']:,}", f"{fact['share']:.2%}", epochs, *cells])
+    head = ["source", "rows", "share", "epochs", "training loss at the end", "validation loss"]
+    return table(head, rows)
+
+
+def loss_places(run: Run) -> list[str]:
+    """Figures of where in a row the validation loss of a run is, for each of its sources."""
+    maps = read_loss_maps(run.folder)
+    found = []
+    for source in maps["sources"] if maps else ():
+        predictors = (run.predictors or {}).get("maps", {}).get(source)
+        found.append(
+            f'<div class="pair"><figure>{frames_svg(run.name, source, maps, predictors)}<figcaption>Validation loss '
+            f"along a row, {escape(source)}, after step {maps['step']:,}.</figcaption></figure>"
+            f"<figure>{map_svg(run.name, source, maps, predictors)}<figcaption>The same over rows and columns of the "
+            "frames.</figcaption></figure></div>"
+        )
+    return found
+
+
+def overlays(runs: list[Run]) -> str:
+    """Loss curves of several runs over each other, against tokens and against compute."""
+    curves = [(run.name, run.rows) for run in runs]
+    # Runs from before compute was logged are still compared by tokens.
+    with_compute = all(any("flops" in row for row in run.rows) for run in runs)
+    figures = [overlay_svg(curves, "tokens")] + ([overlay_svg(curves, "flops")] if with_compute else [])
+    caption = "Thin: training loss. Dots: validation loss."
+    return (
+        '<h3>All runs</h3><div class="pair">'
+        + "".join(f"<figure>{figure}<figcaption>{caption}</figcaption></figure>" for figure in figures)
+        + "</div>"
     )
 
 
@@ -237,7 +285,7 @@ def render(
         verdicts(comparisons),
     ]
     if runs:
-        parts += ["<h2>Pre-training</h2>", *map(run_section, runs)]
+        parts += ["<h2>Pre-training</h2>", overlays(runs) if len(runs) > 1 else "", *map(run_section, runs)]
     if generations:
         parts.append(
             "<h2>Continued clips</h2><p><strong>True</strong>: the clip itself. <strong>Reconstructed</strong>: "

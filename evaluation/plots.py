@@ -78,7 +78,7 @@ def loss_svg(name: str, rows: list[dict], predictors: dict | None) -> str:
     """
     figure, axes = new_figure(5.6, 3.7)
     train = [row for row in rows if "loss" in row]
-    validation = [row for row in rows if "val_loss" in row]
+    validation = [row for row in rows if row.get("val_loss") is not None]
     million = [row.get("tokens", row["step"]) / 1e6 for row in train]
     axes.plot(million, [row["loss"] for row in train], color="#86b8d8", linewidth=1.4)
     labels = []

@@ -154,7 +154,7 @@ def test_predictors_are_those_of_the_runs_rows(demo):
     train, val = read_codes(demo / "shards"), read_codes(demo / "val_shards")
     predictors = read_run(str(demo / "run")).predictors
     expected = predictor_losses(train, val, K)
-    assert {key: predictors[key] for key in expected} == expected
+    assert {key: predictors[key] for key in expected} == pytest.approx(expected)
     assert predictors["train_rows"] == 120 and predictors["val_rows"] == 20
     assert json.loads((demo / "run" / "predictors.json").read_text()) == predictors
 
