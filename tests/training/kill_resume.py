@@ -141,9 +141,14 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
+    import pandas  # noqa: F401
+    import pyarrow.dataset
+    import pyarrow.parquet  # noqa: F401
     import torch
+    import torch.distributed.checkpoint
     from accelerate import Accelerator  # noqa: F401
     from safetensors import safe_open  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import modeling_toto
     import tokenization
@@ -151,6 +156,7 @@ def main() -> None:
     from tokenization import TotoProcessor, ToyWorld  # noqa: F401
 
     _ = modeling_toto.TotoForCausalLM, tokenization.TotoVQGANModel
+    get_checkpoint_conversion_mapping("toto")  # a table that transformers takes seconds to build, once
     torch.set_num_threads(1)
     draw, outcomes, whole = random.Random(args.seed), [], {}
     with tempfile.TemporaryDirectory(prefix="toto-kills-") as folder:

@@ -1,0 +1,56 @@
+"""What docs/scaling.md shows of `toto plan` is what it prints; the links between the documents lead somewhere."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.args import DataArgs, Source
+from training.plan import main
+
+DOCS = Path(__file__).parents[2] / "docs"
+PLANS = re.findall(r"\$ toto plan (.*)\n((?:.+\n)+?)```", (DOCS / "scaling.md").read_text())
+
+
+@pytest.mark.parametrize("flags, shown", PLANS, ids=[flags for flags, _ in PLANS])
+def test_plans_are_as_printed(flags, shown, capsys):
+    main(shlex.split(flags))
+    assert capsys.readouterr().out == shown
+
+
+def test_plans_are_found():
+    assert len(PLANS) == 7
+
+
+@pytest.mark.parametrize("page", ["scaling.md", "datasets.md"])
+def test_links_and_paths_lead_somewhere(page):
+    text = (DOCS / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    paths = re.findall(r"(?:training|tests|benchmarks)/[\w/]+\.\w+", text)
+    assert links and paths
+    missing = [link for link in links if not (DOCS / link).exists()]
+    assert not missing + [path for path in paths if not (DOCS.parent / path).exists()]
+
+
+def test_the_mixture_shown_is_one():
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "datasets.md").read_text(), re.S)
+    mixture = DataArgs(sources=[json.dumps(source) for source in yaml.safe_load(shown)["sources"]]).mixture()
+    assert [source.weight for source in mixture] == [0.2, 0.8]
+    keys = " ".join(re.findall(r"^\| (`[^|]+) \|", (DOCS / "datasets.md").read_text(), re.M))
+    assert all(f"`{key}`" in keys for key in Source.__dataclass_fields__)
+
+
+def test_commands_shown_are_understood():
+    from transformers.hf_argparser import HfArgumentParser
+
+    from tokenization.tokenize_dataset import TokenizeArgs
+
+    text = (DOCS / "datasets.md").read_text()
+    shown = re.findall(r"^(?:toto tokenize|accelerate launch -m tokenization.tokenize_dataset) (--.*)$", text, re.M)
+    assert len(shown) == 10
+    for flags in shown:
+        (args,) = HfArgumentParser(TokenizeArgs).parse_args_into_dataclasses(shlex.split(flags))
+        assert args.output.startswith("shards/")

@@ -1,0 +1,133 @@
+"""Health of a run: what is logged is what happened; infinite steps change nothing and are limited."""
+
+import json
+
+import pytest
+import torch
+from tiny_run import CONFIG, FLAGS
+
+import training.loop
+from modeling_toto import TotoConfig, TotoForCausalLM
+from training import checkpoints
+from training.args import OptimArgs
+from training.data import validation_rows
+from training.health import peak_memory, update_ratios
+from training.optim import make_optimizer, set_learning_rate
+from training.pretrain import main
+
+CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
+STEPS = ["--max_steps", "8", "--save_steps", "4", "--logging_steps", "1"]
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+def test_update_ratios_are_how_far_the_step_went():
+    torch.manual_seed(0)
+    model = TotoForCausalLM(CONFIG)
+    optimizer = make_optimizer(model, OptimArgs())
+    ids = torch.randint(64, 96, (2, 66))
+    for rate in (1e-3, 4e-3):
+        set_learning_rate(optimizer, rate)
+        model(input_ids=ids, labels=ids).loss.backward()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+        found = update_ratios(model, optimizer)
+        assert set(found) == {"embedding", "attention", "mlp", "norm"}
+        for part, sign in (("attention", "self_attn"), ("mlp", ".mlp."), ("embedding", "embed_tokens")):
+            parts = [(before[n], p.detach()) for n, p in model.named_parameters() if sign in n]
+            moved = sum((new - old).square().sum() for old, new in parts) ** 0.5
+            size = sum(new.square().sum() for _, new in parts) ** 0.5
+            assert found[part] == pytest.approx((moved / size).item(), rel=2e-3)
+
+
+@pytest.fixture(scope="module")
+def run(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("healthy") / "run"
+    main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(run)])
+    return run
+
+
+def test_the_log_adds_up(run):
+    trained = [row for row in rows_of(run) if "loss" in row]
+    last = trained[-1]
+    assert last["flops"] / last["tokens"] == training.loop.flops_per_token(CONFIG)
+    assert 0 < last["data_wait"] < 1 and last["skipped_steps"] == 0
+    assert 50 < last["peak_memory_mb"] <= peak_memory(torch.device("cpu"))
+    assert last["sources"]["train"]["rows"] == 8 * 4 and last["sources"]["train"]["share"] == 1
+    assert all(row["sources"]["train"]["loss"] == pytest.approx(row["loss"]) for row in trained)
+
+
+def test_loss_maps_are_the_models_losses_at_every_place(run, shards):
+    maps = json.loads((run / "loss_maps.json").read_text())
+    assert (maps["num_frames"], maps["grid"], maps["step"]) == (4, [4, 4], 8)
+    rows = validation_rows(shards, None, CONFIG)
+    with torch.no_grad():
+        nats = TotoForCausalLM.from_pretrained(checkpoints.latest(run))(rows, labels=rows).token_losses[:, 1:-1].mean(0)
+    assert maps["sources"]["train"] == pytest.approx(nats.tolist(), rel=1e-4)
+    last = rows_of(run)[-1]
+    assert last["val_frame_losses"] == pytest.approx(nats.view(4, 16).mean(1).tolist(), rel=1e-4)
+    assert last["val_losses"] == {"train": pytest.approx(last["val_loss"])}
+
+
+def infinite_at(monkeypatch, steps):
+    """The loss of these steps becomes infinite."""
+    real, calls = training.loop.losses, []
+
+    def losses(model, rows, device, accumulation):
+        found = real(model, rows, device, accumulation)
+        if model.training:
+            calls.append(0)
+            if len(calls) in steps:
+                found.loss, found.token_losses = found.loss * torch.inf, found.token_losses * torch.inf
+        return found
+
+    monkeypatch.setattr(training.loop, "losses", losses)
+
+
+def test_infinite_steps_are_skipped_counted_and_change_nothing(run, shards, tmp_path, monkeypatch):
+    infinite_at(monkeypatch, (3, 4))
+    flags = [*FLAGS, *STEPS, "--shards", str(shards), "--max_skipped_steps", "2"]
+    main([*flags, "--output_dir", str(tmp_path / "run")])
+    rows = [row for row in rows_of(tmp_path / "run") if "val_loss" not in row]
+    assert [row["step"] for row in rows if "loss" not in row] == [3, 4]
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 2, 2, 2, 2, 2]
+    before = [row["loss"] for row in rows_of(run) if "loss" in row]
+    assert [row["loss"] for row in rows[:2]] == before[:2]
+    # Step 5 starts from the weights of step 2: its loss is none of a model that was moved by an infinite gradient.
+    assert rows[4]["loss"] == pytest.approx(before[2], abs=0.3)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert "NaN" not in line and "Infinity" not in line
+
+
+def test_too_many_infinite_steps_end_the_run(shards, tmp_path, monkeypatch):
+    infinite_at(monkeypatch, (5, 6, 7))
+    flags = [*FLAGS, *STEPS, "--shards", str(shards), "--max_skipped_steps", "2"]
+    with pytest.raises(
+        ValueError, match=r"not finite at step 7 .*as in the 2 steps before; the last good .*step_000004"
+    ):
+        main([*flags, "--output_dir", str(tmp_path / "run")])
+
+
+def test_a_run_that_waits_for_its_data_says_so_once(shards, tmp_path, capsys, monkeypatch):
+    import time
+
+    from training.data import ShardRows
+
+    row = ShardRows.row
+    monkeypatch.setattr(ShardRows, "row", lambda self, k: time.sleep(0.05) or row(self, k))
+    main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(tmp_path / "run")])
+    assert capsys.readouterr().out.count("The data cannot feed the device") == 1
+
+
+def test_sources_that_end_end_the_run(shards, tmp_path, capsys):
+    source = json.dumps({"data": str(shards), "at_end": "stop"})
+    flags = [*FLAGS, *STEPS, "--max_steps", "100", "--sources", source, "--output_dir", str(tmp_path / "run")]
+    main(flags)
+    steps = rows_of(tmp_path / "run")[-1]["step"]
+    assert steps < 100 and f"The data end after step {steps}" in capsys.readouterr().out
+    assert checkpoints.latest(tmp_path / "run").name == f"step_{steps:06d}"
+    with pytest.raises(ValueError, match="The sources end before they fill one step"):
+        main([*FLAGS, "--tokens_per_step", "65536", "--sources", source, "--output_dir", str(tmp_path / "other")])

@@ -1,0 +1,147 @@
+"""Resuming: exact after any kill, and what changed is said, with what it does to exactness."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import FLAGS, save_tokenizer, tokenize
+
+from training import checkpoints
+from training.pretrain import main
+from training.resume import shared_out_anew
+
+STEPS = ["--max_steps", "8", "--save_steps", "4", "--logging_steps", "1", "--val_rows", "2"]
+
+
+def losses(run):
+    return [row.get("loss") for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
+
+
+def test_random_kills_lose_nothing():
+    """Shards, mixtures and pixels; one rank and two; with accumulation and without; one kill or two in a row."""
+    script = str(Path(__file__).with_name("kill_resume.py"))
+    command = [sys.executable, script, "--kills", "6", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout)
+    assert result["kills"] >= 6 and result["resumed"] and result["lost"] == result["not_exact"] == 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("resume")
+    shards = tokenize(root / "shards", save_tokenizer(root / "tokenizer"), clips=24)
+    main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(root / "run")])
+    return root / "run"
+
+
+@pytest.fixture
+def half(whole, tmp_path):
+    """The run as it stood after step 4."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step_000008")
+    return run
+
+
+def test_nothing_is_said_where_nothing_changed(whole, half, capsys):
+    main(["--resume", str(half)])
+    assert "changes" not in capsys.readouterr().out and not (half / "changes.txt").exists()
+    assert losses(half) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "is_exact"),
+    [
+        (["--save_steps", "2"], "save_steps is 2 and was 4: the losses stay exact", True),
+        (["--per_device_batch_size", "2"], "per_device_batch_size is 2 and was 8: .*differ by rounding", None),
+        (["--learning_rate", "1e-2"], "learning_rate is 0.01 and was 0.0003: the losses differ from those", False),
+        (["--seed", "5"], "seed is 5 and was 0: other rows from here on, so the losses differ", False),
+        (
+            ["--preset", "base"],
+            "preset is base and was tiny: that has no effect, since the checkpoint decides it",
+            True,
+        ),
+        (["--max_steps", "12"], "max_steps is 12 and was 8: the losses differ", False),
+    ],
+)
+def test_a_changed_setting_is_told(whole, half, capsys, flags, words, is_exact):
+    import re
+
+    main(["--resume", str(half), *flags])
+    told = capsys.readouterr().out
+    assert re.search("Resumed after step 4 with changes:\n- " + words, told), told
+    assert (half / "changes.txt").read_text() in told + "\n"
+    ours, theirs = losses(half)[:8], losses(whole)
+    assert ours[:4] == theirs[:4]
+    if is_exact is None:
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    else:
+        assert (ours == theirs) == is_exact
+
+
+def test_changed_shards_are_told(whole, half, tmp_path, capsys):
+    from training.resume import read_recipe
+
+    shards = Path(read_recipe(half)["shards"])
+    more = tokenize(tmp_path / "more", shards / "processor", clips=30)
+    main(["--resume", str(half), "--shards", str(more)])
+    told = capsys.readouterr().out
+    assert "shards is" in told and "The source 'more' is new" in told and "The source 'shards' is gone" in told
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, capsys):
+    """The length is right and the weights can be read: only the checksum knows."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    weights = run / "checkpoints" / "step_000008" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert checkpoints.latest(run).name == "step_000008"  # its files are all there
+    main(["--resume", str(run)])
+    assert "step_000008 is passed over: model.safetensors is not what was written" in capsys.readouterr().out
+    assert losses(run) == losses(whole)
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "training_state" / "loop.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="holds no sound checkpoint"):
+        main(["--resume", str(run)])
+
+
+def test_a_missing_or_short_file_makes_a_checkpoint_no_checkpoint(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    next((run / "checkpoints" / "step_000008" / "training_state" / "optimizer").iterdir()).unlink()
+    assert checkpoints.latest(run).name == "step_000004"
+
+
+def test_old_checkpoints_are_dropped_in_one_go(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "checkpoints" / ".step_000008.partial" / "training_state").mkdir(parents=True)  # of a kill
+    with checkpoints.writing(run, 12, keep=2) as folder:
+        (folder / "config.json").write_text("{}")
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_000008", "step_000012"]
+
+
+def test_pixels_are_shared_out_from_the_earliest_place():
+    def state(item):
+        position = {"count": 3, "left": False, "position": [0, item, 1]}
+        return {"drawn": 8, "sources": {"pixels": position, "shards": position | {"position": None}}}
+
+    loop = {"streams": [state(7), state(4)]}
+    assert shared_out_anew(loop, 2) == loop["streams"]
+    assert [s["sources"]["pixels"]["position"] for s in shared_out_anew(loop, 3)] == [[0, 4, 1]] * 3
+
+
+def test_an_unwritable_folder_is_told_before_a_model(whole, tmp_path):
+    from training.resume import read_recipe
+
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    flags = [*FLAGS, *STEPS, "--shards", read_recipe(whole)["shards"], "--output_dir", str(blocked / "run")]
+    with pytest.raises(OSError, match=r"The run folder .*run cannot be written \(.*\); name another --output_dir"):
+        main(flags)
