@@ -8,22 +8,23 @@ another unit: only its exponent, -0.0378, compares. A column of forward multiply
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from training.args import option, parse, require
+from training.args import json_fields, option, parse, require
 from training.grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378
-DRAWS = 1000
 HEADS, BASE_WIDTH, BASE_HEAD_DIM = 4, 64, 16
 DESCRIPTION = (
-    "Train models of several sizes to several compute budgets, each with a schedule of its own that ends there and on "
-    "no token twice; take the best size of every budget; fit L = a C^b and L = E + a C^b. Resumable; about an hour on "
-    "one core at the defaults. --runs RESULT.json fits again without training."
+    "Train models of several sizes to several compute budgets, each with a warm-up and a cosine of its own that end "
+    "there, on no token twice; take the best size of every budget, the compute-optimal frontier; fit L = a C^b and "
+    "L = E + a C^b through it, with 95 % intervals by bootstrap over runs and seeds. Points that would be of a few "
+    "steps, or need more tokens than the shards hold, are left out and named. A budget shows its optimum only where a "
+    "smaller and a larger size did worse: choose sizes around it. Resumable: call it again after it was stopped. With "
+    "--runs RESULT.json it fits the runs of a result again and trains nothing."
 )
 
 
@@ -37,6 +38,7 @@ class ScalingArgs:
     sizes: list[str] = option(
         ["32x2", "48x3", "64x4", "96x5", "128x6", "160x7"], "WIDTHxLAYERS of the tiny preset, or presets such as a1"
     )
+    config: str = option("{}", "JSON mapping of TotoConfig fields for all sizes, such as the geometry of the shards")
     budgets: list[float] = option([1.2e11, 3e11, 7e11, 1.7e12, 4e12], "training FLOPs of a run")
     seeds: int = option(2, "runs of every size and budget, which differ in weights and in the order of the shards")
     learning_rate: float = option(2**-8, "of every size, by muP (paper: 2^-7)")
@@ -50,257 +52,208 @@ class ScalingArgs:
 
     def __post_init__(self):
         require(self.shards is not None or self.runs is not None, "Name the shards to train on: --shards DIR.")
-        require(len(set(self.budgets)) > 1 and min(self.budgets) > 0, "--budgets needs two budgets above 0, or more.")
+        require(
+            len(set(self.budgets)) > 2 and min(self.budgets) > 0, "A law needs three --budgets or more, all above 0."
+        )
         require(bool(self.sizes) and self.seeds > 0, "Give a size, and --seeds above 0.")
-        require(0 <= self.warmup_share < 1, "--warmup_share must lie between 0 and 1.")
+        require(0 <= self.warmup_share < 1, "--warmup_share must be 0 or more, and below 1.")
+        require(self.min_steps > 0, "--min_steps must be above 0.")
         require(self.output.endswith(".json"), f"--output {self.output} must end in .json.")
 
 
-def model_flags(size: str) -> list[str]:
+def model_flags(size: str, fields: dict) -> list[str]:
     """`toto pretrain` flags of "64x4" (width x layers, by muP from a base of width 64), or of a preset.
 
+    fields: of TotoConfig, for all sizes.
     Raises:
         ValueError: neither.
     """
     from modeling_toto import PRESETS
 
     if size in PRESETS:
-        return ["--preset", size]
+        return ["--preset", size, "--config", json.dumps(fields)]
     width, _, layers = size.partition("x")
     require(
-        width.isdigit() and layers.isdigit() and int(width) % (2 * HEADS) == 0,
+        width.isdigit() and layers.isdigit() and int(layers) > 0 and int(width) % (2 * HEADS) == 0 and int(width) > 0,
         f"The size '{size}' is no WIDTHxLAYERS, the width a multiple of {2 * HEADS}, nor one of {', '.join(PRESETS)}.",
     )
     width = int(width)
-    fields = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": int(layers)}
-    fields |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": width // HEADS}
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": int(layers)}
+    shape |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": width // HEADS}
     if width != BASE_WIDTH:
-        fields |= {"mup_base_width": BASE_WIDTH, "mup_base_head_dim": BASE_HEAD_DIM}
-    return ["--preset", "tiny", "--config", json.dumps(fields)]
+        shape |= {"mup_base_width": BASE_WIDTH, "mup_base_head_dim": BASE_HEAD_DIM}
+    return ["--preset", "tiny", "--config", json.dumps(fields | shape)]
 
 
-def config_of(size: str):
-    """The TotoConfig of a size."""
-    from modeling_toto import TotoConfig
+def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
+    """(run, its place) of every budget, size and seed, the cheapest first; and sentences on those left out.
 
-    flags = model_flags(size)
-    return TotoConfig.from_preset(flags[1], **(json.loads(flags[3]) if len(flags) > 2 else {}))
-
-
-def plan(args: ScalingArgs, tokens: int) -> tuple[list[tuple[Point, dict]], list[str]]:
-    """(run, its place) of every budget, size and seed, the cheapest first; and why others are left out.
-
-    tokens: that the training shards hold.
+    Raises:
+        ValueError: an unknown size or field, shards of other geometry than the models, or fewer than three budgets left
+            with a run.
     """
+    from modeling_toto import TotoConfig
     from training.architectures import flops_per_token, parameters
+    from training.data import ShardRows
+
+    known = ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"]
+    fields = json_fields(args.config, "--config", known)
+    models = {size: model_flags(size, fields) for size in args.sizes}
+    configs = {size: TotoConfig.from_preset(flags[1], **json.loads(flags[3])) for size, flags in models.items()}
+    config = next(iter(configs.values()))
+    rows = ShardRows(args.shards, config, seed=0, hold_out=args.val_shards is None).rows_per_epoch
+    tokens_held = rows * config.num_frames * config.tokens_per_frame
 
     found, left_out = [], []
     for budget in sorted(set(args.budgets)):
-        for size in args.sizes:
-            config = config_of(size)
-            steps = round(budget / (flops_per_token(config) * args.tokens_per_step))
-            told = f"{size} at {budget:.0e} FLOPs"
+        for size, config in configs.items():
+            flops = flops_per_token(config)
+            steps = round(budget / (flops * args.tokens_per_step))
+            tokens, told = steps * args.tokens_per_step, f"{size} at {budget:g} FLOPs"
             if steps < args.min_steps:
                 left_out.append(f"{told}: {steps} steps, fewer than {args.min_steps}")
-            elif steps * args.tokens_per_step > tokens:
-                left_out.append(f"{told}: {steps * args.tokens_per_step:,} tokens, and there are {tokens:,}")
-            else:
-                for seed in range(args.seeds):
-                    flags = [*model_flags(size), "--shards", args.shards]
-                    flags += ["--val_shards", args.val_shards] if args.val_shards else []
-                    flags += ["--max_steps", str(steps), "--save_steps", str(steps), "--seed", str(seed)]
-                    flags += ["--warmup_steps", str(round(args.warmup_share * steps)), "--logging_steps", "50"]
-                    for key in ("learning_rate", "tokens_per_step", "per_device_batch_size"):
-                        flags += [f"--{key}", repr(getattr(args, key))]
-                    place = {"size": size, "parameters": parameters(config), "budget": budget, "seed": seed}
-                    place |= {"flops": steps * args.tokens_per_step * flops_per_token(config)}
-                    place |= {"tokens": steps * args.tokens_per_step, "forward_macs": place["flops"] / 6}
-                    found.append((Point(f"{budget:.0e}-{size}-seed{seed}", tuple(flags)), place))
+                continue
+            if tokens > tokens_held:
+                left_out.append(f"{told}: {tokens:,} tokens, and the shards hold {tokens_held:,} to train on")
+                continue
+            place = {"size": size, "parameters": parameters(config), "budget": budget, "steps": steps}
+            place |= {"tokens": tokens, "flops": tokens * flops, "forward_macs": tokens * flops / 6}
+            flags = [*models[size], "--shards", args.shards]
+            flags += ["--val_shards", args.val_shards] if args.val_shards else []
+            flags += ["--max_steps", str(steps), "--save_steps", str(steps), "--logging_steps", "50"]
+            flags += ["--warmup_steps", str(round(args.warmup_share * steps))]
+            for key in ("learning_rate", "tokens_per_step", "per_device_batch_size"):
+                flags += [f"--{key}", repr(getattr(args, key))]
+            for seed in range(args.seeds):
+                point = Point(f"{budget:g}-{size}-seed{seed}", (*flags, "--seed", str(seed)))
+                found.append((point, place | {"seed": seed}))
+    require(
+        len({place["budget"] for _, place in found}) > 2,
+        f"A law needs three budgets or more with a run to train, and these are left out: {'; '.join(left_out)}. "
+        "Add sizes or --budgets, lower --min_steps, or tokenize more.",
+    )
     return found, left_out
 
 
-def frontier(runs: list[dict]) -> list[dict]:
-    """Of every budget the size with the lowest mean loss over its seeds: {"budget", "size", "parameters", "flops" and
-    "loss" (means)}. Runs that diverged (loss None) take no part."""
-    groups: dict[float, dict[str, list[dict]]] = {}
-    for run in runs:
-        if run["val_loss"] is not None:
-            groups.setdefault(run["budget"], {}).setdefault(run["size"], []).append(run)
-    points = []
-    for budget, sizes in sorted(groups.items()):
-        best = min(sizes.values(), key=lambda each: fmean(run["val_loss"] for run in each))
-        point = {key: best[0][key] for key in ("size", "parameters")}
-        means = {"flops": fmean(run["flops"] for run in best), "loss": fmean(run["val_loss"] for run in best)}
-        points.append({"budget": budget} | point | means)
-    return points
-
-
-def power_law(compute, losses) -> dict[str, float]:
-    """{"a", "b"} of L = a C^b, by least squares of the logarithms."""
-    import numpy as np
-
-    b, log_a = np.polyfit(np.log(compute), np.log(losses), 1)
-    return {"a": float(np.exp(log_a)), "b": float(b)}
-
-
-def offset_power_law(compute, losses) -> dict[str, float]:
-    """{"E", "a", "b"} of L = E + a C^b with E and a not below 0, by least squares: for every b on a grid from -1 to
-    -0.005 the best E and a, then the best b."""
-    import numpy as np
-
-    compute, losses = np.asarray(compute, float), np.asarray(losses, float)
-    scale = np.exp(np.log(compute).mean())  # so that C^b is about 1
-    best = (math.inf, 0.0, 0.0, 0.0)
-    for b in -np.geomspace(0.005, 1, 400):
-        x = (compute / scale) ** b
-        slope, intercept = np.polyfit(x, losses, 1) if len(x) > 1 else (0.0, losses[0])
-        if intercept < 0:
-            intercept, slope = 0.0, float(x @ losses / (x @ x))
-        if slope < 0:
-            intercept, slope = float(losses.mean()), 0.0
-        error = float(((intercept + slope * x - losses) ** 2).sum())
-        if error < best[0]:
-            best = (error, float(intercept), float(slope), float(b))
-    _, offset, slope, b = best
-    return {"E": offset, "a": slope * scale**-b, "b": b}
-
-
-def fit(runs: list[dict], draws: int = DRAWS) -> dict:
-    """Both laws of the frontier, with 95 % intervals by bootstrap.
-
-    In a draw, the seeds of every size and budget are drawn anew, and so are the sizes that a budget was tried with; the
-    frontier and the laws follow from what was drawn.
-
-    Raises:
-        ValueError: fewer than three budgets with a run that did not diverge.
-    """
-    import numpy as np
-
-    points = frontier(runs)
-    if len(points) < 3:
-        raise ValueError(f"A law needs three budgets or more, and only {len(points)} have a run that did not diverge.")
-    laws = {"power_law": power_law, "offset_power_law": offset_power_law}
-    compute, losses = [p["flops"] for p in points], [p["loss"] for p in points]
-    found = {name: law(compute, losses) for name, law in laws.items()}
-    generator = np.random.default_rng(0)
-    groups: dict[float, dict[str, list[dict]]] = {}
-    for run in runs:
-        groups.setdefault(run["budget"], {}).setdefault(run["size"], []).append(run)
-    drawn: dict[str, list[dict]] = {name: [] for name in laws}
-    for _ in range(draws):
-        chosen = []
-        for sizes in groups.values():
-            names = list(sizes)
-            for name in {names[i] for i in generator.integers(len(names), size=len(names))}:
-                chosen += [sizes[name][i] for i in generator.integers(len(sizes[name]), size=len(sizes[name]))]
-        again = frontier(chosen)
-        if len(again) >= 3:
-            for name, law in laws.items():
-                drawn[name].append(law([p["flops"] for p in again], [p["loss"] for p in again]))
-    for name, law in found.items():
-        values = {key: [each[key] for each in drawn[name]] for key in law}
-        law["interval"] = {key: [float(q) for q in np.quantile(v, [0.025, 0.975])] for key, v in values.items()}
-    xs = np.geomspace(min(compute), max(compute), 40)
-    band = [[each["a"] * x ** each["b"] for each in drawn["power_law"]] for x in xs]
-    low, high = np.quantile(np.array(band), [0.025, 0.975], axis=1)
-    return found | {"frontier": points, "band": {"flops": xs.tolist(), "low": low.tolist(), "high": high.tolist()}}
-
-
-def draw(runs: list[dict], law: dict, path: Path) -> None:
+def draw(runs: list[dict], found: dict, path: Path) -> None:
     """Final losses against compute, a line a size; the frontier ringed, both laws, the paper's slope for comparison."""
     import numpy as np
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-    figure = Figure(figsize=(7.6, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    from evaluation.law import predicted
+    from evaluation.plots import GREY, MODEL, UNTRAINED, new_figure
+
+    figure, axes = new_figure(8.2, 5.4)
     sizes = sorted({(run["parameters"], run["size"]) for run in runs})
     for k, (count, size) in enumerate(sizes):
         own = [run for run in runs if run["size"] == size and run["val_loss"] is not None]
         colour = colormaps["viridis"](0.9 * k / max(1, len(sizes) - 1))
-        budgets = sorted({run["budget"] for run in own})
-        means = [fmean(run["val_loss"] for run in own if run["budget"] == budget) for budget in budgets]
-        places = [fmean(run["flops"] for run in own if run["budget"] == budget) for budget in budgets]
-        axes.plot(places, means, color=colour, linewidth=1.3, label=f"{count / 1e6:.2f} M ({size})")
+        losses: dict[float, list[float]] = {}
+        for run in own:
+            losses.setdefault(run["flops"], []).append(run["val_loss"])
+        places = sorted(losses)
+        axes.plot(places, [fmean(losses[place]) for place in places], color=colour, linewidth=1, zorder=2)
         axes.plot([run["flops"] for run in own], [run["val_loss"] for run in own], ".", color=colour, markersize=5)
-    points, xs = law["frontier"], np.array(law["band"]["flops"])
-    axes.plot([p["flops"] for p in points], [p["loss"] for p in points], "o", ms=10, mfc="none", mec="#111", mew=1.4)
-    axes.fill_between(xs, law["band"]["low"], law["band"]["high"], color="#0072B2", alpha=0.15, linewidth=0)
-    one, two = law["power_law"], law["offset_power_law"]
-    axes.plot(xs, one["a"] * xs ** one["b"], color="#0072B2", linewidth=2, label=f"a C^b, b = {one['b']:.4f}")
-    told = f"E + a C^b, E = {two['E']:.2f}, b = {two['b']:.3f}"
-    axes.plot(
-        xs, two["E"] + two["a"] * xs ** two["b"], color="#D55E00", linewidth=1.8, linestyle=(0, (5, 2)), label=told
+        axes.plot([], [], ".-", color=colour, linewidth=1, label=f"{count / 1e6:.3g} M ({size})")
+    points = found["frontier"]
+    for bracketed, edge, told in ((True, "-", "best of its budget"), (False, ":", "best, at an end of the sizes")):
+        chosen = [p for p in points if p["bracketed"] == bracketed]
+        if chosen:
+            at = [p["flops"] for p in chosen], [p["loss"] for p in chosen]
+            axes.scatter(*at, s=110, facecolors="none", edgecolors="#111", linestyles=edge, zorder=5, label=told)
+    xs = np.array(found["power_law"]["band"]["flops"])
+    one, two = found["power_law"], found["offset_power_law"]
+    styles = (
+        (one, MODEL, "-", f"a C^b, b = {one['b']:.4f}"),
+        (two, UNTRAINED, (0, (5, 2)), f"E + a C^b, E = {two['E']:.2f}, b = {two['b']:.3f}"),
     )
+    for law, colour, dashes, told in styles:
+        axes.fill_between(xs, law["band"]["low"], law["band"]["high"], color=colour, alpha=0.13, linewidth=0)
+        axes.plot(xs, predicted(law, xs), color=colour, linewidth=1.9, linestyle=dashes, label=told, zorder=3)
     slope = points[0]["loss"] * (xs / points[0]["flops"]) ** PAPER_EXPONENT
-    axes.plot(
-        xs, slope, color="#5f6670", linewidth=1.4, linestyle=(0, (1, 2)), label=f"the paper's slope, {PAPER_EXPONENT}"
-    )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("training FLOPs (six times the forward multiply-adds)", fontsize=10)
-    axes.set_ylabel("validation loss, nats per code token", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8.5, ncol=2)
-    axes.set_title("Rings: the best size of each budget. Band: 95 % interval of a C^b", fontsize=10, loc="left")
+    dashes = {"color": GREY, "linewidth": 1.6, "linestyle": (0, (1, 2))}
+    axes.plot(xs, slope, **dashes, label=f"the paper's slope, {PAPER_EXPONENT}")
+    axes.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="validation loss, nats per code token")
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+    above = axes.secondary_xaxis("top", functions=(lambda flops: flops / 6, lambda macs: macs * 6))
+    above.set_xlabel("forward multiply-adds")
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle("Every dot is a run that ended there. Bands: 95 % intervals", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=110)
 
 
-def table(law: dict) -> str:
+def table(found: dict) -> str:
     """Frontier and laws as text."""
-    lines = [f"{'FLOPs':>10}{'forward MACs':>14}{'best size':>11}{'parameters':>12}{'loss':>9}"]
-    for p in law["frontier"]:
-        lines.append(
-            f"{p['flops']:>10.2e}{p['flops'] / 6:>14.2e}{p['size']:>11}{p['parameters']:>12,}{p['loss']:>9.4f}"
-        )
+    lines = [f"{'FLOPs':>10}{'forward MACs':>14}{'best size':>11}{'parameters':>12}{'loss':>9}  optimum"]
+    for p in found["frontier"]:
+        optimum = f"{p['optimum']:,.0f} parameters" if p["bracketed"] else "not shown: best at an end of the sizes"
+        row = f"{p['flops']:>10.2e}{p['flops'] / 6:>14.2e}{p['size']:>11}{p['parameters']:>12,}{p['loss']:>9.4f}"
+        lines.append(f"{row}  {optimum}")
     for name, shown in (("power_law", "L = a C^b"), ("offset_power_law", "L = E + a C^b")):
-        values = [
-            f"{key} = {law[name][key]:.4g} [{low:.4g}, {high:.4g}]"
-            for key, (low, high) in law[name]["interval"].items()
-        ]
-        lines.append(f"{shown}: {', '.join(values)}")
+        law = found[name]
+        values = [f"{key} = {law[key]:.4g} [{low:.4g}, {high:.4g}]" for key, (low, high) in law["interval"].items()]
+        lines.append(f"{shown}: {', '.join(values)}; {law['rmse']:.4f} nats off at the frontier")
+    if found["optimum_size"]:
+        lines.append("optimum size: N = {k:.3g} C^{p:.3f}".format(**found["optimum_size"]))
     lines.append(
         f"The paper's b of L = a C^b is {PAPER_EXPONENT}; its a holds for another unit of C and does not compare."
     )
     return "\n".join(lines)
 
 
+def read_result(file: str) -> dict:
+    """An earlier result of this command.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        result = json.loads(Path(file).read_text())
+        complete = all(key in result for key in ("training", "left_out", "runs"))
+    except (json.JSONDecodeError, TypeError):
+        complete = False
+    require(complete, f"--runs {file} is no result of `toto scaling`; name the JSON file that it wrote.")
+    return result
+
+
+def train(args: ScalingArgs) -> dict:
+    """Every run of the plan: {"training": settings, "left_out", "runs"}; see `law` for a run."""
+    points, left_out = plan(args)
+    for sentence in left_out:
+        print(f"left out: {sentence}")
+    folder = Path(args.output).with_name(f"{Path(args.output).stem}_runs")
+    outcomes = run_grid([point for point, _ in points], folder, args.workers, "scaling")
+    settings = {key: getattr(args, key) for key in ("config", "learning_rate", "tokens_per_step", "warmup_share")}
+    runs = [place | {"val_loss": outcomes[point.name].get("val_loss")} for point, place in points]
+    return {"training": settings | {"seeds": args.seeds}, "left_out": left_out, "runs": runs}
+
+
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((ScalingArgs,), argv, "toto scaling", DESCRIPTION)
 
+    from evaluation.law import fit
     from evaluation.results import command_line, write_json
-    from tokenization.shards import read_manifest
     from training.device import versions
 
     output = Path(args.output)
-    if args.runs is not None:
-        before = json.loads(Path(args.runs).read_text())
-        runs, left_out = before["runs"], before["left_out"]
-    else:
-        points, left_out = plan(args, read_manifest(args.shards)["num_tokens"])
-        require(bool(points), f"No run is left: {'; '.join(left_out)}.")
-        for sentence in left_out:
-            print(f"left out: {sentence}")
-        folder = output.with_name(f"{output.stem}_runs")
-        outcomes = run_grid([point for point, _ in points], folder, args.workers, "scaling")
-        runs = [place | {"val_loss": outcomes[point.name].get("val_loss")} for point, place in points]
-    for run in runs:
+    study = train(args) if args.runs is None else read_result(args.runs)
+    for run in study["runs"]:
         if run["val_loss"] is None:
-            print(f"diverged: {run['size']} at {run['budget']:.0e} FLOPs, seed {run['seed']}", file=sys.stderr)
-    law = fit(runs)
-    settings = {key: getattr(args, key) for key in ("learning_rate", "tokens_per_step", "warmup_share", "seeds")}
-    result = {"command": command_line("scaling", argv), "training": settings, "versions": versions("cpu")}
-    write_json(output, result | {"left_out": left_out, "law": law, "paper_exponent": PAPER_EXPONENT, "runs": runs})
-    draw(runs, law, output.with_suffix(".png"))
-    print(table(law))
+            told = f"{run['size']} at {run['budget']:g} FLOPs, seed {run['seed']}"
+            print(f"diverged, and left out of the frontier: {told}", file=sys.stderr)
+    found = fit(study["runs"])
+    result = {"command": command_line("scaling", argv), "training": study["training"], "versions": versions()}
+    if args.runs is not None:  # what trained the runs is not what fits them
+        result |= {"trained_by": study.get("trained_by") or {key: study.get(key) for key in ("command", "versions")}}
+    told = {"left_out": study["left_out"], "law": found, "paper_exponent": PAPER_EXPONENT, "runs": study["runs"]}
+    write_json(output, result | told)
+    draw(study["runs"], found, output.with_suffix(".png"))
+    print(table(found))
+    if max(run["seed"] for run in study["runs"]) == 0:
+        print("Of one seed: the intervals say nothing about seeds.")
     print(f"wrote {output} and {output.with_suffix('.png')}")
 
 
