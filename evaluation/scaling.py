@@ -139,7 +139,7 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
     """Final losses against compute, a line a size; the frontier ringed, both laws, the paper's slope for comparison."""
     import numpy as np
     from matplotlib import colormaps
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     from evaluation.law import predicted
     from evaluation.plots import GREY, MODEL, UNTRAINED, new_figure
@@ -155,7 +155,7 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
         places = sorted(losses)
         axes.plot(places, [fmean(losses[place]) for place in places], color=colour, linewidth=1, zorder=2)
         axes.plot([run["flops"] for run in own], [run["val_loss"] for run in own], ".", color=colour, markersize=5)
-        axes.plot([], [], ".-", color=colour, linewidth=1, label=f"{count / 1e6:.3g} M ({size})")
+        axes.plot([], [], ".-", color=colour, linewidth=1, label=f"{count / 1e6:.2f} M ({size})")
     points = found["frontier"]
     for bracketed, edge, told in ((True, "-", "best of its budget"), (False, ":", "best, at an end of the sizes")):
         chosen = [p for p in points if p["bracketed"] == bracketed]
@@ -180,6 +180,10 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
     above = axes.secondary_xaxis("top", functions=(lambda flops: flops / 6, lambda macs: macs * 6))
     above.set_xlabel("forward multiply-adds")
+    for axis in (axes.xaxis, above.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
     axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle("Every dot is a run that ended there. Bands: 95 % intervals", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=110)

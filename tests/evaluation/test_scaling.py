@@ -9,6 +9,7 @@ from evaluation.scaling import ScalingArgs, main, plan
 from modeling_toto import TotoConfig
 from tokenization.tokenize_dataset import main as tokenize
 from training.architectures import flops_per_token
+from training.args import parse
 from training.data import ShardRows
 
 # 32-pixel frames at stride 8, 4 frames a row of 64 tokens.
@@ -64,7 +65,8 @@ def test_a_run_and_its_schedule_end_at_the_budget(shards):
         assert place["flops"] == place["budget"] == 6 * place["forward_macs"]
         assert place["tokens"] == 256 * int(value(point, "--max_steps"))
         assert value(point, "--seed") == str(place["seed"])
-        assert "warmup" not in value(point, "--config") and json.loads(value(point, "--config"))["hidden_size"] == 16
+        config = json.loads(value(point, "--config"))
+        assert (config["hidden_size"], config["intermediate_size"], config["mup_base_width"]) == (16, 64, 64)
 
 
 def test_budgets_close_to_each_other_are_other_runs(shards):
@@ -90,6 +92,21 @@ def test_no_token_twice(shards):
 def test_few_steps_are_left_out_and_named(shards):
     _, left_out = planned(shards, budgets=budgets("8x1", [4, 6, 8]), min_steps=4)
     assert left_out and all("16x1 at" in told and "fewer than 4" in told for told in left_out)
+
+
+def test_the_paper_sized_recipe_plans_three_sizes_and_more_at_every_budget(monkeypatch):
+    (args,) = parse((ScalingArgs,), ["--recipe", "scaling_paper"], "toto scaling", "")
+    assert args.learning_rate == 2**-7 and args.tokens_per_step == 2**20
+
+    class HowTo100M:  # at 7.5 frames a second, less what is held out
+        rows_per_epoch = int(640e9 * 0.95 / 4096)
+
+    monkeypatch.setattr("training.data.ShardRows", lambda *_, **__: HowTo100M)
+    points, left_out = plan(args)
+    tried = {budget: {place["size"] for _, place in points if place["budget"] == budget} for budget in args.budgets}
+    assert all(len(sizes) >= 3 for sizes in tried.values())
+    assert all(place["tokens"] <= 608e9 for _, place in points) and any("a1 at 1e+20" in told for told in left_out)
+    assert sum(place["flops"] for _, place in points) == pytest.approx(3.6e21, rel=0.02)  # as its header says
 
 
 @pytest.mark.parametrize(
