@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from bisect import bisect_right
 from functools import lru_cache
 from pathlib import Path
 
@@ -146,16 +147,16 @@ class ShardRows:
         order, ends = self._order(epoch)
         found = []
         for place in range(index * self.images_per_row, (index + 1) * self.images_per_row):
-            turn = int(np.searchsorted(ends, place, side="right"))
-            found.append(self._shard(epoch, int(order[turn]))[place - (int(ends[turn - 1]) if turn else 0)])
+            turn = bisect_right(ends, place)
+            found.append(self._shard(epoch, order[turn])[place - (ends[turn - 1] if turn else 0)])
         if self.is_image:
             return image_rows(torch.stack(found).reshape(1, self.images_per_row, *self.manifest["grid"]))[0]
         return found[0].long()
 
-    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shard_order(self, epoch: int) -> tuple[list[int], list[int]]:
         """(numbers of the shards in the order of the epoch, rows up to the end of each)."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._files))
-        return order, np.cumsum(self._counts[order])
+        return order.tolist(), np.cumsum(self._counts[order]).tolist()
 
     def _read(self, epoch: int, number: int) -> torch.IntTensor:
         """The kept rows of a shard in the order of the epoch: ids (N, L) of videos, codes (N, h*w) of images."""

@@ -26,14 +26,14 @@ def memory_of(
 ) -> dict[str, float]:
     """Bytes on one of `gpus` devices by what they are for, at `rows` rows at a time.
 
-    weights, moments: float32, AdamW's two. gradients: float32; DDP holds them twice, in its buckets too, and FSDP2
-        whole in `precision` beside its share while it accumulates.
+    weights, moments: float32, AdamW's two. gradients: float32, under DDP in its buckets; FSDP2 holds them whole beside
+        its share while it accumulates.
     activations: `block_bytes` of every block; with gradient checkpointing the residual stream between the blocks, and
         one block's at a time.
     logits: none, since the loss makes and drops them in chunks.
     work: what the backward pass of one block makes at once (4 MLP widths and 5 widths in `precision`, 4 widths in
-        float32), the head's gradient in float32, and weights cast to `precision`: a block's, or under FSDP2, which
-        gathers the next block while one is at work, two blocks' with a gradient each, and the embeddings twice.
+        float32), the head's gradient in float32, and a block's weights cast to `precision`; under FSDP2, which gathers
+        the next block while one is at work, also two blocks' with a gradient each, and the embeddings twice, float32.
     """
     d, width, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     is_sharded = is_sharded and gpus > 1
@@ -42,15 +42,13 @@ def memory_of(
     block, head, kept = 4 * d * d + 3 * d * width, config.vocab_size * d, block_bytes(config, precision)
     gradients = 4 * parameters / share
     if is_sharded:
-        gradients += size * parameters if accumulation > 1 else 0
-    elif gpus > 1:
-        gradients *= 2
-    copies = 4 * block + 2 * head if is_sharded else block
+        gradients += 4 * parameters if accumulation > 1 else 0
+    copies = size * block + (4 * (4 * block + 2 * head) if is_sharded else 0)
     return {
         "weights": 4 * parameters / share,
         "gradients": gradients,
         "moments": 8 * parameters / share,
         "activations": tokens * (4 * layers * d + kept if checkpointing else layers * kept),
         "logits": 0,
-        "work": tokens * (size * (4 * width + 5 * d) + 4 * 4 * d) + 4 * head + size * copies,
+        "work": tokens * (size * (4 * width + 5 * d) + 4 * 4 * d) + 4 * head + copies,
     }

@@ -58,16 +58,16 @@ class RowStream:
         """Whether the rows and their order are the same for any number of processes."""
         return all(rows.is_indexed for rows in self.sources)
 
-    def _draws(self, block: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, block]).random(BLOCK)
+    def _draws(self, block: int) -> list[float]:
+        return np.random.default_rng([self.seed, block]).random(BLOCK).tolist()
 
-    def _shares_up_to(self, left: tuple[bool, ...]) -> np.ndarray:
+    def _shares_up_to(self, left: tuple[bool, ...]) -> list[float]:
         """Cumulative shares of the sources, where some have left."""
         pairs = zip(self.settings, left, strict=True)
         weights = np.array([0.0 if has_left else setting.weight for setting, has_left in pairs])
         bounds = np.cumsum(weights / weights.sum())
         bounds[np.flatnonzero(weights)[-1] :] = 1.0  # whatever rounding says
-        return bounds
+        return bounds.tolist()
 
     def _choose(self) -> int:
         """The source of the next row of the run, whichever process it is for; Ended where there is none."""

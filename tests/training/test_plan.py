@@ -90,7 +90,7 @@ def test_sharding_divides_what_it_shares(capsys):
     assert shared["weights"] == whole["weights"] / 32 and shared["moments"] == whole["moments"] / 32
     assert shared["activations"] == whole["activations"]
     accumulating = memory_of(config, 10**9, 4, 8, is_sharded=True, **common)
-    assert accumulating["gradients"] - shared["gradients"] == 2 * 10**9
+    assert accumulating["gradients"] - shared["gradients"] == 4 * 10**9
 
 
 def test_what_does_not_fit_is_told(capsys):

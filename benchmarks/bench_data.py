@@ -1,0 +1,116 @@
+"""Rows from shards to training: tokens a second of one core, against `datasets` streaming the same files; memory; wait.
+
+The peer reads the same parquet files by `load_dataset(streaming=True)` in numpy's format, a batch at a time, mixes them
+by `interleave_datasets`, and makes the same ids of the codes. Both give rows of two sources with probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from timing import spread
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=int, default=40_000, help="rows of a reading")
+    parser.add_argument("--rounds", type=int, default=3, help="readings of each side, in alternation")
+    parser.add_argument("--sequences", type=int, default=1_000_000, help="rows over which memory is watched")
+    parser.add_argument("--steps", type=int, default=12, help="steps of the tiny recipe, for its data wait")
+
+
+def write_shards(folder: Path, rows: int, seed: int) -> Path:
+    """Shards of random codes in the geometry of the tokenizer that ships: 16 frames of 8 x 8."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tokenization.shards import FORMAT, sha256
+
+    folder.mkdir(parents=True)
+    generator, listed = np.random.default_rng(seed), []
+    for number in range(-(-rows // 4096)):
+        count = min(4096, rows - 4096 * number)
+        codes = generator.integers(0, 512, (count, 1024), dtype=np.uint16)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), 1024)
+        table = pa.table({"codes": lists, "source": [f"{seed}/{number}/{k}" for k in range(count)]})
+        file = folder / f"train-{number:05d}.parquet"
+        pq.write_table(table, file, row_group_size=1024)
+        listed.append({"file": file.name, "rows": count, "sha256": sha256(file)})
+    manifest = {"format": FORMAT, "kind": "video", "split": "train", "num_codes": 512, "grid": [8, 8]}
+    manifest |= {"num_frames": 16, "num_tokens": rows * 1024, "num_sequences": rows, "shards": listed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def measure(args: argparse.Namespace) -> dict:
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [write_shards(Path(folder) / str(seed), 16_384, seed) for seed in (0, 1)]
+        ours, theirs, rows = [], [], {}
+        for _ in range(args.rounds):
+            for name, stream, speeds in (("ours", our_rows(folders), ours), ("theirs", datasets_rows(folders), theirs)):
+                began, count = time.process_time(), 0
+                for ids in itertools.islice(stream, args.rows):
+                    count += ids.numel()
+                speeds.append(count / (time.process_time() - began) / 1e6)
+                rows[name] = ids.shape
+        assert rows["ours"] == rows["theirs"] == (1026,)
+        memory = watch_memory(folders, args.sequences)
+        wait = data_wait(folders[0], Path(folder) / "run", args.steps)
+    values = {"million_tokens_per_second_per_core": spread(ours), "datasets_streaming": spread(theirs)}
+    values |= {"memory_mb_by_sequences": memory, "data_wait_of_tiny_recipe": wait}
+    return {"ratios": {"shards": statistics.median(ours) / statistics.median(theirs)}, "values": values}
+
+
+def our_rows(folders: list[Path]):
+    from modeling_toto import TotoConfig
+    from training.args import Source
+    from training.data import ShardRows
+    from training.mixture import RowStream
+
+    config = TotoConfig.from_preset("tiny")
+    settings = [Source(str(folder), weight) for folder, weight in zip(folders, (0.3, 0.7), strict=True)]
+    return iter(RowStream([(s, ShardRows(s.data, config, 0, hold_out=False)) for s in settings], seed=0))
+
+
+def datasets_rows(folders: list[Path]):
+    from datasets import interleave_datasets, load_dataset
+
+    from tokenization.sequences import video_rows
+
+    parts = [load_dataset("parquet", data_files=str(f / "*.parquet"), split="train", streaming=True) for f in folders]
+    parts = [part.select_columns(["codes"]) for part in parts]
+    mixed = interleave_datasets(parts, [0.3, 0.7], seed=0, stopping_strategy="all_exhausted").with_format("numpy")
+    while True:
+        for row in mixed:
+            yield video_rows(row["codes"][None])[0]
+
+
+def watch_memory(folders: list[Path], sequences: int) -> dict[str, float]:
+    """Resident megabytes of this process after so many rows."""
+    found, page = {}, 4096
+    for count, _ in enumerate(itertools.islice(our_rows(folders), sequences), start=1):
+        if count in (1, 10_000) or count % (sequences // 5) == 0:
+            found[f"{count:,}"] = int(Path("/proc/self/statm").read_text().split()[1]) * page / 1e6
+    return found
+
+
+def data_wait(shards: Path, run: Path, steps: int) -> dict:
+    """Share of the steps' time that the tiny recipe waits for rows, after its first step."""
+    from training.pretrain import main
+
+    flags = ["--recipe", "tiny_cpu", "--shards", str(shards), "--val_rows", "1", "--logging_steps", "1"]
+    with contextlib.redirect_stdout(sys.stderr):
+        main([*flags, "--max_steps", str(steps), "--output_dir", str(run)])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return spread([row["data_wait"] for row in rows if "data_wait" in row][1:])
