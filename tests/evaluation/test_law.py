@@ -68,7 +68,7 @@ def test_intervals_follow_from_seeds_and_from_the_choice_of_sizes():
         best = dict(zip(COMPUTE, SIZES, strict=True))
         return [run for run in synthetic({"a": 12.0, "b": -0.05}, noise) if run["size"] == best[run["budget"]]]
 
-    assert width(best_sizes(0.0)) == 0
+    assert width(best_sizes(0.0)) == 0 < width(best_sizes(0.002))
     assert width(best_sizes(0.02)) == pytest.approx(10 * width(best_sizes(0.002)), rel=0.1)
     assert width(synthetic({"a": 12.0, "b": -0.05})) > width(best_sizes(0.002))  # without noise, but of other sizes
 
@@ -76,8 +76,12 @@ def test_intervals_follow_from_seeds_and_from_the_choice_of_sizes():
 def test_constants_stay_in_their_bounds():
     rising = offset_power_law(COMPUTE, [3.0, 3.1, 3.2, 3.3, 3.4])
     assert rising["a"] == 0 and rising["E"] == pytest.approx(3.2)
-    # faster than any power: E would be below 0
-    assert offset_power_law(COMPUTE, [5.0, 4.0, 3.0, 2.0, 1.0])["E"] == 0
+    compute = np.array(COMPUTE)
+    losses = 5.0 * (compute / 1e12) ** -1.2  # steeper than what is tried: E would be below 0
+    steep = offset_power_law(compute, losses)
+    assert steep["E"] == 0 and steep["b"] == -1
+    x = compute ** steep["b"]
+    assert steep["a"] == pytest.approx(x @ losses / (x @ x))  # the best of those with E = 0
 
 
 def test_frontier_takes_the_lowest_mean_and_says_whether_it_is_bracketed():
