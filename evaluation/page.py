@@ -99,6 +99,9 @@ def run_section(run: Run) -> str:
     for key in ("device", "threads"):
         if key in run.versions:
             facts.append(f"{key} {run.versions[key]}")
+    changes = run.folder / "changes.txt"
+    if changes.is_file():
+        facts.append(" ".join(changes.read_text().split()))
     if run.predictors is None:
         note = "No simple predictors: the shards of this run are gone, or have no validation rows."
         rows = []

@@ -15,15 +15,13 @@ import torch
 from tqdm.auto import tqdm
 
 from . import checkpoints
-from .architectures import flops_per_token, losses, training_flops
+from .architectures import losses, training_flops
 from .args import DataArgs, OptimArgs, RunArgs, require
 from .device import matmul_peak, versions
 from .health import STARVED, peak_memory, starved, update_ratios, write_loss_maps
 from .mixture import RowStream
 from .optim import learning_rate, set_learning_rate
 from .resume import shared_out_anew
-
-__all__ = ["MetricsFile", "accumulation_steps", "flops_per_token", "train"]
 
 
 def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple[int, int]:

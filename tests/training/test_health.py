@@ -9,6 +9,7 @@ from tiny_run import CONFIG, FLAGS
 import training.loop
 from modeling_toto import TotoConfig, TotoForCausalLM
 from training import checkpoints
+from training.architectures import flops_per_token
 from training.args import OptimArgs
 from training.data import validation_rows
 from training.health import peak_memory, update_ratios
@@ -53,7 +54,7 @@ def run(shards, tmp_path_factory):
 def test_the_log_adds_up(run):
     trained = [row for row in rows_of(run) if "loss" in row]
     last = trained[-1]
-    assert last["flops"] / last["tokens"] == training.loop.flops_per_token(CONFIG)
+    assert last["flops"] / last["tokens"] == flops_per_token(CONFIG)
     assert 0 < last["data_wait"] < 1 and last["skipped_steps"] == 0
     assert 50 < last["peak_memory_mb"] <= peak_memory(torch.device("cpu"))
     assert last["sources"]["train"]["rows"] == 8 * 4 and last["sources"]["train"]["share"] == 1
