@@ -45,7 +45,7 @@ class ScalingArgs:
     tokens_per_step: int = option(2048, "code tokens of one optimiser step")
     per_device_batch_size: int = option(8, "rows at a time")
     warmup_share: float = option(0.1, "share of a run's steps in which the rate rises")
-    min_steps: int = option(50, "points of fewer steps are left out")
+    min_steps: int = option(20, "points of fewer steps are left out")
     workers: int | None = option(None, "runs at a time (default: one a GPU, or one on a CPU)")
     runs: str | None = option(None, "fit the runs of this result again, and train nothing")
     output: str = option("results/scaling.json", "file to write; the figure (.png) and the runs go beside it")
