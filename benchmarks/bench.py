@@ -18,6 +18,7 @@ BENCHES = {
     "generate": ("bench_generate", "one frame after a prompt, against Llama's generate"),
     "features": ("bench_features", "early exit and pooled features of all layers, against a full pass"),
     "data": ("bench_data", "rows of shards a second of one core, against datasets streaming the same files"),
+    "resume": ("bench_resume", "runs killed at random instants: lost, or other than the run left alone"),
     "tokenizer": ("bench_tokenizer", "pictures to codes with the dVAE, against the dall-e package"),
 }
 

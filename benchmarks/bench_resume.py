@@ -1,0 +1,25 @@
+"""Runs killed at random instants and resumed: how many were lost, and how many differ from the run left alone.
+
+The kills are those of the tests, only more of them: tests/training/kill_resume.py.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent.parent / "tests" / "training" / "kill_resume.py"
+
+
+def add_flags(parser) -> None:
+    parser.add_argument("--kills", type=int, default=200, help="kill until so many were made (200: half an hour)")
+    parser.add_argument("--seed", type=int, default=0, help="of the kill instants and of what is trained")
+
+
+def measure(args) -> dict:
+    command = [sys.executable, str(SCRIPT), "--kills", str(args.kills), "--seed", str(args.seed)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout:
+        raise SystemExit(done.returncode)  # its reason is on stderr
+    values = json.loads(done.stdout)
+    return {"ratios": {"runs_exact": 1 - values["not_exact"] / values["runs"]}, "values": values}
