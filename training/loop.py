@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import threading
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from . import checkpoints
@@ -21,6 +19,7 @@ from .device import matmul_peak, versions
 from .health import STARVED, peak_memory, starved, update_ratios, write_loss_maps
 from .mixture import RowStream
 from .optim import learning_rate, set_learning_rate
+from .progress import Clock, MetricsFile, finite, flat, log_line, validation_line
 from .resume import shared_out_anew
 
 
@@ -42,29 +41,6 @@ def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple
         f"{rows // world} rows a step and process are no multiple of --per_device_batch_size {micro}.",
     )
     return micro, rows // world // micro
-
-
-class MetricsFile:
-    """metrics.jsonl of a run: a row at a time, flushed at once; cut back to a checkpoint's step on resume."""
-
-    def __init__(self, path: Path, keep_up_to: int | None):
-        rows = []
-        if keep_up_to is not None and path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # the torn last line of a killed run
-                    continue
-                if row["step"] <= keep_up_to:
-                    rows.append(line)
-            temporary = path.with_suffix(".partial")
-            temporary.write_text("".join(f"{row}\n" for row in rows))
-            temporary.replace(path)
-        self._file = path.open("a")
-
-    def write(self, row: dict) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
 
 
 class Preemption:
@@ -128,11 +104,6 @@ def validate(accelerator, model, validation: dict[str, list], weights: list[floa
         "val_rows": int(counts.sum()),
     }
     return row, dict(zip(validation, maps, strict=True))
-
-
-def finite(value: float) -> float | None:
-    """The number, or None, since JSON has neither infinity nor NaN."""
-    return value if math.isfinite(value) else None
 
 
 def _step(accelerator, model, rows: list, micro: int, count: int, asked: bool) -> tuple[torch.Tensor, bool]:
@@ -200,19 +171,22 @@ def train(
     world, device = accelerator.num_processes, accelerator.device
     plain = accelerator.unwrap_model(model)
     micro, accumulation = accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
-    clock = _Clock(matmul_peak(device) * world, training_flops(plain, layout), data.tokens_per_step)
+    clock = Clock(matmul_peak(device) * world, training_flops(plain, layout), data.tokens_per_step)
     max_steps, step, saved, skipped, in_a_row = max_steps or args.max_steps, 0, None, 0, 0
+    since_log = torch.zeros(len(stream.names), 4, dtype=torch.float64)
     if resume_from is not None:
         loop_state = checkpoints.load_loop(resume_from)
         checkpoints.load_optimizer(resume_from / checkpoints.STATE / "optimizer", model, optimizer, world > 1)
-        step, clock.seconds, skipped = (loop_state[key] for key in ("step", "seconds", "skipped_steps"))
+        step, clock.seconds = loop_state["step"], loop_state["seconds"]
+        skipped, in_a_row = loop_state["skipped_steps"], loop_state["skipped_in_a_row"]
+        if len(loop_state["since_log"]) == len(since_log):  # else the recipe has other sources now
+            since_log = torch.tensor(loop_state["since_log"], dtype=torch.float64)
         stream.load_state_dict(shared_out_anew(loop_state, world)[accelerator.process_index])
         saved = step
     metrics = MetricsFile(run / "metrics.jsonl", step) if accelerator.is_main_process else None
     model.train()
     bar = tqdm(total=max_steps, initial=step, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
-    checkpoint, since_log = resume_from, torch.zeros(len(stream.names), 4, dtype=torch.float64)
-    preempted = has_starved = False
+    checkpoint, preempted, has_starved = resume_from, False, False
 
     with Preemption() as preemption:
         while step < max_steps and not preempted:
@@ -242,7 +216,8 @@ def train(
                 step += 1
                 clock.stop()
                 if args.max_minutes is not None and resume_from is None and step == 5:
-                    bar.total = max_steps = min(max_steps, step + clock.steps_in(args.max_minutes * 60))
+                    fitting = step + clock.steps_in(args.max_minutes * 60)
+                    bar.total = max_steps = min(max_steps, broadcast_object_list([fitting])[0])
                 bar.update()
 
             last = step == max_steps
@@ -255,8 +230,8 @@ def train(
                     row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(device)}
                     row |= {"skipped_steps": skipped, "sources": _by_source(stream, since_log)}
                     metrics.write(row)
-                    accelerator.log({key: value for key, value in row.items() if isinstance(value, float)}, step=step)
-                    bar.write(f"step {step}/{max_steps} | {_line(row)} | ETA {clock.left(max_steps - step)}")
+                    accelerator.log(flat(row), step=step)
+                    bar.write(f"step {step}/{max_steps} | {log_line(row)} | ETA {clock.left(max_steps - step)}")
                     if row["data_wait"] > STARVED and not has_starved:
                         has_starved = True  # said once: every row of the metrics has the share
                         bar.write(starved(row["data_wait"], ", ".join(stream.names)))
@@ -268,11 +243,12 @@ def train(
                 row, maps = validate(accelerator, model, validation, stream.weights(validation), micro)
                 if metrics:
                     metrics.write({"step": step, "tokens": step * data.tokens_per_step} | row)
-                    accelerator.log({"val_loss": row["val_loss"]}, step=step)
+                    accelerator.log(flat(row), step=step)
                     write_loss_maps(run, step, layout, maps)
-                    bar.write(f"step {step}/{max_steps} | validation {_validation_line(row)}")
+                    bar.write(f"step {step}/{max_steps} | validation {validation_line(row)}")
             if step % args.save_steps == 0 or last or preempted:
                 state = {"step": step, "max_steps": max_steps, "seconds": clock.seconds, "skipped_steps": skipped}
+                state |= {"skipped_in_a_row": in_a_row, "since_log": since_log.tolist()}
                 checkpoint, saved = _save(accelerator, model, optimizer, processor, stream, run, state, args), step
     bar.close()
     return checkpoint, preempted and step < max_steps
@@ -287,64 +263,10 @@ def _refuse_many(in_a_row: int, limit: int, step: int, loss: float, norm: float,
         )
 
 
-class _Clock:
-    """Time of the steps since the last log line, and of the whole training, also before it was resumed."""
-
-    def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
-        self.peak, self.tokens_per_step, self.flops_per_step = peak, tokens_per_step, flops_per_token * tokens_per_step
-        self.seconds = 0.0
-        self.reset()
-
-    def reset(self) -> None:
-        self.steps, self.busy, self.waited = 0, 0.0, 0.0
-
-    def start(self) -> None:
-        self._began = time.perf_counter()
-
-    @property
-    def running(self) -> float:
-        return time.perf_counter() - self._began
-
-    def stop(self) -> None:
-        self.last = self.running
-        self.steps, self.busy, self.seconds = self.steps + 1, self.busy + self.last, self.seconds + self.last
-
-    def steps_in(self, seconds: float) -> int:
-        """Steps that fit into what is left of `seconds`. The first step warms caches up; the latest is the measure."""
-        return max(1, int((seconds - self.seconds) / self.last))
-
-    def left(self, steps: int) -> timedelta:
-        return timedelta(seconds=round(steps * self.busy / self.steps))
-
-    def figures(self) -> dict[str, float]:
-        speed = self.steps / self.busy
-        return {
-            "tokens_per_second": speed * self.tokens_per_step,
-            "mfu": speed * self.flops_per_step / self.peak,
-            "data_wait": self.waited / self.busy,
-            "seconds": self.seconds,
-        }
-
-
-def _line(row: dict) -> str:
-    """A log line."""
-    parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
-    parts += [f"end {row['end_loss']:.4f}"] if row["end_loss"] else []
-    parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
-    parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}", f"data wait {row['data_wait']:.1%}"]
-    return " | ".join(parts + ([f"{row['skipped_steps']} steps skipped"] if row["skipped_steps"] else []))
-
-
 def _by_source(stream: RowStream, sums: torch.Tensor) -> dict:
     """Name -> realised share and epochs so far, and the mean loss since the last log line (None: no row of it)."""
     means = [total / codes if codes else None for total, codes, *_ in sums.tolist()]
     return {name: facts | {"loss": mean} for (name, facts), mean in zip(stream.shares().items(), means, strict=True)}
-
-
-def _validation_line(row: dict) -> str:
-    shown = {"loss": row["val_loss"]} | (row["val_losses"] if len(row["val_losses"]) > 1 else {})
-    parts = [f"{name} {'not finite' if value is None else f'{value:.4f}'}" for name, value in shown.items()]
-    return f"{', '.join(parts)} ({row['val_rows']} rows)"
 
 
 def _save(accelerator, model, optimizer, processor, stream, run: Path, loop_state: dict, args: RunArgs) -> Path:

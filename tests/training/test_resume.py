@@ -97,16 +97,19 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, ca
     """The length is right and the weights can be read: only the checksum knows."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    weights = run / "checkpoints" / "step_000008" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+
+    def damage(checkpoint):
+        content = bytearray((checkpoint / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (checkpoint / "model.safetensors").write_bytes(content)
+
+    damage(run / "checkpoints" / "step_000008")
     assert checkpoints.latest(run).name == "step_000008"  # its files are all there
     main(["--resume", str(run)])
     assert "step_000008 is passed over: model.safetensors is not what was written" in capsys.readouterr().out
     assert losses(run) == losses(whole)
-    for folder in (run / "checkpoints").iterdir():
-        (folder / "training_state" / "loop.json").write_text("{}")
+    for checkpoint in (run / "checkpoints").iterdir():
+        damage(checkpoint)
     with pytest.raises(FileNotFoundError, match="holds no sound checkpoint"):
         main(["--resume", str(run)])
 
