@@ -176,7 +176,7 @@ def train(
     since_log = torch.zeros(len(stream.names), 4, dtype=torch.float64)
     if resume_from is not None:
         loop_state = checkpoints.load_loop(resume_from)
-        checkpoints.load_optimizer(resume_from / checkpoints.STATE / "optimizer", model, optimizer, world > 1)
+        checkpoints.load_optimizer(resume_from / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
         step, clock.seconds = loop_state["step"], loop_state["seconds"]
         skipped, in_a_row = loop_state["skipped_steps"], loop_state["skipped_in_a_row"]
         if len(loop_state["since_log"]) == len(since_log):  # else the recipe has other sources now
@@ -274,12 +274,13 @@ def _save(accelerator, model, optimizer, processor, stream, run: Path, loop_stat
 
     step, is_main, world = loop_state["step"], accelerator.is_main_process, accelerator.num_processes
     streams = gather_object([stream.state_dict()])
+    plain = accelerator.unwrap_model(model)  # whose weights are called the same, however they are spread
     weights = accelerator.get_state_dict(model)  # whole, on the first process
     written = checkpoints.writing(run, step, args.keep_checkpoints, is_main, accelerator.wait_for_everyone)
     with written as folder:
-        checkpoints.save_optimizer(folder / checkpoints.STATE / "optimizer", model, optimizer, world > 1)
+        checkpoints.save_optimizer(folder / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
         if is_main:
-            accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+            plain.save_pretrained(folder, state_dict=weights)
             if processor is not None:
                 processor.save_pretrained(folder)
             fingerprints = {n: rows.fingerprint for n, rows in zip(stream.names, stream.sources, strict=True)}
