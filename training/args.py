@@ -106,7 +106,7 @@ def write_recipe(run: Path, *args) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def json_fields(text: str, flag: str, known: list[str]) -> dict:
+def json_fields(text: str, flag: str, known: list[str], example: str = '{"hidden_size": 512}') -> dict:
     """The JSON mapping that `flag` was given, every key of which must be `known` (transformers would take any).
 
     Raises:
@@ -115,7 +115,7 @@ def json_fields(text: str, flag: str, known: list[str]) -> dict:
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} must be a JSON mapping such as '{{\"{known[0]}\": 512}}': {error}.") from error
+        raise ValueError(f"{flag} must be a JSON mapping such as '{example}': {error}.") from error
     require(isinstance(settings, dict), f"{flag} must be a JSON mapping, not {text}.")
     for key in settings:
         near = difflib.get_close_matches(key, known, n=1)
@@ -213,7 +213,8 @@ class Source:
         if not self.name:
             object.__setattr__(self, "name", Path(self.data).name)
         told = f"The source {self.data} has"
-        require(isinstance(self.weight, (int, float)) and self.weight > 0, f"{told} weight {self.weight}, not above 0.")
+        is_number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
+        require(is_number and self.weight > 0, f"{told} weight {self.weight!r}, which is no number above 0.")
         require(self.at_end in AT_END, f"{told} at_end '{self.at_end}'; choose one of {', '.join(AT_END)}.")
         require(self.kind in (None, "video", "image"), f"{told} kind '{self.kind}', not video or image.")
 
@@ -278,7 +279,8 @@ class DataArgs:
         if self.shards is not None:
             return [Source(self.shards, val_data=self.val_shards)]
         known = [f.name for f in fields(Source)]
-        found = [json_fields(source, "--sources", known) for source in self.sources]
+        example = '{"data": "shards/ego4d", "weight": 1}'
+        found = [json_fields(source, "--sources", known, example) for source in self.sources]
         require(all("data" in source for source in found), "Every one of --sources needs 'data': a folder or a Hub id.")
         return [Source(**source) for source in found]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -160,8 +161,10 @@ def open_rows(
         settings = {"which": which, "repeat": source.at_end == "repeat"}
         return source, PixelRows(source, resolution, config.num_frames, to_row, seed, **settings)
     except (ValueError, OSError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"The source '{source.name}' cannot be used: {error}") from error
+        told = f"The source '{source.name}' cannot be used: {error}"
+        if not source.is_toyworld and not Path(source.data).exists():
+            told += " (docs/datasets.md says how shards are made; --scale tiny runs a recipe without them)"
+        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(told) from error
 
 
 def open_validation(source: Source, config, resolution: int, to_row: Callable | None, count: int) -> list:

@@ -67,16 +67,24 @@ def main(argv: list[str] | None = None) -> None:
         read_manifest(data.shards)  # which tells a wrong folder better than that it is no data set either
     processor, to_row, resolution = reading(model_args.architecture, data, layout)
     sources = [open_rows(source, layout, args.seed, resolution, to_row) for source in mixture]
+    if processor is not None and not all(source.is_shards for source in mixture):
+        require(
+            processor.num_codes == layout.num_codes,
+            f"The visual tokenizer has {processor.num_codes} codes and the model {layout.num_codes}; name the model's "
+            f"with --tokenizer, or set vocab_size {layout.code_offset + processor.num_codes} in --config.",
+        )
     world = int(os.environ.get("WORLD_SIZE", 1))
     accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
     require_free_port()
-    _require_writable(run)
+    if os.environ.get("RANK", "0") == "0":
+        _require_writable(run)
 
     accelerator = make_accelerator(log_with=args.report_to, project_dir=str(run))
     require(
         accelerator.num_processes == world,
         f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true.",
     )
+    run = Path(broadcast_object_list([str(run)])[0])  # a name made of the time is another in every process
     if args.push_to_hub and accelerator.is_main_process:
         from .hub import create_repo
 
@@ -89,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             checkpoint, damaged = checkpoints.newest_sound(run)
             sound = [str(checkpoint)]
             print("".join(f"{sentence}\n" for sentence in damaged), end="")
-        start = broadcast_object_list(sound)[0] if world > 1 else sound[0]
+        start = broadcast_object_list(sound)[0]
         loop_state, recipe = checkpoints.load_loop(Path(start)), read_recipe(run)
         now = {"world": world, "versions": versions(accelerator.device)}
         now["fingerprints"] = {name: rows.fingerprint for name, rows in zip(stream.names, stream.sources, strict=True)}
@@ -181,7 +189,7 @@ def reading(architecture: str, data: DataArgs, layout):
     """(processor that is saved with the model, what makes rows of pixels, side of the frames in pixels).
 
     Raises:
-        ValueError: patches from shards, which hold none; a tokenizer whose grid is not the model's.
+        ValueError: patches from shards, which hold none.
     """
     from tokenization import TotoProcessor
 
@@ -208,11 +216,6 @@ def reading(architecture: str, data: DataArgs, layout):
         return None, None, 0
     stride = processor.visual_tokenizer.config.stride
     processor = processor.with_sizes(side * stride, layout.num_frames)
-    require(
-        all(source.is_shards for source in mixture) or processor.num_codes == layout.num_codes,
-        f"The visual tokenizer has {processor.num_codes} codes and the model {layout.num_codes}; name the model's "
-        f"with --tokenizer, or set vocab_size {layout.code_offset + processor.num_codes} in --config.",
-    )
     return processor, token_row(processor), side * stride
 
 

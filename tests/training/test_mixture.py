@@ -191,7 +191,7 @@ def test_pixels_and_shards_mix_in_one_stream(processor, shards):
         ([{"data": "a", "weigth": 1}], "unknown key 'weigth'; did you mean 'weight'"),
         ([{"data": "x/a", "weight": 0.5}, {"data": "y/a", "weight": 0.5}], "Two sources are called 'a'"),
         ([{"data": "a", "at_end": "pause"}], "at_end 'pause'; choose one of repeat, leave, stop"),
-        ([{"data": "a", "weight": -1}], "weight -1, not above 0"),
+        ([{"data": "a", "weight": -1}], "weight -1, which is no number above 0"),
         ([{"weight": 1}], "needs 'data'"),
     ],
 )
