@@ -49,8 +49,8 @@ def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, descriptio
             if value is None:
                 require(key in optional, f"The recipe {path} sets '{key}' to nothing, and it needs a value.")
                 parser.set_defaults(**{key: None})
-            elif value == []:  # no flag of ours is without an argument
-                parser.set_defaults(**{key: []})
+            elif value == [] and parser.get_default(key) == []:
+                continue  # as a run without sources wrote it
             elif isinstance(value, list):
                 recipe_flags += [f"--{key}", *map(_flag_value, value)]
             else:
