@@ -153,6 +153,9 @@ def main(argv: list[str] | None = None) -> None:
             max_steps,
         )
     finally:
+        # What holds the process group goes first. Else its end may wait, holding Python's lock, for a thread of gloo's
+        # that waits for that lock.
+        model, optimizer = accelerator.free_memory(model, optimizer)
         accelerator.end_training()
     if accelerator.is_main_process:
         print(f"wrote {last}")

@@ -64,6 +64,13 @@ def test_two_ranks_give_the_losses_of_one(of_two, one_rank):
     assert ours == pytest.approx(theirs, rel=2e-4)
 
 
+def test_a_run_ends_without_waiting_for_itself(of_two):
+    """A process group that went with its model, under Python's lock, waited for ever in one run of ten."""
+    mode, _, told = of_two
+    if mode == "ddp":
+        assert told.count("models that outlive their process group: 0") == 2
+
+
 def test_gradients_meet_once_a_step(of_two):
     """Two micro-batches a step on each rank; the model is one bucket."""
     mode, _, told = of_two

@@ -8,6 +8,7 @@ is answered here, for the tests alone; the sharding is torch's own.
 
 import os
 import sys
+import weakref
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -55,15 +56,18 @@ def main() -> None:
         shard_on_cpu()
     syncs = count_gradient_syncs()
 
+    import torch.distributed
+
     import training.loop
     from training.pretrain import main as pretrain
 
-    train = training.loop.train
+    train, models = training.loop.train, []
 
     def watched(accelerator, model, *args, **kwargs):
         from torch.distributed.tensor import DTensor
 
         print(f"{accelerator.num_processes} processes, {type(model).__name__}")
+        models.append(weakref.ref(model))
         sharded = [p for p in model.parameters() if isinstance(p, DTensor)]
         if mode == "fsdp2":
             here, whole = (
@@ -72,7 +76,13 @@ def main() -> None:
             print(f"{len(sharded)} of {len(list(model.parameters()))} weights sharded, {here / whole:.2f} of them here")
         return train(accelerator, model, *args, **kwargs)
 
-    training.loop.train = watched
+    destroy = torch.distributed.destroy_process_group
+
+    def destroyed(*args, **kwargs):
+        print(f"models that outlive their process group: {sum(model() is not None for model in models)}")
+        destroy(*args, **kwargs)
+
+    training.loop.train, torch.distributed.destroy_process_group = watched, destroyed
     pretrain(argv)
     print(f"{len(syncs)} exchanges of gradients")
 
