@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy, pad
 
 from tokenization.sequences import code_positions
 
+from .args import require
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -69,6 +71,27 @@ def make_model(architecture: str, config: TotoConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(peer_config(architecture, config))
 
 
+CLASSES = {"llama": "TotoForCausalLM", "patches": "TotoForPatchPrediction"}
+CLASSES |= {"gpt2": "GPT2LMHeadModel", "mamba": "MambaForCausalLM"}
+
+
+def check_architecture(architecture: str, folder: str) -> None:
+    """Refuse a checkpoint of another architecture than the one that is to be trained.
+
+    Raises:
+        ValueError: what the checkpoint is.
+    """
+    from transformers import PretrainedConfig
+
+    (found,) = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [CLASSES[architecture]]
+    names = {name: key for key, name in CLASSES.items()}
+    require(
+        found == CLASSES[architecture],
+        f"{folder} is a {found}, and --architecture {architecture} is to be trained; "
+        + (f"take --architecture {names[found]}." if found in names else "it is none that pre-training knows."),
+    )
+
+
 def load_model(architecture: str, folder: str, config: TotoConfig) -> PreTrainedModel:
     """The float32 model of a checkpoint; a Toto with `config`, which may have changed what its weights leave open."""
     from transformers import AutoModelForCausalLM
@@ -85,7 +108,11 @@ def training_flops(model: PreTrainedModel, config: TotoConfig) -> float:
     """`flops_per_token` of any of the architectures."""
     kind = model.config.model_type
     if kind == "toto":
-        return flops_per_token(config)
+        flops = flops_per_token(config)
+        if hasattr(model, "patch_embedding"):  # a linear layer before and one after, and no readout of ids
+            ends = model.patch_embedding.weight.numel() + model.head.weight.numel()
+            flops += 6 * (ends - config.vocab_size * config.hidden_size)
+        return flops
     tables = model.get_input_embeddings().weight.numel()
     if kind == "gpt2":
         tables += model.transformer.wpe.weight.numel()

@@ -98,12 +98,15 @@ def write_recipe(run: Path, *args) -> None:
     """The resolved settings as recipe.yaml: what `--resume` reads, and what a reader of the run needs."""
     import yaml
 
+    from tokenization.parts import write_whole
+
     settings = {key: value for concern in args for key, value in asdict(concern).items()}
     for key in ("recipe", "resume", "output_dir"):
         settings.pop(key, None)
     if settings.get("sources"):
         settings["sources"] = [json.loads(source) for source in settings["sources"]]
-    (run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    text = yaml.safe_dump(settings, sort_keys=False)
+    write_whole(run / "recipe.yaml", lambda path: path.write_text(text))
 
 
 def json_fields(text: str, flag: str, known: list[str], example: str = '{"hidden_size": 512}') -> dict:
@@ -153,6 +156,8 @@ class OptimArgs:
         require(self.learning_rate > 0, "--learning_rate must be above 0.")
         require(self.warmup_steps >= 0, "--warmup_steps must be 0 or more.")
         require(0 <= self.min_lr_ratio <= 1, "--min_lr_ratio must lie between 0 and 1.")
+        for name in ("adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, f"--{name} must be 0 or more, and below 1.")
         require(self.max_grad_norm is None or self.max_grad_norm > 0, "--max_grad_norm must be above 0, or left out.")
 
 
@@ -210,6 +215,9 @@ class Source:
     image_column: str | None = None
 
     def __post_init__(self):
+        for key, kind in (("data", str), ("name", str), ("split", str), ("stride", int), ("crops", int)):
+            value = getattr(self, key)
+            require(isinstance(value, kind), f"A source has {key} {value!r}, which must be of type {kind.__name__}.")
         if not self.name:
             object.__setattr__(self, "name", Path(self.data).name)
         told = f"The source {self.data} has"
@@ -267,7 +275,8 @@ class DataArgs:
         """With absolute paths, so that a run can be resumed from another folder."""
 
         def whole(path: str | None) -> str | None:
-            return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+            is_path = path is not None and path.split(":")[0] != "toyworld" and Path(path).exists()
+            return str(Path(path).resolve()) if is_path else path
 
         named = {"shards": whole(self.shards), "val_shards": whole(self.val_shards), "tokenizer": whole(self.tokenizer)}
         sources = [json.loads(source) for source in self.sources]
@@ -313,6 +322,9 @@ class RunArgs:
     def __post_init__(self):
         for name in ("max_steps", "save_steps", "logging_steps"):
             require(getattr(self, name) > 0, f"--{name} must be above 0.")
+        for name in ("max_minutes", "keep_checkpoints", "eval_steps"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"--{name} must be above 0, or left out.")
         require(self.max_skipped_steps >= 0, "--max_skipped_steps must be 0 or more.")
         require(self.scale in ("full", "tiny"), f"--scale must be full or tiny, not '{self.scale}'.")
         require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs --hub_model_id user/name.")

@@ -68,6 +68,8 @@ def latest(run: str | Path) -> Path:
 def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
     """The newest checkpoint whose files have the checksums they were written with, and what was passed over for it.
 
+    What is passed over is renamed to damaged_step_XXXXXX, so that no rotation keeps it in place of a sound one.
+
     Raises:
         FileNotFoundError: there is none.
     """
@@ -78,6 +80,8 @@ def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
         if not changed:
             return checkpoint, damaged
         damaged.append(f"{checkpoint} is passed over: {changed[0]} is not what was written.")
+        shutil.rmtree(checkpoint.with_name(f"damaged_{checkpoint.name}"), ignore_errors=True)
+        checkpoint.rename(checkpoint.with_name(f"damaged_{checkpoint.name}"))
     raise FileNotFoundError(f"{run} holds no sound checkpoint to resume from. {' '.join(damaged)}".strip())
 
 
@@ -139,8 +143,10 @@ def writing(
     if is_main:
         _drop(final)
         temporary.rename(final)
+        _flush_folder(final.parent)
         for old in steps(run)[:-keep] if keep else []:
-            _drop(old)
+            if old != final:  # a run that went back has older ones with higher numbers
+                _drop(old)
     wait()
 
 
@@ -187,6 +193,18 @@ def _flush(folder: Path) -> None:
     for path in (*_files(folder), folder / STATE / SUMS):
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    for inside in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        _flush_folder(inside)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Hand the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _disk_is_full(error: Exception) -> bool:
@@ -225,12 +243,23 @@ def load_state(checkpoint: Path) -> tuple[dict, dict]:
 
 
 def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """AdamW's moments to `folder`; every process of a distributed run calls it, and writes the shards that it holds."""
+    """AdamW's moments to `folder`; every process of a distributed run calls it, and writes the shards that it holds.
+
+    Raises:
+        OSError: the disk is full. RuntimeError: another failure of a process.
+    """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with _quiet():
-        dcp.save(_moments(model, optimizer), storage_writer=writer, no_dist=not distributed)
+    try:
+        with _quiet():
+            dcp.save(_moments(model, optimizer), storage_writer=writer, no_dist=not distributed)
+    except CheckpointException as error:  # no Exception, so that nothing further up would see it
+        causes = [cause for cause, _ in error.failures.values()]
+        if any(_disk_is_full(cause) for cause in causes):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise RuntimeError(str(causes[0])) from error
 
 
 def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:

@@ -128,7 +128,7 @@ def clips(
         if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
             items = list(items)
             np.random.default_rng([seed, epoch]).shuffle(items)
-        found = epoch > 0 or items_before > 0
+        found = items_before > 0 or clips_before > 0
         for index, item in enumerate(items):
             if index < items_before or index % world != rank:
                 continue
@@ -138,7 +138,10 @@ def clips(
                 found = True
                 if index > items_before or count > clips_before:
                     yield clip, [epoch, index, count]
-        require(found, f"No clip of '{dataset}' could be read.")
+        share = (
+            f" in the share of process {rank} of {world}: are there fewer files than processes?" if world > 1 else "."
+        )
+        require(found, f"No clip of '{dataset}' could be read{share}")
         if not repeat:
             return
         epoch, items_before, clips_before = epoch + 1, 0, 0

@@ -26,7 +26,7 @@ class Point:
 def run_grid(points: list[Point], folder: Path, workers: int | None, description: str) -> dict[str, dict]:
     """Run every point that has no outcome yet; the outcomes of all of them by name.
 
-    An outcome is the last validation row of the run and its "flags", or {"diverged": sentence}. It is written when the
+    An outcome holds the "flags" of the run and its last losses, or "diverged": a sentence. It is written when the
     run ends, so that a grid that was killed goes on with the runs that it had not finished. Weights are not kept: a
     grid is run for its losses.
 
@@ -99,7 +99,9 @@ def _run(point: Point, run: Path) -> dict:
         try:
             main([*point.flags, "--output_dir", str(run)])
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            trained = [row for row in rows if "loss" in row][-1]
+            if not any("val_loss" in row for row in rows):
+                raise ValueError("There are no validation rows; name some with --val_shards.")
+            trained = ([row for row in rows if "loss" in row] or [{"tokens": 0, "loss": None, "seconds": 0.0}])[-1]
             outcome |= {key: trained[key] for key in ("tokens", "loss", "seconds")}
             outcome |= {key: value for key, value in rows[-1].items() if key in ("step", "val_loss")}
         except ValueError as error:

@@ -59,12 +59,10 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def starved(waited: float, slowest: str) -> str:
-    """The sentence for a run that waits for its data."""
-    return (
-        f"The data cannot feed the device: {waited:.0%} of the time since the last line went by waiting for rows "
-        f"({slowest}). Tokenize it first (toto tokenize), put the shards on a faster disk, or use more processes."
-    )
+def starved(waited: float, has_pixels: bool) -> str:
+    """The sentence for a run that waits for its data. has_pixels: whether rows are tokenized while training."""
+    advice = "tokenize the media first (toto tokenize)" if has_pixels else "put the shards on a faster disk"
+    return f"The data cannot feed the device: {waited:.0%} of the time since the last line was waiting; {advice}."
 
 
 def write_loss_maps(run: Path, step: int, config, maps: dict[str, torch.Tensor]) -> None:

@@ -172,21 +172,24 @@ def train(
     plain = accelerator.unwrap_model(model)
     micro, accumulation = accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
     clock = Clock(matmul_peak(device) * world, training_flops(plain, layout), data.tokens_per_step)
-    max_steps, step, saved, skipped, in_a_row = max_steps or args.max_steps, 0, None, 0, 0
-    since_log = torch.zeros(len(stream.names), 4, dtype=torch.float64)
+    max_steps, step, tokens, saved, skipped, in_a_row = max_steps or args.max_steps, 0, 0, None, 0, 0
+    since_log, is_budgeted = torch.zeros(len(stream.names), 4, dtype=torch.float64), args.max_minutes is None
     if resume_from is not None:
         loop_state = checkpoints.load_loop(resume_from)
         checkpoints.load_optimizer(resume_from / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
-        step, clock.seconds = loop_state["step"], loop_state["seconds"]
+        step, tokens, clock.seconds = (loop_state[key] for key in ("step", "tokens", "seconds"))
+        is_budgeted = loop_state["is_budgeted"]
         skipped, in_a_row = loop_state["skipped_steps"], loop_state["skipped_in_a_row"]
-        if len(loop_state["since_log"]) == len(since_log):  # else the recipe has other sources now
-            since_log = torch.tensor(loop_state["since_log"], dtype=torch.float64)
+        nothing = [0.0] * 4  # of a source that the recipe did not have then
+        known = [loop_state["since_log"].get(name, nothing) for name in stream.names]
+        since_log = torch.tensor(known, dtype=torch.float64)
         stream.load_state_dict(shared_out_anew(loop_state, world)[accelerator.process_index])
         saved = step
     metrics = MetricsFile(run / "metrics.jsonl", step) if accelerator.is_main_process else None
     model.train()
     bar = tqdm(total=max_steps, initial=step, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
     checkpoint, preempted, has_starved = resume_from, False, False
+    has_pixels = not all(rows.is_indexed for rows in stream.sources)
 
     with Preemption() as preemption:
         while step < max_steps and not preempted:
@@ -213,18 +216,19 @@ def train(
                     skipped, in_a_row = skipped + 1, in_a_row + 1
                     _refuse_many(in_a_row, args.max_skipped_steps, step + 1, loss, norm, checkpoint)
                 optimizer.zero_grad(set_to_none=True)
-                step += 1
+                step, tokens = step + 1, tokens + data.tokens_per_step
                 clock.stop()
-                if args.max_minutes is not None and resume_from is None and step == 5:
+                if not is_budgeted and step >= 5 and clock.taken >= 2:
+                    is_budgeted = True
                     fitting = step + clock.steps_in(args.max_minutes * 60)
                     bar.total = max_steps = min(max_steps, broadcast_object_list([fitting])[0])
                 bar.update()
 
             last = step == max_steps
-            if clock.steps and (step % args.logging_steps == 0 or last or preempted):
+            if clock.steps and (step % args.logging_steps == 0 or last):
                 ratios = update_ratios(plain, optimizer)  # a matter of all ranks, where weights are sharded
                 if metrics:
-                    row = {"step": step, "tokens": step * data.tokens_per_step, "flops": step * clock.flops_per_step}
+                    row = {"step": step, "tokens": tokens, "flops": tokens * clock.flops_per_token}
                     row |= {"loss": loss} if is_finite else {}
                     row |= {"end_loss": end_loss and finite(end_loss), "learning_rate": rate, "grad_norm": finite(norm)}
                     row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(device)}
@@ -234,7 +238,7 @@ def train(
                     bar.write(f"step {step}/{max_steps} | {log_line(row)} | ETA {clock.left(max_steps - step)}")
                     if row["data_wait"] > STARVED and not has_starved:
                         has_starved = True  # said once: every row of the metrics has the share
-                        bar.write(starved(row["data_wait"], ", ".join(stream.names)))
+                        bar.write(starved(row["data_wait"], has_pixels))
                 clock.reset()
                 since_log.zero_()
             if rows is None and saved == step:
@@ -242,13 +246,15 @@ def train(
             if validation and (step % (args.eval_steps or args.save_steps) == 0 or last):
                 row, maps = validate(accelerator, model, validation, stream.weights(validation), micro)
                 if metrics:
-                    metrics.write({"step": step, "tokens": step * data.tokens_per_step} | row)
+                    metrics.write({"step": step, "tokens": tokens} | row)
                     accelerator.log(flat(row), step=step)
                     write_loss_maps(run, step, layout, maps)
                     bar.write(f"step {step}/{max_steps} | validation {validation_line(row)}")
             if step % args.save_steps == 0 or last or preempted:
                 state = {"step": step, "max_steps": max_steps, "seconds": clock.seconds, "skipped_steps": skipped}
-                state |= {"skipped_in_a_row": in_a_row, "since_log": since_log.tolist()}
+                state |= {"skipped_in_a_row": in_a_row, "tokens": tokens, "is_budgeted": is_budgeted}
+                state |= {"since_log": dict(zip(stream.names, since_log.tolist(), strict=True))}
+                state |= {"asked_steps": args.max_steps}
                 checkpoint, saved = _save(accelerator, model, optimizer, processor, stream, run, state, args), step
     bar.close()
     return checkpoint, preempted and step < max_steps
@@ -284,6 +290,7 @@ def _save(accelerator, model, optimizer, processor, stream, run: Path, loop_stat
             if processor is not None:
                 processor.save_pretrained(folder)
             fingerprints = {n: rows.fingerprint for n, rows in zip(stream.names, stream.sources, strict=True)}
-            loop_state |= {"world": world, "fingerprints": fingerprints, "versions": versions(accelerator.device)}
+            on = versions(accelerator.device) | {"mixed_precision": accelerator.mixed_precision}
+            loop_state |= {"world": world, "fingerprints": fingerprints, "versions": on}
             checkpoints.save_loop(folder, loop_state | {"streams": streams})
     return run / "checkpoints" / f"step_{step:06d}"

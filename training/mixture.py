@@ -7,6 +7,7 @@ is shards: the rows of a run and their order are the same for any number of proc
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .args import Source, require
-from .data import ShardRows, validation_rows
+from .data import ShardRows, check_fit, read_manifest, validation_rows
 from .pixels import Ended, PixelRows
 
 # Draws are made so many at a time.
@@ -27,18 +28,11 @@ class RowStream:
 
     Args:
         sources: what gives the rows, `ShardRows` or `PixelRows`, and how each is mixed in (`Source`).
-    Raises:
-        ValueError: a source of pixels that is to leave its share to others.
     """
 
     def __init__(self, sources: list[tuple[Source, ShardRows | PixelRows]], seed: int, rank: int = 0, world: int = 1):
         self.settings, self.sources = [setting for setting, _ in sources], [rows for _, rows in sources]
-        for setting, rows in sources:
-            require(
-                rows.is_indexed or setting.at_end != "leave",
-                f"The source '{setting.name}' cannot leave the mixture, since how many rows its pixels give is not "
-                "known; tokenize it first (toto tokenize), or choose at_end repeat or stop.",
-            )
+        for rows in self.sources:
             if not rows.is_indexed:
                 rows.share(rank, world)
         self.seed, self.rank, self.world = seed, rank, world
@@ -72,14 +66,9 @@ class RowStream:
 
     def _choose(self) -> int:
         """The source of the next row of the run, whichever process it is for; Ended where there is none."""
-        while True:
-            weights = np.array(
-                [0 if left else setting.weight for setting, left in zip(self.settings, self.left, strict=True)]
-            )
-            if not weights.any():
-                raise Ended("every source")
-            bounds = np.cumsum(weights) / weights.sum()
-            source = int(np.searchsorted(bounds, self._uniforms(self.drawn // BLOCK)[self.drawn % BLOCK], side="right"))
+        while not all(self.left):
+            draw = self._uniforms(self.drawn // BLOCK)[self.drawn % BLOCK]
+            source = bisect_right(self._bounds(tuple(self.left)), draw)
             setting, rows = self.settings[source], self.sources[source]
             is_over = rows.is_indexed and self.counts[source] >= rows.rows_per_epoch
             if is_over and setting.at_end == "leave":
@@ -88,6 +77,7 @@ class RowStream:
                 raise Ended(setting.name)
             else:
                 return source
+        raise Ended("every source")
 
     def take(self, count: int) -> list[tuple[int, object]] | None:
         """The next `count` rows of this process; None where the training is over, and the same on all of them unless a
@@ -140,7 +130,8 @@ class RowStream:
             if name in state["sources"]:
                 known = state["sources"][name]
                 self.counts[number], self.left[number] = known["count"], known["left"]
-                self.sources[number].load_state_dict(known["position"])
+                if self.sources[number].is_indexed == (known["position"] is None):  # else it was pixels, or is now
+                    self.sources[number].load_state_dict(known["position"])
 
 
 def open_rows(
@@ -152,9 +143,17 @@ def open_rows(
         config: of the model, which says how rows look. resolution: side of the frames of pixels.
         to_row: what makes rows of pixels (`pixels.token_row`); None where the model can read shards only.
     Raises:
-        ValueError, FileNotFoundError: no such source, nothing in it, or tokens of another kind than the model's.
+        ValueError, FileNotFoundError: no such source, nothing in it, tokens of another kind than the model's, or pixels
+            that are to leave their share to others.
     """
+    require(
+        source.is_shards or source.at_end != "leave",
+        f"The source '{source.name}' cannot leave the mixture, since how many rows its pixels give is not known; "
+        "tokenize it first (toto tokenize), or choose at_end repeat or stop.",
+    )
     try:
+        if source.val_data is not None and source.is_shards:
+            check_fit(read_manifest(source.val_data), config)
         if source.is_shards:
             return source, ShardRows(source.data, config, seed, hold_out=source.val_data is None)
         which = None if source.is_toyworld or source.val_data or source.val_split else "train"
@@ -165,6 +164,28 @@ def open_rows(
         if not source.is_toyworld and not Path(source.data).exists():
             told += " (docs/datasets.md says how shards are made; --scale tiny runs a recipe without them)"
         raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(told) from error
+
+
+def check_tokenizers(sources: list[Source], processor) -> None:
+    """Refuse codes of different visual tokenizers in one training: the same number means something else in each.
+
+    processor: of the pixels among the sources.
+    Raises:
+        ValueError: two of them differ.
+    """
+    made = {}
+    for source in sources:
+        for folder in (source.data, source.val_data) if source.is_shards else ():
+            if folder is not None:
+                tokenizer = read_manifest(folder).get("tokenizer", {})
+                made.setdefault(tokenizer.get("fingerprint"), folder)
+    if made and processor is not None and not all(source.is_shards for source in sources):
+        made.setdefault(processor.fingerprint, "--tokenizer")
+    require(
+        len(made) < 2,
+        f"{' and '.join(list(made.values())[:2])} are of different visual tokenizers, whose codes do not mean the "
+        "same; tokenize all sources with one.",
+    )
 
 
 def open_validation(source: Source, config, resolution: int, to_row: Callable | None, count: int) -> list:

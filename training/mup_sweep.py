@@ -204,6 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     partial = output.with_name(f".{output.name}.partial")
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(output)
+    require(any(math.isfinite(run["val_loss"]) for run in runs), f"Every run diverged ({output}); lower --log2_rates.")
     draw(runs, found, output.with_suffix(".png"))
     print(table(found))
     print(f"wrote {output} and {output.with_suffix('.png')}; the runs are in {folder}")

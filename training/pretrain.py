@@ -50,23 +50,33 @@ def main(argv: list[str] | None = None) -> None:
 
     from accelerate.utils import broadcast_object_list, set_seed
 
+    from tokenization.parts import write_whole
+
     from . import checkpoints
-    from .architectures import load_model, make_model
+    from .architectures import check_architecture, load_model, make_model
     from .device import make_accelerator, require_free_port, versions
     from .kernels import use_liger
     from .loop import accumulation_steps, train
-    from .mixture import RowStream, open_rows, open_validation
+    from .mixture import RowStream, check_tokenizers, open_rows, open_validation
     from .optim import make_optimizer
     from .resume import changed_settings, changed_surroundings, read_recipe, told
 
     # Everything that can be wrong is looked at before there is a process group or a model.
-    start = checkpoints.latest(run) if resumed else model_args.init_from
+    goes_on = resumed is not None and bool(checkpoints.steps(run))  # else it stopped before its first checkpoint
+    start = checkpoints.latest(run) if goes_on else model_args.init_from
     start = start and checkpoints.resolve_model(str(start))
-    layout = row_layout(model_args, start, resumed is not None)
+    if goes_on:
+        changes = changed_settings(read_recipe(run), model_args, data.absolute(), args, optim)
+    if start:
+        check_architecture(model_args.architecture, start)
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    require(precision != "fp16", "fp16 needs a scale of the loss, which checkpoints do not keep: train in bf16 or no.")
+    layout = row_layout(model_args, start, goes_on)
     if data.shards is not None:
         read_manifest(data.shards)  # which tells a wrong folder better than that it is no data set either
     processor, to_row, resolution = reading(model_args.architecture, data, layout)
     sources = [open_rows(source, layout, args.seed, resolution, to_row) for source in mixture]
+    check_tokenizers(mixture, processor)
     if processor is not None and not all(source.is_shards for source in mixture):
         require(
             processor.num_codes == layout.num_codes,
@@ -91,40 +101,44 @@ def main(argv: list[str] | None = None) -> None:
         create_repo(args.hub_model_id)  # a missing token is better known before the training than after it
     stream = RowStream(sources, args.seed, accelerator.process_index, world)
     max_steps = None
-    if resumed:
+    if resumed and not goes_on and accelerator.is_main_process:
+        print(f"{run} has no checkpoint yet, so it begins anew.")
+    if goes_on:
         sound = [None]
         if accelerator.is_main_process:
             checkpoint, damaged = checkpoints.newest_sound(run)
             sound = [str(checkpoint)]
             print("".join(f"{sentence}\n" for sentence in damaged), end="")
         start = broadcast_object_list(sound)[0]
-        loop_state, recipe = checkpoints.load_loop(Path(start)), read_recipe(run)
-        now = {"world": world, "versions": versions(accelerator.device)}
+        loop_state = checkpoints.load_loop(Path(start))
+        on = versions(accelerator.device) | {"mixed_precision": accelerator.mixed_precision}
+        now = {"world": world, "versions": on}
         now["fingerprints"] = {name: rows.fingerprint for name, rows in zip(stream.names, stream.sources, strict=True)}
-        changes = changed_settings(recipe, *settings) + changed_surroundings(loop_state, now, stream.is_indexed)
+        changes += changed_surroundings(loop_state, now, stream.is_indexed)
         if changes and accelerator.is_main_process:
             print(told(run, loop_state["step"], changes))
-        # A --max_minutes may have lowered it in the run; the recipe does not know.
-        max_steps = loop_state["max_steps"] if args.max_steps == recipe["max_steps"] else args.max_steps
+        # --max_minutes may have lowered what was asked for, which the recipe does not know.
+        max_steps = loop_state["max_steps"] if args.max_steps == loop_state["asked_steps"] else args.max_steps
     set_seed(args.seed)
     if start:
         model = load_model(model_args.architecture, start, layout)
     else:
         model = make_model(model_args.architecture, layout)
-    validation = {source.name: open_validation(source, layout, resolution, to_row, data.val_rows) for source in mixture}
-    validation = {name: rows for name, rows in validation.items() if len(rows)}
     if processor is not None:
         processor.to(accelerator.device)
+    validation = {source.name: open_validation(source, layout, resolution, to_row, data.val_rows) for source in mixture}
+    validation = {name: rows for name, rows in validation.items() if len(rows)}
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.liger:
         use_liger(model, accelerator.device)
     if args.compile:
-        for layer in model.base_model.layers:
+        for layer in getattr(model.base_model, "layers", None) or model.base_model.h:  # GPT-2's name
             layer.compile(dynamic=False)
     if accelerator.is_main_process:
         write_recipe(run, model_args, data.absolute(), args, optim)
-        (run / "versions.json").write_text(json.dumps(versions(accelerator.device), indent=2) + "\n")
+        text = json.dumps(versions(accelerator.device), indent=2) + "\n"
+        write_whole(run / "versions.json", lambda path: path.write_text(text))
         print(
             f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {max_steps or args.max_steps} steps of "
             f"{data.tokens_per_step:,} tokens on {world} x {accelerator.device.type} "
@@ -149,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
             data,
             optim,
             layout,
-            Path(start) if resumed else None,
+            Path(start) if goes_on else None,
             max_steps,
         )
     finally:
@@ -204,7 +218,7 @@ def reading(architecture: str, data: DataArgs, layout):
     folders = [Path(source.data) / "processor" for source in mixture if source.is_shards]
     needs_codes = architecture != "patches" or layout.prediction_target == "code"
     processor = None
-    if (data.tokenizer or "").startswith("tiny-"):
+    if data.tokenizer in ("tiny-dvae", "tiny-vqgan"):  # of --scale tiny
         processor = tiny_processor(data.tokenizer, layout.tokens_per_frame, layout.num_frames)
     elif data.tokenizer is not None:
         processor = TotoProcessor.from_visual_tokenizer(data.tokenizer)
@@ -214,7 +228,12 @@ def reading(architecture: str, data: DataArgs, layout):
         processor = TotoProcessor.default()
     if architecture == "patches":
         require(not folders, "Shards hold codes, and --architecture patches reads pixels; name the media as a source.")
-        return None, patch_row(layout.patch_size, processor if needs_codes else None), side * layout.patch_size
+        processor = processor if needs_codes else None
+        return processor, patch_row(layout.patch_size, processor), side * layout.patch_size
+    require(
+        all(source.is_shards for source in mixture) or side**2 == layout.tokens_per_frame,
+        f"Frames of pixels are square, and tokens_per_frame {layout.tokens_per_frame} is no square number.",
+    )
     if processor is None:
         return None, None, 0
     stride = processor.visual_tokenizer.config.stride

@@ -52,8 +52,8 @@ class Clock:
     """Time of the steps since the last log line, and of the whole training, also before it was resumed."""
 
     def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
-        self.peak, self.tokens_per_step, self.flops_per_step = peak, tokens_per_step, flops_per_token * tokens_per_step
-        self.seconds = 0.0
+        self.peak, self.tokens_per_step, self.flops_per_token = peak, tokens_per_step, flops_per_token
+        self.seconds, self.taken = 0.0, 0
         self.reset()
 
     def reset(self) -> None:
@@ -67,7 +67,7 @@ class Clock:
         return time.perf_counter() - self._began
 
     def stop(self) -> None:
-        self.last = self.running
+        self.last, self.taken = self.running, self.taken + 1
         self.steps, self.busy, self.seconds = self.steps + 1, self.busy + self.last, self.seconds + self.last
 
     def steps_in(self, seconds: float) -> int:
@@ -81,7 +81,7 @@ class Clock:
         speed = self.steps / self.busy
         return {
             "tokens_per_second": speed * self.tokens_per_step,
-            "mfu": speed * self.flops_per_step / self.peak,
+            "mfu": speed * self.tokens_per_step * self.flops_per_token / self.peak,
             "data_wait": self.waited / self.busy,
             "seconds": self.seconds,
         }

@@ -6,16 +6,20 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from .args import require
+
 # Setting -> what a change of it does to the losses to come. What is in none of these lists is told as a change of the
 # training itself.
 NOTHING = (
     *("save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "report_to", "push_to_hub", "hub_model_id"),
-    *("max_minutes", "max_skipped_steps", "val_rows", "val_shards"),
+    *("max_minutes", "max_skipped_steps", "val_rows"),
 )
 ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing")
-DECIDED = ("preset", "config", "architecture", "init_from", "scale")
-DATA = ("shards", "sources", "tokenizer", "seed", "tokens_per_step")
-SAME_MACHINE = ("torch", "transformers", "accelerate", "threads", "device")
+DECIDED = ("init_from", "scale")
+# What a checkpoint has settled, so that another value is refused.
+SETTLED = ("preset", "config", "architecture")
+DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step")
+SAME_MACHINE = ("torch", "transformers", "accelerate", "numpy", "threads", "device", "mixed_precision")
 
 EXACT, ROUNDED, OTHER = "the losses stay exact", "the losses differ by rounding", "the losses differ"
 
@@ -31,13 +35,22 @@ def read_recipe(run: Path) -> dict:
 
 
 def changed_settings(recipe: dict, *now) -> list[str]:
-    """Sentences for the settings that differ from the run's own recipe.yaml. now: the settings' dataclasses."""
+    """Sentences for the settings that differ from the run's own recipe.yaml. now: the settings' dataclasses.
+
+    Raises:
+        ValueError: another model than the checkpoint's.
+    """
     found = []
     settings = {key: value for concern in now for key, value in asdict(concern).items()}
     for key, value in settings.items():
         if key in ("recipe", "resume", "output_dir") or key not in recipe or recipe[key] == value:
             continue
         told = f"{key} is {value} and was {recipe[key]}"
+        require(
+            key not in SETTLED,
+            f"--{key} is {value}, but the run was begun with {recipe[key]} and cannot change; leave it out, or begin a "
+            "new run from these weights with --init_from.",
+        )
         if key in NOTHING:
             found.append(f"{told}: {EXACT}.")
         elif key in ROUNDING:

@@ -10,7 +10,7 @@ from tiny_run import CONFIG, save_tokenizer, tokenize
 from modeling_toto import TotoConfig
 from tokenization import TotoProcessor
 from training.args import DataArgs, Source
-from training.mixture import RowStream, open_rows, open_validation
+from training.mixture import RowStream, check_tokenizers, open_rows, open_validation
 from training.pixels import Ended, token_row
 
 CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
@@ -193,6 +193,7 @@ def test_pixels_and_shards_mix_in_one_stream(processor, shards):
         ([{"data": "a", "at_end": "pause"}], "at_end 'pause'; choose one of repeat, leave, stop"),
         ([{"data": "a", "weight": -1}], "weight -1, which is no number above 0"),
         ([{"weight": 1}], "needs 'data'"),
+        ([{"data": "a", "stride": "4"}], "stride '4', which must be of type int"),
     ],
 )
 def test_a_bad_mixture_is_told(sources, words):
@@ -204,7 +205,25 @@ def test_a_missing_source_and_a_leaving_one_of_pixels_are_told(processor, tmp_pa
     with pytest.raises(FileNotFoundError, match="The source 'gone' cannot be used: there is no folder or file"):
         open_rows(Source(str(tmp_path / "gone")), CONFIG, 0, 32, token_row(processor))
     with pytest.raises(ValueError, match=r"'toyworld' cannot leave the mixture.*tokenize it first"):
-        RowStream([pixels(processor, at_end="leave")], 0)
+        pixels(processor, at_end="leave")
     other = tokenize(tmp_path / "other", save_tokenizer(tmp_path / "t", num_codes=64), clips=4)
     with pytest.raises(ValueError, match="The source 'other' cannot be used: These shards do not fit the model"):
         open_rows(Source(str(other)), CONFIG, 0, 32, None)
+
+
+def test_codes_of_different_tokenizers_do_not_mix(shards, tmp_path, processor):
+    other = tokenize(tmp_path / "other", save_tokenizer(tmp_path / "t", seed=1), clips=8)
+    same, different = Source(str(shards)), Source(str(other))
+    check_tokenizers([same], None)
+    for sources, of_pixels in (([same, different], None), ([different, Source("toyworld")], processor)):
+        with pytest.raises(ValueError, match="are of different visual tokenizers, whose codes do not mean the same"):
+            check_tokenizers(sources, of_pixels)
+
+
+def test_a_process_without_an_item_says_so(processor, videos):
+    for position in ([0, 0, 0], [1, 0, 0]):
+        _, rows = open_rows(Source(str(videos), stride=1), CONFIG, 0, 32, token_row(processor))
+        rows.share(40, 41)
+        rows.load_state_dict(position)
+        with pytest.raises(ValueError, match="share of process 40 of 41: are there fewer files than processes"):
+            rows.row(0)

@@ -132,6 +132,21 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(whole_run, tmp_path, monkeyp
     assert not list((run / "checkpoints").glob(".*"))
 
 
+def test_a_disk_that_fills_up_under_the_moments_is_told(whole_run, tmp_path, monkeypatch):
+    """torch reports it as an exception that is none of Exception's."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
+    with pytest.raises(OSError, match=r"disk is full.*step_000014.*last good one is .*step_000012"):
+        main(["--resume", str(run), "--max_steps", "14"])
+    assert not list((run / "checkpoints").glob(".*"))
+
+
 def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
     with pytest.raises(ValueError, match=r"not empty.*--resume"):
         main([*FLAGS, "--shards", str(shards), "--output_dir", str(whole_run)])
@@ -141,6 +156,11 @@ def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
         main([*FLAGS, "--shards", str(tmp_path), "--output_dir", str(tmp_path / "a")])
     with pytest.raises(ValueError, match="no multiple of the 64 code tokens"):
         main([*FLAGS, "--tokens_per_step", "100", "--shards", str(shards), "--output_dir", str(tmp_path / "b")])
+    with pytest.raises(ValueError, match=r"is a TotoForCausalLM, and --architecture gpt2 .* take --architecture llama"):
+        main([*FLAGS, "--architecture", "gpt2", "--init_from", str(whole_run), "--shards", str(shards)])
+    for flag in ("keep_checkpoints", "max_minutes", "eval_steps"):
+        with pytest.raises(ValueError, match=f"--{flag} must be above 0, or left out"):
+            main([*FLAGS, f"--{flag}", "-1", "--shards", str(shards)])
     with pytest.raises(FileNotFoundError, match="no run folder"):
         main(["--resume", str(tmp_path / "nothing")])
     other = tokenize(tmp_path / "other", save_tokenizer(tmp_path / "t", num_codes=64), clips=20)

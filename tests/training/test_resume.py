@@ -60,11 +60,7 @@ def test_nothing_is_said_where_nothing_changed(whole, half, capsys):
         (["--per_device_batch_size", "2"], "per_device_batch_size is 2 and was 8: .*differ by rounding", None),
         (["--learning_rate", "1e-2"], "learning_rate is 0.01 and was 0.0003: the losses differ from those", False),
         (["--seed", "5"], "seed is 5 and was 0: other rows from here on, so the losses differ", False),
-        (
-            ["--preset", "base"],
-            "preset is base and was tiny: that has no effect, since the checkpoint decides it",
-            True,
-        ),
+        (["--init_from", "a/b"], "init_from is a/b and was None: that has no effect, since the check", True),
         (["--max_steps", "12"], "max_steps is 12 and was 8: the losses differ", False),
     ],
 )
@@ -81,6 +77,54 @@ def test_a_changed_setting_is_told(whole, half, capsys, flags, words, is_exact):
         assert ours == pytest.approx(theirs, rel=1e-4)
     else:
         assert (ours == theirs) == is_exact
+
+
+@pytest.mark.parametrize("flags", [["--preset", "base"], ["--config", "{}"], ["--architecture", "gpt2"]])
+def test_another_model_is_refused(half, flags):
+    with pytest.raises(ValueError, match=f"{flags[0]} is {flags[1]}, but the run was begun with .*--init_from"):
+        main(["--resume", str(half), *flags])
+
+
+def test_a_run_extended_and_killed_remembers_what_it_was_asked_for(half):
+    """Killed after recipe.yaml was written anew, before the next checkpoint."""
+    recipe = (half / "recipe.yaml").read_text()
+    (half / "recipe.yaml").write_text(recipe.replace("max_steps: 8", "max_steps: 12"))
+    main(["--resume", str(half)])
+    assert len(losses(half)) == 12
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(whole, half, capsys):
+    shutil.rmtree(half / "checkpoints")
+    main(["--resume", str(half)])
+    assert "has no checkpoint yet, so it begins anew" in capsys.readouterr().out
+    assert losses(half) == losses(whole)
+
+
+def test_the_runs_own_shards_by_another_path_are_no_change(half, capsys, monkeypatch):
+    from training.resume import read_recipe
+
+    shards = Path(read_recipe(half)["shards"])
+    monkeypatch.chdir(shards.parent)
+    main(["--resume", str(half), "--shards", shards.name])
+    assert "changes" not in capsys.readouterr().out
+
+
+def test_rotation_never_prefers_a_damaged_checkpoint(whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    weights = run / "checkpoints" / "step_000008" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    main(["--resume", str(run), "--keep_checkpoints", "1", "--save_steps", "1", "--max_steps", "6"])
+    assert [path.name for path in checkpoints.steps(run)] == ["step_000006"]
+    assert (run / "checkpoints" / "damaged_step_000008").is_dir()
+
+
+def test_tokens_count_on_where_a_step_becomes_another(half):
+    main(["--resume", str(half), "--tokens_per_step", "512"])
+    rows = [json.loads(line) for line in (half / "metrics.jsonl").open()]
+    assert [row["tokens"] for row in rows if "loss" in row] == [256, 512, 768, 1024, 1536, 2048, 2560, 3072]
 
 
 def test_changed_shards_are_told(whole, half, tmp_path, capsys):
@@ -108,7 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, ca
     main(["--resume", str(run)])
     assert "step_000008 is passed over: model.safetensors is not what was written" in capsys.readouterr().out
     assert losses(run) == losses(whole)
-    for checkpoint in (run / "checkpoints").iterdir():
+    for checkpoint in checkpoints.steps(run):
         damage(checkpoint)
     with pytest.raises(FileNotFoundError, match="holds no sound checkpoint"):
         main(["--resume", str(run)])
