@@ -94,6 +94,10 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.num_processes == world,
         f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true.",
     )
+    require(
+        args.report_to is None or bool(accelerator.log_with),
+        f"--report_to {args.report_to}: Accelerate knows no such tracker, or it is not installed.",
+    )
     run = Path(broadcast_object_list([str(run)])[0])  # a name made of the time is another in every process
     if args.push_to_hub and accelerator.is_main_process:
         from .hub import create_repo

@@ -8,6 +8,7 @@ objectives, muP, accumulation and schedules stay: it is for checking a recipe an
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 
 from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields
@@ -57,7 +58,7 @@ def shrink(
             val_shards=None,
             sources=sources or ['{"data": "toyworld"}'],
             tokenizer=f"tiny-{tokenizer_kind(full)}",
-            tokens_per_step=4 * frames * side**2,
+            tokens_per_step=4 * int(os.environ.get("WORLD_SIZE", 1)) * frames * side**2,  # two micro-batches a process
             per_device_batch_size=2,
             val_rows=4,
         ),

@@ -158,6 +158,8 @@ def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
         main([*FLAGS, "--tokens_per_step", "100", "--shards", str(shards), "--output_dir", str(tmp_path / "b")])
     with pytest.raises(ValueError, match=r"is a TotoForCausalLM, and --architecture gpt2 .* take --architecture llama"):
         main([*FLAGS, "--architecture", "gpt2", "--init_from", str(whole_run), "--shards", str(shards)])
+    with pytest.raises(ValueError, match=r"--report_to trackio: .* or it is not installed"):
+        main([*FLAGS, "--report_to", "trackio", "--shards", str(shards), "--output_dir", str(tmp_path / "d")])
     for flag in ("keep_checkpoints", "max_minutes", "eval_steps"):
         with pytest.raises(ValueError, match=f"--{flag} must be above 0, or left out"):
             main([*FLAGS, f"--{flag}", "-1", "--shards", str(shards)])
