@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from training.args import json_fields, option, parse, require
+from training.args import config_fields, option, parse, require
 from training.grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378
@@ -96,8 +96,7 @@ def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
     from training.architectures import flops_per_token, parameters
     from training.data import ShardRows
 
-    known = ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"]
-    fields = json_fields(args.config, "--config", known)
+    fields = config_fields(args.config)
     models = {size: model_flags(size, fields) for size in args.sizes}
     configs = {size: TotoConfig.from_preset(flags[1], **json.loads(flags[3])) for size, flags in models.items()}
     config = next(iter(configs.values()))

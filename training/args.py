@@ -127,6 +127,17 @@ def json_fields(text: str, flag: str, known: list[str], example: str = '{"hidden
     return settings
 
 
+def config_fields(text: str) -> dict:
+    """The TotoConfig fields of `--config`.
+
+    Raises:
+        ValueError: no JSON mapping, or a field that no Toto has.
+    """
+    from modeling_toto import TotoConfig
+
+    return json_fields(text, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
+
+
 def option(default, help: str):
     """A dataclass field that is a flag: its default and its help text."""
     if isinstance(default, list):

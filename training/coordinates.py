@@ -17,7 +17,9 @@ from pathlib import Path
 from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
-from .args import json_fields, option, parse, require
+from tokenization.parts import write_whole
+
+from .args import config_fields, option, parse, require
 
 if TYPE_CHECKING:
     import torch
@@ -227,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from .device import versions
 
-    fields = json_fields(args.config, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
+    fields = config_fields(args.config)
     base = TotoConfig.from_preset(args.preset, **fields)
     widths = sorted(set(args.widths))
     configs = {(name, width): config_of_width(base, width, name) for name in PARAMETRISATIONS for width in widths}
@@ -257,9 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         "slopes": slopes,
         "rows": rows,
     }
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(json.dumps(result) + "\n")
-    partial.replace(output)
+    write_whole(output, lambda path: path.write_text(json.dumps(result) + "\n"))
     draw(rows, output.with_suffix(".png"))
     print(table(slopes))
     print(f"wrote {output} and {output.with_suffix('.png')}")

@@ -84,6 +84,11 @@ def matmul_peak(device: torch.device) -> float:
     return 2 * side**3 / min(seconds(4) for _ in range(3))
 
 
+def surroundings(accelerator: Accelerator) -> dict:
+    """`versions`, and the precision that the accelerator trains in."""
+    return versions(accelerator.device) | {"mixed_precision": accelerator.mixed_precision}
+
+
 def versions(device: torch.device | str | None = None) -> dict:
     """What a number depends on: packages, commit of this project, threads, device. None where it cannot be told."""
     found = {"python": platform.python_version(), "threads": torch.get_num_threads()}

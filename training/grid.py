@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenization.parts import write_whole
+
 OUTCOME = "outcome.json"
 
 
@@ -113,9 +115,7 @@ def _run(point: Point, run: Path) -> dict:
         outcome["diverged"] = "The validation loss is not finite."
         del outcome["val_loss"]
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    partial = run / f"{OUTCOME}.partial"
-    partial.write_text(json.dumps(outcome) + "\n")
-    partial.replace(run / OUTCOME)
+    write_whole(run / OUTCOME, lambda path: path.write_text(json.dumps(outcome) + "\n"))
     return outcome
 
 

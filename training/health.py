@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from tokenization.parts import write_whole
+
 # Above this share of the time, rows come more slowly than the device takes them.
 STARVED = 0.1
 # Parts of a model whose weights are measured together, by a piece of the weights' names; the first that fits counts.
@@ -76,6 +78,4 @@ def write_loss_maps(run: Path, step: int, config, maps: dict[str, torch.Tensor])
         "grid": list(config.grid_size or (1, config.tokens_per_frame)),
         "sources": {name: losses.tolist() for name, losses in maps.items()},
     }
-    partial = run / ".loss_maps.json.partial"
-    partial.write_text(json.dumps(content) + "\n")
-    partial.replace(run / "loss_maps.json")
+    write_whole(run / "loss_maps.json", lambda path: path.write_text(json.dumps(content) + "\n"))

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from . import checkpoints
 from .architectures import losses, training_flops
 from .args import DataArgs, OptimArgs, RunArgs, require
-from .device import matmul_peak, versions
+from .device import matmul_peak, surroundings
 from .health import STARVED, peak_memory, starved, update_ratios, write_loss_maps
 from .mixture import RowStream
 from .optim import learning_rate, set_learning_rate
@@ -289,8 +289,6 @@ def _save(accelerator, model, optimizer, processor, stream, run: Path, loop_stat
             plain.save_pretrained(folder, state_dict=weights)
             if processor is not None:
                 processor.save_pretrained(folder)
-            fingerprints = {n: rows.fingerprint for n, rows in zip(stream.names, stream.sources, strict=True)}
-            on = versions(accelerator.device) | {"mixed_precision": accelerator.mixed_precision}
-            loop_state |= {"world": world, "fingerprints": fingerprints, "versions": on}
+            loop_state |= {"world": world, "fingerprints": stream.fingerprints, "versions": surroundings(accelerator)}
             checkpoints.save_loop(folder, loop_state | {"streams": streams})
     return run / "checkpoints" / f"step_{step:06d}"

@@ -44,6 +44,11 @@ class RowStream:
     def names(self) -> list[str]:
         return [setting.name for setting in self.settings]
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Name -> what the source's rows depend on."""
+        return {name: rows.fingerprint for name, rows in zip(self.names, self.sources, strict=True)}
+
     def weights(self, names: Iterable[str]) -> list[float]:
         """Probabilities of these sources in the mixture."""
         return [setting.weight for setting in self.settings if setting.name in names]

@@ -16,7 +16,9 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from .args import json_fields, option, parse, require
+from tokenization.parts import write_whole
+
+from .args import config_fields, option, parse, require
 from .coordinates import PARAMETRISATIONS, config_of_width
 from .grid import Point, run_grid
 
@@ -107,7 +109,7 @@ def grid(args: MupSweepArgs) -> list[tuple[Point, dict]]:
     """(run, its place in the grid). At muP's base width both parametrisations are one model: one run, two places."""
     from modeling_toto import TotoConfig
 
-    fields = json_fields(args.config, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
+    fields = config_fields(args.config)
     base = TotoConfig.from_preset(args.preset, **fields)
     found = []
     for name, width, rate, seed in product(
@@ -201,9 +203,7 @@ def main(argv: list[str] | None = None) -> None:
         # JSON knows no infinity: a run that diverged has no loss.
         "runs": [run | {"val_loss": run["val_loss"] if math.isfinite(run["val_loss"]) else None} for run in runs],
     }
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(output)
+    write_whole(output, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
     require(any(math.isfinite(run["val_loss"]) for run in runs), f"Every run diverged ({output}); lower --log2_rates.")
     draw(runs, found, output.with_suffix(".png"))
     print(table(found))

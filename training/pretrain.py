@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenization.shards import read_manifest
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields, parse, require, resumed_run, write_recipe
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields, parse, require, resumed_run, write_recipe
 from .tiny_scale import shrink
 
 DESCRIPTION = (
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from . import checkpoints
     from .architectures import check_architecture, load_model, make_model
-    from .device import make_accelerator, require_free_port, versions
+    from .device import make_accelerator, require_free_port, surroundings, versions
     from .kernels import use_liger
     from .loop import accumulation_steps, train
     from .mixture import RowStream, check_tokenizers, open_rows, open_validation
@@ -115,9 +115,7 @@ def main(argv: list[str] | None = None) -> None:
             print("".join(f"{sentence}\n" for sentence in damaged), end="")
         start = broadcast_object_list(sound)[0]
         loop_state = checkpoints.load_loop(Path(start))
-        on = versions(accelerator.device) | {"mixed_precision": accelerator.mixed_precision}
-        now = {"world": world, "versions": on}
-        now["fingerprints"] = {name: rows.fingerprint for name, rows in zip(stream.names, stream.sources, strict=True)}
+        now = {"world": world, "fingerprints": stream.fingerprints, "versions": surroundings(accelerator)}
         changes += changed_surroundings(loop_state, now, stream.is_indexed)
         if changes and accelerator.is_main_process:
             print(told(run, loop_state["step"], changes))
@@ -197,7 +195,7 @@ def row_layout(model_args: ModelArgs, start: str | None, resumed: bool):
 
     from modeling_toto import TotoConfig
 
-    fields = json_fields(model_args.config, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
+    fields = config_fields(model_args.config)
     try:
         if model_args.architecture in ("gpt2", "mamba") or start is None:  # a peer's config is derived from this one
             return TotoConfig.from_preset(model_args.preset, **fields)

@@ -8,13 +8,15 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from tokenization.parts import write_whole
+
 
 class MetricsFile:
     """metrics.jsonl of a run: a row at a time, flushed at once; cut back to a checkpoint's step on resume."""
 
-    def __init__(self, path: Path, keep_up_to: int | None):
+    def __init__(self, path: Path, keep_up_to: int):
         rows = []
-        if keep_up_to is not None and path.is_file():
+        if path.is_file():
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
@@ -22,9 +24,7 @@ class MetricsFile:
                     continue
                 if row["step"] <= keep_up_to:
                     rows.append(line)
-            temporary = path.with_suffix(".partial")
-            temporary.write_text("".join(f"{row}\n" for row in rows))
-            temporary.replace(path)
+            write_whole(path, lambda new: new.write_text("".join(f"{row}\n" for row in rows)))
         self._file = path.open("a")
 
     def write(self, row: dict) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, replace
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields
 
 STEPS, CODES = 20, 64
 # The width of the smallest preset with muP, 256, stays muP's base and becomes this one.
@@ -24,8 +24,7 @@ def shrink(
     """The same settings, tiny."""
     from modeling_toto import TotoConfig
 
-    known = ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"]
-    full = TotoConfig.from_preset(model.preset, **json_fields(model.config, "--config", known))
+    full = TotoConfig.from_preset(model.preset, **config_fields(model.config))
     side = 2 if full.tokens_per_frame < 256 else 4 if full.tokens_per_frame == 256 else 8
     frames = min(full.num_frames, 4)
     fields = {

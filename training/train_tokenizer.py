@@ -152,7 +152,9 @@ def main(argv: list[str] | None = None) -> None:
     config_class, model_class = (
         (TotoVQGANConfig, TotoVQGANModel) if args.kind == "vqgan" else (TotoDVAEConfig, TotoDVAEModel)
     )
-    config = config_class(**json_fields(args.model, "--model", list(config_class.__annotations__)))
+    config = config_class(
+        **json_fields(args.model, "--model", list(config_class.__annotations__), '{"num_codes": 512}')
+    )
     hold_out = args.eval_split == "held_out"
     # Before the training: a source without such a split should not be found out after it.
     held_out = {
@@ -222,7 +224,7 @@ def train(accelerator, steps, stream, held_out: dict, run: Path, args: Tokenizer
     from tqdm.auto import tqdm
 
     from . import checkpoints
-    from .loop import MetricsFile
+    from .progress import MetricsFile
 
     main_process = accelerator.is_main_process
     step, before = loop_state["step"], loop_state["seconds"]
