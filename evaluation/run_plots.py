@@ -97,8 +97,8 @@ def overlay_svg(runs: list[tuple[str, list[dict]]], against: str) -> str:
         train = [row for row in rows if "loss" in row and row.get(against)]
         if not train:
             raise ValueError(f"The run {name} does not log {against}; it is older than this version.")
-        scale = train[-1][against] / train[-1]["step"]
-        validation = [(row["step"] * scale, row["val_loss"]) for row in rows if row.get("val_loss") is not None]
+        scale = train[-1][against] / train[-1]["tokens"]
+        validation = [(row["tokens"] * scale, row["val_loss"]) for row in rows if row.get("val_loss") is not None]
         style = {"color": colour, "linestyle": dashes}
         axes.plot([row[against] for row in train], [row["loss"] for row in train], linewidth=0.8, alpha=0.45, **style)
         label = f"{name} {validation[-1][1]:.3f}" if validation else name

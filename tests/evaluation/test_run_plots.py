@@ -1,0 +1,83 @@
+"""Figures of runs in the report: loss along a row and over frames, mixtures, and runs over each other."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from evaluation.ngrams import Predictors
+from evaluation.report import main
+from evaluation.run_plots import frames_svg, map_svg, overlay_svg
+
+FRAMES, SIDE = 4, 2
+PLACES = FRAMES * SIDE * SIDE
+
+
+def rows(losses, flops_per_token):
+    found = []
+    for step, loss in enumerate(losses, start=1):
+        shares = {"rows": 3 * step, "share": 0.5, "epochs": 1.25, "loss": loss}
+        sources = {"clips": shares, "pictures": shares | {"epochs": None, "loss": None}}
+        cost = {"tokens": 1000 * step, "flops": 1000 * step * flops_per_token}
+        found.append({"step": step, "loss": loss, "sources": sources, **cost})
+    last = {"step": step, "tokens": 1000 * step, "val_loss": losses[-1] + 0.1}
+    return [*found, last | {"val_losses": {"clips": losses[-1], "pictures": losses[-1] + 0.2}}]
+
+
+def write_run(folder, losses, flops_per_token):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(losses, flops_per_token)))
+    maps = {"clips": [2.0 + k / PLACES for k in range(PLACES)], "pictures": [3.0] * PLACES}
+    content = {"step": 3, "num_frames": FRAMES, "grid": [SIDE, SIDE], "sources": maps}
+    (folder / "loss_maps.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    first, second = write_run(root / "narrow", [6.0, 5.0, 4.5], 10.0), write_run(root / "wide", [6.1, 4.5, 4.0], 90.0)
+    (second / "changes.txt").write_text("Resumed after step 2 with changes:\n- world: 2 and was 1.\n")
+    main(["--runs", str(first), str(second), "--output", str(root / "report.html")])
+    return (root / "report.html").read_text()
+
+
+def test_runs_lie_over_each_other_against_tokens_and_compute(page):
+    for against in ("tokens", "flops"):
+        assert f'aria-label="Loss against {against} of the runs narrow, wide."' in page
+    assert "narrow 4.600" in page and "wide 4.100" in page  # the last validation losses
+
+
+def test_the_page_says_where_in_a_row_the_loss_is(page):
+    told = re.search(r"Validation loss of wide on clips along a row. Mean of each frame: ([\d., ]+) nats", page)[1]
+    means = np.array([2.0 + k / PLACES for k in range(PLACES)]).reshape(FRAMES, -1).mean(1)
+    assert [float(mean) for mean in told.split(", ")] == pytest.approx(means, abs=0.006)
+    assert page.count("Where in the frames the loss of") == 4  # two runs of two sources
+
+
+def test_mixtures_and_changes_are_told(page):
+    assert "<td>pictures</td><td>9</td><td>50.00%</td><td>not known</td><td>—</td>" in page
+    assert "Resumed after step 2 with changes: - world: 2 and was 1." in page
+
+
+def test_maps_stand_beside_those_of_the_predictors():
+    codes = np.random.default_rng(0).integers(0, 8, (40, FRAMES, SIDE, SIDE))
+    predictors = Predictors(codes, 8)
+    maps, losses = predictors.maps(codes), predictors.losses(codes)
+    assert {name: places.shape for name, places in maps.items()} == dict.fromkeys(losses, (FRAMES, SIDE, SIDE))
+    assert {name: places.mean() for name, places in maps.items()} == pytest.approx(losses)
+    assert maps["previous_frame"][0] == pytest.approx(maps["bigram"][0])  # a first frame has none before it
+    model = {"step": 1, "num_frames": FRAMES, "grid": [SIDE, SIDE], "sources": {"clips": [2.0] * PLACES}}
+    listed = {name: places.ravel().tolist() for name, places in maps.items()}
+    drawn = map_svg("run", "clips", model, listed)
+    low = min(2.0, *(places.min() for places in maps.values()))
+    assert f"for model, unigram, bigram, previous frame; from {low:.2f} to" in drawn
+    assert "previous frame" in frames_svg("run", "clips", model, listed)
+    of_images = {name: places[:1].ravel().tolist() for name, places in maps.items()}  # one frame, for a pack of four
+    assert "for model, unigram" in map_svg("run", "clips", model, of_images)
+
+
+def test_a_run_that_does_not_log_compute_is_named():
+    with pytest.raises(ValueError, match="The run old does not log flops; it is older than this version"):
+        overlay_svg([("old", [{"step": 1, "loss": 5.0, "tokens": 10}])], "flops")
