@@ -1,6 +1,7 @@
 """The scores of this project and their intervals: `evaluate.Metric` classes that need no network, Wilson, bootstrap."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import datasets
 import evaluate
@@ -9,39 +10,100 @@ import numpy as np
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def _info(description: str) -> evaluate.MetricInfo:
-    features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-    return evaluate.MetricInfo(
-        description=description,
-        citation="",
-        inputs_description="predictions, references: class numbers, one per item.",
-        features=features,
-    )
+def accuracy(predictions, references) -> float:
+    """Share of items whose predicted class is the true one."""
+    return float(np.mean(np.asarray(predictions) == np.asarray(references)))
+
+
+def balanced_accuracy(predictions, references) -> float:
+    """Mean over the classes present of their recall (also called mean class accuracy).
+
+    As scikit-learn's `balanced_accuracy_score`: a class that no item has does not count.
+    """
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    _, classes = np.unique(references, return_inverse=True)
+    return float(np.mean(np.bincount(classes, weights=predictions == references) / np.bincount(classes)))
+
+
+# What a task's `metric` names: predicted and true class numbers (N,) -> a fraction.
+METRICS: dict[str, Callable] = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
+
+
+def _info(description: str, predictions, what: str = "predictions, references: class numbers, one per item."):
+    features = datasets.Features({"predictions": predictions, "references": datasets.Value("int64")})
+    return evaluate.MetricInfo(description=description, citation="", inputs_description=what, features=features)
 
 
 class Top1Accuracy(evaluate.Metric):
     """Share of items whose predicted class is the true one: ``compute(...) -> {"accuracy": fraction}``."""
 
     def _info(self):
-        return _info("Share of items whose predicted class is the true one.")
+        return _info("Share of items whose predicted class is the true one.", datasets.Value("int64"))
 
     def _compute(self, predictions, references):
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+        return {"accuracy": accuracy(predictions, references)}
 
 
 class BalancedAccuracy(evaluate.Metric):
-    """Mean over the classes present of their recall: ``compute(...) -> {"balanced_accuracy": fraction}``.
+    """Mean over the classes present of their recall: ``compute(...) -> {"balanced_accuracy": fraction}``."""
 
-    As scikit-learn's `balanced_accuracy_score`: a class that no item has does not count.
+    def _info(self):
+        return _info("Mean over the true classes of the share of their items predicted right.", datasets.Value("int64"))
+
+    def _compute(self, predictions, references):
+        return {"balanced_accuracy": balanced_accuracy(predictions, references)}
+
+
+class TopKAccuracy(evaluate.Metric):
+    """Share of items whose true class is among the k best scored: ``compute(..., k=5) -> {"top5_accuracy": fraction}``.
+
+    predictions: probabilities or logits (N, classes). Of equal scores the higher class number comes first, as in
+    scikit-learn's `top_k_accuracy_score`.
     """
 
     def _info(self):
-        return _info("Mean over the true classes of the share of their items predicted right.")
+        return _info(
+            "Share of items whose true class is among the k classes with the highest scores.",
+            datasets.Sequence(datasets.Value("float64")),
+            "predictions: a score for each class, one list per item; references: class numbers, one per item.",
+        )
 
-    def _compute(self, predictions, references):
-        predictions, references = np.asarray(predictions), np.asarray(references)
-        recalls = [np.mean(predictions[references == c] == c) for c in np.unique(references)]
-        return {"balanced_accuracy": float(np.mean(recalls))}
+    def _compute(self, predictions, references, k: int = 5):
+        scores, references = np.asarray(predictions), np.asarray(references)
+        if not 1 <= k <= scores.shape[1]:
+            raise ValueError(f"the k of a top-k accuracy must lie in 1..{scores.shape[1]} (the classes), not {k}.")
+        best = np.argsort(scores, axis=1, kind="stable")[:, -k:]
+        return {f"top{k}_accuracy": float(np.mean((best == references[:, None]).any(1)))}
+
+
+def per_class_accuracy(predictions, references, names: list[str]) -> list[dict]:
+    """A row for each class: ``{"class", "n", "accuracy", "ci95"}`` with Wilson intervals; None where no item has it.
+
+    names: of the classes 0, 1, ... Raises ValueError for a true class that has no name.
+    """
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    _check_labels(references, len(names))
+    rows = []
+    for number, name in enumerate(names):
+        inside = references == number
+        n, right = int(inside.sum()), int((predictions[inside] == number).sum())
+        ci95 = wilson_interval(right, n) if n else None
+        rows.append({"class": name, "n": n, "accuracy": right / n if n else None, "ci95": ci95})
+    return rows
+
+
+def confusion_matrix(predictions, references, classes: int) -> np.ndarray:
+    """Counts (true class, predicted class), int64 (classes, classes), as scikit-learn's. ValueError out of range."""
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    _check_labels(references, classes)
+    _check_labels(predictions, classes)
+    return np.bincount(references * classes + predictions, minlength=classes**2).reshape(classes, classes)
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"class {wrong[0]} is none of the {classes} classes 0..{classes - 1}; check the label column.")
 
 
 def wilson_interval(correct: int, total: int) -> list[float]:
@@ -54,21 +116,77 @@ def wilson_interval(correct: int, total: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, references: np.ndarray, seed: int = 0, samples: int = 10_000
-) -> dict:
-    """Accuracy of predictions `a` minus that of `b` on the same items, with a 95 % bootstrap interval.
+def bootstrap_interval(
+    metric: str | Callable, predictions, references, groups=None, seed: int = 0, samples: int = 2000
+) -> list[float]:
+    """95 % percentile bootstrap interval ``[low, high]`` of a metric.
 
-    Items are resampled, both predictors together, so what they find equally easy cancels. Each item adds
-    -1, 0 or +1 to the difference, so a resample is one multinomial draw of three counts: exact and fast.
+    Args:
+        metric: a name of METRICS, or a function of (predictions, references).
+        predictions, references: one per item; predictions may have more axes (scores).
+        groups: what each item belongs to, say its recording. Whole groups are then resampled, since items of one are
+            alike; the interval is for new groups. With fewer than ten groups or so it is too narrow.
+    Raises:
+        ValueError: unlike lengths, or fewer than two items or groups.
     """
-    references = np.asarray(references)
-    right_a, right_b = np.asarray(a) == references, np.asarray(b) == references
-    n = len(references)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    draws = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n, (n - only_a - only_b) / n], samples)
-    low, high = np.percentile((draws[:, 0] - draws[:, 1]) / n, [2.5, 97.5])
-    return {"difference": (only_a - only_b) / n, "ci95": [float(low), float(high)]}
+    metric = METRICS[metric] if isinstance(metric, str) else metric
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    _same_length(references, predictions)
+    values = [metric(predictions[i], references[i]) for i in _resamples(len(references), groups, seed, samples)]
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]
+
+
+def paired_difference(
+    a, b, references, seed: int = 0, samples: int = 10_000, metric: str | Callable = "accuracy", groups=None
+) -> dict:
+    """The metric of predictions `a` minus that of `b` on the same items, with a 95 % bootstrap interval.
+
+    Items (or whole groups, see `bootstrap_interval`) are resampled, both predictors together, so what they find
+    equally easy cancels. For plain accuracy each item adds -1, 0 or +1 to the difference, so a resample is one
+    multinomial draw of three counts: exact and fast.
+    """
+    a, b, references = np.asarray(a), np.asarray(b), np.asarray(references)
+    _same_length(references, a, b)
+    if metric == "accuracy" and groups is None:
+        right_a, right_b = a == references, b == references
+        n = len(references)
+        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+        shares = [only_a / n, only_b / n, (n - only_a - only_b) / n]
+        draws = np.random.default_rng(seed).multinomial(n, shares, samples)
+        difference, values = (only_a - only_b) / n, (draws[:, 0] - draws[:, 1]) / n
+    else:
+        score = METRICS[metric] if isinstance(metric, str) else metric
+        difference = score(a, references) - score(b, references)
+        values = [
+            score(a[rows], references[rows]) - score(b[rows], references[rows])
+            for rows in _resamples(len(references), groups, seed, samples)
+        ]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {"difference": difference, "ci95": [float(low), float(high)]}
+
+
+def _same_length(references: np.ndarray, *predictions: np.ndarray) -> None:
+    lengths = {len(references), *map(len, predictions)}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(f"predictions and references must be of the same items, at least one: {sorted(lengths)}.")
+
+
+def _resamples(n: int, groups, seed: int, samples: int) -> Iterator[np.ndarray]:
+    """Row numbers of `samples` bootstrap resamples of n items, or of the items of whole groups."""
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        for _ in range(samples):
+            yield rng.integers(0, n, n)
+        return
+    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    if len(numbers) != n or len(names) < 2:
+        raise ValueError(
+            f"resampling groups needs the group of each of the {n} items and two groups or more, not {len(numbers)} "
+            f"items of {len(names)}."
+        )
+    members = [np.flatnonzero(numbers == group) for group in range(len(names))]
+    for _ in range(samples):
+        yield np.concatenate([members[group] for group in rng.integers(0, len(names), len(names))])
 
 
 def intervals_apart(higher: list[float], lower: list[float]) -> bool:

@@ -2,13 +2,19 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from evaluation.metrics import (
+    METRICS,
     BalancedAccuracy,
     Top1Accuracy,
+    TopKAccuracy,
+    bootstrap_interval,
+    confusion_matrix,
     intervals_apart,
     paired_difference,
+    per_class_accuracy,
     wilson_interval,
 )
 
@@ -21,7 +27,37 @@ def test_metrics_equal_scikit_learn():
     top1 = Top1Accuracy().compute(predictions=PREDICTED, references=TRUE)
     assert top1["accuracy"] == pytest.approx(accuracy_score(TRUE, PREDICTED))
     balanced = BalancedAccuracy().compute(predictions=PREDICTED, references=TRUE)
-    assert balanced["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(TRUE, PREDICTED))
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        assert balanced["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(TRUE, PREDICTED))
+    assert METRICS["accuracy"](PREDICTED, TRUE) == top1["accuracy"]
+    assert METRICS["balanced_accuracy"](PREDICTED, TRUE) == balanced["balanced_accuracy"]
+    assert np.array_equal(confusion_matrix(PREDICTED, TRUE, 7), sklearn_confusion_matrix(TRUE, PREDICTED))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_equals_scikit_learn(k):
+    scores = RNG.integers(0, 4, (200, 7))  # many ties
+    found = TopKAccuracy().compute(predictions=scores, references=TRUE, k=k)
+    assert found == {f"top{k}_accuracy": pytest.approx(top_k_accuracy_score(TRUE, scores, k=k, labels=range(7)))}
+    with pytest.raises(ValueError, match=r"must lie in 1\.\.7"):
+        TopKAccuracy().compute(predictions=scores, references=TRUE, k=8)
+
+
+def test_per_class_accuracy():
+    rows = per_class_accuracy(PREDICTED, TRUE, list("abcdef"))
+    assert [row["class"] for row in rows] == list("abcdef") and sum(row["n"] for row in rows) == 200
+    matrix = sklearn_confusion_matrix(TRUE, PREDICTED)
+    for number, row in enumerate(rows[:5]):
+        assert row["accuracy"] == pytest.approx(matrix[number, number] / matrix[number].sum())
+        assert row["ci95"] == wilson_interval(int(matrix[number, number]), int(matrix[number].sum()))
+    assert rows[5] == {"class": "f", "n": 0, "accuracy": None, "ci95": None}
+
+
+def test_classes_out_of_range_are_one_sentence():
+    with pytest.raises(ValueError, match=r"class 4 is none of the 4 classes 0\.\.3; check the label column"):
+        per_class_accuracy(PREDICTED, TRUE, list("abcd"))
+    with pytest.raises(ValueError, match="class -1 is none of the 2 classes"):
+        confusion_matrix([0, 1], [-1, 1], 2)
 
 
 def test_metrics_gather_batches():
@@ -50,6 +86,45 @@ def test_paired_difference_is_the_bootstrap_over_items():
 
 def test_equal_predictors_do_not_differ():
     assert paired_difference(PREDICTED, PREDICTED, TRUE) == {"difference": 0, "ci95": [0, 0]}
+
+
+def test_the_general_bootstrap_is_the_fast_one_for_accuracy():
+    other = np.where(RNG.random(200) < 0.3, TRUE, PREDICTED)
+    fast = paired_difference(other, PREDICTED, TRUE)
+    slow = paired_difference(other, PREDICTED, TRUE, metric=METRICS["accuracy"], samples=4000)
+    each = paired_difference(other, PREDICTED, TRUE, groups=np.arange(200), samples=4000)
+    assert fast["difference"] == pytest.approx(slow["difference"]) == pytest.approx(each["difference"])
+    assert fast["ci95"] == pytest.approx(slow["ci95"], abs=0.01) and fast["ci95"] == pytest.approx(
+        each["ci95"], abs=0.01
+    )
+    balanced = paired_difference(other, PREDICTED, TRUE, metric="balanced_accuracy", samples=500)
+    gain = METRICS["balanced_accuracy"](other, TRUE) - METRICS["balanced_accuracy"](PREDICTED, TRUE)
+    assert balanced["difference"] == gain and balanced["ci95"][0] < gain < balanced["ci95"][1]
+
+
+def test_the_interval_of_accuracy_is_about_wilsons():
+    low, high = bootstrap_interval("accuracy", PREDICTED, TRUE)
+    assert [low, high] == pytest.approx(wilson_interval(int((PREDICTED == TRUE).sum()), 200), abs=0.015)
+
+
+def test_whole_groups_are_resampled():
+    # 20 recordings of 10 clips, each all right or all wrong: ten times fewer independent items than clips
+    right = np.repeat(np.arange(20) % 2, 10)
+    groups = np.repeat([f"recording {i}" for i in range(20)], 10)
+    width = np.ptp(bootstrap_interval("balanced_accuracy", right, np.ones(200, int), groups=groups))
+    assert width == pytest.approx(np.ptp(bootstrap_interval("accuracy", right[::10], np.ones(20, int))), abs=0.06)
+    assert width > 2.5 * np.ptp(bootstrap_interval("balanced_accuracy", right, np.ones(200, int)))
+
+
+@pytest.mark.parametrize("groups", [["a"] * 200, ["a", "b"]])
+def test_groups_that_cannot_be_resampled(groups):
+    with pytest.raises(ValueError, match="two groups or more"):
+        bootstrap_interval("accuracy", PREDICTED, TRUE, groups=groups)
+
+
+def test_unlike_lengths_are_one_sentence():
+    with pytest.raises(ValueError, match="of the same items"):
+        paired_difference(PREDICTED[:3], PREDICTED, TRUE)
 
 
 def test_intervals_apart():
