@@ -5,12 +5,13 @@ Needs PIL and numpy only: torchvision stays optional.
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.processing_utils import ImagesKwargs
 
 CENTRE = (0.5, 0.5)
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image:
@@ -49,10 +50,11 @@ def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image
 
 
 def to_rgb(image, keep_channels: bool = False) -> Image.Image:
-    """Any picture as 8-bit RGB.
+    """Any picture as 8-bit RGB, upright; of an animation, the frame that the image stands at (the first when opened).
 
-    Grey is repeated, a palette is looked up, alpha is dropped, 16-bit values (PNG, TIFF) are scaled to 8 bits, which
-    PIL's own convert("RGB") would clip to white.
+    Grey is repeated, a palette is looked up, alpha and transparent colours are dropped (what they hide is seen, as by
+    torchvision's loaders), EXIF rotation is carried out, 16-bit values (PNG, TIFF) are scaled to 8 bits, which PIL's
+    own convert("RGB") would clip to white, and floats (TIFF) are read as 0..1 or, where one is above 1, as 0..255.
 
     Args:
         image: PIL image, or numpy array / torch tensor (H, W), (H, W, C), (C, H, W): uint8, uint16, or float in [0, 1].
@@ -67,13 +69,18 @@ def to_rgb(image, keep_channels: bool = False) -> Image.Image:
         return _array_to_pil(image, keep_channels)
     if not isinstance(image, Image.Image):
         raise ValueError(f"a picture must be a PIL image, a numpy array or a torch tensor, not {type(image).__name__}.")
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         values = np.asarray(image)
-        return _array_to_pil(values if values.size and values.max() <= 1 else values.astype(np.int64), keep_channels)
+        return _array_to_pil(values / 255 if values.max(initial=0) > 1 else values, keep_channels)
     if image.mode.startswith("I"):  # I;16 and its byte orders; older PIL opens 16-bit PNG as 32-bit I
         values = np.asarray(image).astype(np.int64)
-        wide = values.max(initial=0) > 255 or image.mode != "I"
+        low, high = values.min(initial=0), values.max(initial=0)
+        wide = low >= 0 and high < 2**16 and (high > 255 or image.mode != "I")
         return _array_to_pil(values.astype(np.uint16) if wide else values, keep_channels)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA").convert("RGB")  # PIL warns of the direct way
     return image if keep_channels and image.mode in ("L", "RGBA") else image.convert("RGB")
 
 

@@ -1,5 +1,6 @@
 """Pictures of any kind become pixels, pixels become rows, rows become frames; the whole saves, loads and travels."""
 
+import io
 import json
 import os
 import subprocess
@@ -48,6 +49,8 @@ def test_pixel_values_are_rgb_in_zero_one():
         (Image.new("I;16", (8, 8), 257 * 100), 100),
         (Image.new("I", (8, 8), 257 * 100), 100),
         (Image.new("F", (8, 8), 0.4), 102),
+        (Image.new("F", (8, 8), 99.6), 100),
+        (Image.new("CMYK", (8, 8), (155, 155, 155, 0)), 100),
         (Image.new("RGB", (8, 8), (100, 100, 100)).convert("P"), 100),
         (np.full((8, 8), 100, np.uint8), 100),
         (np.full((8, 8, 1), 257 * 100, np.uint16), 100),
@@ -72,11 +75,55 @@ def test_every_kind_of_picture_becomes_rgb(picture, expected):
         (np.full((8, 8, 3), 300), r"lie in 0\.\.255"),
         (np.zeros((8, 8, 2), np.uint8), "1, 3 or 4 channels"),
         ("cat.png", "not str"),
+        (Image.new("I", (8, 8), 2**16), r"lie in 0\.\.255: pass uint8, uint16"),
+        (Image.new("I", (8, 8), -1), r"lie in 0\.\.255"),
+        (Image.new("F", (8, 8), 256.0), r"lie in \[0, 1\]"),
+        (Image.new("F", (8, 8), np.nan), r"lie in \[0, 1\]"),
     ],
 )
 def test_other_things_are_one_sentence(picture, words):
     with pytest.raises(ValueError, match=words):
         to_rgb(picture)
+
+
+def reopened(picture, kind, **options):
+    """`picture` saved and opened again, in memory."""
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return Image.open(file)
+
+
+@pytest.mark.filterwarnings("error")
+def test_palettes_with_transparency_are_looked_up():
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([0, 0, 0, 100, 100, 100])
+    for transparency in (1, bytes([255, 0])):
+        assert (np.asarray(to_rgb(reopened(picture, "PNG", transparency=transparency))) == 100).all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_animations_give_their_first_frame(kind):
+    frames = [Image.new("RGB", (8, 8), (grey,) * 3) for grey in (100, 200)]
+    picture = reopened(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert picture.n_frames == 2 and (np.asarray(to_rgb(picture)) == 100).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_rotated_pictures_are_set_upright(kind):
+    picture = Image.new("RGB", (64, 32))
+    picture.paste((255, 0, 0), (0, 0, 32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: left is up
+    rgb = np.asarray(to_rgb(reopened(picture, kind, exif=exif)))
+    assert rgb.shape == (64, 32, 3) and rgb[:24, :, 0].min() > 200 and rgb[40:].max() < 50
+    assert np.asarray(to_rgb(reopened(picture, kind))).shape == (32, 64, 3)
+
+
+def test_sixteen_bit_files_are_scaled_not_clipped():
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    for kind in ("PNG", "TIFF"):
+        rgb = np.asarray(to_rgb(reopened(Image.fromarray(ramp), kind)))
+        assert np.array_equal(rgb[..., 0], ramp // 257)
 
 
 def test_resize_and_crop_equals_resizing_all_and_cropping():
