@@ -9,7 +9,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .image_processing_toto import CENTRE, resize_and_crop
+from .random_rows import larger_parquet, random_rows
 from .video import Clip, read_windows
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
@@ -30,10 +31,14 @@ TOYWORLD_FPS = 7.5
 
 @dataclass(frozen=True)
 class Item:
-    """A file or row of a source. `clips()` decodes it; ValueError or OSError where it is bad, or from there on."""
+    """A file or row of a source. `clips()` decodes it; ValueError or OSError where it is bad, or from there on.
+
+    labels: those of its clips, as far as they are known without decoding (of toyworld they are not).
+    """
 
     name: str
     clips: Callable[[], Iterator[Clip]]
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 class ClipSource:
@@ -93,6 +98,7 @@ def open_source(
     limit: int | None = None,
     image_column: str | None = None,
     kind: str | None = None,
+    shuffle_seed: int | None = None,
 ) -> ClipSource:
     """Clips of a dataset.
 
@@ -107,6 +113,9 @@ def open_source(
         limit: stop after so many clips. Needed for the endless toyworld, where it is 2,000 by default.
         image_column: column with the images or videos; found by its type where there is only one.
         kind: "video" or "image" where a dataset holds both.
+        shuffle_seed: take the clips of `limit` from items at random, so that a set sorted by class is sampled from all
+            over: from folders, and from local parquet files larger than the limit. Files on the Hub, tar files and
+            toyworld (which is mixed) are read from their start all the same. Items keep their names.
     Raises:
         FileNotFoundError: nothing there. ValueError: an unknown split or column, or nothing to read in the files.
     """
@@ -132,7 +141,24 @@ def open_source(
 
     first = next(iter(rows), None)
     lists_paths = first is None or (isinstance(first[column], dict) and first[column].get("bytes") is None)
-    num_shards = 1 if lists_paths else rows.num_shards
+    num_files = 1 if lists_paths else rows.num_shards
+    files = []
+    if shuffle_seed is not None and limit is not None and not lists_paths:
+        files = larger_parquet(_files(dataset, split, cache.name), items=-(-limit // crops))
+    num_shards = 1 if files else num_files
+
+    def numbered(shard: int) -> Iterator[tuple[int | str, dict]]:
+        """(number, row) of a shard; "file:number" where there are several files."""
+        if files:  # how many videos will do is not known: a long one gives many clips
+            for file, index, row in random_rows(files, shuffle_seed, -(-limit // crops) if kind == "image" else 1):
+                yield (index if num_files == 1 else f"{file}:{index}"), row
+            return
+        listed = enumerate(rows if num_files == 1 else rows.shard(num_files, shard))
+        if shuffle_seed is not None and lists_paths:
+            listed = list(listed)
+            np.random.default_rng(shuffle_seed).shuffle(listed)
+        for index, row in listed:
+            yield (index if num_files == 1 else f"{shard}:{index}"), row
 
     def decoded(media, name: str, values: dict[str, int]) -> Iterator[Clip]:
         content = _content(media)
@@ -145,10 +171,10 @@ def open_source(
             yield clip
 
     def list_items(shard: int) -> Iterator[Item]:
-        for index, row in enumerate(rows if num_shards == 1 else rows.shard(num_shards, shard)):
-            name = _name(row[column], row, dataset, split, index if num_shards == 1 else f"{shard}:{index}")
+        for index, row in numbered(shard):
+            name = _name(row[column], row, dataset, split, index)
             values = {label: int(row[label]) for label in labels if row[label] is not None}
-            yield Item(name, partial(decoded, row[column], name, values))
+            yield Item(name, partial(decoded, row[column], name, values), values)
 
     source = ClipSource(list_items, kind, labels, limit, num_shards=num_shards, lists_paths=lists_paths)
     source._cache = cache  # lives as long as the rows may be read
@@ -182,8 +208,37 @@ def _open_rows(dataset: str, split: str | None, cache_dir: str):
     """A streaming `datasets.IterableDataset` of the split."""
     from datasets import load_dataset
 
+    name, options = _named(dataset, split)
+    try:
+        splits = load_dataset(name, streaming=True, cache_dir=cache_dir, **options)
+    except FileNotFoundError as error:  # datasets' own "no files found" errors are of this kind
+        if Path(dataset).exists():
+            raise FileNotFoundError(f"{dataset} holds no videos, images, parquet or tar files.") from error
+        raise FileNotFoundError(f"there is no folder {dataset}, nor such a dataset on the Hub.") from error
+    except (ValueError, ConnectionError) as error:
+        raise ValueError(f"the dataset {dataset} cannot be opened: {str(error).splitlines()[0]}") from error
+    if split is None and len(splits) == 1:
+        return next(iter(splits.values()))
+    if split not in splits:
+        raise ValueError(f"{dataset} has no split {split!r}: it has {', '.join(splits)}.")
+    return splits[split]
+
+
+def _files(dataset: str, split: str | None, cache_dir: str) -> list[str]:
+    """The files behind the rows of a local dataset that `_open_rows` has opened; none of one on the Hub."""
+    from datasets import load_dataset_builder
+
+    if not Path(dataset).exists():
+        return []
+    name, options = _named(dataset, split)
+    files = load_dataset_builder(name, cache_dir=cache_dir, **options).config.data_files
+    return list(next(iter(files.values())) if split is None else files[split])
+
+
+def _named(dataset: str, split: str | None) -> tuple[str, dict]:
+    """What `datasets` calls it: a builder's name or the dataset's, and its options."""
     path = Path(dataset)
-    options = {"streaming": True, "cache_dir": cache_dir}
+    options = {}
     if path.is_file():
         suffix = path.suffix.lower()
         builders = {".parquet": "parquet", ".tar": "webdataset"}
@@ -202,19 +257,7 @@ def _open_rows(dataset: str, split: str | None, cache_dir: str):
         raise FileNotFoundError(f"there is no folder or file {dataset}.")
     else:
         name = dataset
-    try:
-        splits = load_dataset(name, **options)
-    except FileNotFoundError as error:  # datasets' own "no files found" errors are of this kind
-        if path.exists():
-            raise FileNotFoundError(f"{dataset} holds no videos, images, parquet or tar files.") from error
-        raise FileNotFoundError(f"there is no folder {dataset}, nor such a dataset on the Hub.") from error
-    except (ValueError, ConnectionError) as error:
-        raise ValueError(f"the dataset {dataset} cannot be opened: {str(error).splitlines()[0]}") from error
-    if split is None and len(splits) == 1:
-        return next(iter(splits.values()))
-    if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}: it has {', '.join(splits)}.")
-    return splits[split]
+    return name, options
 
 
 def _columns(features, dataset: str, image_column: str | None, kind: str | None):

@@ -133,6 +133,63 @@ def test_limit_and_crops(tmp_path):
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(first, second, strict=True))
 
 
+def sorted_parquet(path, first, count, row_group_size=8):
+    """Pictures `first` to `first + count`, whose grey is their number; label = number // 16: sorted by class."""
+    numbers = range(first, first + count)
+    rows = {"image": [Image.new("L", (8, 8), n) for n in numbers], "label": [n // 16 for n in numbers]}
+    features = Features({"image": ImageFeature(), "label": ClassLabel(num_classes=8)})
+    Dataset.from_dict(rows, features=features).to_parquet(path, batch_size=row_group_size)
+
+
+def number(clip) -> int:
+    return int(clip.frames[0, 0, 0, 0])
+
+
+def test_a_limited_parquet_set_is_drawn_from_all_over(tmp_path):
+    sorted_parquet(tmp_path / "train-00000.parquet", 0, 72)
+    sorted_parquet(tmp_path / "train-00001.parquet", 72, 56)
+    plain = {clip.source: number(clip) for clip in open_source(str(tmp_path), **SIZES)}
+    assert list(plain.values()) == list(range(128)) and list(plain)[72] == "train[1:0]"
+    assert {clip.labels["label"] for clip in open_source(str(tmp_path), limit=48, **SIZES)} == {0, 1, 2}, (
+        "the first rows"
+    )
+    source = open_source(str(tmp_path), limit=48, shuffle_seed=0, **SIZES)
+    drawn = {clip.source: (number(clip), clip.labels["label"]) for clip in source}
+    assert len(drawn) == 48 and source.num_shards == 1 and {label for _, label in drawn.values()} == set(range(8))
+    assert all(plain[name] == n and label == n // 16 for name, (n, label) in drawn.items()), (
+        "names stay those of the rows"
+    )
+    assert list(drawn) == [clip.source for clip in source], "the same again"
+    other = {clip.source for clip in open_source(str(tmp_path), limit=48, shuffle_seed=1, **SIZES)}
+    assert other != set(drawn)
+    assert len({clip.source for clip in open_source(str(tmp_path), limit=48, crops=2, shuffle_seed=0, **SIZES)}) == 24
+    whole = open_source(str(tmp_path), limit=128, shuffle_seed=0, **SIZES)
+    assert whole.num_shards == 2 and [number(clip) for clip in whole] == list(range(128)), "nothing to choose"
+
+
+def test_rows_beyond_the_first_draw_stand_in_for_bad_ones(tmp_path):
+    rows = {"image": [{"bytes": b"no picture", "path": None}] * 10, "label": list(range(10))}
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    make_image(tmp_path / "a.png", RED)
+    rows["image"][7] = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    for seed in range(3):
+        source = open_source(str(tmp_path / "a.parquet"), limit=1, shuffle_seed=seed, **SIZES)
+        assert [clip.source for clip in source] == ["train[7]"] and source.items == len(source.skipped) + 1
+
+
+def test_a_limited_folder_is_drawn_from_all_over(tmp_path):
+    for label in "abcdefgh":
+        (tmp_path / label).mkdir()
+        for n in range(8):
+            make_image(tmp_path / label / f"{n}.png", RED)
+    first = open_source(str(tmp_path), limit=16, **SIZES)
+    assert [clip.labels["label"] for clip in first] == [0] * 8 + [1] * 8
+    drawn = open_source(str(tmp_path), limit=32, shuffle_seed=0, **SIZES)
+    assert {clip.labels["label"] for clip in drawn} == set(range(8)) and len({c.source for c in drawn}) == 32
+    assert all(clip.source.startswith(f"{'abcdefgh'[clip.labels['label']]}/") for clip in drawn)
+
+
 def test_toyworld(capsys):
     sizes = SIZES | {"resolution": 32}
     source = open_source("toyworld", "validation", limit=2, **sizes)
