@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from evaluation.features import Features
-from evaluation.heads import AttentionHeads, HeadBank
+from evaluation.heads import HeadBank
+from evaluation.stacked_heads import AttentionHeads
 from modeling_toto.pooling_toto import AttentionPooling, MeanPooling
 
 
@@ -108,10 +109,10 @@ def test_stacked_attention_equals_the_module():
     torch.manual_seed(0)
     tokens = (torch.randn(6, 10, 8) * 3 + 5).half()
     mean, std = tokens.float().mean((0, 1)), tokens.float().std((0, 1))
-    heads = AttentionHeads(mean, std, tasks=2, rates=3, classes=4, seed=0)
+    heads = AttentionHeads(mean, std, tasks=2, settings=3, classes=4, seed=0)
     for p in heads.parameters():
         torch.nn.init.normal_(p)
-    logits = heads(tokens[None])
+    logits = heads(tokens[None].float())
     pool = AttentionPooling(8)
     with torch.no_grad():
         pool.query.copy_(heads.query[1, 2])
@@ -139,5 +140,5 @@ def test_constant_features_and_unknown_heads():
     y = torch.arange(40)[:, None] % 2
     bank = HeadBank("linear", [2], epochs=2).run(features(x), y, features(x), y, features(x))
     assert torch.isfinite(bank.val_loss).all()
-    with pytest.raises(ValueError, match="no head named 'mlp'; the heads are linear, attention"):
+    with pytest.raises(ValueError, match="no head named 'mlp' to train; the heads are linear, attention"):
         HeadBank("mlp", [2])

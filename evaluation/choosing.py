@@ -1,0 +1,146 @@
+"""What every kind of head reads and gives back, and how a setting is chosen: on validation, never on test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evaluation.features import Features
+
+Array = torch.Tensor | np.ndarray
+
+
+@dataclass
+class Chosen:
+    """Heads after choosing; first axes are layers and tasks, (L, T).
+
+    settings: the grid, one dict a setting, such as {"lr": 0.001, "weight_decay": 0.1}, {"penalty": 0.01} or {"k": 20}.
+    choice: the number of the chosen setting, (L, T). val_accuracy, val_loss (nats): of that setting, (L, T).
+    test_predictions: class numbers, (L, T, N). test_probabilities: (L, T, N, C) when asked for, 0 for classes a task
+    lacks. seed: of start and order; None where nothing is drawn.
+    """
+
+    settings: list[dict[str, float]]
+    choice: torch.Tensor
+    val_accuracy: torch.Tensor
+    val_loss: torch.Tensor
+    test_predictions: torch.Tensor
+    test_probabilities: torch.Tensor | None = None
+    seed: int | None = None
+
+    def setting(self, layer: int, task: int) -> dict[str, float]:
+        """The chosen setting; `layer` counts the first axis."""
+        return self.settings[int(self.choice[layer, task])]
+
+    @property
+    def lr(self) -> torch.Tensor:
+        """(L, T): the chosen learning rate; the penalty or the k of heads that have no rate."""
+        return torch.tensor([next(iter(setting.values())) for setting in self.settings])[self.choice]
+
+
+def choose(accuracy: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """The best of S settings by validation accuracy and, among equals, loss: (..., S) twice -> (...).
+
+    Equal accuracies are common on small sets. A head that diverged has a loss that is not finite: it is never chosen.
+
+    Raises:
+        ValueError: all of them diverged.
+    """
+    score = accuracy.double() - 1e-6 * loss.double().clamp(max=100)
+    best = score.masked_fill(~loss.isfinite(), float("-inf")).max(-1)
+    if best.values.isinf().any():
+        raise ValueError("every head diverged for some layer and label: give smaller learning rates.")
+    return best.indices
+
+
+def missing_classes(classes: list[int]) -> torch.Tensor:
+    """(T, C): True on classes that a task does not have; tasks are padded to the largest one."""
+    return torch.arange(max(classes))[None] >= torch.tensor(classes)[:, None]
+
+
+def clips(array: Array, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Some clips of (L, N, ...), a tensor or a memory-mapped array: float32 (L, n, ...); the rest is not read."""
+    if isinstance(array, torch.Tensor):
+        return array[:, rows].float()
+    rows = rows.numpy() if isinstance(rows, torch.Tensor) else rows
+    return torch.from_numpy(np.array(array[:, rows], dtype=np.float32))
+
+
+def features_of(kind: str, of_tokens: bool, *sets: Features) -> list[Array]:
+    """What this kind of head reads of each set: (L, N, P) or (L, N, n, D).
+
+    Raises:
+        ValueError: tokens that were not kept, or sets of different layers.
+    """
+    if any(list(features.layers) != list(sets[0].layers) for features in sets):
+        raise ValueError("the training, validation and test features are of different layers; extract the same ones.")
+    arrays = [features.tokens if of_tokens else features.pooled for features in sets]
+    if any(array is None for array in arrays):
+        raise ValueError(f"{kind} heads read tokens, which these features lack: extract them with max_tokens.")
+    return arrays
+
+
+def train_moments(array: Array, axes: tuple[int, ...], chunk: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation over `axes` (1 among them) of (L, N, ...), some clips at a time; axes are kept.
+
+    A deviation that is nought but for rounding counts as 1, so that a constant feature stays 0.
+    Raises:
+        ValueError: values that are not finite.
+    """
+    count, mean, square = 0, 0.0, 0.0
+    for start in range(0, array.shape[1], chunk):
+        part = clips(array, slice(start, start + chunk))
+        variance, centre = (x.double() for x in torch.var_mean(part, axes, correction=0, keepdim=True))
+        size = part.numel() // variance.numel()
+        # two sets' moments joined without the cancellation of a mean of squares
+        count, shift, share = count + size, centre - mean, size / (count + size)
+        mean = mean + share * shift
+        square = square + size * variance + (count - size) * share * shift**2
+    std = (square / count).sqrt()
+    if not (std.isfinite().all() and mean.isfinite().all()):
+        raise ValueError("the features of a layer hold NaN or infinity: check the backbone's outputs.")
+    std = std.masked_fill(std <= 1e-6 * (1 + mean.abs()), 1.0)
+    return mean.float(), std.float()
+
+
+def check_labels(labels: torch.Tensor, classes: list[int], count: int, part: str) -> None:
+    """Raises ValueError unless labels are class numbers (N, T) of N = count clips."""
+    if tuple(labels.shape) != (count, len(classes)):
+        raise ValueError(
+            f"the {part} labels have shape {tuple(labels.shape)}; {count} clips and {len(classes)} tasks need "
+            f"{(count, len(classes))}."
+        )
+    wrong = ((labels < 0) | (labels >= torch.tensor(classes))).nonzero()
+    if len(wrong):
+        row, task = wrong[0].tolist()
+        raise ValueError(
+            f"{part} label {int(labels[row, task])} of clip {row} is out of range: task {task} has classes 0 to "
+            f"{classes[task] - 1}."
+        )
+
+
+def join_layers(parts: list[Chosen]) -> Chosen:
+    """Heads of some layers and heads of others, on the same clips and with the same settings, as one."""
+    first = parts[0]
+    probabilities = None if first.test_probabilities is None else torch.cat([part.test_probabilities for part in parts])
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("choice", "val_accuracy", "val_loss", "test_predictions")
+    }
+    return Chosen(first.settings, **joined, test_probabilities=probabilities, seed=first.seed)
+
+
+def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
+    """Heads of several folds of the test clips as one: (numbers of the fold's clips, its heads) pairs.
+
+    Each clip has the prediction of its own fold; validation accuracy and loss are means over folds, and the setting
+    named is that of the first fold.
+    """
+    first = folds[0][1]
+    predictions = torch.empty(*first.choice.shape, sum(len(rows) for rows, _ in folds), dtype=torch.long)
+    for rows, chosen in folds:
+        predictions[..., rows] = chosen.test_predictions
+    accuracy, loss = (
+        torch.stack([getattr(chosen, name) for _, chosen in folds]).mean(0) for name in ("val_accuracy", "val_loss")
+    )
+    return Chosen(first.settings, first.choice, accuracy, loss, predictions, seed=first.seed)
