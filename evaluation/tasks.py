@@ -1,0 +1,199 @@
+"""The tasks that `toto probe --task NAME` knows: where the data is, what is asked, how it is scored, as plain data.
+
+Any other dataset needs no entry here: `--dataset` takes a Hub id, an image or video folder, parquet or webdataset.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    dataset: Hub id, "toyworld", or None where the Hub holds no copy that `datasets` reads without a script.
+    kind: "image" or "video". classes: of the label column (None: several columns).
+    label_column: None takes all of them. media_column: None takes the only one.
+    train, validation, test: splits; a validation split of None is carved from train.
+    group_by: regular expression for what in an item's name tells its recording, which a carved split must not divide.
+    num_frames: of a clip (1: an image). stride, fps: of a video, one of them None.
+    views, crops: temporal windows and spatial crops whose probabilities the literature averages at test
+    (`view_positions`, `average_views`). metric: a name of `metrics.METRICS`.
+    paper: where arXiv 2501.05453 has it. note: what else one must know.
+    """
+
+    dataset: str | None
+    kind: str
+    classes: int | None
+    label_column: str | None = "label"
+    media_column: str | None = None
+    train: str = "train"
+    validation: str | None = None
+    test: str = "test"
+    group_by: str | None = None
+    num_frames: int = 1
+    stride: int | None = None
+    fps: float | None = None
+    views: int = 1
+    crops: int = 1
+    metric: str = "accuracy"
+    paper: str = "not in the paper"
+    note: str = ""
+
+
+TASKS = {
+    "imagenet-1k": Task(
+        dataset="ILSVRC/imagenet-1k",
+        kind="image",
+        classes=1000,
+        media_column="image",
+        test="validation",
+        paper="Table 7: attention probe of every layer, best one kept, 256 px (32 x 32 tokens); linear probe: Table "
+        "14; the choices of Tables 3 to 6 are made on probes of layer 9 of the large model, mostly at 128 px",
+        note="The Hub's copy asks for an agreement, and its test labels are hidden (-1): the 50,000 validation "
+        "images are the test set, as everywhere, so the layer is chosen on images carved from train. Centre crop; the "
+        "paper is silent on crops at test and on the probe's augmentation.",
+    ),
+    "cifar10": Task(
+        dataset="uoft-cs/cifar10",
+        kind="image",
+        classes=10,
+        media_column="img",
+        note="50,000 / 10,000 images of 32 x 32, enlarged to the model's resolution.",
+    ),
+    "cifar100": Task(
+        dataset="uoft-cs/cifar100",
+        kind="image",
+        classes=100,
+        label_column="fine_label",
+        media_column="img",
+        note="As cifar10; --label_column coarse_label asks for its 20 groups of classes instead.",
+    ),
+    "kinetics-400": Task(
+        dataset=None,
+        kind="video",
+        classes=400,
+        test="validation",
+        num_frames=16,
+        stride=4,
+        views=5,
+        crops=3,
+        paper="Table 8: attention probe of every layer, best one kept, 16 frames, 128 px (4,096 tokens); "
+        "cross-attention and MLP head: appendix",
+        note="We know no whole copy on the Hub that datasets reads: pass --dataset FOLDER with train/ and "
+        "validation/ of class folders. The validation videos are the test set, as everywhere. Views and crops at "
+        "test: paper silent; 5 x 3 is VideoMAE's. A model that saw clips of the validation set in pre-training may "
+        "not be scored.",
+    ),
+    "something-something-v2": Task(
+        dataset=None,
+        kind="video",
+        classes=174,
+        test="validation",
+        num_frames=16,
+        stride=None,
+        fps=6.0,
+        views=2,
+        crops=3,
+        note="The Hub's HuggingFaceM4/something_something_v2 is a script for videos downloaded by hand, which "
+        "datasets 4 and later do not run: pass --dataset FOLDER with train/ and validation/ of class folders. The "
+        "validation videos are the test set, as everywhere. The videos run at 12 frames a second for 2 to 6 s, so "
+        "that 16 frames are taken at 6 a second; shorter ones than 2.6 s are skipped. 2 x 3 views are VideoMAE's.",
+    ),
+    "ucf101": Task(
+        dataset=None,
+        kind="video",
+        classes=101,
+        group_by=r"v_\w+_g\d+",
+        num_frames=16,
+        stride=4,
+        views=5,
+        crops=3,
+        note="flwrlabs/ucf101 on the Hub holds single frames, no videos: pass --dataset FOLDER with train/ and test/ "
+        "of class folders, by the official lists, of which list 1 is usual; groups of clips (g01 to g25 in the "
+        "names) come from one video, and validation is carved by them. 5 x 3 views are VideoMAE's.",
+    ),
+    "toyworld": Task(
+        dataset="toyworld",
+        kind="video",
+        classes=None,
+        label_column=None,
+        validation="validation",
+        num_frames=16,
+        note="Rendered: three labels (10 digits, 8 textures, 8 motions), as many clips as are asked for.",
+    ),
+}
+
+
+def get_task(name: str) -> Task:
+    """Raises ValueError for a task that is not in the table, with the nearest name."""
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]}?" if near else "."
+    raise ValueError(f"there is no task {name!r}: the tasks are {', '.join(TASKS)} (--dataset takes any data){meant}")
+
+
+def apply_task(name: str, given: dict) -> dict:
+    """Settings for `toto probe` (fields of `probe.ProbeArgs`): the task's, under those that the user gave.
+
+    given: {field: value} of the flags that the user typed, None for none. A dataset given there replaces where the data
+    is read from; its column of images or videos is then found by type, as a copy may call it otherwise.
+    Raises ValueError for an unknown task, or one without a copy on the Hub when no dataset is given.
+    """
+    task = get_task(name)
+    given = {field: value for field, value in given.items() if value is not None}
+    settings = {
+        "dataset": task.dataset,
+        "label_column": [task.label_column] if task.label_column else None,
+        "image_column": None if "dataset" in given else task.media_column,
+        "group_by": task.group_by,
+        "train_split": task.train,
+        "validation_split": task.validation,
+        "test_split": task.test,
+    }
+    if task.kind == "video":
+        settings |= {"num_frames": task.num_frames}
+        if not {"stride", "fps"} & set(given):
+            settings |= {"fps": task.fps} if task.fps else {"stride": task.stride} if task.stride else {}
+    settings |= given
+    if settings["dataset"] is None:
+        raise ValueError(f"{name} is not on the Hub in a form that can be read: give --dataset FOLDER. {task.note}")
+    return {field: value for field, value in settings.items() if value is not None}
+
+
+def view_positions(views: int, crops: int) -> list[tuple[float, tuple[float, float]]]:
+    """(time, (y, x)) of each view as fractions 0..1: windows evenly spaced from first to last, times crops.
+
+    A time of 0 is the first window that fits and 1 the last; one window is the middle. Crops lie evenly along the
+    longer side (`resize_and_crop` leaves the other no play); one crop is the centre. So 5 x 3 are 15 views.
+    """
+    if views < 1 or crops < 1:
+        raise ValueError(f"views and crops must be 1 or more, not {views} and {crops}.")
+    return [(time, (place, place)) for time in _spaced(views) for place in _spaced(crops)]
+
+
+def _spaced(count: int) -> list[float]:
+    return [0.5] if count == 1 else [k / (count - 1) for k in range(count)]
+
+
+def average_views(probabilities, items: list[str]) -> tuple[list[str], np.ndarray]:
+    """Mean class probabilities of each item over its views.
+
+    Args:
+        probabilities: (N, classes), one row a view; of logits, take the softmax first.
+        items: which item each row is a view of (N), in any order.
+    Returns:
+        items in order of first appearance, and their probabilities (items, classes).
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if len(items) != len(probabilities):
+        raise ValueError(f"{len(probabilities)} rows of probabilities need as many names of items, not {len(items)}.")
+    names = list(dict.fromkeys(items))
+    number = {name: row for row, name in enumerate(names)}
+    rows = np.array([number[item] for item in items], dtype=np.int64)
+    total = np.zeros((len(names), probabilities.shape[1]))
+    np.add.at(total, rows, probabilities)
+    return names, total / np.bincount(rows)[:, None]

@@ -1,0 +1,100 @@
+"""Tasks are data: complete, consistent, and under what the user says; views are spread and averaged."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from evaluation.metrics import METRICS
+from evaluation.probe import ProbeArgs
+from evaluation.tasks import TASKS, apply_task, average_views, get_task, view_positions
+from tokenization.image_processing_toto import resize_and_crop
+from tokenization.toyworld import ToyWorld
+
+NEEDED = {"imagenet-1k", "kinetics-400", "cifar10", "cifar100", "something-something-v2", "ucf101", "toyworld"}
+
+
+def test_the_table_is_complete_and_consistent():
+    assert set(TASKS) == NEEDED
+    for name, task in TASKS.items():
+        assert task.kind in ("image", "video") and task.metric in METRICS and task.note.endswith("."), name
+        assert task.kind == "video" or (task.num_frames == task.views == 1 and task.stride is None is task.fps), name
+        assert task.stride is None or task.fps is None, name
+        assert task.test != task.validation, f"{name}: what chooses may not be what is scored"
+        assert (task.dataset is None) <= ("--dataset FOLDER" in task.note), name
+    assert set(ToyWorld().label_names) == {"digit", "texture", "motion"}, "the note of toyworld names three"
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_settings_are_fields_of_the_probe(name):
+    settings = apply_task(name, {"dataset": "folder"})
+    assert set(settings) <= {field.name for field in dataclasses.fields(ProbeArgs)}
+    ProbeArgs(model="model", output="a.json", **settings)
+
+
+def test_the_user_wins():
+    assert apply_task("cifar100", {}) == {
+        "dataset": "uoft-cs/cifar100",
+        "label_column": ["fine_label"],
+        "image_column": "img",
+        "train_split": "train",
+        "test_split": "test",
+    }
+    mine = apply_task("cifar100", {"label_column": ["coarse_label"], "seed": 3, "max_train": None})
+    assert mine["label_column"] == ["coarse_label"] and mine["seed"] == 3 and "max_train" not in mine
+    copy = apply_task("cifar100", {"dataset": "pictures"})
+    assert copy["dataset"] == "pictures" and "image_column" not in copy
+    assert apply_task("cifar100", {"dataset": "pictures", "image_column": "photo"})["image_column"] == "photo"
+
+
+def test_clips_of_one_ucf101_recording_are_one_group():
+    pattern = apply_task("ucf101", {"dataset": "folder"})["group_by"]
+    names = [f"train/Diving/v_Diving_g{group}_c{clip}.avi" for group in ("01", "02") for clip in ("01", "02")]
+    assert [re.search(pattern, name).group() for name in names] == ["v_Diving_g01"] * 2 + ["v_Diving_g02"] * 2
+
+
+def test_time_steps():
+    folder = {"dataset": "folder"}
+    assert apply_task("kinetics-400", folder)["stride"] == 4 and "fps" not in apply_task("kinetics-400", folder)
+    assert apply_task("something-something-v2", folder)["fps"] == 6
+    mine = apply_task("something-something-v2", folder | {"stride": 2})
+    assert mine["stride"] == 2 and "fps" not in mine, "a stride would not be used beside a rate"
+    assert "stride" not in apply_task("kinetics-400", folder | {"fps": 7.5})
+
+
+def test_unknown_tasks_and_tasks_without_data_are_one_sentence():
+    with pytest.raises(ValueError, match=r"no task 'cifar-10': the tasks are imagenet-1k, .* did you mean cifar10\?"):
+        get_task("cifar-10")
+    with pytest.raises(ValueError, match="did you mean imagenet-1k"):
+        apply_task("ImageNet", {})
+    with pytest.raises(ValueError, match=r"takes any data\)\.$"):
+        get_task("zzz")
+    with pytest.raises(ValueError, match=r"kinetics-400 is not on the Hub .*: give --dataset FOLDER"):
+        apply_task("kinetics-400", {"dataset": None})
+
+
+def test_views_are_spread_evenly():
+    assert view_positions(1, 1) == [(0.5, (0.5, 0.5))]
+    views = view_positions(5, 3)
+    assert len(views) == len(set(views)) == 15
+    assert sorted({time for time, _ in views}) == [0, 0.25, 0.5, 0.75, 1]
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, :10], wide[:, 10:20], wide[:, 20:] = 10, 20, 30
+    for picture in (wide, wide.transpose(1, 0, 2)):  # along whichever side is longer
+        crops = [resize_and_crop(picture, 10, place) for _, place in view_positions(1, 3)]
+        assert [int(crop[5, 5, 0]) for crop in crops] == [10, 20, 30]
+    with pytest.raises(ValueError, match="1 or more"):
+        view_positions(0, 1)
+
+
+def test_probabilities_are_averaged_over_the_views_of_an_item():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4), size=7)
+    items = ["b", "a", "b", "c", "a", "b", "c"]
+    names, means = average_views(probabilities, items)
+    assert names == ["b", "a", "c"]
+    for name, mean in zip(names, means, strict=True):
+        assert mean == pytest.approx(probabilities[[item == name for item in items]].mean(0))
+    with pytest.raises(ValueError, match="as many names"):
+        average_views(probabilities, items[:3])
