@@ -1,0 +1,305 @@
+"""The ledger: which media each model was trained on, and the refusal of a score on any of them.
+
+What a run saw is in its recipe.yaml and in the manifests and `source` columns of its shards; a model folder that has
+left its run carries the same as media.json (`write_media`). Labels do not matter here: test pictures that a model was
+pre-trained on without labels are seen all the same. What its visual tokenizer was trained on is not in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+MEDIA_FILE = "media.json"
+FORMAT = 1
+# Folder and file names that say which part of a data set they hold, or nothing at all.
+SPLITS = {name: name for name in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
+NO_NAMES = {"data", "default", "plain_text"}
+FILES = {".parquet", ".tar"}
+
+
+@dataclass(frozen=True)
+class Media:
+    """One source of a training.
+
+    dataset: its name without folders (`identify`). items: files or rows as `toto tokenize` names them, without those
+    that were held out; None where they are not known, and the whole split counts. tokens: code tokens trained on.
+    epochs: as the run counted them.
+    """
+
+    dataset: str
+    split: str
+    kind: str | None = None
+    items: frozenset[str] | None = None
+    tokens: float | None = None
+    epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class ProbePart:
+    """A part (train, validation, test) of what a probe read. items: None where the result does not keep them."""
+
+    part: str
+    dataset: str
+    split: str
+    items: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Media that are part of test sets of another name; patterns as of a shell, on names as `identify` gives them.
+
+    items: of file names without folders. Where the items of a medium are not known, a named dataset counts whole.
+    """
+
+    dataset: str
+    items: str
+    tests: str
+    reason: str
+
+
+_LART = "clips called lart_* are validation clips of Kinetics"
+ALIASES = (
+    Alias("*", "lart_*", "kinetics*", _LART),
+    Alias("pretrain_clips", "lart_*", "kinetics*", _LART),
+    Alias("davis_mini", "*", "davis*", "the sequences of DAVIS-2016 are among those of DAVIS-2017"),
+    Alias("ucf101_sample", "*", "ucf101", "its clips are clips of UCF101"),
+)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A medium that is also (in) what was read by a probe. items: the shared ones, sorted; empty where not known."""
+
+    media: Media
+    tested: ProbePart
+    items: tuple[str, ...]
+    reason: str
+
+
+def identify(recorded: str, split: str) -> tuple[str, str]:
+    """(name, split) of a data set as a command was given it: a Hub id, a folder, a file.
+
+    The name is the last part of the path that names anything; a last part that names a split wins over `split`, since a
+    folder or file of its own is read under whatever split was typed ("media/k400/val", "test-00000-of-00001.parquet").
+    """
+    parts = [part for part in recorded.split(":")[0].split("/") if part not in ("", ".", "..")]
+    while len(parts) > 1:
+        is_file = PurePosixPath(parts[-1]).suffix in FILES
+        stem = re.split(r"[-_.]", parts[-1])[0] if is_file else parts[-1]
+        if not is_file and stem not in SPLITS and stem not in NO_NAMES:
+            break
+        split = stem if stem in SPLITS else split
+        parts.pop()
+    return parts[-1], SPLITS.get(split, split)
+
+
+def media_seen(model: str | Path) -> list[Media] | None:
+    """What a model was trained on; None where nobody kept a record, as of other people's weights.
+
+    Args:
+        model: a run folder of `toto pretrain` or `toto finetune`, a checkpoint in one, or a folder with media.json.
+    Raises:
+        FileNotFoundError: a run whose shards are gone, without media.json. ValueError: a damaged or other media.json.
+    """
+    path = Path(model)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    if (run / "recipe.yaml").is_file():
+        return _of_run(run)
+    return _read_media(path / MEDIA_FILE) if (path / MEDIA_FILE).is_file() else None
+
+
+def write_media(run: str | Path, folder: str | Path) -> Path:
+    """Write what `run` saw as media.json into `folder`, for a model that leaves its run (or for a run, its shards)."""
+    from evaluation.results import write_json
+
+    file = Path(folder) / MEDIA_FILE
+    media = [
+        asdict(seen) | {"items": None if seen.items is None else sorted(seen.items)} for seen in _of_run(Path(run))
+    ]
+    write_json(file, {"format": FORMAT, "media": media})
+    return file
+
+
+def _read_media(file: Path) -> list[Media]:
+    try:
+        content = json.loads(file.read_text())
+        known = content["format"] == FORMAT
+        media = [Media(**seen) for seen in content["media"]] if known else []
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: write it again from the run (evaluation.ledger.write_media).") from error
+    if not known:
+        raise ValueError(f"{file} has format {content['format']}, this version reads {FORMAT}: write it again.")
+    return [replace(seen, items=None if seen.items is None else frozenset(seen.items)) for seen in media]
+
+
+def _of_run(run: Path) -> list[Media]:
+    from training.args import DataArgs
+    from training.resume import read_recipe
+
+    recipe = read_recipe(run)
+    parent = recipe.get("init_from") or recipe.get("model")  # of toto pretrain, of toto finetune
+    found = []
+    if parent:
+        before = media_seen(parent)
+        found = [Media(f"what {Path(parent).name} saw", "not recorded")] if before is None else before
+    if recipe.get("dataset"):  # fine-tuning
+        return [*found, Media(*identify(recipe["dataset"], recipe["train_split"]), kind=recipe.get("kind"))]
+    settings = {key: recipe[key] for key in ("shards", "val_shards", "sources") if recipe.get(key)}
+    shares, tokens = _last_shares(run)
+    for source in DataArgs(**settings).mixture():
+        if _is_gone(source):
+            if (run / MEDIA_FILE).is_file():
+                return _read_media(run / MEDIA_FILE)
+            raise FileNotFoundError(
+                f"The shards {source.data} are gone, so what {run} was trained on is not known; put them back (and "
+                f"keep a {MEDIA_FILE} in the run, by evaluation.ledger.write_media, before shards are deleted)."
+            )
+        told = shares.get(source.name, {})
+        share = told.get("share", source.weight)
+        numbers = {"tokens": tokens and share * tokens, "epochs": told.get("epochs")}
+        found.append(replace(_of_source(source), **numbers))
+    return found
+
+
+def _is_gone(source) -> bool:
+    """A local folder that was there when the run was begun, which made its path absolute."""
+    return Path(source.data).is_absolute() and not Path(source.data).exists()
+
+
+def _last_shares(run: Path) -> tuple[dict, float | None]:
+    """({source: {share, epochs}}, tokens) of the last logged step."""
+    file = run / "metrics.jsonl"
+    rows = file.read_text().splitlines() if file.is_file() else []
+    for line in reversed(rows):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the torn last line of a run that was killed
+            continue
+        if "learning_rate" in row:
+            return row.get("sources", {}), row["tokens"]
+    return {}, None
+
+
+def _of_source(source) -> Media:
+    """A source of a mixture (`training.args.Source`)."""
+    from training.data import is_held_out, read_column, read_manifest
+
+    if not source.is_shards:  # pixels, tokenized while training
+        return Media(*identify(source.data, source.split), kind="video" if source.is_toyworld else source.kind)
+    manifest = read_manifest(source.data)
+    dataset, split = identify(manifest["dataset"], manifest["split"])
+    if dataset == "toyworld":  # endless; its splits share no picture, so the split says it all
+        return Media(dataset, split, manifest["kind"])
+    files = [Path(source.data) / shard["file"] for shard in manifest["shards"]]
+    names = {name for file in files for name in read_column(file, "source").tolist()}
+    if source.val_data is None:
+        names = {name for name in names if not is_held_out(name)}
+    return Media(dataset, split, manifest["kind"], _of_split(names, manifest["split"], split))
+
+
+def _of_split(names: Iterable[str], typed: str, split: str) -> frozenset[str]:
+    """Rows are called typed[number], after the split that was typed, which may not be the split that it is."""
+    return frozenset(split + name[len(typed) :] if name.startswith(f"{typed}[") else name for name in names)
+
+
+def media_tested(result: dict) -> list[ProbePart]:
+    """What a result of `toto probe` trained, chose and tested on; test items where it was told to keep predictions.
+
+    Raises:
+        ValueError: no result of a probe.
+    """
+    if "splits" not in result.get("data", {}):
+        raise ValueError("A result without data.splits does not say what was tested; write it again with toto probe.")
+    tasks = result.get("tasks", {}).values()
+    items = next((task["predictions"]["items"] for task in tasks if "predictions" in task), None)
+    found = []
+    for part, about in result["data"]["splits"].items():
+        carved = re.fullmatch(r"(?:carved from )*(.*?)(?: \(.*\))*", about["split"])
+        dataset, split = identify(result["data"]["dataset"], carved[1])
+        kept = None if items is None or part != "test" else _of_split(items, carved[1], split)
+        found.append(ProbePart(part, dataset, split, kept))
+    return found
+
+
+def check_overlap(seen: Iterable[Media], tested: Iterable[ProbePart]) -> list[Overlap]:
+    """Media that are also what a probe read, the part that it trained on too (which is no fault).
+
+    The same split of the same data set, and there the same items where both sides know them; and `ALIASES`. Different
+    splits of a data set are taken to be different media.
+    """
+    parts = list(tested)
+    return [overlap for media in seen for part in parts for overlap in _overlaps(media, part)]
+
+
+def _overlaps(media: Media, tested: ProbePart) -> Iterator[Overlap]:
+    if (_plain(media.dataset), media.split) == (_plain(tested.dataset), tested.split):
+        if media.items is None or tested.items is None:
+            yield Overlap(media, tested, (), "the same split; not all items are on record, so it counts whole")
+        elif both := _shared(media.items, tested.items):
+            yield Overlap(media, tested, both, "the same items")
+    for alias in ALIASES:
+        if fnmatch(_plain(tested.dataset), alias.tests) and fnmatch(media.dataset, alias.dataset):
+            names = media.items or ()
+            items = tuple(sorted(name for name in names if fnmatch(PurePosixPath(name).name, alias.items)))
+            if items or (media.items is None and alias.dataset != "*"):
+                yield Overlap(media, tested, items, alias.reason)
+                return  # once is enough
+
+
+def _plain(name: str) -> str:
+    """ImageNet-1k is imagenet1k is imagenet_1k."""
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
+def _shared(seen: frozenset[str], tested: frozenset[str]) -> tuple[str, ...]:
+    """The tested items that were seen, also where one side was named from a folder further up."""
+    ends = {end for name in seen for end in _ends(name)}
+    return tuple(sorted(name for name in tested if name in ends or any(end in seen for end in _ends(name))))
+
+
+def _ends(name: str) -> Iterator[str]:
+    """a/b/c -> a/b/c, b/c, c."""
+    parts = name.split("/")
+    return ("/".join(parts[first:]) for first in range(len(parts)))
+
+
+def require_no_overlap(model: str, seen: Iterable[Media], tested: Iterable[ProbePart]) -> None:
+    """Refuse a score on media that the model was trained on.
+
+    Raises:
+        ValueError: the model, the medium, the test set and the first items that they share.
+    """
+    for overlap in check_overlap(seen, (part for part in tested if part.part == "test")):
+        media, test, items = overlap.media, overlap.tested, overlap.items
+        shared = f", {len(items):,} items such as {', '.join(items[:3])}" if items else ""
+        raise ValueError(
+            f"{model} was trained on {media.dataset} ({media.split}) and is scored on {test.dataset} ({test.split}): "
+            f"{overlap.reason}{shared}. Leave this result out, test on other media, or train without these."
+        )
+
+
+def ledger_rows(
+    models: dict[str, list[Media] | None], tested: dict[str, list[ProbePart]] | None = None
+) -> list[dict[str, object]]:
+    """Rows of the ledger's table: model, medium, split, kind, items, tokens, epochs, read_by_probes.
+
+    Args:
+        models: name -> `media_seen`. tested: name -> what the probes of that model read, of all its results.
+    Returns:
+        A row a medium; items is None where they are not on record. read_by_probes: parts such as ["train"]. A model
+        without a record has one row, whose medium is "not recorded".
+    """
+    rows = []
+    for name, seen in models.items():
+        parts = (tested or {}).get(name, [])
+        for media in seen if seen is not None else [Media("not recorded", "")]:
+            read = sorted({overlap.tested.part for overlap in check_overlap([media], parts)})
+            items = None if media.items is None else len(media.items)
+            row = {"model": name, "medium": media.dataset, "split": media.split, "kind": media.kind, "items": items}
+            rows.append(row | {"tokens": media.tokens, "epochs": media.epochs, "read_by_probes": read})
+    return rows
