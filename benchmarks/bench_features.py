@@ -13,14 +13,14 @@ def add_flags(parser) -> None:
 
 
 def measure(args) -> dict:
-    """One forward pass of the model, and the same clips through `evaluation.features.TotoBackbone.grids`.
+    """One forward pass of the model, and the same clips through `evaluation.backbones.TotoBackbone.grids`.
 
     The full pass is the model alone, without anything kept; the others include what makes features of the residual
     stream: normalising every token and reducing each layer to its mean token and the 64 tokens of an attention probe.
     """
     import torch
 
-    from evaluation.features import TotoBackbone
+    from evaluation.backbones import TotoBackbone
     from modeling_toto import TotoConfig, TotoModel
     from training.device import fast_autocast
 

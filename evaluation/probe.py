@@ -1,15 +1,24 @@
 """`toto probe`: how much a frozen backbone knows, per layer and head, against raw pixels and its untrained twin."""
 
+import contextlib
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
-HEADS = ("linear", "attention")
-BASELINES = ("pixels", "untrained")
+BASELINES = ("pixels", "untrained", "random_filters", "histogram", "hog")
+FRAME_ORDERS = ("ordered", "reversed", "shuffled", "middle")
 
 
 @dataclass(frozen=True)
 class ProbeArgs:
-    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone."})
-    output: str = field(metadata={"help": "Result file to write (.json)."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone: Toto, or any vision model."},
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "Result file to write (.json); a plot (.png) is put beside it."}
+    )
     dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
     label_column: list[str] | None = field(
         default=None, metadata={"help": "One label column or several; all of the dataset's by default."}
@@ -22,7 +31,11 @@ class ProbeArgs:
     )
     heads: list[str] = field(default_factory=lambda: ["linear", "attention"], metadata={"help": "linear, attention."})
     baselines: list[str] | None = field(
-        default=None, metadata={"help": "pixels, untrained, or none; by default both (untrained for Toto models only)."}
+        default=None,
+        metadata={
+            "help": "pixels, untrained, random_filters (2,048 random convolution filters), histogram (of a Toto's codes), "
+            "hog, or none; by default pixels and untrained."
+        },
     )
     train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
     validation_split: str | None = field(
@@ -48,16 +61,58 @@ class ProbeArgs:
             "trains on after the change (Table 4), with toto pretrain --init_from."
         },
     )
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the frames in pixels; by default what the model was trained on."}
+    )
+    frame_order: str = field(
+        default="ordered",
+        metadata={"help": "ordered; or a control of what order tells: reversed, shuffled, or middle (one frame)."},
+    )
+    group_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on both "
+            "sides of a carved split."
+        },
+    )
+    leave_one_group_out: bool = field(
+        default=False,
+        metadata={
+            "help": "Score each group of the test split with heads trained on the training split and the other test "
+            "groups."
+        },
+    )
+    batch_norm: bool = field(
+        default=False, metadata={"help": "Batch normalisation before the linear heads, as in MAE's linear probe."}
+    )
+    predictions: bool = field(
+        default=False, metadata={"help": "Keep the predicted class of every test clip in the result (for --compare)."}
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps features between probes (default: toto_features in HF_HOME), or none."},
+    )
     batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
     seed: int = field(default=0, metadata={"help": "Seed of heads, batches, carved splits and the untrained twin."})
 
     def __post_init__(self):
         from evaluation.heads import HEADS
 
-        for flag, given, known in (("heads", self.heads, HEADS), ("baselines", self.baselines, (*BASELINES, "none"))):
+        for name, flag in (("model", "--model MODEL"), ("output", "--output FILE.json")):
+            if getattr(self, name) is None:
+                raise ValueError(f"name what to probe and where to write: {flag} is missing.")
+        if Path(self.output).suffix != ".json":
+            raise ValueError(f"--output {self.output} must end in .json.")
+        for flag, given, known in (
+            ("heads", self.heads, HEADS),
+            ("baselines", self.baselines, (*BASELINES, "none")),
+            ("frame_order", [self.frame_order], FRAME_ORDERS),
+        ):
             for name in given or []:
                 if name not in known:
                     raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+        if self.leave_one_group_out and self.group_by is None:
+            raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
         if self.rope_base is not None and not self.rope_base > 0:
             raise ValueError(f"--rope_base must be above 0, not {self.rope_base:g}.")
         for name in ("max_train", "max_eval", "max_tokens", "batch_size"):
@@ -77,25 +132,50 @@ def choose_layers(asked: list[str], depth: int, name: str) -> list[int]:
     return layers
 
 
-def train_heads(backbone, index: int, splits, labels, layers: list[int], args: ProbeArgs) -> dict:
-    """One pass of the backbone over train, validation and test, then every head: {head: `heads.Chosen`}.
+def train_heads(features: list, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
+    """Every head on the features of one backbone: {head: `choosing.Chosen`}, its layers in ascending order.
 
-    index: which of the splits' inputs the backbone reads. labels: (N, tasks) for each split.
+    features: of train, validation and test, each a list with one `Features` for each width of layers. labels: (N, tasks)
+    of the three. state: begins the names of the files that keep half-trained heads until the probe is done.
     """
-    from evaluation.features import extract
-    from evaluation.heads import HeadBank
+    from evaluation.choosing import join_layers
+    from evaluation.heads import make_head
 
-    few = args.max_tokens if "attention" in args.heads else None
-    train, validation, test = (
-        extract(backbone, split.inputs[index], layers, few, args.batch_size, progress=True) for split in splits
-    )
-    classes = [int(max(values[:, task].max() for values in labels)) + 1 for task in range(labels[0].shape[1])]
-    return {
-        head: HeadBank(head, classes, epochs=args.epochs, seed=args.seed).run(
-            train, labels[0], validation, labels[1], test, progress=True
-        )
-        for head in args.heads
-    }
+    found = {}
+    for head in args.heads:
+        parts = []
+        for number, (train, validation, test) in enumerate(zip(*features, strict=True)):
+            options = {"batch_norm": args.batch_norm} if head == "linear" else {}
+            bank = make_head(head, classes, epochs=args.epochs, seed=args.seed, **options)
+            file = state.with_name(f"{state.name}-{head}-{number}.safetensors")
+            parts.append(bank.run(train, labels[0], validation, labels[1], test, progress=True, checkpoint=file))
+        found[head] = join_layers(parts)
+    return found
+
+
+def leave_groups_out(splits: list, job: int, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
+    """As `train_heads`, each group of the test clips being predicted by heads that train on all others too.
+
+    Layer, head and setting are chosen by the mean over the folds of the validation accuracy.
+    """
+    import torch
+
+    from evaluation.choosing import merge_folds
+    from evaluation.features import Features
+    from evaluation.probe_data import group_of
+
+    train, validation, test = (split.features[job] for split in splits)
+    groups = [group_of(source, args.group_by) for source in splits[2].sources]
+    folds = []
+    for fold, name in enumerate(sorted(set(groups))):
+        inside = torch.tensor([group == name for group in groups])
+        others, rows = (~inside).nonzero()[:, 0], inside.nonzero()[:, 0]
+        more = [Features.joined(a, b.take(others)) for a, b in zip(train, test, strict=True)]
+        its_labels = [torch.cat([labels[0], labels[2][others]]), labels[1], None]
+        features = [more, validation, [group.take(rows) for group in test]]
+        file = state.with_name(f"{state.name}-fold{fold}")
+        folds.append((rows, train_heads(features, its_labels, classes, args, file)))
+    return {head: merge_folds([(rows, chosen[head]) for rows, chosen in folds]) for head in args.heads}
 
 
 def score(chosen: dict, layers: list[int], task: int, references) -> tuple[list[dict], dict, object]:
@@ -112,7 +192,7 @@ def score(chosen: dict, layers: list[int], task: int, references) -> tuple[list[
             row = {
                 "layer": layer,
                 "head": head,
-                "lr": float(f"{bank.lr[index, task].item():.6g}"),
+                **{key: float(f"{value:.6g}") for key, value in bank.setting(index, task).items()},
                 "val_accuracy": bank.val_accuracy[index, task].item(),
                 **Top1Accuracy().compute(predictions=predicted, references=references),
                 "ci95": wilson_interval(int((predicted == references).sum()), len(references)),
@@ -179,42 +259,59 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     """The whole probe; returns what the result file holds (`tasks`: every label)."""
     import torch
 
-    from evaluation.features import PixelBackbone, TotoBackbone, load_backbone
+    from evaluation.backbones import TotoBackbone, load_backbone
+    from evaluation.extraction import Job
+    from evaluation.floors import FLOORS
+    from evaluation.heads import TOKEN_HEADS
+    from evaluation.metrics import confusion_matrix, per_class_accuracy
     from evaluation.probe_data import read_splits, same_classes
     from training.checkpoints import resolve_model
     from training.device import versions
 
-    backbone = load_backbone(resolve_model(args.model), rope_base=args.rope_base)
+    backbone = load_backbone(resolve_model(args.model), rope_base=args.rope_base, resolution=args.resolution)
     layers = choose_layers(args.layers, backbone.depth, args.model)
-    default = BASELINES if isinstance(backbone, TotoBackbone) else ("pixels",)
-    wanted = [name for name in (default if args.baselines is None else args.baselines) if name != "none"]
-    pixels = [PixelBackbone(backbone.device)] if "pixels" in wanted else []
+    wanted = ["pixels", "untrained"] if args.baselines is None else [n for n in args.baselines if n != "none"]
+    if "histogram" in wanted and not isinstance(backbone, TotoBackbone):
+        raise ValueError("--baselines histogram counts the codes of a Toto, and the model is none; leave it out.")
     num_frames = args.num_frames or backbone.num_frames
 
-    splits = read_splits(args, [backbone, *pixels], backbone.resolution, num_frames)
-    classes = same_classes(splits)
-    columns = list(classes)
-    labels = [torch.stack([split.labels[column] for column in columns], dim=1) for split in splits]
-    train, validation, test = splits
+    few = args.max_tokens if any(head in TOKEN_HEADS for head in args.heads) else None
+    jobs = {"model": Job(backbone, layers, few)}
+    for name in wanted:
+        if name == "untrained":
+            jobs[name] = Job(backbone.untrained(args.seed), layers, few)
+        else:
+            jobs[name] = Job(FLOORS[name](backbone, backbone.device), [0], few)
 
-    trained = train_heads(backbone, 0, splits, labels, layers, args)
-    others = {}
-    if pixels:
-        others["pixels"] = (train_heads(pixels[0], 1, splits, labels, [0], args), [0])
-    if "untrained" in wanted:
-        others["untrained"] = (train_heads(backbone.untrained(args.seed), 0, splits, labels, layers, args), layers)
+    with cache_folder(args.feature_cache) as cache:
+        splits = read_splits(args, list(jobs.values()), backbone.resolution, num_frames, cache)
+        classes = same_classes(splits)
+        columns = list(classes)
+        labels = [torch.stack([split.labels[column] for column in columns], dim=1) for split in splits]
+        numbers = [len(names) for names in classes.values()]
+        train, validation, test = splits
+        trained = {}
+        state = Path(args.output).with_suffix(".partial")
+        for index, name in enumerate(jobs):
+            if args.leave_one_group_out:
+                trained[name] = leave_groups_out(splits, index, labels, numbers, args, state / name)
+            else:
+                features = [split.features[index] for split in splits]
+                trained[name] = train_heads(features, labels, numbers, args, state / name)
 
     tasks = {}
     for index, column in enumerate(columns):
         references = labels[2][:, index].numpy()
-        rows, best, predictions = score(trained, layers, index, references)
+        rows, best, predictions = score(trained["model"], layers, index, references)
         baselines, chosen = {}, {}
-        for name, (heads, its_layers) in others.items():
-            its_rows, its_best, its_predictions = score(heads, its_layers, index, references)
+        for name in wanted:
+            its_rows, its_best, its_predictions = score(trained[name], jobs[name].layers, index, references)
             chosen[name] = (its_best, its_predictions)
-            if name == "pixels":
-                its_best = {key: value for key, value in its_best.items() if key != "layer"}
-            baselines[name] = its_best if name == "pixels" else its_best | {"layers": its_rows}
+            if name == "untrained":
+                baselines[name] = its_best | {"layers": its_rows}
+            else:
+                its_best.pop("layer")  # there is one only
+                baselines[name] = its_best
         commonest = labels[0][:, index].bincount().argmax()
         tasks[column] = {
             "classes": len(classes[column]),
@@ -223,7 +320,16 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "layers": rows if args.layers != ["best"] else [{key: best[key] for key in rows[0]}],
             "best": best | {"versus": compare(best, predictions, chosen, references, args.seed)},
             "baselines": baselines,
+            "per_class": per_class_accuracy(predictions, references, classes[column]),
+            "confusion": confusion_matrix(predictions, references, len(classes[column])).tolist(),
         }
+        if args.predictions:
+            tasks[column]["predictions"] = {
+                "items": test.sources,
+                "label": references.tolist(),
+                "predicted": predictions.tolist(),
+                "baselines": {name: other.tolist() for name, (_, other) in chosen.items()},
+            }
 
     def margin(column: str) -> float:
         task = tasks[column]
@@ -242,6 +348,8 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "stride": args.stride,
             "fps": args.fps,
             "resolution": backbone.resolution,
+            "frame_order": args.frame_order,
+            "leave_one_group_out": args.group_by if args.leave_one_group_out else None,
             "splits": {
                 part: {"split": split.split, "clips": len(split), "sources": len(set(split.sources))}
                 for part, split in zip(("train", "validation", "test"), splits, strict=True)
@@ -257,6 +365,20 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         "n_test": len(test),
         "tasks": tasks,
     }
+
+
+@contextlib.contextmanager
+def cache_folder(asked: str | None):
+    """The folder that keeps features: the one asked for, the default one, or one that is gone afterwards ("none")."""
+    from huggingface_hub.constants import HF_HOME
+
+    if asked == "none":
+        with tempfile.TemporaryDirectory(prefix="toto-features-") as folder:
+            yield Path(folder)
+        return
+    folder = Path(asked or Path(HF_HOME) / "toto_features")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -279,6 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(results["tasks"]) > 1:
         print(f"\nlabel with the largest margin over the baselines on validation: {results['label']}")
     write_json(args.output, results)
+    shutil.rmtree(Path(args.output).with_suffix(".partial"), ignore_errors=True)
     print(f"\nwrote {args.output}")
 
 

@@ -1,106 +1,57 @@
 """Which clips a probe trains, chooses and tests on: three disjoint splits, carved where a dataset lacks one."""
 
-from dataclasses import dataclass, field
+import re
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from evaluation.extraction import ClipSet, Job, data_key, extract
 from tokenization.sources import open_source
 
 VALIDATION_NAMES = ("validation", "val", "valid")
 CARVED = 0.2  # share of the sources of a split that a carved-off one gets
 
 
-@dataclass
-class ClipSet:
-    """Clips of one split, already in the form that the backbones read.
+def group_of(source: str, pattern: str | None) -> str:
+    """What a clip belongs to and may not be parted from: what `pattern` finds in its name, or the file itself.
 
-    split: where they come from, in words. labels: column -> class numbers (N,). inputs: one tensor (N, ...) per
-    backbone. sources: file or row of each clip.
+    Raises:
+        ValueError: the pattern finds nothing.
     """
-
-    split: str
-    label_names: dict[str, list[str]]
-    labels: dict[str, torch.Tensor]
-    inputs: list[torch.Tensor]
-    sources: list[str]
-    skipped: list[dict] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def take(self, rows: np.ndarray, split: str) -> "ClipSet":
-        rows = torch.as_tensor(rows)
-        return ClipSet(
-            split,
-            self.label_names,
-            {column: values[rows] for column, values in self.labels.items()},
-            [inputs[rows] for inputs in self.inputs],
-            [self.sources[row] for row in rows.tolist()],
-            self.skipped,
-        )
+    if pattern is None:
+        return source
+    found = re.search(pattern, source)
+    if found is None:
+        raise ValueError(f"--group_by {pattern!r} finds nothing in the name {source!r}.")
+    return found.group(found.re.groups and 1)
 
 
-def collect(source, split: str, columns: list[str], backbones: list, batch_size: int = 16) -> ClipSet:
-    """Read a `ClipSource` once and prepare each clip for every backbone.
-
-    Raises ValueError when there is nothing to read, or a clip's label is missing or hidden.
-    """
-    inputs, labels, names, frames = [[] for _ in backbones], [], [], []
-
-    def prepare() -> None:
-        for kept, backbone in zip(inputs, backbones, strict=True):
-            kept.append(backbone.prepare(np.stack(frames), image=source.kind == "image"))
-        frames.clear()
-
-    for clip in tqdm(source, total=source.expected or source.limit, desc=f"reading {split}", unit="clip"):
-        values = [clip.labels.get(column, -1) for column in columns]
-        if min(values) < 0:
-            column = columns[values.index(min(values))]
-            raise ValueError(f"{clip.source} in split {split} has no {column!r} (missing or hidden); use other splits.")
-        labels.append(values)
-        names.append(clip.source)
-        frames.append(clip.frames)
-        if len(frames) == batch_size:
-            prepare()
-    if frames:
-        prepare()
-    if not names:
-        why = f" ({len(source.skipped)} skipped; the first: {source.skipped[0]['why']})" if source.skipped else ""
-        raise ValueError(f"split {split} gave no clips{why}; check --dataset, --num_frames, --stride and --fps.")
-    numbers = torch.tensor(labels)
-    return ClipSet(
-        split,
-        dict(source.label_names),
-        {column: numbers[:, index] for index, column in enumerate(columns)},
-        [torch.cat(batches) for batches in inputs],
-        names,
-        list(source.skipped),
-    )
-
-
-def carve(clips: ClipSet, most: int, keep: int, seed: int) -> tuple[ClipSet, ClipSet]:
+def carve(
+    clips: ClipSet, most: int, keep: int, seed: int, pattern: str | None, folder: Path
+) -> tuple[ClipSet, ClipSet]:
     """Split off about a fifth of the clips, at most `most`, and all that the rest has beyond `keep`: (rest, carved).
 
-    Whole sources move, so that two windows of one video are never on both sides.
+    Whole sources (or groups of them) move, so that two windows of one video are never on both sides.
     """
-    sources = sorted(set(clips.sources))
-    if len(sources) < 2:
+    groups = [group_of(source, pattern) for source in clips.sources]
+    counts = Counter(groups)
+    names = sorted(counts)
+    if len(names) < 2:
         raise ValueError(f"split {clips.split} has one source only, so no validation clips can be taken from it.")
-    np.random.default_rng(seed).shuffle(sources)
+    np.random.default_rng(seed).shuffle(names)
     target = max(1, min(most, round(CARVED * len(clips))), len(clips) - keep)
-    counts = {source: clips.sources.count(source) for source in sources} if len(sources) < len(clips) else None
     chosen, size = set(), 0
-    for source in sources[:-1]:
+    for name in names[:-1]:
         if size >= target:
             break
-        chosen.add(source)
-        size += counts[source] if counts else 1
-    inside = np.array([source in chosen for source in clips.sources])
-    rest = clips.take(np.flatnonzero(~inside), clips.split)
-    carved = clips.take(np.flatnonzero(inside), f"carved from {clips.split} (seed {seed})")
+        chosen.add(name)
+        size += counts[name]
+    inside = np.array([group in chosen for group in groups])
+    rest = clips.take(np.flatnonzero(~inside), clips.split, folder)
+    carved = clips.take(np.flatnonzero(inside), f"carved from {clips.split} (seed {seed})", folder)
     carved.skipped = []  # already in the list of the rest
     return rest, carved
 
@@ -135,8 +86,26 @@ def same_classes(splits: list[ClipSet]) -> dict[str, list[str]]:
     return classes
 
 
-def read_splits(args, backbones: list, resolution: int, num_frames: int) -> list[ClipSet]:
-    """[train, validation, test] for `probe.ProbeArgs`, each clip decoded and tokenised once.
+def frame_order(name: str, seed: int):
+    """The change of a clip's frames (T, R, R, 3) that a control asks for; None for "ordered".
+
+    "middle" is the frame in the middle alone, "shuffled" one order for each clip, drawn from `seed` and its name.
+    """
+    if name == "ordered":
+        return None
+
+    def change(frames: np.ndarray, source: str) -> np.ndarray:
+        if name == "middle":
+            return frames[len(frames) // 2 : len(frames) // 2 + 1]
+        if name == "reversed":
+            return frames[::-1].copy()
+        return frames[np.random.default_rng([seed, *source.encode()]).permutation(len(frames))]
+
+    return change
+
+
+def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: Path) -> list[ClipSet]:
+    """[train, validation, test] for `probe.ProbeArgs`, each clip decoded, tokenised and run through all backbones once.
 
     A missing validation split is carved from train; a missing test split is replaced by the validation split, or carved
     too. What stands in for what is in `ClipSet.split`.
@@ -149,6 +118,20 @@ def read_splits(args, backbones: list, resolution: int, num_frames: int) -> list
         "resolution": resolution,
         "image_column": args.image_column,
     }
+    change = frame_order(args.frame_order, args.seed)
+
+    def collect(split: str, source) -> ClipSet:
+        for column in columns:
+            if column not in source.label_names:
+                raise ValueError(f"split {split} of {args.dataset} has no label column {column!r}.")
+        read = options | {"limit": source.limit, "order": args.frame_order, "order_seed": args.seed}
+        key = data_key(args.dataset, split, read)
+        with tempfile.TemporaryDirectory(dir=cache) as unkept:  # where it cannot be told what the data are
+            folder = cache / key if key else Path(unkept)
+            found = extract(source, split, jobs, folder, change=change, batch_size=args.batch_size)
+        found.labels = {column: found.labels[column] for column in columns}
+        check_labels(found)
+        return found
 
     def find(names: tuple[str, ...], limit: int):
         """The first of these splits that exists: (name, source), or None."""
@@ -178,16 +161,36 @@ def read_splits(args, backbones: list, resolution: int, num_frames: int) -> list
     extra = (0 if validation else most["validation"]) + (0 if test else most["test"])
     if extra:
         train = named(args.train_split, most["train"] + extra)
-    train = collect(train[1], train[0], columns, backbones)
+    train = collect(*train)
     if test:
-        test = collect(test[1], test[0], columns, backbones)
+        test = collect(*test)
     else:
-        train, test = carve(train, most["test"], most["train"] + (0 if validation else most["validation"]), args.seed)
+        keep = most["train"] + (0 if validation else most["validation"])
+        train, test = carve(train, most["test"], keep, args.seed, args.group_by, cache)
     if validation:
-        validation = collect(validation[1], validation[0], columns, backbones)
+        validation = collect(*validation)
     else:
-        train, validation = carve(train, most["validation"], most["train"], args.seed)
+        train, validation = carve(train, most["validation"], most["train"], args.seed, args.group_by, cache)
     return [train, validation, test]
+
+
+def check_labels(clips: ClipSet) -> None:
+    """Raises ValueError where a clip has no label, or one that its column has no name for."""
+    for column, values in clips.labels.items():
+        missing = int((values < 0).sum())
+        if missing:
+            name = clips.sources[int((values < 0).int().argmax())]
+            raise ValueError(
+                f"{missing} of the {len(clips)} clips of split {clips.split} have no {column!r} (missing or hidden; the "
+                f"first: {name}); use other splits."
+            )
+        names = clips.label_names.get(column)
+        if names and int(values.max()) >= len(names):
+            name = clips.sources[int(values.argmax())]
+            raise ValueError(
+                f"{name} in split {clips.split} has the {column!r} {int(values.max())}, but only {len(names)} classes are "
+                "named; mend the data set."
+            )
 
 
 def label_columns(source, asked: list[str] | None, dataset: str) -> list[str]:

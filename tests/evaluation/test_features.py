@@ -1,20 +1,10 @@
 """Layers are what they are called, early exit changes nothing, special tokens stay out."""
 
-import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
 
-from evaluation.features import (
-    ImageBackbone,
-    PixelBackbone,
-    TotoBackbone,
-    extract,
-    load_backbone,
-    normalise,
-    pooled_size,
-    pooling_matrix,
-)
+from evaluation.backbones import TotoBackbone, load_backbone
+from evaluation.features import normalise, pooled_size, pooling_matrix
 from training.device import fast_autocast
 
 CPU = torch.device("cpu")
@@ -95,15 +85,23 @@ def test_untrained_twin_depends_on_its_seed_only(backbone):
     assert not torch.allclose(first, backbone.grids(ids, [3])[3])
 
 
-def test_extract_keeps_mean_and_few_tokens(backbone):
+def test_summaries_are_the_mean_and_few_tokens(backbone):
     ids = backbone.prepare(CLIPS)
-    features = extract(backbone, ids, layers=[1, 3], max_tokens=8, batch_size=2)
     grid = backbone.grids(ids, [1, 3])[3]
-    assert features.layers == [1, 3] and features.pooled.shape == (2, 5, 32) and features.tokens.shape == (2, 5, 8, 32)
-    torch.testing.assert_close(features.pooled[1], grid.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
+    mean, tokens = backbone.summarise(grid, 8)
+    torch.testing.assert_close(mean, grid.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
     blocks = grid.view(5, 2, 2, 2, 2, 2, 2, 32).mean((2, 4, 6)).flatten(1, 3)
-    torch.testing.assert_close(features.tokens[1].float(), blocks, rtol=1e-2, atol=2e-3)
-    assert extract(backbone, ids, max_tokens=None).tokens is None
+    torch.testing.assert_close(tokens, blocks, rtol=1e-4, atol=1e-5)
+    assert backbone.summarise(grid, None)[1] is None
+
+
+def test_another_resolution_is_another_number_of_tokens(checkpoint, backbone):
+    wide = load_backbone(checkpoint, CPU, resolution=64)
+    frames = torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8)
+    assert wide.resolution == 64 and wide.grids(wide.prepare(frames), [2])[2].shape == (2, 2, 8, 8, 32)
+    assert wide.fingerprint() != backbone.fingerprint()
+    with pytest.raises(ValueError, match="--resolution 60 is no multiple of the tokenizer's 8 pixels a code"):
+        load_backbone(checkpoint, CPU, resolution=60)
 
 
 def test_pooling_matrix_is_adaptive_average_pooling():
@@ -112,45 +110,6 @@ def test_pooling_matrix_is_adaptive_average_pooling():
     x = torch.randn(2, 3, 5, 7, 4)  # (B, C, T, H, W)
     expected = torch.nn.functional.adaptive_avg_pool3d(x, (3, 4, 2)).flatten(2)
     torch.testing.assert_close(x.flatten(2) @ pooling_matrix((5, 7, 4), (3, 4, 2)).T, expected)
-
-
-def test_pixels_keep_every_position():
-    pixels = PixelBackbone(CPU)
-    images = pixels.prepare(CLIPS[:, :1], image=True)
-    vectors = extract(pixels, images).pooled[0]
-    assert vectors.shape == (5, 32 * 32 * 3)
-    assert torch.equal(vectors.sort(1).values, CLIPS[:, 0].flatten(1).div(255).sort(1).values)
-    features = extract(pixels, pixels.prepare(CLIPS))
-    assert features.pooled.shape == (1, 5, 4 * 16 * 16 * 3) and features.tokens.shape == (1, 5, 4 * 16, 192)
-    area = CLIPS.float().div(255).view(5, 4, 16, 2, 16, 2, 3).mean((3, 5)).flatten(1)
-    torch.testing.assert_close(features.pooled[0].sort(1).values, area.sort(1).values)
-
-
-def test_pixels_average_larger_frames():
-    frames = np.repeat(np.repeat(CLIPS[:, :1].numpy(), 2, axis=2), 2, axis=3)
-    assert torch.equal(PixelBackbone(CPU).prepare(frames), CLIPS[:, :1])
-
-
-def test_any_vit_from_disk(tmp_path):
-    config = ViTConfig(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
-    )
-    torch.manual_seed(0)
-    ViTModel(config, add_pooling_layer=False).eval().save_pretrained(tmp_path)
-    backbone = load_backbone(str(tmp_path), CPU)
-    assert isinstance(backbone, ImageBackbone) and backbone.depth == 2 and backbone.resolution == 32
-    with pytest.raises(ValueError, match="is no Toto, so it has no RoPE base"):
-        load_backbone(str(tmp_path), CPU, rope_base=50_000.0)
-    grids = backbone.grids(backbone.prepare(CLIPS), [0, 1, 2])
-    assert {grid.shape for grid in grids.values()} == {(5, 4, 4, 4, 24)}
-    # the deepest layer is taken before the final norm: the frame's tokens, run by hand
-    model = backbone.model
-    with torch.no_grad(), fast_autocast(CPU):
-        hidden = model.embeddings(backbone._pixel_values(CLIPS[0]))
-        for block in model.layers if hasattr(model, "layers") else model.encoder.layer:
-            hidden = block(hidden)
-    torch.testing.assert_close(grids[2][0], normalise(hidden[:, 1:]).view(4, 4, 4, 24), rtol=1e-4, atol=1e-4)
-    assert not torch.equal(backbone.untrained(0).grids(CLIPS, [2])[2], grids[2])
 
 
 def test_load_backbone_knows_toto(checkpoint, model, processor):

@@ -24,7 +24,8 @@ def pictures(tmp_path_factory):
 
 
 def probe(checkpoint, dataset, output, *flags) -> dict:
-    main(["--model", checkpoint, "--dataset", str(dataset), "--output", str(output), "--epochs", "5", *flags])
+    flags = ("--feature_cache", str(output.parent / "cache"), "--epochs", "5", *flags)
+    main(["--model", checkpoint, "--dataset", str(dataset), "--output", str(output), *flags])
     return json.loads(output.read_text())
 
 
@@ -127,7 +128,10 @@ def test_rows_sorted_by_class(checkpoint, tmp_path):
         (["--layers", "9"], r"layers 0 \(embeddings\) to 3, not 9"),
         (["--layers", "deep"], "--layers takes all, best or layer numbers"),
         (["--heads", "mlp"], "--heads has no 'mlp'; it knows linear, attention"),
-        (["--baselines", "hog"], "--baselines has no 'hog'; it knows pixels, untrained, none"),
+        (
+            ["--baselines", "gist"],
+            "--baselines has no 'gist'; it knows pixels, untrained, random_filters, histogram, hog",
+        ),
         (["--max_train", "0"], "--max_train must be 1 or more"),
         (["--test_split", "exam"], "has no split 'exam'"),
     ],

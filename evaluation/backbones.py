@@ -1,0 +1,124 @@
+"""Which backbone a checkpoint is: Toto, or any vision model that transformers knows (`load_backbone`)."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluation.features import Backbone, default_device, fresh
+
+
+class TotoBackbone(Backbone):
+    """A Toto model (`TotoModel` or `TotoForCausalLM`) and the processor that makes its ids.
+
+    Rows are start + codes; there is no end token, since no code can see it.
+    """
+
+    def __init__(self, model: nn.Module, processor, name: str = "toto", device: torch.device | None = None):
+        self.device = device or default_device()
+        self.model = getattr(model, "model", model).eval().to(self.device)
+        self.blocks = list(self.model.layers)
+        self.processor = processor
+        self.name = name
+        self.grid = tuple(self.model.config.grid_size)
+        if tuple(processor.grid) != self.grid or processor.num_codes > self.model.config.num_codes:
+            raise ValueError(
+                f"The model reads frames of {self.grid} with {self.model.config.num_codes} codes, but its processor "
+                f"makes {tuple(processor.grid)} with {processor.num_codes}; load both from the same checkpoint."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, device: torch.device | None = None, resolution: int | None = None, **changes
+    ) -> "TotoBackbone":
+        """Model and processor from one folder or Hub repository, weights in float32; config fields may be changed.
+
+        resolution: read frames of another side than the model was trained on, as rows of more or fewer tokens: RoPE goes
+        on to count (paper Table 4 trains on after such a change; without that it is a control).
+        """
+        from modeling_toto import TotoConfig, TotoModel
+        from tokenization.processing_toto import TotoProcessor
+
+        processor = TotoProcessor.from_pretrained(path)
+        if resolution is not None and resolution != processor.resolution:
+            stride = processor.visual_tokenizer.config.stride
+            if resolution % stride:
+                raise ValueError(f"--resolution {resolution} is no multiple of the tokenizer's {stride} pixels a code.")
+            processor = processor.with_sizes(resolution, processor.num_frames)
+            tokens, config = math.prod(processor.grid), TotoConfig.from_pretrained(path)
+            length = max(config.max_position_embeddings, 2 + config.num_frames * tokens)
+            changes |= {"tokens_per_frame": tokens, "max_position_embeddings": length}
+        model = TotoModel.from_pretrained(path, dtype=torch.float32, **changes)
+        return cls(model, processor, name=str(path), device=device)
+
+    @property
+    def resolution(self) -> int:
+        return self.processor.resolution
+
+    @property
+    def num_frames(self) -> int:
+        return self.model.config.num_frames
+
+    @property
+    def reads(self) -> object:
+        return self.processor
+
+    def prepare(self, frames: np.ndarray | torch.Tensor, image: bool = False) -> torch.Tensor:
+        """uint8 (B, T, R, R, 3) -> ids (B, 1 + T * h * w); `image` makes image rows, whose start differs (T = 1)."""
+        from tokenization.sequences import image_rows, video_rows
+
+        frames = torch.as_tensor(frames)
+        batch, time = frames.shape[:2]
+        length, limit = 1 + time * math.prod(self.grid), self.model.config.max_position_embeddings
+        if length > limit:
+            most = (limit - 1) // math.prod(self.grid)
+            raise ValueError(
+                f"{self.name} reads at most {most} frames and clips have {time}; pass --num_frames {most}."
+            )
+        codes = self.processor.encode_frames(frames.flatten(0, 1)).cpu()
+        codes = codes.view(batch, time, *self.grid)
+        return image_rows(codes[:, 0], end=False) if image else video_rows(codes, end=False)
+
+    def forward(self, inputs: torch.Tensor):
+        def to_grid(_layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden[:, 1:].unflatten(1, (-1, *self.grid))  # without the start token
+
+        return lambda: self.model(input_ids=inputs.to(self.device), use_cache=False), to_grid
+
+    def untrained(self, seed: int) -> "TotoBackbone":
+        return TotoBackbone(fresh(self.model, seed), self.processor, f"untrained (seed {seed})", self.device)
+
+    def describe(self) -> dict:
+        return super().describe() | {"tokenizer": self.processor.fingerprint}
+
+
+def load_backbone(
+    path: str, device: torch.device | None = None, rope_base: float | None = None, resolution: int | None = None
+) -> Backbone:
+    """A frozen backbone from a folder or Hub id: Toto, or a vision model of transformers' own classes.
+
+    Known to work: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, I-JEPA,
+    SigLIP and CLIP's vision models, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the
+    repository is run.
+
+    Args:
+        rope_base: another RoPE base than a Toto was trained with: a control for training after the change (Table 4).
+        resolution: side of the frames in pixels; None: the model's own.
+    Raises:
+        ValueError: no vision model, a `rope_base` of any model but Toto, a resolution that the model cannot read.
+    """
+    from transformers import AutoConfig
+
+    import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
+    from evaluation.token_backbones import TOKEN_BACKBONES
+    from evaluation.vision_backbones import VISION_BACKBONES, FrameBackbone
+
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind == "toto":
+        changes = {} if rope_base is None else {"rope_theta": rope_base}
+        return TotoBackbone.from_pretrained(path, device, resolution, **changes)
+    if rope_base is not None:
+        raise ValueError(f"{path} is no Toto, so it has no RoPE base to change; leave --rope_base out.")
+    adapter = (VISION_BACKBONES | TOKEN_BACKBONES).get(kind, FrameBackbone)
+    return adapter.from_pretrained(path, device, resolution)
