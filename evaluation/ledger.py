@@ -20,6 +20,7 @@ FORMAT = 1
 SPLITS = {name: name for name in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
 NO_NAMES = {"data", "default", "plain_text"}
 FILES = {".parquet", ".tar"}
+OTHER_NAMES = {"k400": "kinetics400", "k600": "kinetics600", "ilsvrc2012": "imagenet1k", "in1k": "imagenet1k"}
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,9 @@ def _overlaps(media: Media, tested: ProbePart) -> Iterator[Overlap]:
 
 
 def _plain(name: str) -> str:
-    """ImageNet-1k is imagenet1k is imagenet_1k."""
-    return re.sub(r"[-_ ]", "", name.lower())
+    """ImageNet-1k is imagenet1k is imagenet_1k is in1k."""
+    plain = re.sub(r"[-_ ]", "", name.lower())
+    return OTHER_NAMES.get(plain, plain)
 
 
 def _shared(seen: frozenset[str], tested: frozenset[str]) -> tuple[str, ...]:

@@ -200,6 +200,8 @@ def test_lart_clips_are_kinetics():
         require_no_overlap("nano", seen(dataset="pretrain_clips"), kinetics)  # items not on record
     with pytest.raises(ValueError, match="Kinetics"):
         require_no_overlap("nano", seen("lart_02.mp4", dataset="copy"), kinetics)
+    with pytest.raises(ValueError, match="Kinetics"):
+        require_no_overlap("nano", clips, media_tested(result("/media/k400/val", "train")))
     require_no_overlap("nano", seen("train/cups.mp4", dataset="pretrain_clips"), kinetics)
     require_no_overlap("nano", seen("lart/cups.mp4", dataset="copy"), kinetics)
     require_no_overlap("nano", clips, media_tested(result("ucf101", "test")))
