@@ -34,8 +34,8 @@ class TotoBackbone(Backbone):
     ) -> "TotoBackbone":
         """Model and processor from one folder or Hub repository, weights in float32; config fields may be changed.
 
-        resolution: read frames of another side than the model was trained on, as rows of more or fewer tokens: RoPE goes
-        on to count (paper Table 4 trains on after such a change; without that it is a control).
+        resolution: read frames of another side than the model was trained on, as rows of more or fewer tokens, over
+        which RoPE counts on (paper Table 4 trains on after such a change; without that it is a control).
         """
         from modeling_toto import TotoConfig, TotoModel
         from tokenization.processing_toto import TotoProcessor
@@ -98,9 +98,8 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone from a folder or Hub id: Toto, or a vision model of transformers' own classes.
 
-    Known to work: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, I-JEPA,
-    SigLIP and CLIP's vision models, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the
-    repository is run.
+    Tested: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, Hiera, VideoMAE,
+    V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
 
     Args:
         rope_base: another RoPE base than a Toto was trained with: a control for training after the change (Table 4).

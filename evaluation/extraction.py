@@ -1,4 +1,4 @@
-"""A stream of clips through frozen backbones, once: pooled features and few tokens of every layer, kept in mapped files.
+"""A stream of clips through frozen backbones, once: pooled features and few tokens of each layer, in mapped files.
 
 `<cache>/<data key>/` holds what the clips are (items.json), and a folder for each backbone, layers and number of tokens
 in it: `pooled-0.npy` (L, N, P), `tokens-0.npy` (L, N, n, D), one pair for each width of layers. Keys are hashes of the
@@ -52,8 +52,8 @@ class Job:
 class ClipSet:
     """Clips of one split with their features.
 
-    split: where they come from, in words. labels: column -> class numbers (N,), -1 where there is none. sources: file or
-    row of each clip. features: for each `Job` its features, one `Features` for each width of its layers.
+    split: where they come from, in words. labels: column -> class numbers (N,), -1 where there is none. sources: file
+    or row of each clip. features: for each `Job` its features, one `Features` for each width of its layers.
     """
 
     split: str

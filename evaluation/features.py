@@ -4,10 +4,10 @@ The contract, for every backbone:
 
 - in: clips, uint8 frames (B, T, R, R, 3), R = `resolution`; an image is a clip with T = 1. `prepare` does once what the
   trained and the untrained twin share (tokenising, mostly).
-- out: for each layer a grid (B, T', h, w, D), float32; T' = T, or fewer where a model reads several frames as one. Layer
-  k is the residual stream after block k, layer 0 the embeddings that enter the first block; the deepest one is taken
-  before the model's final norm (DESIGN decision 10, paper Sec. 3.5). Each token then gets layer normalisation without
-  parameters. Start, end, class, register and padding tokens are not part of the grid.
+- out: for each layer a grid (B, T', h, w, D), float32; T' = T, or fewer where a model reads several frames as one.
+  Layer k is the residual stream after block k, layer 0 the embeddings that enter the first block; the deepest one is
+  taken before the model's final norm (the paper's "9th layer" is k = 9). Each token then gets layer normalisation
+  without parameters. Start, end, class, register and padding tokens are not part of the grid.
 - eval mode, inference mode; bfloat16 autocast where the hardware gains from it; blocks above the deepest asked layer
   do not run.
 
@@ -122,9 +122,9 @@ def residual_streams(blocks: list[nn.Module], layers: list[int], forward: Callab
 class Backbone:
     """What all adapters share.
 
-    name: what tables call it. model: the frozen module. blocks: its transformer blocks in order. resolution: side of the
-    square frames that it reads, in pixels. num_frames: frames of a clip that it reads by default. reads: backbones that
-    give the same value take the same prepared inputs.
+    name: what tables call it. model: the frozen module. blocks: its transformer blocks in order. resolution: side of
+    the square frames that it reads, in pixels. num_frames: frames of a clip that it reads by default. reads: backbones
+    that give the same value take the same prepared inputs.
     """
 
     name: str
@@ -206,7 +206,7 @@ class Backbone:
 
 
 def fresh(model: nn.Module, seed: int) -> nn.Module:
-    """A model of the same class and config with random weights drawn from `seed`; global generators stay as they are."""
+    """A model of the same class and config, its weights drawn from `seed`; global generators stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(model.config).eval()

@@ -94,8 +94,10 @@ class RandomFilterBackbone(PixelBackbone):
 
 
 class HogBackbone(PixelBackbone):
-    """Histograms of oriented gradients (Dalal and Triggs 2005) of the 32 x 32 frame, by scikit-image: 9 directions, cells
-    of 4 x 4 pixels, blocks of 2 x 2 cells. A clip's are the mean over its frames. For the linear head."""
+    """Histograms of oriented gradients (Dalal and Triggs 2005) of the 32 x 32 frame, by scikit-image.
+
+    9 directions, cells of 4 x 4 pixels, blocks of 2 x 2 cells. A clip's are the mean over its frames.
+    """
 
     name = "hog"
     cell = 4

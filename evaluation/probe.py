@@ -33,8 +33,8 @@ class ProbeArgs:
     baselines: list[str] | None = field(
         default=None,
         metadata={
-            "help": "pixels, untrained, random_filters (2,048 random convolution filters), histogram (of a Toto's codes), "
-            "hog, or none; by default pixels and untrained."
+            "help": "pixels, untrained, random_filters (2,048 convolution filters), histogram (of a Toto's codes), hog, or "
+            "none; by default pixels and untrained."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
@@ -71,8 +71,8 @@ class ProbeArgs:
     group_by: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on both "
-            "sides of a carved split."
+            "help": "Regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on "
+            "both sides of a carved split."
         },
     )
     leave_one_group_out: bool = field(
@@ -135,8 +135,8 @@ def choose_layers(asked: list[str], depth: int, name: str) -> list[int]:
 def train_heads(features: list, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
     """Every head on the features of one backbone: {head: `choosing.Chosen`}, its layers in ascending order.
 
-    features: of train, validation and test, each a list with one `Features` for each width of layers. labels: (N, tasks)
-    of the three. state: begins the names of the files that keep half-trained heads until the probe is done.
+    features: of train, validation and test, each a list with one `Features` for each width of layers. labels: (N,
+    tasks) of the three. state: begins the names of the files that keep half-trained heads until the probe is done.
     """
     from evaluation.choosing import join_layers
     from evaluation.heads import make_head

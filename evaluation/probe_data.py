@@ -181,15 +181,15 @@ def check_labels(clips: ClipSet) -> None:
         if missing:
             name = clips.sources[int((values < 0).int().argmax())]
             raise ValueError(
-                f"{missing} of the {len(clips)} clips of split {clips.split} have no {column!r} (missing or hidden; the "
-                f"first: {name}); use other splits."
+                f"{missing} of the {len(clips)} clips of split {clips.split} have no {column!r} (missing or hidden; "
+                f"the first: {name}); use other splits."
             )
         names = clips.label_names.get(column)
         if names and int(values.max()) >= len(names):
             name = clips.sources[int(values.argmax())]
             raise ValueError(
-                f"{name} in split {clips.split} has the {column!r} {int(values.max())}, but only {len(names)} classes are "
-                "named; mend the data set."
+                f"{name} in split {clips.split} has the {column!r} {int(values.max())}, but only {len(names)} classes "
+                "are named; mend the data set."
             )
 
 

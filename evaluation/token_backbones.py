@@ -1,7 +1,7 @@
 """Models that read pictures as ids: ImageGPT's pixels, and the language models Chameleon, Emu3 and Janus.
 
-Each frame of a clip is a picture of its own. A language model is given its start token and the picture's ids and nothing
-else: what it would be asked in words is not part of a probe (no paper says how to probe them; this is ours).
+Each frame of a clip is a picture of its own. A language model is given its start token and the picture's ids and
+nothing else: what it would be asked in words is not part of a probe (no paper says how to probe them; this is ours).
 """
 
 import math
@@ -14,7 +14,7 @@ from evaluation.vision_backbones import find_blocks, read_preprocessor, side
 
 
 class TokenBackbone(Backbone):
-    """What they share: frames -> embedded ids (B * T, n, D), of which the last h * w (with line ends) are the picture's."""
+    """What they share: frames -> a start token and the picture's h * (w + line ends) ids, embedded (B * T, n, D)."""
 
     line_ends = 0  # ids at the end of each line that stand for no part of the picture
 

@@ -59,7 +59,7 @@ def find_blocks(model: nn.Module, name: str) -> list[nn.Module]:
 class FrameBackbone(Backbone):
     """A ViT-like encoder whose hidden states are patch tokens. Frames of a clip are read one by one.
 
-    Class and register tokens, which come first, are left out. Of a model of pictures and text, the vision model is read.
+    Class and register tokens, which come first, are left out. Of a model of pictures and text the vision model is read.
     """
 
     def __init__(self, model: nn.Module, preprocessor: dict, name: str, device=None, resolution: int | None = None):

@@ -52,6 +52,8 @@ VJEPA = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {"patch_s
 VJEPA |= {"frames_per_clip": 4, "tubelet_size": 2, "pred_hidden_size": 12, "pred_num_attention_heads": 2}
 VJEPA |= {"pred_num_hidden_layers": 3, "pred_num_mask_tokens": 2}
 
+GPT = {"vocab_size": CODES + 1, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 2}
+
 # name -> (makes the model, preprocessor file, grid (T', h, w) of a clip of 4 frames, widths of the layers)
 PLAIN = ((4, 4, 4), [24] * 3)
 ZOO = {
