@@ -165,6 +165,13 @@ def paired_difference(
     return {"difference": difference, "ci95": [float(low), float(high)]}
 
 
+def unpaired_difference(a: float, a_ci95: list[float], b: float, b_ci95: list[float]) -> dict:
+    """Fraction a minus b of two sets of items, and its 95 % interval from theirs (Newcombe 1998, method 10)."""
+    low = a - b - math.hypot(a - a_ci95[0], b_ci95[1] - b)
+    high = a - b + math.hypot(a_ci95[1] - a, b - b_ci95[0])
+    return {"difference": a - b, "ci95": [low, high]}
+
+
 def _same_length(references: np.ndarray, *predictions: np.ndarray) -> None:
     lengths = {len(references), *map(len, predictions)}
     if len(lengths) > 1 or 0 in lengths:

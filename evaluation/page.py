@@ -8,7 +8,8 @@ import shlex
 from html import escape
 
 from evaluation.claims import Comparison, Generation, Probe, Run, percent, summary
-from evaluation.plots import MODEL, PIXELS, UNTRAINED, layers_svg, loss_svg
+from evaluation.layer_plots import STYLES, layers_svg
+from evaluation.plots import MODEL, PIXELS, UNTRAINED, loss_svg
 from evaluation.run_plots import frames_svg, map_svg, overlay_svg, read_loss_maps
 
 STYLE = """
@@ -38,6 +39,7 @@ th{font-weight:600;color:var(--soft)}
 .pair{display:grid;gap:1rem 2rem;grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr));align-items:start}
 figure{margin:.4rem 0}
 figure svg{width:100%;height:auto;display:block;max-width:560px}
+figure.wide svg{max-width:none}
 .sheet img{display:block;width:100%;min-width:860px}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;font-size:.9rem;margin:.5rem 0}
 .legend span{display:inline-flex;align-items:center;gap:.45rem}
@@ -199,12 +201,22 @@ def swatch(colour: str, text: str, dash: str = "") -> str:
     return f'<span><svg width="34" height="12" aria-hidden="true">{line}</svg>{escape(text)}</span>'
 
 
-def legend() -> str:
+def legend(probe: Probe) -> str:
+    tasks = probe.tasks.values()
+    shown = {row["head"] for task in tasks for row in task["layers"]}
+    shown |= {who for task in tasks for who in task["baselines"]}
+    entries = {
+        "linear": (MODEL, "the model, linear head"),
+        "attention": (MODEL, "the model, attention head", "8 4"),
+        "cross_attention_mlp": (MODEL, "the model, cross-attention + MLP head", "3 2.4"),
+        "untrained": (UNTRAINED, "the same model untrained: triangles, same dashes"),
+        "pixels": (PIXELS, "raw pixels", "12 4 2 4"),
+        "random_filters": (STYLES["random_filters"]["color"], "random filters", "9 2"),
+        "histogram": (STYLES["histogram"]["color"], "histogram of codes", "6 2 2 2 2 2"),
+        "hog": (STYLES["hog"]["color"], "HOG", "2 2"),
+    }
     items = [
-        swatch(MODEL, "the model, linear head"),
-        swatch(MODEL, "the model, attention head", "8 4"),
-        swatch(UNTRAINED, "the same model untrained: triangles, same dashes"),
-        swatch(PIXELS, "raw pixels", "12 4 2 4"),
+        *(swatch(*entry) for who, entry in entries.items() if who in shown),
         swatch("#5f6670", "chance", "2 4"),
         "<span>◯ chosen on validation</span>",
     ]
@@ -241,7 +253,7 @@ def probe_section(probe: Probe) -> str:
             "commonest class", "n test"]  # fmt: skip
     return (
         f"<h3>{escape(probe.name)}</h3><p class='soft'>{escape('; '.join(facts))}. Shaded: 95 % intervals.</p>"
-        f'{legend()}<div class="grid">{"".join(plots)}</div>{table(head, rows)}'
+        f'{legend(probe)}<div class="grid">{"".join(plots)}</div>{table(head, rows)}'
         "<details><summary>All layers and heads</summary>"
         f"{table(['label', 'weights', 'layer', 'head', 'validation', 'test [95 %]'], details)}</details>"
     )
@@ -304,6 +316,11 @@ def render(
         )
         parts += map(probe_section, probes)
     parts += ["<h2>Reproduce</h2>", reproduce(runs, generations, probes, command)]
+    return document(title, parts)
+
+
+def document(title: str, parts: list[str]) -> str:
+    """A page of HTML that needs nothing else. parts: of its body, escaped."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG: loss against the simple predictors, probe accuracy per layer."""
+"""How figures look here and become inline SVG; the report's figure of loss against the simple predictors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ import re
 
 # Okabe and Ito's colours; lines also differ in dashes or markers, so that colour is never the only sign.
 MODEL, UNTRAINED, PIXELS, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#5f6670", "#9a4f80"
-STYLES = {
-    "model": {"color": MODEL, "linewidth": 2.2, "marker": "o", "markersize": 3.5},
-    "untrained": {"color": UNTRAINED, "linewidth": 1.8, "marker": "^", "markersize": 5},
-    "pixels": {"color": PIXELS, "linewidth": 1.8, "linestyle": (0, (6, 2, 1, 2))},
-    "chance": {"color": GREY, "linewidth": 1.4, "linestyle": (0, (1, 2))},
-}
-HEAD_STYLES = {"linear": "-", "attention": (0, (4, 2))}
 PREDICTORS = {
     "unigram": ("unigram", GREY, (0, (1, 2))),
     "bigram": ("bigram", PURPLE, (0, (4, 2))),
@@ -22,20 +15,33 @@ PREDICTORS = {
 }
 
 
-def new_figure(width: float, height: float):
-    """A figure and its axes, in inches (72 SVG units each), with the page's plain look; nothing global is touched."""
+def new_figure(width: float, height: float, grid: tuple[int, int] | None = None):
+    """A figure and its axes, in inches (72 SVG units each), with the page's plain look; nothing global is touched.
+
+    grid: rows and columns of panels; the axes are then an array of that shape.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    if grid:
+        axes = figure.subplots(*grid, squeeze=False)
+        for panel in axes.flat:
+            plain_axes(panel)
+        return figure, axes
     axes = figure.add_subplot()
+    plain_axes(axes)
+    return figure, axes
+
+
+def plain_axes(axes) -> None:
+    """Light spines on two sides and a horizontal grid under everything."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9aa1a9")
     axes.tick_params(color="#9aa1a9", labelcolor="#30363d", labelsize=10)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def to_svg(figure, alt: str) -> str:
@@ -101,49 +107,3 @@ def loss_svg(name: str, rows: list[dict], predictors: dict | None) -> str:
     axes.set_ylabel("nats per code token", fontsize=10)
     told = "; ".join(label for _, label, _ in labels)
     return to_svg(figure, f"Loss of {name} over training, in nats per code token. At the end: {told}.")
-
-
-def layers_svg(name: str, label: str, task: dict) -> str:
-    """Test accuracy per layer with 95 % intervals: the model, its untrained twin, raw pixels, chance. A ring marks the
-    layer and head chosen on validation. task: of a probe's result, every row with `ci95`."""
-    figure, axes = new_figure(4.2, 3.2)
-    best, baselines = task["best"], task["baselines"]
-    curves = {"model": task["layers"], "untrained": baselines.get("untrained", {}).get("layers", [])}
-    for who, rows in curves.items():
-        for head in dict.fromkeys(row["head"] for row in rows):
-            line = sorted((row for row in rows if row["head"] == head), key=lambda row: row["layer"])
-            layers, low, high = ([pick(row) for row in line] for pick in (_layer, _low, _high))
-            style = STYLES[who] | {"linestyle": HEAD_STYLES.get(head, "-")}
-            axes.fill_between(layers, low, high, color=style["color"], alpha=0.13, linewidth=0)
-            axes.plot(layers, [100 * row["accuracy"] for row in line], **style)
-    for who in ("pixels", "untrained"):
-        if who in baselines and not baselines[who].get("layers"):
-            axes.axhline(100 * baselines[who]["accuracy"], **STYLES[who])
-            axes.axhspan(_low(baselines[who]), _high(baselines[who]), color=STYLES[who]["color"], alpha=0.1, lw=0)
-    if "chance" in task:
-        axes.axhline(100 * task["chance"], **STYLES["chance"])
-    axes.plot(best["layer"], 100 * best["accuracy"], "o", ms=11, mfc="none", mec="#111", mew=1.6)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.04)
-    axes.set_title(label, fontsize=12, loc="left", fontweight="bold", color="#1f2328")
-    axes.set_xlabel("layer (0 = embeddings)", fontsize=10)
-    axes.set_ylabel("test accuracy, %", fontsize=10)
-    others = ", ".join(f"{who} {100 * row['accuracy']:.1f} %" for who, row in baselines.items())
-    alt = (
-        f"Probe accuracy of {name} for {label}, per layer. Chosen on validation: layer {best['layer']}, {best['head']} "
-        f"head, {100 * best['accuracy']:.1f} % on test. Baselines: {others or 'none'}."
-    )
-    return to_svg(figure, alt)
-
-
-def _layer(row: dict) -> int:
-    return row["layer"]
-
-
-def _low(row: dict) -> float:
-    return 100 * row["ci95"][0]
-
-
-def _high(row: dict) -> float:
-    return 100 * row["ci95"][1]

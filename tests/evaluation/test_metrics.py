@@ -15,6 +15,7 @@ from evaluation.metrics import (
     intervals_apart,
     paired_difference,
     per_class_accuracy,
+    unpaired_difference,
     wilson_interval,
 )
 
@@ -120,6 +121,14 @@ def test_whole_groups_are_resampled():
 def test_groups_that_cannot_be_resampled(groups):
     with pytest.raises(ValueError, match="two groups or more"):
         bootstrap_interval("accuracy", PREDICTED, TRUE, groups=groups)
+
+
+def test_unpaired_difference_known_values():
+    # Newcombe 1998, table II, method 10: 56 of 70 against 48 of 80
+    a, b = wilson_interval(56, 70), wilson_interval(48, 80)
+    result = unpaired_difference(56 / 70, a, 48 / 80, b)
+    assert result["difference"] == pytest.approx(0.2)
+    assert result["ci95"] == pytest.approx([0.0524, 0.3339], abs=1e-4)
 
 
 def test_unlike_lengths_are_one_sentence():

@@ -1,0 +1,187 @@
+"""Several results of `toto probe` side by side: one figure, one table, differences to the first with 95 % intervals.
+
+A difference is paired, and so much sharper, where both results hold the predictions of the same test items
+(`toto probe --predictions`); else it is unpaired, and the table says why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+from evaluation.claims import Probe, percent
+from evaluation.layer_plots import comparison_figure
+
+HEAD = ["model", "head", "layer", "test accuracy [95 %]", "n test", "difference [95 %]", "interval"]
+
+
+def read_results(files: list[str]) -> list[Probe]:
+    """Results with names that differ. Raises ValueError for fewer than two, or a file that holds something else."""
+    from evaluation.report import read_probes
+
+    if len(files) < 2:
+        raise ValueError("a comparison needs two results or more: --compare a.json b.json.")
+    probes = []
+    for file in files:
+        found = read_probes([file])
+        if len(found) != 1:
+            raise ValueError(f"{file} is no single result of toto probe: name its .json file.")
+        probes += found
+    names = [probe.name for probe in probes]
+    if len(set(names)) < len(names):
+        probes = [Probe(f"{p.name} ({p.file})", p.file, p.result, p.tasks) for p in probes]
+    return probes
+
+
+def common_labels(probes: list[Probe]) -> list[str]:
+    """Labels that all results have, with as many classes each. Raises ValueError for none, or for unlike classes."""
+    labels = [label for label in probes[0].tasks if all(label in probe.tasks for probe in probes)]
+    if not labels:
+        has = "; ".join(f"{probe.file}: {', '.join(probe.tasks)}" for probe in probes)
+        raise ValueError(f"the results have no label in common ({has}), so there is nothing to compare.")
+    for label in labels:
+        classes = {probe.tasks[label].get("classes") for probe in probes} - {None}
+        if len(classes) > 1:
+            numbers = " and ".join(map(str, sorted(classes)))
+            raise ValueError(f"the label {label!r} has {numbers} classes in these results: they are of unlike tasks.")
+    return labels
+
+
+def matched(first: Probe, other: Probe, label: str) -> tuple | str:
+    """Predictions of both on the same items: (first's, other's, true labels) in one order; or why they do not match."""
+    rows = []
+    for probe in (first, other):
+        kept = probe.tasks[label].get("predictions")
+        if kept is None:
+            return f"{probe.file.name} holds no predictions (toto probe --predictions)"
+        # a video gives several clips: the k-th clip of one file is the k-th of the other
+        seen, keyed = Counter(), {}
+        for item, predicted, true in zip(kept["items"], kept["predicted"], kept["label"], strict=True):
+            keyed[item, seen[item]] = (predicted, true)
+            seen[item] += 1
+        rows.append(keyed)
+    ours, theirs = rows
+    if ours.keys() != theirs.keys():
+        both = len(ours.keys() & theirs.keys())
+        return f"other test items: {both:,} in common of {len(ours):,} and {len(theirs):,}"
+    keys = list(ours)
+    if any(ours[key][1] != theirs[key][1] for key in keys):
+        return "the same test items with other labels"
+    return [ours[key][0] for key in keys], [theirs[key][0] for key in keys], [ours[key][1] for key in keys]
+
+
+def compare(probes: list[Probe]) -> list[dict]:
+    """A row for each label and result: its chosen row on test, and the difference to the first result.
+
+    Returns:
+        {label, model, file, head, layer, accuracy, ci95, n_test}, and of all but the first also
+        {versus, difference, difference_ci95, paired: bool, why: of an unpaired interval}; fractions.
+    """
+    from evaluation.metrics import paired_difference, unpaired_difference
+
+    found = []
+    for label in common_labels(probes):
+        first = probes[0]
+        for probe in probes:
+            best = probe.tasks[label]["best"]
+            row = {"label": label, "model": probe.name, "file": str(probe.file), "head": best["head"]}
+            row |= {key: best[key] for key in ("layer", "accuracy", "ci95")} | {"n_test": probe.n_test}
+            if probe is not first:
+                pair = matched(first, probe, label)
+                if isinstance(pair, str):
+                    base = first.tasks[label]["best"]
+                    result = unpaired_difference(best["accuracy"], best["ci95"], base["accuracy"], base["ci95"])
+                else:
+                    result = paired_difference(pair[1], pair[0], pair[2])
+                row |= {"versus": first.name, "difference": result["difference"], "difference_ci95": result["ci95"]}
+                row |= {"paired": False, "why": pair} if isinstance(pair, str) else {"paired": True}
+            found.append(row)
+    return found
+
+
+def cells(row: dict) -> list[str]:
+    """A row of `compare` as texts, under HEAD."""
+    if "versus" not in row:
+        difference = ["", "the others against this"]
+    else:
+        low, high = row["difference_ci95"]
+        verdict = "" if low > 0 or high < 0 else ", includes 0"
+        kind = "paired" if row["paired"] else f"unpaired: {row['why']}"
+        difference = [f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{verdict}", kind]
+    return [row["model"], row["head"], str(row["layer"]), percent(row), f"{row['n_test']:,}", *difference]
+
+
+def table(rows: list[dict]) -> str:
+    """All rows as plain text, a block for each label."""
+    lines = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        block = [HEAD] + [cells(row) for row in rows if row["label"] == label]
+        widths = [max(map(len, column)) for column in zip(*block, strict=True)]
+        lines += ["", f"{label}: layer and head chosen on validation, accuracy on test, differences in points"]
+        lines += [
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(each, widths, strict=True)).rstrip() for each in block
+        ]
+    return "\n".join(lines)
+
+
+def depth_of(probe: Probe) -> int | None:
+    """The model's deepest layer: as the result says, or the last row where all from 0 on are there; else unknown."""
+    if "depth" in probe.result:
+        return probe.result["depth"]
+    layers = sorted({row["layer"] for task in probe.tasks.values() for row in task["layers"]})
+    return layers[-1] if len(layers) > 1 and layers == list(range(len(layers))) else None
+
+
+def compare_files(files: list[str], output: str | None = None, command: str = "") -> list[dict]:
+    """`toto probe --compare`: print the table; write the figure (.png, .svg), both (.html), or the rows (.json).
+
+    Raises ValueError or FileNotFoundError, one sentence, before anything is written.
+    """
+    from evaluation.page import document
+    from evaluation.page import table as html_table
+    from evaluation.plots import to_svg
+    from evaluation.results import write_json
+
+    kinds = (".html", ".png", ".svg", ".json")
+    if output and Path(output).suffix not in kinds:
+        raise ValueError(f"the output of a comparison ends in {', '.join(kinds)}, not {output}.")
+    probes = read_results(files)
+    rows = compare(probes)
+    print(table(rows))
+    data = {probe.name: str(probe.result.get("data", {}).get("dataset", "unknown")) for probe in probes}
+    if len(set(data.values())) > 1:
+        print("\nthe data go by different names: " + "; ".join(f"{name}: {where}" for name, where in data.items()))
+    if output is None:
+        return rows
+    labels = common_labels(probes)
+    shown = [{label: probe.tasks[label] for label in labels} for probe in probes]
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        write_json(path, {"command": command, "compared": [str(probe.file) for probe in probes], "rows": rows})
+        print(f"\nwrote {path}")
+        return rows
+    figure = comparison_figure([probe.name for probe in probes], [depth_of(probe) for probe in probes], shown)
+    for probe in probes:
+        if depth_of(probe) is None:
+            print(f"{probe.name}: depth unknown (not all layers probed), so it is in the panels of layer numbers only")
+    if path.suffix == ".html":
+        title = f"{len(probes)} models compared"
+        told = f"Test accuracy per layer of {', '.join(probe.name for probe in probes)} for {', '.join(labels)}."
+        parts = [f"<h1>{title}</h1>", f"<figure class='wide'>{to_svg(figure, told)}</figure>"]
+        for label in labels:
+            parts += [
+                f"<h2>{escape(label)}</h2>",
+                html_table(HEAD, [cells(row) for row in rows if row["label"] == label]),
+            ]
+        parts.append(
+            "<p class='soft'>Bands and brackets: 95 % intervals. Layer and head are chosen on validation (ring), the "
+            "accuracy is on test. Differences to the first model, in points.</p>"
+        )
+        parts.append(f"<pre>{escape(command)}</pre>" if command else "")
+        path.write_text(document(title, parts), encoding="utf-8")
+    else:
+        figure.savefig(path, dpi=130)
+    print(f"\nwrote {path}")
+    return rows

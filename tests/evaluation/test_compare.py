@@ -1,0 +1,179 @@
+"""Results side by side: pairs are found and checked, figures hold what the files say, mistakes get a sentence."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.compare import common_labels, compare, compare_files, depth_of, read_results
+from evaluation.layer_plots import comparison_figure, write_layer_plot
+from evaluation.metrics import paired_difference, unpaired_difference, wilson_interval
+
+N = 200
+RNG = np.random.default_rng(0)
+TRUE = RNG.integers(0, 4, N)
+
+
+def predictions(share):
+    return np.where(np.random.default_rng(1).random(N) < share, TRUE, (TRUE + 1) % 4)
+
+
+def scored(predicted):
+    right = int((predicted == TRUE).sum())
+    return {"accuracy": right / N, "ci95": wilson_interval(right, N), "val_accuracy": right / N, "lr": 0.1}
+
+
+def write(
+    file, share=0.6, layers=range(4), items=None, label="label", heads=("linear", "attention"), keep=True, **more
+):
+    """A result whose curve rises to `share`; the linear head is the chosen one."""
+    predicted = predictions(share)
+    rows = [
+        {"layer": k, "head": head, **scored(predictions(share * (k + 1) / len(layers) - 0.05 * (head != "linear")))}
+        for k in layers
+        for head in heads
+    ]
+    task = {
+        "classes": 4,
+        "chance": 0.25,
+        "layers": rows,
+        "best": {"layer": layers[-1], "head": heads[0], **scored(predicted)},
+        "baselines": {"pixels": {"head": "linear", **scored(predictions(0.3))}},
+    }
+    if keep:
+        names = items if items is not None else [f"test/{k // 2}.mp4" for k in range(N)]  # two clips of each video
+        task["predictions"] = {"items": names, "predicted": predicted.tolist(), "label": TRUE.tolist()}
+    task |= more
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result = {"model": f"runs/{file.stem}", "data": {"dataset": "d"}, "label": label, **task, "n_test": N}
+    file.write_text(json.dumps(result | {"tasks": {label: task}}))
+    return str(file)
+
+
+def test_the_same_items_are_paired_in_any_order(tmp_path):
+    files = [write(tmp_path / "a.json", 0.6), write(tmp_path / "b.json", 0.7)]
+    mixed = json.loads((tmp_path / "b.json").read_text())
+    kept = mixed["tasks"]["label"]["predictions"]
+    order = [k for video in np.random.default_rng(2).permutation(N // 2) for k in (2 * video, 2 * video + 1)]
+    mixed["tasks"]["label"]["predictions"] = {key: [values[k] for k in order] for key, values in kept.items()}
+    (tmp_path / "b.json").write_text(json.dumps(mixed))
+    first, second = compare(read_results(files))
+    expected = paired_difference(predictions(0.7), predictions(0.6), TRUE)
+    assert (
+        "difference" not in first and first["model"] == "a" and first["accuracy"] == np.mean(predictions(0.6) == TRUE)
+    )
+    assert second["paired"] and second["versus"] == "a" and second["layer"] == 3 and second["head"] == "linear"
+    assert second["difference"] == pytest.approx(expected["difference"]) and second["difference"] > 0
+    assert second["difference_ci95"] == expected["ci95"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"keep": False}, r"b\.json holds no predictions"),
+        ({"items": [f"other/{k}.mp4" for k in range(N)]}, "other test items: 0 in common of 200 and 200"),
+        (
+            {
+                "predictions": {
+                    "items": [f"test/{k // 2}.mp4" for k in range(N)],
+                    "predicted": [0] * N,
+                    "label": [0] * N,
+                }
+            },
+            "the same test items with other labels",
+        ),
+    ],
+)
+def test_unpaired_intervals_say_why(tmp_path, change, why):
+    files = [write(tmp_path / "a.json", 0.6), write(tmp_path / "b.json", 0.7, **change)]
+    first, second = compare(read_results(files))
+    assert not second["paired"] and re.match(why, second["why"])
+    expected = unpaired_difference(second["accuracy"], second["ci95"], first["accuracy"], first["ci95"])
+    assert second["difference_ci95"] == expected["ci95"]
+    low, high = second["difference_ci95"]
+    paired = paired_difference(predictions(0.7), predictions(0.6), TRUE)["ci95"]
+    assert high - low > paired[1] - paired[0], "pairing is sharper"
+
+
+def test_table_page_picture_and_rows(tmp_path, capsys):
+    files = [
+        write(tmp_path / "a.json"),
+        write(tmp_path / "b<i>.json", 0.7, range(7)),
+        write(tmp_path / "c.json", keep=False),
+    ]
+    for kind in ("html", "png", "svg", "json"):
+        compare_files(files, str(tmp_path / "new" / f"out.{kind}"), "toto probe --compare")
+    text = capsys.readouterr().out
+    assert re.search(r"^b<i> +linear +6 +\d\d\.\d % \[.*\] +200 +\+\d+\.\d \[.*\] +paired$", text, re.MULTILINE)
+    assert "unpaired: c.json holds no predictions" in text and "includes 0" in text and "wrote" in text
+    page = (tmp_path / "new" / "out.html").read_text()
+    assert (
+        page.count("<svg") == 1
+        and "b&lt;i&gt;" in page
+        and "b<i>" not in page
+        and "http://" not in page.split("</svg>")[1]
+    )
+    picture = Image.open(tmp_path / "new" / "out.png")
+    assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
+    rows = json.loads((tmp_path / "new" / "out.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["a", "b<i>", "c"]
+
+
+def test_the_figure_shows_the_numbers_of_the_files(tmp_path):
+    probes = read_results([write(tmp_path / "a.json"), write(tmp_path / "b.json", 0.7, range(7))])
+    figure = comparison_figure([p.name for p in probes], [depth_of(p) for p in probes], [p.tasks for p in probes])
+    relative, absolute = figure.axes[:2]
+    for panel, ends in ((relative, (1, 1)), (absolute, (3, 6))):
+        curves = [line for line in panel.lines if len(line.get_xdata()) > 2]
+        for probe, curve, end in zip(probes, curves, ends, strict=True):
+            rows = [row for row in probe.tasks["label"]["layers"] if row["head"] == "linear"]
+            assert list(curve.get_ydata()) == [100 * row["accuracy"] for row in rows]
+            assert list(curve.get_xdata()) == pytest.approx(np.linspace(0, end, len(rows)))
+        rings = [line for line in panel.lines if line.get_markersize() == 11]
+        assert [ring.get_xdata()[0] for ring in rings] == list(ends)
+    assert len({line.get_color() for line in curves}) == len({line.get_marker() for line in curves}) == 2
+    assert len(figure.axes) == 4, "two heads, two panels each"
+    assert not [line for line in figure.axes[2].lines if line.get_markersize() == 11], "no ring at the head not chosen"
+
+
+def test_one_result_is_a_picture_too(tmp_path):
+    for heads in (("linear",), ("linear", "attention", "cross_attention_mlp")):
+        result = json.loads(Path(write(tmp_path / "a.json", heads=heads)).read_text())
+        result["tasks"]["label"]["baselines"]["hog"] = scored(predictions(0.4))
+        write_layer_plot(result, tmp_path / "a.png")
+        assert len(np.unique(np.asarray(Image.open(tmp_path / "a.png").convert("L")))) > 50
+
+
+def test_unknown_depths_are_left_out_of_relative_panels(tmp_path, capsys):
+    files = [write(tmp_path / "a.json"), write(tmp_path / "b.json", layers=[3, 5])]
+    probes = read_results(files)
+    assert [depth_of(probe) for probe in probes] == [3, None]
+    compare_files(files, str(tmp_path / "out.png"))
+    assert "b: depth unknown" in capsys.readouterr().out
+
+
+def test_models_of_one_name_keep_apart(tmp_path):
+    probes = read_results([write(tmp_path / "x" / "a.json"), write(tmp_path / "y" / "a.json")])
+    assert len({probe.name for probe in probes}) == 2
+
+
+def test_mistakes_get_a_sentence(tmp_path):
+    a = write(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="two results or more"):
+        compare_files([a])
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json is no single result of toto probe"):
+        compare_files([a, str(tmp_path / "other.json")])
+    with pytest.raises(FileNotFoundError, match="there is no result file"):
+        compare_files([a, str(tmp_path / "none.json")])
+    with pytest.raises(ValueError, match="no label in common"):
+        compare(read_results([a, write(tmp_path / "b.json", label="motion")]))
+    with pytest.raises(ValueError, match="has 4 and 10 classes in these results"):
+        common_labels(read_results([a, write(tmp_path / "c.json", classes=10)]))
+    with pytest.raises(ValueError, match=r"ends in \.html, .*not out\.pdf"):
+        compare_files([a, a], "out.pdf")
+    with pytest.raises(ValueError, match="at most 7 results"):
+        compare_files([a] * 8, str(tmp_path / "out.png"))
