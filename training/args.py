@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+# Exit code of a run that SIGTERM ended after a checkpoint (sysexits.h: "temporary failure, try again").
+PREEMPTED = 75
+
 
 def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, description: str) -> tuple:
     """Fill the dataclasses `types` from `--recipe FILE.yaml` and the flags in `argv`; flags win.

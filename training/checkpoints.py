@@ -105,13 +105,18 @@ def resolve_model(model: str) -> str:
 
 @contextlib.contextmanager
 def writing(
-    run: Path, step: int, keep: int | None, is_main: bool = True, wait: Callable[[], None] = lambda: None
+    run: Path,
+    step: int,
+    keep: int | None,
+    is_main: bool = True,
+    wait: Callable[[], None] = lambda: None,
+    spared: frozenset[int] | set[int] = frozenset(),
 ) -> Iterator[Path]:
     """A folder to write checkpoints/step_XXXXXX into: given its name when all is in it, and dropped when not.
 
     Its files are listed with their checksums, flushed to the disk, and the folder is renamed in one go; then all but
-    the newest `keep` checkpoints are dropped. Every process may write into it: `is_main` is the one that does the
-    rest, and `wait` is their barrier.
+    the newest `keep` checkpoints, and those of the steps `spared`, are dropped. Every process may write into it:
+    `is_main` is the one that does the rest, and `wait` is their barrier.
 
     Raises:
         OSError: the disk is full; nothing that was there before is touched.
@@ -145,7 +150,8 @@ def writing(
         temporary.rename(final)
         _flush_folder(final.parent)
         for old in steps(run)[:-keep] if keep else []:
-            if old != final:  # a run that went back has older ones with higher numbers
+            # A run that went back has older ones with higher numbers.
+            if old != final and int(STEP.search(old.name)[1]) not in spared:
                 _drop(old)
     wait()
 
@@ -243,7 +249,12 @@ def load_state(checkpoint: Path) -> tuple[dict, dict]:
 
 
 def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """AdamW's moments to `folder`; every process of a distributed run calls it, and writes the shards that it holds.
+    """AdamW's moments to `folder`; see `save_tensors`."""
+    save_tensors(folder, _moments(model, optimizer), distributed)
+
+
+def save_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
+    """Name -> tensor to `folder`; every process of a distributed run calls it, and writes the shards that it holds.
 
     Raises:
         OSError: the disk is full. RuntimeError: another failure of a process.
@@ -254,7 +265,7 @@ def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _quiet():
-            dcp.save(_moments(model, optimizer), storage_writer=writer, no_dist=not distributed)
+            dcp.save(tensors, storage_writer=writer, no_dist=not distributed)
     except CheckpointException as error:  # no Exception, so that nothing further up would see it
         causes = [cause for cause, _ in error.failures.values()]
         if any(_disk_is_full(cause) for cause in causes):
@@ -265,16 +276,22 @@ def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
 def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
     """Moments of `save_optimizer` into a fresh optimiser, whatever the number of processes that wrote them."""
     import torch
-    import torch.distributed.checkpoint as dcp
 
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
             optimizer.state[parameter] = {"step": step} | moments
+    load_tensors(folder, _moments(model, optimizer), distributed)
+
+
+def load_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
+    """Fill the tensors with those of `save_tensors`, whatever the number of processes that wrote them."""
+    import torch.distributed.checkpoint as dcp
+
     with _quiet():
         reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load(_moments(model, optimizer), storage_reader=reader, no_dist=not distributed)
+        dcp.load(tensors, storage_reader=reader, no_dist=not distributed)
 
 
 def _moments(model, optimizer) -> dict:

@@ -13,10 +13,9 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from . import checkpoints
-from .architectures import losses, training_flops
 from .args import DataArgs, OptimArgs, RunArgs, require
 from .device import matmul_peak, surroundings
-from .health import STARVED, peak_memory, starved, update_ratios, write_loss_maps
+from .health import STARVED, peak_memory, update_ratios
 from .mixture import RowStream
 from .optim import learning_rate, set_learning_rate
 from .progress import Clock, MetricsFile, finite, flat, log_line, validation_line
@@ -34,8 +33,17 @@ def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple
         rows > 0 and rows * tokens_per_row == args.tokens_per_step,
         f"--tokens_per_step {args.tokens_per_step} is no multiple of the {tokens_per_row} code tokens of a row.",
     )
-    require(rows % world == 0, f"--tokens_per_step makes {rows} rows, which {world} processes cannot share equally.")
-    micro = min(args.per_device_batch_size, rows // world)
+    return micro_batches(rows, args.per_device_batch_size, world, "--tokens_per_step")
+
+
+def micro_batches(rows: int, per_device: int, world: int, flag: str) -> tuple[int, int]:
+    """(rows at a time on a device, micro-batches a step) that make `rows` a step, which `flag` asked for.
+
+    Raises:
+        ValueError: no whole number of rows a process, or of micro-batches.
+    """
+    require(rows % world == 0, f"{flag} makes {rows} rows, which {world} processes cannot share equally.")
+    micro = min(per_device, rows // world)
     require(
         rows // world % micro == 0,
         f"{rows // world} rows a step and process are no multiple of --per_device_batch_size {micro}.",
@@ -63,68 +71,78 @@ class Preemption:
         self.asked = True
 
 
-@torch.no_grad()
-def validate(accelerator, model, validation: dict[str, list], weights: list[float], batch_size: int) -> tuple:
-    """Losses on validation rows, the ranks sharing the work.
+class Objective:
+    """What a training is for: the losses of its rows, and what its validation finds. The loop does the rest.
 
-    Args:
-        validation: source -> its rows. weights: shares of these sources in the mixture.
-    Returns:
-        (a row for the metrics: "val_loss", the sources' means weighted as in the mixture; "val_losses" by source;
-        "val_end_loss" of end tokens, None without any; "val_frame_losses", the mean of each frame; "val_rows"),
-        {source: mean loss of every place in a row, (T * tokens_per_frame,)}
+    verb: of the command, for the log. micro, accumulation: rows of a micro-batch on a device, micro-batches a step.
+    tokens_per_step: code tokens of a step on all devices. flops_per_token: training FLOPs of one of them.
+    validates: whether there is anything to validate on.
     """
-    model.eval()
-    config = accelerator.unwrap_model(model).config
-    places = config.num_frames * config.tokens_per_frame
-    sums = torch.zeros(len(validation), places + 2, dtype=torch.float64)  # the places; ends and their number
-    rank, world = accelerator.process_index, accelerator.num_processes
-    for number, rows in enumerate(validation.values()):
-        # Every rank makes as many calls, since those of a sharded model wait for each other.
-        for start in range(0, len(rows), batch_size * world):
-            batch = rows[start : start + batch_size * world][rank::world]
-            found = losses(model, batch or rows[:1], accelerator.device, 1)
-            if batch:
-                nats = found.token_losses.to("cpu", torch.float64)
-                sums[number, :places] += nats[found.codes].view(len(batch), places).sum(0)
-                sums[number, places] += nats[found.ends].sum()
-                sums[number, places + 1] += found.ends.sum()
-    model.train()
-    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").double().cpu()
-    counts = torch.tensor([len(rows) for rows in validation.values()], dtype=torch.float64)
-    maps = sums[:, :places] / counts[:, None]  # (sources, places)
-    shares = torch.tensor(weights, dtype=torch.float64)[:, None] / sum(weights)
-    mean = (maps * shares).sum(0)
-    ends = sums[:, places:].sum(0).tolist()
-    row = {
-        "val_loss": finite(mean.mean().item()),
-        "val_end_loss": finite(ends[0] / ends[1]) if ends[1] else None,
-        "val_losses": {name: finite(each.mean().item()) for name, each in zip(validation, maps, strict=True)},
-        "val_frame_losses": [finite(x) for x in mean.view(config.num_frames, -1).mean(1).tolist()],
-        "val_rows": int(counts.sum()),
-    }
-    return row, dict(zip(validation, maps, strict=True))
+
+    verb: str
+    micro: int
+    accumulation: int
+    tokens_per_step: int
+    flops_per_token: float
+    validates: bool
+
+    def losses(self, model, rows: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a micro-batch's loss to go back through, its share of the mean of the step; 4 sums of every row, (rows, 4)
+        float64 on the CPU, the first two of them the loss that the log tells by source and its count)."""
+        raise NotImplementedError
+
+    def figures(self, sums: list[float]) -> dict[str, float | None]:
+        """What the log tells of a step by the 4 sums of all its rows: "loss", then what else there is."""
+        raise NotImplementedError
+
+    def validate(self, accelerator, model, run: Path, step: int) -> dict:
+        """A row for the metrics, with "val_loss"; every rank calls it. What else it has to tell goes into `run`."""
+        raise NotImplementedError
+
+    def starved(self, waited: float) -> str:
+        """The sentence for a run that waits for its data; waited: share of the time."""
+        raise NotImplementedError
+
+    def stepped(self, step: int) -> None:
+        """After optimiser step `step` (from 1) has changed the weights."""
+
+    def saved_weights(self) -> contextlib.AbstractContextManager:
+        """Inside it the model has the weights that a checkpoint's model files hold."""
+        return contextlib.nullcontext()
+
+    def save(self, folder: Path, distributed: bool) -> None:
+        """What resuming needs besides the model files and the moments, into a checkpoint's training state;
+        called inside `saved_weights()`."""
+
+    def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
+        """What `save` and `state_dict` kept."""
+
+    def state_dict(self, step: int) -> dict:
+        """What of it is JSON; a checkpoint of this step is about to be written."""
+        return {}
+
+    def spared(self) -> set[int]:
+        """Steps whose checkpoints no rotation may drop."""
+        return set()
 
 
-def _step(accelerator, model, rows: list, micro: int, count: int, asked: bool) -> tuple[torch.Tensor, bool]:
+def _step(accelerator, model, rows: list, objective: Objective, count: int, asked: bool) -> tuple[torch.Tensor, bool]:
     """Gradients of a step, the mean over the rows of all ranks.
 
     rows: [(source, row)] of this rank. count: number of sources. asked: whether this rank was told to stop.
     Returns:
-        (count, 4) float64 on the CPU: of every source the sum of code losses, codes, end losses, ends, over all ranks;
+        (count, 4) float64 on the CPU: of every source the objective's sums, over all ranks;
         whether any rank was told to stop.
     """
-    device, accumulation = accelerator.device, len(rows) // micro
+    device, micro, accumulation = accelerator.device, objective.micro, objective.accumulation
     sums = torch.zeros(count, 4, dtype=torch.float64)
     for k in range(accumulation):
         batch = rows[k * micro : (k + 1) * micro]
         # Gradients meet once a step, in the last micro-batch.
         with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
-            found = losses(model, [row for _, row in batch], device, accumulation)
-            accelerator.backward(found.loss)
-        nats = found.token_losses.to("cpu", torch.float64)
-        of_rows = [(nats * found.codes).sum(1), found.codes.sum(1), (nats * found.ends).sum(1), found.ends.sum(1)]
-        sums.index_add_(0, torch.tensor([source for source, _ in batch]), torch.stack(of_rows, 1).double())
+            loss, of_rows = objective.losses(model, [row for _, row in batch], device)
+            accelerator.backward(loss)
+        sums.index_add_(0, torch.tensor([source for source, _ in batch]), of_rows)
     if accelerator.num_processes == 1:
         return sums, asked
     told = torch.cat([sums.flatten(), torch.tensor([asked], dtype=torch.float64)])
@@ -147,12 +165,10 @@ def train(
     optimizer,
     processor,
     stream: RowStream,
-    validation: dict[str, list],
+    objective: Objective,
     run: Path,
     args: RunArgs,
-    data: DataArgs,
     optim: OptimArgs,
-    layout,
     resume_from: Path | None = None,
     max_steps: int | None = None,
 ) -> tuple[Path, bool]:
@@ -160,8 +176,7 @@ def train(
 
     Args:
         model, optimizer: already prepared by the accelerator.
-        stream: of this rank. validation: source -> rows, those without any left out.
-        layout: the TotoConfig that says what a row is, also where the model is no Toto.
+        stream: of this rank.
         resume_from: a checkpoint of this run; everything after it is as if the run had never stopped.
         max_steps: of the schedule, where it is not that of `args`.
     Raises:
@@ -170,8 +185,7 @@ def train(
     """
     world, device = accelerator.num_processes, accelerator.device
     plain = accelerator.unwrap_model(model)
-    micro, accumulation = accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
-    clock = Clock(matmul_peak(device) * world, training_flops(plain, layout), data.tokens_per_step)
+    clock = Clock(matmul_peak(device) * world, objective.flops_per_token, objective.tokens_per_step)
     max_steps, step, tokens, saved, skipped, in_a_row = max_steps or args.max_steps, 0, 0, None, 0, 0
     since_log, is_budgeted = torch.zeros(len(stream.names), 4, dtype=torch.float64), args.max_minutes is None
     if resume_from is not None:
@@ -183,40 +197,41 @@ def train(
         nothing = [0.0] * 4  # of a source that the recipe did not have then
         known = [loop_state["since_log"].get(name, nothing) for name in stream.names]
         since_log = torch.tensor(known, dtype=torch.float64)
+        objective.load(resume_from / checkpoints.STATE, loop_state, world > 1)
         stream.load_state_dict(shared_out_anew(loop_state, world)[accelerator.process_index])
         saved = step
     metrics = MetricsFile(run / "metrics.jsonl", step) if accelerator.is_main_process else None
     model.train()
-    bar = tqdm(total=max_steps, initial=step, desc="pretrain", unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(total=max_steps, initial=step, desc=objective.verb, unit="step", disable=not accelerator.is_main_process)
     checkpoint, preempted, has_starved = resume_from, False, False
-    has_pixels = not all(rows.is_indexed for rows in stream.sources)
 
     with Preemption() as preemption:
         while step < max_steps and not preempted:
             clock.start()
             rate = learning_rate(step, max_steps, optim)
             set_learning_rate(optimizer, rate)
-            rows = _take(accelerator, stream, micro * accumulation)
+            rows = _take(accelerator, stream, objective.micro * objective.accumulation)
             clock.waited += clock.running
             if rows is None:
                 require(step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
                 bar.write(f"The data end after step {step}, as the recipe says.")
                 max_steps = step
             else:
-                sums, preempted = _step(accelerator, model, rows, micro, len(stream.names), preemption.asked)
-                codes_sum, codes, ends_sum, ends = sums.sum(0).tolist()
-                loss, end_loss = codes_sum / codes, ends_sum / ends if ends else None
+                sums, preempted = _step(accelerator, model, rows, objective, len(stream.names), preemption.asked)
+                figures = objective.figures(sums.sum(0).tolist())
+                loss = figures["loss"]
                 norm = float(accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf))
                 is_finite = math.isfinite(loss) and math.isfinite(norm)
                 if is_finite:
                     optimizer.step()
+                    objective.stepped(step + 1)
                     since_log += sums
                     in_a_row = 0
                 else:
                     skipped, in_a_row = skipped + 1, in_a_row + 1
                     _refuse_many(in_a_row, args.max_skipped_steps, step + 1, loss, norm, checkpoint)
                 optimizer.zero_grad(set_to_none=True)
-                step, tokens = step + 1, tokens + data.tokens_per_step
+                step, tokens = step + 1, tokens + objective.tokens_per_step
                 clock.stop()
                 if not is_budgeted and step >= 5 and clock.taken >= 2:
                     is_budgeted = True
@@ -229,8 +244,9 @@ def train(
                 ratios = update_ratios(plain, optimizer)  # a matter of all ranks, where weights are sharded
                 if metrics:
                     row = {"step": step, "tokens": tokens, "flops": tokens * clock.flops_per_token}
-                    row |= {"loss": loss} if is_finite else {}
-                    row |= {"end_loss": end_loss and finite(end_loss), "learning_rate": rate, "grad_norm": finite(norm)}
+                    told = figures if is_finite else {key: figures[key] for key in figures if key != "loss"}
+                    row |= {key: value and finite(value) for key, value in told.items()}
+                    row |= {"learning_rate": rate, "grad_norm": finite(norm)}
                     row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(device)}
                     row |= {"skipped_steps": skipped, "sources": _by_source(stream, since_log)}
                     metrics.write(row)
@@ -238,24 +254,25 @@ def train(
                     bar.write(f"step {step}/{max_steps} | {log_line(row)} | ETA {clock.left(max_steps - step)}")
                     if row["data_wait"] > STARVED and not has_starved:
                         has_starved = True  # said once: every row of the metrics has the share
-                        bar.write(starved(row["data_wait"], has_pixels))
+                        bar.write(objective.starved(row["data_wait"]))
                 clock.reset()
                 since_log.zero_()
             if rows is None and saved == step:
                 break
-            if validation and (step % (args.eval_steps or args.save_steps) == 0 or last):
-                row, maps = validate(accelerator, model, validation, stream.weights(validation), micro)
+            if objective.validates and (step % (args.eval_steps or args.save_steps) == 0 or last):
+                row = objective.validate(accelerator, model, run, step)
                 if metrics:
                     metrics.write({"step": step, "tokens": tokens} | row)
                     accelerator.log(flat(row), step=step)
-                    write_loss_maps(run, step, layout, maps)
                     bar.write(f"step {step}/{max_steps} | validation {validation_line(row)}")
             if step % args.save_steps == 0 or last or preempted:
                 state = {"step": step, "max_steps": max_steps, "seconds": clock.seconds, "skipped_steps": skipped}
                 state |= {"skipped_in_a_row": in_a_row, "tokens": tokens, "is_budgeted": is_budgeted}
                 state |= {"since_log": dict(zip(stream.names, since_log.tolist(), strict=True))}
                 state |= {"asked_steps": args.max_steps}
-                checkpoint, saved = _save(accelerator, model, optimizer, processor, stream, run, state, args), step
+                state |= objective.state_dict(step)
+                parts = (accelerator, model, optimizer, processor, stream, objective)
+                checkpoint, saved = _save(*parts, run, state, args.keep_checkpoints), step
     bar.close()
     return checkpoint, preempted and step < max_steps
 
@@ -275,20 +292,23 @@ def _by_source(stream: RowStream, sums: torch.Tensor) -> dict:
     return {name: facts | {"loss": mean} for (name, facts), mean in zip(stream.shares().items(), means, strict=True)}
 
 
-def _save(accelerator, model, optimizer, processor, stream, run: Path, loop_state: dict, args: RunArgs) -> Path:
+def _save(accelerator, model, optimizer, processor, stream, objective, run: Path, loop_state: dict, keep) -> Path:
     from accelerate.utils import gather_object
 
     step, is_main, world = loop_state["step"], accelerator.is_main_process, accelerator.num_processes
     streams = gather_object([stream.state_dict()])
     plain = accelerator.unwrap_model(model)  # whose weights are called the same, however they are spread
-    weights = accelerator.get_state_dict(model)  # whole, on the first process
-    written = checkpoints.writing(run, step, args.keep_checkpoints, is_main, accelerator.wait_for_everyone)
-    with written as folder:
-        checkpoints.save_optimizer(folder / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
-        if is_main:
-            plain.save_pretrained(folder, state_dict=weights)
-            if processor is not None:
-                processor.save_pretrained(folder)
-            loop_state |= {"world": world, "fingerprints": stream.fingerprints, "versions": surroundings(accelerator)}
-            checkpoints.save_loop(folder, loop_state | {"streams": streams})
+    written = checkpoints.writing(run, step, keep, is_main, accelerator.wait_for_everyone, objective.spared())
+    with objective.saved_weights():
+        weights = accelerator.get_state_dict(model)  # whole, on the first process
+        with written as folder:
+            checkpoints.save_optimizer(folder / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
+            objective.save(folder / checkpoints.STATE, world > 1)
+            if is_main:
+                plain.save_pretrained(folder, state_dict=weights)
+                if processor is not None:
+                    processor.save_pretrained(folder)
+                loop_state |= {"world": world, "fingerprints": stream.fingerprints}
+                loop_state |= {"versions": surroundings(accelerator)}
+                checkpoints.save_loop(folder, loop_state | {"streams": streams})
     return run / "checkpoints" / f"step_{step:06d}"

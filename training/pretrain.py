@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-import tempfile
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 
 from tokenization.shards import read_manifest
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields, parse, require, resumed_run, write_recipe
+from .args import PREEMPTED, DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields, parse, require, resumed_run
 from .tiny_scale import shrink
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
     "A killed run continues exactly: toto pretrain --resume RUN."
 )
-
-# Exit code of a run that SIGTERM ended after a checkpoint (sysexits.h: "temporary failure, try again").
-PREEMPTED = 75
 
 # Fields that the weights of a checkpoint have decided; what else the config says may change when training goes on.
 DECIDED_BY_WEIGHTS = (
@@ -41,26 +35,22 @@ def main(argv: list[str] | None = None) -> None:
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
-    run = resumed or Path(args.output_dir or f"runs/{_recipe_name(args)}-{datetime.now():%Y%m%d-%H%M%S}")
     mixture = data.mixture()
     require(bool(mixture), "Name the shards to train on: --shards DIR (written by toto tokenize), or --sources.")
-    if resumed is None:
-        occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
-        require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
 
-    from accelerate.utils import broadcast_object_list, set_seed
-
-    from tokenization.parts import write_whole
+    from accelerate.utils import set_seed
 
     from . import checkpoints
     from .architectures import check_architecture, load_model, make_model
-    from .device import make_accelerator, require_free_port, surroundings, versions
+    from .begin import go_on, push, refuse_fp16, run_folder, start_processes, write_run_files
     from .kernels import use_liger
     from .loop import accumulation_steps, train
     from .mixture import RowStream, check_tokenizers, open_rows, open_validation
+    from .next_tokens import NextTokens
     from .optim import make_optimizer
-    from .resume import changed_settings, changed_surroundings, read_recipe, told
+    from .resume import changed_settings, read_recipe
 
+    run = run_folder(args, resumed, "pretrain")
     # Everything that can be wrong is looked at before there is a process group or a model.
     goes_on = resumed is not None and bool(checkpoints.steps(run))  # else it stopped before its first checkpoint
     start = checkpoints.latest(run) if goes_on else model_args.init_from
@@ -69,8 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         changes = changed_settings(read_recipe(run), model_args, data.absolute(), args, optim)
     if start:
         check_architecture(model_args.architecture, start)
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    require(precision != "fp16", "fp16 needs a scale of the loss, which checkpoints do not keep: train in bf16 or no.")
+    refuse_fp16()
     layout = row_layout(model_args, start, goes_on)
     if data.shards is not None:
         read_manifest(data.shards)  # which tells a wrong folder better than that it is no data set either
@@ -85,42 +74,13 @@ def main(argv: list[str] | None = None) -> None:
         )
     world = int(os.environ.get("WORLD_SIZE", 1))
     accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
-    require_free_port()
-    if os.environ.get("RANK", "0") == "0":
-        _require_writable(run)
-
-    accelerator = make_accelerator(log_with=args.report_to, project_dir=str(run))
-    require(
-        accelerator.num_processes == world,
-        f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true.",
-    )
-    require(
-        args.report_to is None or bool(accelerator.log_with),
-        f"--report_to {args.report_to}: Accelerate knows no such tracker, or it is not installed.",
-    )
-    run = Path(broadcast_object_list([str(run)])[0])  # a name made of the time is another in every process
-    if args.push_to_hub and accelerator.is_main_process:
-        from .hub import create_repo
-
-        create_repo(args.hub_model_id)  # a missing token is better known before the training than after it
+    accelerator, run = start_processes(args, run)
     stream = RowStream(sources, args.seed, accelerator.process_index, world)
     max_steps = None
     if resumed and not goes_on and accelerator.is_main_process:
         print(f"{run} has no checkpoint yet, so it begins anew.")
     if goes_on:
-        sound = [None]
-        if accelerator.is_main_process:
-            checkpoint, damaged = checkpoints.newest_sound(run)
-            sound = [str(checkpoint)]
-            print("".join(f"{sentence}\n" for sentence in damaged), end="")
-        start = broadcast_object_list(sound)[0]
-        loop_state = checkpoints.load_loop(Path(start))
-        now = {"world": world, "fingerprints": stream.fingerprints, "versions": surroundings(accelerator)}
-        changes += changed_surroundings(loop_state, now, stream.is_indexed)
-        if changes and accelerator.is_main_process:
-            print(told(run, loop_state["step"], changes))
-        # --max_minutes may have lowered what was asked for, which the recipe does not know.
-        max_steps = loop_state["max_steps"] if args.max_steps == loop_state["asked_steps"] else args.max_steps
+        start, max_steps = go_on(accelerator, run, args, changes, stream)
     set_seed(args.seed)
     if start:
         model = load_model(model_args.architecture, start, layout)
@@ -138,9 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         for layer in getattr(model.base_model, "layers", None) or model.base_model.h:  # GPT-2's name
             layer.compile(dynamic=False)
     if accelerator.is_main_process:
-        write_recipe(run, model_args, data.absolute(), args, optim)
-        text = json.dumps(versions(accelerator.device), indent=2) + "\n"
-        write_whole(run / "versions.json", lambda path: path.write_text(text))
+        write_run_files(run, accelerator.device, model_args, data.absolute(), args, optim)
         print(
             f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {max_steps or args.max_steps} steps of "
             f"{data.tokens_per_step:,} tokens on {world} x {accelerator.device.type} "
@@ -151,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.report_to:
         accelerator.init_trackers("toto", config={**asdict(model_args), **asdict(data), **asdict(optim)})
     optimizer = make_optimizer(model, optim)
+    objective = NextTokens(model, stream, validation, data, layout, world)
     model, optimizer = accelerator.prepare(model, optimizer)
     try:
         last, preempted = train(
@@ -159,12 +118,10 @@ def main(argv: list[str] | None = None) -> None:
             optimizer,
             processor,
             stream,
-            validation,
+            objective,
             run,
             args,
-            data,
             optim,
-            layout,
             Path(start) if goes_on else None,
             max_steps,
         )
@@ -175,10 +132,8 @@ def main(argv: list[str] | None = None) -> None:
         accelerator.end_training()
     if accelerator.is_main_process:
         print(f"wrote {last}")
-        if args.push_to_hub and not preempted:
-            from .hub import push_folder
-
-            print(f"pushed {push_folder(last, args.hub_model_id)}")
+        if not preempted:
+            push(last, args)
     if preempted:
         if accelerator.is_main_process:
             print(f"stopped by SIGTERM; go on with: toto pretrain --resume {run}")
@@ -243,18 +198,6 @@ def reading(architecture: str, data: DataArgs, layout):
     return processor, token_row(processor), side * stride
 
 
-def _require_writable(run: Path) -> None:
-    """Raises OSError where the run folder cannot be written; makes it."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"The run folder {run} cannot be written ({error.strerror}); name another --output_dir."
-        ) from error
-
-
 def changed_config(start: str, fields: dict):
     """The config of a checkpoint with other fields: a resolution, a RoPE base (paper Table 4), not other weights.
 
@@ -271,10 +214,6 @@ def changed_config(start: str, fields: dict):
             f"{getattr(config, key)}; leave it out, or train from fresh weights without --init_from.",
         )
     return TotoConfig.from_pretrained(start, **fields)
-
-
-def _recipe_name(args: RunArgs) -> str:
-    return Path(args.recipe).stem if args.recipe else "pretrain"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from tokenization.parts import write_whole
 
+# Columns of a row of metrics.jsonl that a log line tells beside the loss, where they are there: and their names in it.
+TOLD = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}
+
 
 class MetricsFile:
     """metrics.jsonl of a run: a row at a time, flushed at once; cut back to a checkpoint's step on resume."""
@@ -90,13 +93,15 @@ class Clock:
 def log_line(row: dict) -> str:
     """A log line."""
     parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
-    parts += [f"end {row['end_loss']:.4f}"] if row["end_loss"] else []
+    parts += [f"{name} {row[key]:.4f}" for key, name in TOLD.items() if row.get(key)]
     parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
     parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}", f"data wait {row['data_wait']:.1%}"]
     return " | ".join(parts + ([f"{row['skipped_steps']} steps skipped"] if row["skipped_steps"] else []))
 
 
 def validation_line(row: dict) -> str:
-    shown = {"loss": row["val_loss"]} | (row["val_losses"] if len(row["val_losses"]) > 1 else {})
+    by_source = row.get("val_losses", {})
+    shown = {"loss": row["val_loss"]} | (by_source if len(by_source) > 1 else {})
+    shown |= {"accuracy": row["val_accuracy"]} if "val_accuracy" in row else {}
     parts = [f"{name} {'not finite' if value is None else f'{value:.4f}'}" for name, value in shown.items()]
     return f"{', '.join(parts)} ({row['val_rows']} rows)"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_run import CONFIG, FLAGS
 
-import training.loop
+import training.next_tokens
 from modeling_toto import TotoConfig, TotoForCausalLM
 from training import checkpoints
 from training.architectures import flops_per_token
@@ -75,7 +75,7 @@ def test_loss_maps_are_the_models_losses_at_every_place(run, shards):
 
 def infinite_at(monkeypatch, steps):
     """The loss of these steps becomes infinite."""
-    real, calls = training.loop.losses, []
+    real, calls = training.next_tokens.losses, []
 
     def losses(model, rows, device, accumulation):
         found = real(model, rows, device, accumulation)
@@ -85,7 +85,7 @@ def infinite_at(monkeypatch, steps):
                 found.loss, found.token_losses = found.loss * torch.inf, found.token_losses * torch.inf
         return found
 
-    monkeypatch.setattr(training.loop, "losses", losses)
+    monkeypatch.setattr(training.next_tokens, "losses", losses)
 
 
 def test_infinite_steps_are_skipped_counted_and_change_nothing(run, shards, tmp_path, monkeypatch):

@@ -1,0 +1,94 @@
+"""The objective of pre-training: the next token of every row (paper Sec. 3.2), told and validated by source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .architectures import losses, training_flops
+from .args import DataArgs
+from .health import starved, write_loss_maps
+from .loop import Objective, accumulation_steps
+from .mixture import RowStream
+from .progress import finite
+
+
+class NextTokens(Objective):
+    """The sums of a row are code losses, codes, end losses, ends; its loss is the mean of both kinds.
+
+    Args:
+        model: not yet prepared by the accelerator. validation: source -> rows, those without any left out.
+        layout: the TotoConfig that says what a row is, also where the model is no Toto.
+    """
+
+    verb = "pretrain"
+
+    def __init__(self, model, stream: RowStream, validation: dict[str, list], data: DataArgs, layout, world: int):
+        self.stream, self.validation, self.layout = stream, validation, layout
+        self.micro, self.accumulation = accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
+        self.tokens_per_step, self.flops_per_token = data.tokens_per_step, training_flops(model, layout)
+        self.validates = bool(validation)
+
+    def losses(self, model, rows: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        found = losses(model, rows, device, self.accumulation)
+        nats = found.token_losses.to("cpu", torch.float64)
+        sums = [(nats * found.codes).sum(1), found.codes.sum(1), (nats * found.ends).sum(1), found.ends.sum(1)]
+        return found.loss, torch.stack(sums, 1).double()
+
+    def figures(self, sums: list[float]) -> dict[str, float | None]:
+        codes_sum, codes, ends_sum, ends = sums
+        return {"loss": codes_sum / codes, "end_loss": ends_sum / ends if ends else None}
+
+    def validate(self, accelerator, model, run: Path, step: int) -> dict:
+        weights = self.stream.weights(self.validation)
+        row, maps = validate(accelerator, model, self.validation, weights, self.micro)
+        if accelerator.is_main_process:
+            write_loss_maps(run, step, self.layout, maps)
+        return row
+
+    def starved(self, waited: float) -> str:
+        return starved(waited, has_pixels=not all(rows.is_indexed for rows in self.stream.sources))
+
+
+@torch.no_grad()
+def validate(accelerator, model, validation: dict[str, list], weights: list[float], batch_size: int) -> tuple:
+    """Losses on validation rows, the ranks sharing the work.
+
+    Args:
+        validation: source -> its rows. weights: shares of these sources in the mixture.
+    Returns:
+        (a row for the metrics: "val_loss", the sources' means weighted as in the mixture; "val_losses" by source;
+        "val_end_loss" of end tokens, None without any; "val_frame_losses", the mean of each frame; "val_rows"),
+        {source: mean loss of every place in a row, (T * tokens_per_frame,)}
+    """
+    model.eval()
+    config = accelerator.unwrap_model(model).config
+    places = config.num_frames * config.tokens_per_frame
+    sums = torch.zeros(len(validation), places + 2, dtype=torch.float64)  # the places; ends and their number
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for number, rows in enumerate(validation.values()):
+        # Every rank makes as many calls, since those of a sharded model wait for each other.
+        for start in range(0, len(rows), batch_size * world):
+            batch = rows[start : start + batch_size * world][rank::world]
+            found = losses(model, batch or rows[:1], accelerator.device, 1)
+            if batch:
+                nats = found.token_losses.to("cpu", torch.float64)
+                sums[number, :places] += nats[found.codes].view(len(batch), places).sum(0)
+                sums[number, places] += nats[found.ends].sum()
+                sums[number, places + 1] += found.ends.sum()
+    model.train()
+    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").double().cpu()
+    counts = torch.tensor([len(rows) for rows in validation.values()], dtype=torch.float64)
+    maps = sums[:, :places] / counts[:, None]  # (sources, places)
+    shares = torch.tensor(weights, dtype=torch.float64)[:, None] / sum(weights)
+    mean = (maps * shares).sum(0)
+    ends = sums[:, places:].sum(0).tolist()
+    row = {
+        "val_loss": finite(mean.mean().item()),
+        "val_end_loss": finite(ends[0] / ends[1]) if ends[1] else None,
+        "val_losses": {name: finite(each.mean().item()) for name, each in zip(validation, maps, strict=True)},
+        "val_frame_losses": [finite(x) for x in mean.view(config.num_frames, -1).mean(1).tolist()],
+        "val_rows": int(counts.sum()),
+    }
+    return row, dict(zip(validation, maps, strict=True))
