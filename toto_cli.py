@@ -19,6 +19,7 @@ VERBS = {
     "sweep": ("training.sweep", "is muP right? activations and best learning rates against width"),
     "scaling": ("evaluation.scaling", "how does the loss fall with compute? runs of many sizes and a law through them"),
     "plan": ("training.plan", "what does a recipe cost? tokens, epochs, FLOPs, hours, memory, disk"),
+    "finetune": ("training.finetune", "a Toto checkpoint and labelled images or clips -> a classifier"),
     "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
     "generate": ("evaluation.generate", "continue a clip, frame by frame"),
     "report": ("evaluation.report", "results and runs -> one HTML page"),

@@ -11,26 +11,44 @@ from modeling_toto.mup import learning_rate_scales
 from .args import OptimArgs
 
 
-def make_optimizer(model: nn.Module, args: OptimArgs) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, args: OptimArgs, factors: dict[nn.Parameter, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; vectors (norms, biases) are not decayed.
 
-    A group's `lr_scale` multiplies the schedule (`set_learning_rate`) and divides its decay, so that one step decays
-    all matrices alike. It is 1 but for the blocks of a Toto with muP (see modeling_toto/mup.py).
+    A group's `lr_scale` multiplies the schedule (`set_learning_rate`). It is 1 but for the blocks of a Toto with muP
+    (see modeling_toto/mup.py), where it also divides the decay, so that one step decays all matrices alike, and for
+    what has one of the `factors` (`layer_factors`), which leave the decay as it is.
     """
     scales = learning_rate_scales(model) if isinstance(model, TotoPreTrainedModel) else {}
+    factors = factors or {}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in sorted(parameters, key=lambda p: p.ndim < 2):  # a stable sort: matrices, then vectors
-        groups.setdefault((parameter.ndim >= 2, scales.get(parameter, 1.0)), []).append(parameter)
+        key = (parameter.ndim >= 2, scales.get(parameter, 1.0), factors.get(parameter, 1.0))
+        groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": members, "lr": args.learning_rate * scale, "lr_scale": scale}
+            {"params": members, "lr": args.learning_rate * scale * factor, "lr_scale": scale * factor}
             | {"weight_decay": args.weight_decay / scale if decayed else 0.0}
-            for (decayed, scale), members in groups.items()
+            for (decayed, scale, factor), members in groups.items()
         ],
         betas=(args.adam_beta1, args.adam_beta2),
         fused=True,
     )
+
+
+def layer_factors(model: TotoPreTrainedModel, depth: int, decay: float) -> dict[nn.Parameter, float]:
+    """Factors of the learning rate that fall with the distance from the head: 1 of the head, decay^(depth + 1 - k) of
+    block k = 1..depth, decay^(depth + 1) of the embeddings (paper silent; we follow BEiT and MAE).
+
+    Args:
+        depth: blocks that the head reads through. decay: 1 is one rate for all.
+    """
+    factors = dict.fromkeys(model.get_input_embeddings().parameters(), decay ** (depth + 1))
+    for k, layer in enumerate(model.base_model.layers[:depth], start=1):
+        factors |= dict.fromkeys(layer.parameters(), decay ** (depth + 1 - k))
+    return factors
 
 
 def learning_rate(step: int, max_steps: int, args: OptimArgs) -> float:

@@ -12,13 +12,17 @@ from .args import require
 # training itself.
 NOTHING = (
     *("save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "report_to", "push_to_hub", "hub_model_id"),
-    *("max_minutes", "max_skipped_steps", "val_rows"),
+    *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "decode"),
 )
 ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing")
-DECIDED = ("init_from", "scale")
+DECIDED = ("init_from", "scale", "model")
 # What a checkpoint has settled, so that another value is refused.
-SETTLED = ("preset", "config", "architecture")
-DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step")
+SETTLED = (
+    *("preset", "config", "architecture", "attention_mode", "prefix_length", "pooler", "feature_layer", "num_frames"),
+    *("resolution", "rope_theta", "next_token_loss", "next_token_loss_weight"),
+)
+DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step", "dataset", "label_column")
+DATA += ("train_split", "validation_split", "max_train", "max_eval", "batch_size", "augment", "mixup", "cutmix")
 SAME_MACHINE = ("torch", "transformers", "accelerate", "numpy", "threads", "device", "mixed_precision")
 
 EXACT, ROUNDED, OTHER = "the losses stay exact", "the losses differ by rounding", "the losses differ"
@@ -49,7 +53,7 @@ def changed_settings(recipe: dict, *now) -> list[str]:
         require(
             key not in SETTLED,
             f"--{key} is {value}, but the run was begun with {recipe[key]} and cannot change; leave it out, or begin a "
-            "new run from these weights with --init_from.",
+            f"new run from these weights with --{'model' if 'model' in recipe else 'init_from'}.",
         )
         if key in NOTHING:
             found.append(f"{told}: {EXACT}.")

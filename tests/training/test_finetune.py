@@ -1,0 +1,389 @@
+"""Fine-tuning through its real command: it learns, resumes bit for bit, averages, and says what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_run import CONFIG, SIDE, save_tokenizer
+
+from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
+from tokenization import TotoProcessor
+from training import checkpoints
+from training.finetune import main
+from training.finetune_args import AugmentArgs
+from training.optim import layer_factors
+
+COLOURS = {"black": (20, 20, 20), "red": (235, 10, 10), "white": (240, 240, 240)}
+STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1", "--warmup_steps", "2"]
+FAST = ["--batch_size", "8", "--per_device_batch_size", "4", "--learning_rate", "5e-3", "--workers", "2"]
+VARIED = ["--augment", "rand", "--mixup", "0.8", "--cutmix", "1.0", "--ema_decay", "0.9", "--drop_path", "0.3"]
+
+
+def picture(colour, seed, size=(40, 36)):
+    noise = np.random.default_rng(seed).integers(-25, 26, (*size, 3))
+    return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+
+
+def save_pictures(folder, counts):
+    for split, count in counts.items():
+        for number, (name, colour) in enumerate(COLOURS.items()):
+            (folder / split / name).mkdir(parents=True)
+            for k in range(count):
+                picture(colour, 1000 * number + k + 100 * len(split)).save(folder / split / name / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """A Toto that has learnt nothing, with its processor."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    TotoForCausalLM(TotoConfig.from_preset("tiny", **CONFIG)).save_pretrained(folder)
+    processor = TotoProcessor.from_visual_tokenizer(save_tokenizer(folder / "tokenizer"))
+    processor.with_sizes(SIDE, CONFIG["num_frames"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Three colours; a train and a test split."""
+    return save_pictures(tmp_path_factory.mktemp("pictures"), {"train": 15, "test": 6})
+
+
+def finetune(run, pretrained, dataset, *flags):
+    main(["--model", str(pretrained), "--dataset", str(dataset), "--output_dir", str(run), *STEPS, *FAST, *flags])
+    return run
+
+
+def numbers(run):
+    """What must be the same of two runs that are: all but times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    keys = ("step", "loss", "grad_norm", "val_loss", "val_accuracy", "next_token_loss", "accuracy")
+    rows = [{key: row[key] for key in keys if key in row} for row in rows]
+    last = checkpoints.latest(run)
+    result = json.loads((run / "results.json").read_text())
+    return rows, (last / "model.safetensors").read_bytes(), result["best"], (run / "predictions.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def plain(pretrained, pictures, tmp_path_factory):
+    return finetune(
+        tmp_path_factory.mktemp("runs") / "plain", pretrained, pictures, "--max_steps", "48", "--save_steps", "8"
+    )
+
+
+@pytest.fixture(scope="module")
+def varied(pretrained, pictures, tmp_path_factory):
+    return finetune(tmp_path_factory.mktemp("runs") / "varied", pretrained, pictures, *VARIED)
+
+
+def test_colours_are_learnt_and_told(plain, pictures):
+    result = json.loads((plain / "results.json").read_text())
+    best, splits = result["best"], result["data"]["splits"]
+    assert result["n_test"] == 18 and best["accuracy"] == best["correct"] / 18 > 0.8
+    assert (splits["train"]["clips"], splits["validation"]["clips"]) == (36, 9)  # a fifth of the files is carved off
+    assert "from train" in splits["validation"]["name"] and splits["test"]["name"] == "test: test"
+    rows = [json.loads(line) for line in (plain / "metrics.jsonl").open()]
+    trained, validated = [r for r in rows if "loss" in r], [r for r in rows if "val_loss" in r]
+    assert [r["step"] for r in trained] == list(range(1, 49)) and trained[-1]["loss"] < trained[0]["loss"]
+    assert {"accuracy", "grad_norm", "mfu", "tokens_per_second", "sources", "learning_rate"} <= set(trained[0])
+    assert [r["step"] for r in validated] == [8, 16, 24, 32, 40, 48]
+    top = max(validated, key=lambda r: (r["val_accuracy"], -r["val_loss"]))
+    assert (best["step"], best["val_accuracy"]) == (top["step"], top["val_accuracy"])
+
+
+def test_a_checkpoint_is_a_classifier_with_its_processor_and_names(plain, pictures):
+    from transformers import AutoModelForImageClassification, AutoProcessor
+
+    folder = json.loads((plain / "results.json").read_text())["checkpoint"]
+    model, processor = AutoModelForImageClassification.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert type(model) is TotoForImageClassification and model.config.id2label == dict(enumerate(sorted(COLOURS)))
+    assert model.config.label2id["white"] == 2 and model.feature_layer == model.config.num_hidden_layers
+    told = json.loads((plain / "predictions.json").read_text())
+    files = [Image.open(pictures / source) for source in told["sources"]]
+    with torch.no_grad():
+        predictions = model(**processor(images=files)).logits.argmax(1).tolist()
+    assert predictions == told["predictions"]
+    # Also under its own head with a hard label, as transformers' Trainer would call it.
+    assert model(**processor(images=files[:2]), labels=torch.tensor([0, 2])).loss.ndim == 0
+
+
+def test_kill_and_resume_gives_the_same_numbers(varied, pretrained, pictures, tmp_path):
+    """Crops, mixing, drop path and averaged weights; killed by SIGKILL after a checkpoint."""
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "training.finetune", "--model", str(pretrained), "--dataset", str(pictures)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command += ["--output_dir", str(run), *STEPS, *FAST, *VARIED]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) >= 7:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoints.steps(run) and not (run / "results.json").exists()
+    main(["--resume", str(run)])
+    assert numbers(run) == numbers(varied)
+
+
+@pytest.fixture(scope="module")
+def half(varied, tmp_path_factory):
+    run = tmp_path_factory.mktemp("half") / "run"
+    shutil.copytree(varied, run)
+    for step in ("000008", "000012"):
+        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+    (run / "results.json").unlink()
+    return run
+
+
+def test_other_threads_and_micro_batches_change_nothing_but_rounding(varied, half, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(half, run)
+    main(["--resume", str(run), "--workers", "0", "--per_device_batch_size", "2"])
+    for ours, theirs in zip(numbers(run)[0], numbers(varied)[0], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key] == pytest.approx(theirs[key], rel=1e-2) for key in ours if key != "val_accuracy")
+
+
+def test_a_run_killed_before_its_test_is_tested_by_resuming(varied, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(varied, run)
+    (run / "results.json").unlink()
+    main(["--resume", str(run)])
+    assert numbers(run)[2] == numbers(varied)[2]
+
+
+def test_averages_are_what_is_saved_and_the_weights_lie_beside(varied):
+    from safetensors.torch import load_file
+
+    last = checkpoints.latest(varied)
+    averages = load_file(last / "model.safetensors")
+    weights = {}
+    for file in (last / "training_state" / "weights").glob("*.safetensors"):
+        weights |= load_file(file)
+    assert set(weights) <= set(averages)
+    assert any(not torch.equal(weights[name], averages[name]) for name in weights)
+
+
+def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
+    run = finetune(tmp_path / "run", pretrained, pictures, "--save_steps", "1", "--keep_checkpoints", "1")
+    best = json.loads((run / "results.json").read_text())["best"]["step"]
+    left = [int(path.name[5:]) for path in checkpoints.steps(run)]
+    assert sorted({best, 12}) == left
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--attention_mode", "full", "--pooler", "mean", "--augment", "crop", "--mixup", "0.5"],
+        ["--attention_mode", "prefix", "--prefix_length", "9", "--next_token_loss", "backbone", "--ema_decay", "0.9"],
+        [
+            "--next_token_loss",
+            "stop_gradient",
+            "--feature_layer",
+            "1",
+            "--gradient_checkpointing",
+            "--drop_path",
+            "0.2",
+        ],
+    ],
+    ids=["full", "prefix and next tokens", "stop gradient"],
+)
+def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, flags):
+    toyworld = ["--label_column", "digit", "--max_train", "40", "--max_eval", "8", "--max_steps", "2"]
+    run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *flags)
+    model = TotoForVideoClassification.from_pretrained(checkpoints.latest(run))
+    assert model.config.num_labels == 10 and model.config.problem_type == "single_label_classification"
+    assert model.config.attention_mode == (flags[1] if flags[0] == "--attention_mode" else "causal")
+    rows = [row for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
+    if "--next_token_loss" in flags:
+        assert all(3 < row["next_token_loss"] < 6 for row in rows)  # log(96 ids) is 4.56
+    assert ("accuracy" in rows[0]) == ("--mixup" not in flags)
+
+
+def test_more_frames_and_another_rope_base(pretrained, tmp_path):
+    toyworld = ["--label_column", "motion", "--max_train", "40", "--max_eval", "8", "--max_steps", "2"]
+    frames = ["--num_frames", "8", "--rope_theta", "50000", "--batch_size", "2"]
+    run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *frames)
+    config = TotoConfig.from_pretrained(checkpoints.latest(run))
+    assert (config.num_frames, config.max_position_embeddings) == (8, 2 + 8 * 16)
+    assert config.rope_parameters["rope_theta"] == 50000
+    assert json.loads((checkpoints.latest(run) / "processor_config.json").read_text())["num_frames"] == 8
+
+
+def test_layers_learn_more_slowly_the_deeper_they_are(pretrained):
+    model = TotoForImageClassification.from_pretrained(pretrained, feature_layer=2, num_labels=3)
+    factors = layer_factors(model, 2, 0.5)
+    by_name = {name: factors.get(p, 1.0) for name, p in model.named_parameters()}
+    assert by_name["model.embed_tokens.weight"] == 0.125
+    assert by_name["model.layers.0.mlp.up_proj.weight"] == by_name["model.layers.0.input_layernorm.weight"] == 0.25
+    assert by_name["model.layers.1.self_attn.q_proj.weight"] == 0.5
+    assert by_name["classifier.weight"] == by_name["pooler.query"] == 1
+
+
+def test_drop_path_drops_rows_in_training_only_and_keeps_the_mean(pretrained):
+    from training.drop_path import DropPath
+
+    model = TotoForImageClassification.from_pretrained(pretrained, feature_layer=2, num_labels=3)
+    ids = torch.full((1, 18), 70)
+    untouched = model.eval()(input_ids=ids).logits
+    path = DropPath(model.model.layers, 0.5, seed=0)
+    names = set(model.state_dict())
+    assert torch.equal(model(input_ids=ids).logits, untouched)
+    model.train()
+    found = []
+    for number in range(30):
+        path.draw([number], ids.device)
+        found.append((path.scales[0].tolist(), model(input_ids=ids).logits))
+    assert {tuple(scales) for scales, _ in found} == {(1.0, 0.0), (1.0, 2.0)}  # the first block is never dropped
+    shallow = TotoForImageClassification.from_pretrained(pretrained, feature_layer=1, num_labels=3)
+    shallow.load_state_dict(model.state_dict())
+    for scales, logits in found:
+        if scales[1] == 0:
+            assert torch.allclose(logits, shallow(input_ids=ids).logits, atol=1e-5)
+    path.draw([3], ids.device)
+    again = path.scales.clone()
+    path.draw([1, 2, 3], ids.device)
+    assert torch.equal(path.scales[2:], again) and set(model.state_dict()) == names
+
+
+def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
+    from training.args import Source
+    from training.augment import Augment
+    from training.finetune_args import LabelledArgs
+    from training.labelled import Clips
+    from training.labelled_rows import LabelledRows
+    from training.mixture import RowStream
+    from training.splits import Media
+
+    media = Media(LabelledArgs(dataset=str(pictures)), 1, seed=0)
+    clips = Clips(media.splits(40)[0], "label")
+    args = AugmentArgs(augment="rand", mixup=0.8, cutmix=1.0)
+
+    def streams(world, workers):
+        for rank in range(world):
+            rows = LabelledRows(clips, 3, args, Augment(32, 0.3, True, 2, 9), 0, workers)
+            yield RowStream([(Source("pictures"), rows)], 0, rank, world)
+
+    (one,), two = streams(1, 3), list(streams(2, 0))
+    expected = [row for _, row in one.take(80)]  # two epochs and more
+    found = [row for pair in zip(*(stream.take(40) for stream in two), strict=True) for _, row in pair]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["number"] == theirs["number"]
+        assert np.array_equal(ours["frames"], theirs["frames"]) and np.array_equal(ours["target"], theirs["target"])
+    assert all(row["target"].sum() == pytest.approx(1, abs=1e-5) for row in expected)
+
+
+def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):
+    from training.finetune_args import LabelledArgs
+    from training.labelled import Clips, same_classes
+    from training.splits import Media
+
+    folder = save_pictures(tmp_path / "data", {"train": 10, "validation": 4})
+    shutil.rmtree(folder / "validation" / "black")  # numbers of a folder without one class differ
+    media = Media(LabelledArgs(dataset=str(folder)), 1, seed=0)
+    splits = [Clips(split, "label") for split in media.splits(32)]
+    assert same_classes(splits, "label") == sorted(COLOURS)
+    train, validation, test = splits
+    assert (len(train), len(validation), len(test)) == (24, 6, 8)  # what was named validation is the test
+    assert not set(train.sources) & set(validation.sources)
+    for split in splits:
+        names = [source.split("/")[-2] for source in split.sources]
+        assert [sorted(COLOURS)[label] for label in split.labels] == names
+
+
+def test_files_that_are_decoded_when_needed_give_the_same_rows(pictures):
+    from training.finetune_args import LabelledArgs
+    from training.labelled import Clips
+    from training.splits import Media
+
+    media = Media(LabelledArgs(dataset=str(pictures)), 1, seed=0)
+    kept, read = (Clips(media.splits(32)[0], "label", is_kept=is_kept) for is_kept in (True, False))
+    assert read.frames is None and np.array_equal(kept.labels, read.labels)
+    for k in range(0, len(kept), 5):
+        assert np.array_equal(kept.pixels(k)[0], read.pixels(k)[0]) and kept.pixels(k)[1] == read.pixels(k)[1]
+
+
+def bad(tmp_path, pretrained, dataset, *flags):
+    main(["--model", str(pretrained), "--dataset", str(dataset), "--output_dir", str(tmp_path / "run"), *STEPS, *flags])
+
+
+def table(path, labels, as_classes=None):
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    kind = Value("int64") if as_classes is None else ClassLabel(names=as_classes)
+    rows = {"image": [picture((9 * k % 255, 99, 99), k) for k in range(len(labels))]}
+    features = {"image": ImageFeature()}
+    if labels[0] is not None:
+        rows, features = rows | {"label": labels}, features | {"label": kind}
+    Dataset.from_dict(rows, Features(features)).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([None] * 12, "has no label column"),
+        ([1] * 12, "All training clips have the same 'label'; a classifier needs two"),
+        ([0, 700] * 10, "hold 2 of 701 classes .*numbers from 0 on"),
+        ([0, 1, -1, 1] * 5, r"has no 'label' \(missing or hidden\)"),
+        ([0, 1], "too few to take validation and test from"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, pretrained, labels, words):
+    with pytest.raises(ValueError, match=words):
+        bad(tmp_path, pretrained, table(tmp_path / "data.parquet", labels))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--label_column", "colour"], "has no label column 'colour'; --label_column can be label"),
+        (["--train_split", "training"], "has no split 'training': it has"),
+        (["--test_split", "held"], "has no split 'held'"),
+        (["--attention_mode", "prefix"], "needs --prefix_length"),
+        (["--attention_mode", "prefix", "--prefix_length", "40"], "prefix_length 40 is longer than a row, .* 18 ids"),
+        (["--attention_mode", "full", "--next_token_loss", "backbone"], "no next tokens to learn under full attention"),
+        (["--attention_mode", "both"], "attention_mode is 'both'; choose one of"),
+        (["--feature_layer", "9"], "the model has layers 0 .* to 2"),
+        (["--resolution", "20"], "is no multiple of the visual tokenizer's stride"),
+        (["--batch_size", "12"], "12 rows a step and process are no multiple of --per_device_batch_size 8"),
+        (["--mixup", "0.8"], "cannot be blended"),
+        (["--drop_path", "1"], "--drop_path must be"),
+    ],
+)
+def test_bad_settings_get_a_sentence(tmp_path, pretrained, pictures, flags, words):
+    with pytest.raises(ValueError, match=words):
+        bad(tmp_path, pretrained, pictures, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_models_and_tokenizers_get_a_sentence(tmp_path, pretrained, pictures):
+    alone = tmp_path / "alone"
+    TotoForCausalLM.from_pretrained(pretrained).save_pretrained(alone)
+    with pytest.raises(ValueError, match="comes without its visual tokenizer; name it with --tokenizer"):
+        bad(tmp_path, alone, pictures)
+    other = save_tokenizer(tmp_path / "other", num_codes=16)
+    with pytest.raises(ValueError, match="has 16 codes and the model 32"):
+        bad(tmp_path, alone, pictures, "--tokenizer", str(other))
+    (alone / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(ValueError, match="is a GPT2LMHeadModel, and only a Toto of tokens can be fine-tuned"):
+        bad(tmp_path, alone, pictures)
+
+
+def test_what_is_settled_or_gone_is_told_when_resuming(half, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(half, run)
+    with pytest.raises(ValueError, match=r"--attention_mode is full, but the run was begun with None .*--model"):
+        main(["--resume", str(run), "--attention_mode", "full"])

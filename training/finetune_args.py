@@ -1,0 +1,149 @@
+"""Flags of `toto finetune`: what is fine-tuned, on what, and how it is kept from learning it by heart.
+
+The paper says nothing of its fine-tuning recipe (App. A.3, A.4: accuracies only); defaults follow MAE's (arXiv
+2111.06377, Table 9) and BEiT's where it has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .args import OptimArgs, RunArgs, option, require
+
+
+@dataclass(frozen=True)
+class FinetuneModelArgs:
+    """Which model, and how it reads the rows; what is left out stays as the model's config has it."""
+
+    model: str | None = option(None, "a pre-trained Toto: Hub id, Hugging Face folder, or run folder of toto pretrain")
+    tokenizer: str | None = option(None, "visual tokenizer or processor, where the model comes without one")
+    attention_mode: str | None = option(None, "causal, prefix (App. A.3) or full (App. A.4)")
+    prefix_length: int | None = option(None, "with prefix: so many first ids see each other, the start id included")
+    pooler: str | None = option(None, "attention (default), mean, or cross_attention_mlp")
+    feature_layer: int | None = option(
+        None, "the layer that the head reads; default: the config's, or else the last (paper silent)"
+    )
+    num_frames: int | None = option(None, "frames of a clip: 16, or 32 as for CATER (positions are added as needed)")
+    resolution: int | None = option(None, "side of the frames in pixels; another one than the model's is learnt anew")
+    rope_theta: float | None = option(None, "base of RoPE (paper Table 4: 50000 for longer rows)")
+    next_token_loss: str | None = option(
+        None, "beside the labels: backbone (both through it), or stop_gradient (it learns from next tokens alone)"
+    )
+    next_token_loss_weight: float | None = option(None, "factor of the next-token loss (paper silent; 1)")
+    drop_path: float = option(0.0, "chance that a row skips the last block in training; earlier ones less (MAE: 0.1)")
+
+    def __post_init__(self):
+        require(0 <= self.drop_path < 1, "--drop_path must be 0 or more, and below 1.")
+        for name in ("num_frames", "resolution", "rope_theta"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, f"--{name} must be above 0.")
+
+    def fields(self) -> dict:
+        """The TotoConfig fields among them that were given."""
+        names = ("attention_mode", "prefix_length", "pooler", "feature_layer", "rope_theta")
+        names += ("next_token_loss", "next_token_loss_weight")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class LabelledArgs:
+    """Which labelled images or clips."""
+
+    dataset: str | None = option(
+        None, "Hub id, folder (class folders, or train/ and test/ of them), .parquet or .tar file, or toyworld"
+    )
+    label_column: str | None = option(None, "column of the labels; needed where there are several")
+    train_split: str = option("train", "split to train on")
+    validation_split: str | None = option(
+        None, "split to choose on; default: its own, or a fifth of the training files"
+    )
+    test_split: str | None = option(
+        None, "split scored once at the end; default: its own, or the validation split, or a fifth of the files"
+    )
+    max_train: int | None = option(None, "at most so many files or rows of train (toyworld: 2000)")
+    max_eval: int | None = option(None, "at most so many of validation, and of test (toyworld: 500)")
+    stride: int = option(4, "every stride-th frame of a video (paper: 4)")
+    fps: float | None = option(None, "frames a second, in place of the stride")
+    image_column: str | None = option(None, "column with the images or videos, where there are several")
+    kind: str | None = option(None, "video or image, where a dataset holds both")
+    decode: str = option(
+        "once", "once: pixels are kept in memory; always: read when needed, for folders that do not fit there"
+    )
+    workers: int = option(4, "threads that prepare augmented rows")
+    batch_size: int = option(256, "rows of an optimiser step, all devices")
+    per_device_batch_size: int = option(8, "rows at a time on one device; accumulation follows")
+    epochs: float | None = option(None, "passes over the training clips, in place of --max_steps")
+
+    def __post_init__(self):
+        for name in ("max_train", "max_eval", "epochs", "stride", "batch_size", "per_device_batch_size"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, f"--{name} must be above 0.")
+        require(self.workers >= 0, "--workers must be 0 or more.")
+        require(self.decode in ("once", "always"), f"--decode must be once or always, not '{self.decode}'.")
+
+    def absolute(self) -> LabelledArgs:
+        """With an absolute path, so that a run can be resumed from another folder."""
+        path = self.dataset
+        is_path = path is not None and path.split(":")[0] != "toyworld" and Path(path).exists()
+        return replace(self, dataset=str(Path(path).resolve()) if is_path else path)
+
+
+@dataclass(frozen=True)
+class AugmentArgs:
+    """How the training clips are varied."""
+
+    augment: str = option(
+        "none", "none (tokens are made once), crop (crops and flips), rand (and RandAugment): encoded in every step"
+    )
+    horizontal_flip: bool = option(True, "mirror half of the clips; leave it out where labels say left or right")
+    smallest_crop: float = option(0.35, "least area of a random crop (MAE: 0.08, on images of 224 pixels)")
+    rand_operations: int = option(2, "RandAugment: operations on a clip")
+    rand_magnitude: float = option(9, "RandAugment: their strength, 0 to 10")
+    mixup: float = option(0.0, "alpha of mixup, 0 for none (MAE: 0.8)")
+    cutmix: float = option(0.0, "alpha of cutmix, 0 for none (MAE: 1.0)")
+    label_smoothing: float = option(0.1, "share of the target that all classes get alike (MAE: 0.1)")
+
+    def __post_init__(self):
+        names = ("none", "crop", "rand")
+        require(self.augment in names, f"--augment must be one of {', '.join(names)}, not '{self.augment}'.")
+        require(0 < self.smallest_crop <= 1, "--smallest_crop must be above 0, and at most 1.")
+        require(0 <= self.rand_magnitude <= 10, "--rand_magnitude must lie between 0 and 10.")
+        require(self.rand_operations >= 0, "--rand_operations must be 0 or more.")
+        require(self.mixup >= 0 and self.cutmix >= 0, "--mixup and --cutmix must be 0 or more.")
+        require(0 <= self.label_smoothing < 1, "--label_smoothing must be 0 or more, and below 1.")
+        require(
+            self.augment != "none" or not (self.mixup or self.cutmix),
+            "--mixup and --cutmix blend pixels, and --augment none keeps ids only, which cannot be blended; take "
+            "--augment crop.",
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneOptimArgs(OptimArgs):
+    """The optimiser and its schedule; the paper is silent on all of it."""
+
+    learning_rate: float = option(5e-4, "peak learning rate of the head (MAE: 5e-4 for every 256 rows of a step)")
+    warmup_steps: int = option(100, "steps of linear warm-up (MAE: 5 epochs)")
+    min_lr_ratio: float = option(0.0, "end of the cosine, as a share of the peak (MAE: 0)")
+    adam_beta2: float = option(0.999, "AdamW beta 2 (MAE: 0.999)")
+    weight_decay: float = option(0.05, "on matrices, not on norms (MAE: 0.05)")
+    layer_decay: float = option(0.75, "factor of the rate from a block to the one below (MAE: 0.65 base, 0.75 large)")
+    ema_decay: float | None = option(None, "average the weights with this decay, and evaluate and save the average")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 < self.layer_decay <= 1, "--layer_decay must be above 0, and at most 1 (no decay).")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, "--ema_decay must lie between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class FinetuneRunArgs(RunArgs):
+    """How long, where to, and what to tell."""
+
+    max_steps: int = option(1000, "optimiser steps; see also --epochs")
+    save_steps: int = option(200, "steps between checkpoints; one is also written at the end")
+    seed: int = option(0, "of the head, the order of the clips, their augmentation, and splits that are carved")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.scale == "full", "--scale is of toto pretrain; take a small --model, --max_train and --max_steps.")
+        require(not self.liger, "--liger is of toto pretrain.")
