@@ -133,6 +133,38 @@ def test_limit_and_crops(tmp_path):
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(first, second, strict=True))
 
 
+def test_files_of_all_modes_become_rgb(tmp_path):
+    """One picture, dark on the left and bright on the right, saved in every mode; the float one is out of range."""
+    grey = Image.fromarray(np.repeat(np.array([[40] * 16 + [200] * 16], np.uint8), 32, axis=0))
+    wide = np.asarray(grey).astype(np.uint16) * 257
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey.save(tmp_path / "grey.png")
+    grey.convert("LA").save(tmp_path / "grey_alpha.png")
+    grey.convert("RGBA").save(tmp_path / "rgba.webp", lossless=True)
+    grey.convert("P").save(tmp_path / "palette.png", transparency=bytes(256))
+    grey.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(wide).save(tmp_path / "sixteen.png")
+    Image.fromarray(wide).save(tmp_path / "sixteen.tiff")
+    Image.fromarray(np.asarray(grey) / np.float32(255)).save(tmp_path / "float.tiff")
+    Image.fromarray(np.asarray(grey) * np.float32(9)).save(tmp_path / "out_of_range.tiff")
+    grey.rotate(90).convert("RGB").save(tmp_path / "rotated.jpg", exif=turned)
+    grey.save(tmp_path / "animated.gif", save_all=True, append_images=[grey.rotate(180)] * 3)
+    grey.save(tmp_path / "animated.png", save_all=True, append_images=[grey.rotate(180)] * 3)
+    grey.point(lambda value: 255 * (value > 100)).convert("1").save(tmp_path / "one_bit.png")
+    source = open_source(str(tmp_path), **SIZES)
+    clips = {clip.source: clip.frames for clip in source}
+    assert [(skip["source"], skip["why"].split(":")[0]) for skip in source.skipped] == [
+        ("out_of_range.tiff", "float pictures must lie in [0, 1]")
+    ]
+    assert len(clips) == 12
+    for name, frames in clips.items():
+        assert frames.shape == (1, 16, 16, 3) and frames.dtype == np.uint8, name
+        low, high = (0, 255) if name == "one_bit.png" else (40, 200)
+        assert np.abs(frames[0, :, 2].astype(int) - low).max() < 12, name
+        assert np.abs(frames[0, :, 13].astype(int) - high).max() < 12, name
+
+
 def sorted_parquet(path, first, count, row_group_size=8):
     """Pictures `first` to `first + count`, whose grey is their number; label = number // 16: sorted by class."""
     numbers = range(first, first + count)
