@@ -209,10 +209,11 @@ def _of_split(names: Iterable[str], typed: str, split: str) -> frozenset[str]:
 
 
 def media_tested(result: dict) -> list[ProbePart]:
-    """What a result of `toto probe` trained, chose and tested on; test items where it was told to keep predictions.
+    """What a result of `toto probe` or `toto finetune` trained, chose and tested on.
 
+    Test items are known where a probe was told to keep its predictions.
     Raises:
-        ValueError: no result of a probe.
+        ValueError: no such result.
     """
     if "splits" not in result.get("data", {}):
         raise ValueError("A result without data.splits does not say what was tested; write it again with toto probe.")
@@ -220,7 +221,9 @@ def media_tested(result: dict) -> list[ProbePart]:
     items = next((task["predictions"]["items"] for task in tasks if "predictions" in task), None)
     found = []
     for part, about in result["data"]["splits"].items():
-        carved = re.fullmatch(r"(?:carved from )*(.*?)(?: \(.*\))*", about["split"])
+        # In words: "test", "carved from train (seed 0)"; of a fine-tuning "test: test", "test: from train (seed 0)".
+        words = about["split"] if "split" in about else about["name"]
+        carved = re.fullmatch(r"(?:\w+: )?(?:(?:carved )?from )*(.*?)(?: \(.*\))*", words)
         dataset, split = identify(result["data"]["dataset"], carved[1])
         kept = None if items is None or part != "test" else _of_split(items, carved[1], split)
         found.append(ProbePart(part, dataset, split, kept))

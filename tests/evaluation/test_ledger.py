@@ -148,6 +148,9 @@ def test_a_result_says_what_it_tested():
         ("validation", "train"),
         ("test", "train"),
     ]
+    names = {"train": {"name": "train: train"}, "test": {"name": "test: from train (seed 0)"}}
+    tuned = media_tested({"data": {"dataset": "org/cats", "splits": names}})
+    assert tuned == [ProbePart("train", "cats", "train"), ProbePart("test", "cats", "train")]
     with pytest.raises(ValueError, match=r"data\.splits"):
         media_tested({"best": {}})
 

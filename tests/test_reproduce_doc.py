@@ -1,0 +1,94 @@
+"""docs/reproduce.md names every recipe; the verbs, recipes and flags that it shows exist; its hours are the plan's."""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from toto_cli import VERBS
+from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, find_recipe, parse
+from training.plan import PlanArgs, plan
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "reproduce.md").read_text()
+RECIPES = sorted((ROOT / "training" / "recipes").rglob("*.yaml"))
+COMMANDS = [
+    line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines() if line.strip()
+]
+# Whatever the paper numbers, as far as we know.
+NUMBERED = [*(f"Table {n}" for n in range(1, 18)), *(f"Figure {n}" for n in range(1, 19))]
+
+
+def named(words: str) -> set[str]:
+    """Numbers after Table(s) and Figure(s) in a heading: "Figures 13 and 14" -> {"Figure 13", "Figure 14"}."""
+    found = re.findall(r"(Table|Figure)s? ((?:\d+)(?:(?:, | and )\d+)*)", words)
+    return {f"{kind} {number}" for kind, numbers in found for number in re.findall(r"\d+", numbers)}
+
+
+def test_every_table_and_figure_has_a_place():
+    headings = " ".join(re.findall(r"^### (.*)$", PAGE, re.M))
+    assert not set(NUMBERED) - named(headings)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_is_named(path):
+    assert re.search(rf"(`|--recipe ){path.stem}\b", PAGE)
+
+
+@lru_cache
+def known_flags(verb: str, *which: str) -> set[str]:
+    """The flags that `toto VERB --help` teaches."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
+        importlib.import_module(VERBS[verb][0]).main([*which, "--help"])
+    return set(re.findall(r"--\w+", told.getvalue()))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+def test_commands_are_understood(command):
+    program, verb, *words = shlex.split(command)
+    assert program == "toto" and verb in VERBS
+    flags = {word for word in words if word.startswith("--")}
+    assert flags <= known_flags(verb, *(words[:1] if verb == "sweep" else []))
+    if "--recipe" in words:
+        assert find_recipe(words[words.index("--recipe") + 1]).is_relative_to(ROOT / "training" / "recipes")
+
+
+def test_commands_are_found():
+    assert {shlex.split(command)[1] for command in COMMANDS} >= {"plan", "pretrain", "probe", "finetune", "scaling"}
+
+
+def test_verbs_that_are_missing_are_missing():
+    (told,) = re.findall(r"^- \*\*Not here yet\*\*: (.*) are no verbs", PAGE, re.M)
+    missing = re.findall(r"`toto (\w+)`", told)
+    assert missing and not set(missing) & set(VERBS)
+    used = set(re.findall(r"`toto ([\w-]+)", PAGE))
+    assert used <= set(VERBS) | set(missing)
+
+
+def shown_hours(name: str) -> list[str]:
+    """GPU-hours on the lines that name a recipe, or on the next (prose is wrapped)."""
+    lines = PAGE.splitlines()
+    own = re.compile(rf"`{name}`|^\| {name} \|")
+    return [
+        hours
+        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        if own.search(line)
+        for hours in re.findall(r"([\d,.]+) GPU-hours", line if line.startswith("|") else line + following)
+    ]
+
+
+PLANNED = [path for path in RECIPES if path.parent.name == "recipes" and "sources:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", PLANNED, ids=[path.stem for path in PLANNED])
+def test_hours_are_those_of_the_plan(path):
+    given = parse((PlanArgs, ModelArgs, DataArgs, RunArgs, OptimArgs), ["--recipe", str(path)], "toto plan", "")
+    args, model, data, run, _ = given
+    hours = plan(model, data, run, args)["gpu_hours"]
+    assert (f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}") in shown_hours(path.stem)
