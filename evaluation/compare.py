@@ -13,7 +13,7 @@ from pathlib import Path
 from evaluation.claims import Probe, percent
 from evaluation.layer_plots import comparison_figure
 
-HEAD = ["model", "head", "layer", "test accuracy [95 %]", "n test", "difference [95 %]", "interval"]
+HEAD = ["model", "head", "layer", "on test [95 %]", "n test", "difference [95 %]", "interval"]
 
 
 def read_results(files: list[str]) -> list[Probe]:
@@ -48,54 +48,82 @@ def common_labels(probes: list[Probe]) -> list[str]:
     return labels
 
 
-def matched(first: Probe, other: Probe, label: str) -> tuple | str:
-    """Predictions of both on the same items: (first's, other's, true labels) in one order; or why they do not match."""
-    rows = []
-    for probe in (first, other):
-        kept = probe.tasks[label].get("predictions")
+def kept_predictions(probe: Probe, label: str) -> dict[tuple, tuple[int, int]] | None:
+    """{(item, k): (predicted, true class)} of the test clips, k counting those of one video; None where not kept."""
+    kept = probe.tasks[label].get("predictions")
+    if kept is None:
+        return None
+    seen, found = Counter(), {}
+    for item, predicted, true in zip(kept["items"], kept["predicted"], kept["label"], strict=True):
+        found[item, seen[item]] = (predicted, true)
+        seen[item] += 1
+    return found
+
+
+def unlike(first: Probe, other: Probe, label: str) -> str | None:
+    """Why the predictions of two results cannot be paired; None where they are of the same items and labels."""
+    ours, theirs = kept_predictions(first, label), kept_predictions(other, label)
+    for probe, kept in ((first, ours), (other, theirs)):
         if kept is None:
             return f"{probe.file.name} holds no predictions (toto probe --predictions)"
-        # a video gives several clips: the k-th clip of one file is the k-th of the other
-        seen, keyed = Counter(), {}
-        for item, predicted, true in zip(kept["items"], kept["predicted"], kept["label"], strict=True):
-            keyed[item, seen[item]] = (predicted, true)
-            seen[item] += 1
-        rows.append(keyed)
-    ours, theirs = rows
     if ours.keys() != theirs.keys():
         both = len(ours.keys() & theirs.keys())
         return f"other test items: {both:,} in common of {len(ours):,} and {len(theirs):,}"
-    keys = list(ours)
-    if any(ours[key][1] != theirs[key][1] for key in keys):
+    if any(ours[key][1] != theirs[key][1] for key in ours):
         return "the same test items with other labels"
-    return [ours[key][0] for key in keys], [theirs[key][0] for key in keys], [ours[key][1] for key in keys]
+    return None
 
 
-def compare(probes: list[Probe]) -> list[dict]:
+def on_test(probe: Probe, label: str, metric: str) -> dict:
+    """{"value", "ci95"} of the chosen row under a name of `metrics.METRICS`; all but accuracy need the predictions."""
+    from evaluation.metrics import METRICS, bootstrap_interval
+
+    best = probe.tasks[label]["best"]
+    if metric == "accuracy":
+        return {"value": best["accuracy"], "ci95": best["ci95"]}
+    if metric not in METRICS:
+        raise ValueError(f"there is no metric {metric!r}: a comparison knows {', '.join(METRICS)}.")
+    kept = kept_predictions(probe, label)
+    if kept is None:
+        raise ValueError(f"the {metric} needs predictions, and {probe.file} holds none: toto probe --predictions.")
+    predicted, true = map(list, zip(*kept.values(), strict=True))
+    interval = bootstrap_interval(metric, predicted, true, groups=videos(kept))
+    return {"value": METRICS[metric](predicted, true), "ci95": interval}
+
+
+def videos(keys) -> list[str] | None:
+    """The items to resample as wholes, where one gave several clips, which are no independent ones."""
+    items = [item for item, _ in keys]
+    return items if len(set(items)) < len(items) else None
+
+
+def compare(probes: list[Probe], metric: str = "accuracy") -> list[dict]:
     """A row for each label and result: its chosen row on test, and the difference to the first result.
 
     Returns:
-        {label, model, file, head, layer, accuracy, ci95, n_test}, and of all but the first also
+        {label, model, file, head, layer, metric, value, ci95, n_test}, and of all but the first also
         {versus, difference, difference_ci95, paired: bool, why: of an unpaired interval}; fractions.
     """
     from evaluation.metrics import paired_difference, unpaired_difference
 
     found = []
     for label in common_labels(probes):
-        first = probes[0]
+        first, base = probes[0], on_test(probes[0], label, metric)
         for probe in probes:
-            best = probe.tasks[label]["best"]
+            best, mine = probe.tasks[label]["best"], base if probe is first else on_test(probe, label, metric)
             row = {"label": label, "model": probe.name, "file": str(probe.file), "head": best["head"]}
-            row |= {key: best[key] for key in ("layer", "accuracy", "ci95")} | {"n_test": probe.n_test}
+            row |= {"layer": best["layer"], "metric": metric, **mine, "n_test": probe.n_test}
             if probe is not first:
-                pair = matched(first, probe, label)
-                if isinstance(pair, str):
-                    base = first.tasks[label]["best"]
-                    result = unpaired_difference(best["accuracy"], best["ci95"], base["accuracy"], base["ci95"])
+                why = unlike(first, probe, label)
+                if why is None:
+                    ours, theirs = kept_predictions(first, label), kept_predictions(probe, label)
+                    a = [theirs[key][0] for key in ours]
+                    b, true = map(list, zip(*ours.values(), strict=True))
+                    result = paired_difference(a, b, true, metric=metric, groups=videos(ours))
                 else:
-                    result = paired_difference(pair[1], pair[0], pair[2])
+                    result = unpaired_difference(mine["value"], mine["ci95"], base["value"], base["ci95"])
                 row |= {"versus": first.name, "difference": result["difference"], "difference_ci95": result["ci95"]}
-                row |= {"paired": False, "why": pair} if isinstance(pair, str) else {"paired": True}
+                row |= {"paired": True} if why is None else {"paired": False, "why": why}
             found.append(row)
     return found
 
@@ -109,16 +137,19 @@ def cells(row: dict) -> list[str]:
         verdict = "" if low > 0 or high < 0 else ", includes 0"
         kind = "paired" if row["paired"] else f"unpaired: {row['why']}"
         difference = [f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{verdict}", kind]
-    return [row["model"], row["head"], str(row["layer"]), percent(row), f"{row['n_test']:,}", *difference]
+    score = percent({"accuracy": row["value"], "ci95": row["ci95"]})
+    return [row["model"], row["head"], str(row["layer"]), score, f"{row['n_test']:,}", *difference]
 
 
 def table(rows: list[dict]) -> str:
     """All rows as plain text, a block for each label."""
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
-        block = [HEAD] + [cells(row) for row in rows if row["label"] == label]
+        of_label = [row for row in rows if row["label"] == label]
+        block = [HEAD, *map(cells, of_label)]
         widths = [max(map(len, column)) for column in zip(*block, strict=True)]
-        lines += ["", f"{label}: layer and head chosen on validation, accuracy on test, differences in points"]
+        metric = of_label[0]["metric"].replace("_", " ")
+        lines += ["", f"{label}, {metric}: layer and head chosen on validation; differences in points"]
         lines += [
             "  ".join(f"{cell:<{width}}" for cell, width in zip(each, widths, strict=True)).rstrip() for each in block
         ]
@@ -133,7 +164,9 @@ def depth_of(probe: Probe) -> int | None:
     return layers[-1] if len(layers) > 1 and layers == list(range(len(layers))) else None
 
 
-def compare_files(files: list[str], output: str | None = None, command: str = "") -> list[dict]:
+def compare_files(
+    files: list[str], output: str | None = None, command: str = "", metric: str = "accuracy"
+) -> list[dict]:
     """`toto probe --compare`: print the table; write the figure (.png, .svg), both (.html), or the rows (.json).
 
     Raises ValueError or FileNotFoundError, one sentence, before anything is written.
@@ -147,7 +180,7 @@ def compare_files(files: list[str], output: str | None = None, command: str = ""
     if output and Path(output).suffix not in kinds:
         raise ValueError(f"the output of a comparison ends in {', '.join(kinds)}, not {output}.")
     probes = read_results(files)
-    rows = compare(probes)
+    rows = compare(probes, metric)
     print(table(rows))
     data = {probe.name: str(probe.result.get("data", {}).get("dataset", "unknown")) for probe in probes}
     if len(set(data.values())) > 1:
@@ -176,8 +209,8 @@ def compare_files(files: list[str], output: str | None = None, command: str = ""
                 html_table(HEAD, [cells(row) for row in rows if row["label"] == label]),
             ]
         parts.append(
-            "<p class='soft'>Bands and brackets: 95 % intervals. Layer and head are chosen on validation (ring), the "
-            "accuracy is on test. Differences to the first model, in points.</p>"
+            "<p class='soft'>Bands and brackets: 95 % intervals. Layer and head are chosen on validation (ring); the "
+            f"tables give the {metric.replace('_', ' ')} on test and differences to the first model, in points.</p>"
         )
         parts.append(f"<pre>{escape(command)}</pre>" if command else "")
         path.write_text(document(title, parts), encoding="utf-8")

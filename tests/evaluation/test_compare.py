@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluation.compare import common_labels, compare, compare_files, depth_of, read_results
 from evaluation.layer_plots import comparison_figure, write_layer_plot
-from evaluation.metrics import paired_difference, unpaired_difference, wilson_interval
+from evaluation.metrics import METRICS, paired_difference, unpaired_difference, wilson_interval
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -62,12 +62,25 @@ def test_the_same_items_are_paired_in_any_order(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(mixed))
     first, second = compare(read_results(files))
     expected = paired_difference(predictions(0.7), predictions(0.6), TRUE)
-    assert (
-        "difference" not in first and first["model"] == "a" and first["accuracy"] == np.mean(predictions(0.6) == TRUE)
-    )
+    assert "difference" not in first and first["model"] == "a" and first["value"] == np.mean(predictions(0.6) == TRUE)
     assert second["paired"] and second["versus"] == "a" and second["layer"] == 3 and second["head"] == "linear"
     assert second["difference"] == pytest.approx(expected["difference"]) and second["difference"] > 0
+    assert second["difference_ci95"] == pytest.approx(expected["ci95"], abs=0.01), "whole videos are resampled"
+
+
+def test_other_metrics_come_from_the_predictions(tmp_path):
+    names = [f"{k}.png" for k in range(N)]
+    files = [write(tmp_path / "a.json", 0.6, items=names), write(tmp_path / "b.json", 0.7, items=names)]
+    _, second = compare(read_results(files), "balanced_accuracy")
+    balanced = [METRICS["balanced_accuracy"](predictions(share), TRUE) for share in (0.6, 0.7)]
+    assert second["value"] == balanced[1] and second["ci95"][0] < balanced[1] < second["ci95"][1]
+    expected = paired_difference(predictions(0.7), predictions(0.6), TRUE, metric="balanced_accuracy")
+    assert second["difference"] == pytest.approx(balanced[1] - balanced[0])
     assert second["difference_ci95"] == expected["ci95"]
+    with pytest.raises(ValueError, match=r"needs predictions, and .*c\.json holds none"):
+        compare(read_results([files[0], write(tmp_path / "c.json", keep=False)]), "balanced_accuracy")
+    with pytest.raises(ValueError, match="no metric 'top5': a comparison knows accuracy, balanced_accuracy"):
+        compare(read_results(files), "top5")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,7 @@ def test_unpaired_intervals_say_why(tmp_path, change, why):
     files = [write(tmp_path / "a.json", 0.6), write(tmp_path / "b.json", 0.7, **change)]
     first, second = compare(read_results(files))
     assert not second["paired"] and re.match(why, second["why"])
-    expected = unpaired_difference(second["accuracy"], second["ci95"], first["accuracy"], first["ci95"])
+    expected = unpaired_difference(second["value"], second["ci95"], first["value"], first["ci95"])
     assert second["difference_ci95"] == expected["ci95"]
     low, high = second["difference_ci95"]
     paired = paired_difference(predictions(0.7), predictions(0.6), TRUE)["ci95"]
