@@ -154,7 +154,8 @@ def extract(
     """
     state = PartialState()
     folders = [folder / job.key() for job in jobs]
-    missing = [k for k, each in enumerate(folders) if not (each / "done.json").is_file()]
+    # jobs of equal weights, such as an untrained model and its untrained twin, share a folder
+    missing = [k for k, at in enumerate(folders) if not (at / "done.json").is_file() and at not in folders[:k]]
     if missing or not (folder / "items.json").is_file():
         for each in (folder, *folders):
             (each / "parts").mkdir(parents=True, exist_ok=True)
@@ -197,10 +198,9 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
     rows_done = sum(info["rows"] for info in done.values())
     todo = steps(source, per_part, state.process_index, state.num_processes, dict(done))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-    names = ", ".join(jobs[k].backbone.name for k in missing)
     total = source.expected or source.limit
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
-    bar.set_description(f"{split}: features of {names}"[-60:])
+    bar.set_description(f"{split}: features of {len(missing)} backbones" if missing else f"{split}: labels")
     part: _Part | None = None
     wanted = None
     with contextlib.closing(decode_ahead(todo, min(4, cpus), 4 * batch_size, 4)) as decoded:

@@ -2,134 +2,11 @@
 
 import contextlib
 import shutil
+import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
-BASELINES = ("pixels", "untrained", "random_filters", "histogram", "hog")
-FRAME_ORDERS = ("ordered", "reversed", "shuffled", "middle")
-
-
-@dataclass(frozen=True)
-class ProbeArgs:
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone: Toto, or any vision model."},
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "Result file to write (.json); a plot (.png) is put beside it."}
-    )
-    dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
-    label_column: list[str] | None = field(
-        default=None, metadata={"help": "One label column or several; all of the dataset's by default."}
-    )
-    layers: list[str] = field(
-        default_factory=lambda: ["all"],
-        metadata={
-            "help": "all, best (search all, report the one chosen on validation), or layer numbers; 0 = embeddings."
-        },
-    )
-    heads: list[str] = field(default_factory=lambda: ["linear", "attention"], metadata={"help": "linear, attention."})
-    baselines: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "pixels, untrained, random_filters (2,048 convolution filters), histogram (of a Toto's codes), hog, or "
-            "none; by default pixels and untrained."
-        },
-    )
-    train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split that chooses; found, or carved from the training split, by default."}
-    )
-    test_split: str | None = field(
-        default=None, metadata={"help": "Split that is scored; test, or else the validation split, by default."}
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
-    max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
-    max_eval: int = field(
-        default=2000, metadata={"help": "Most clips or images to test on; validation gets a quarter."}
-    )
-    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip; the model's own by default."})
-    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video (paper: 4)."})
-    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
-    epochs: int | None = field(default=None, metadata={"help": "Epochs of the heads (60 linear, 30 attention)."})
-    max_tokens: int = field(default=64, metadata={"help": "Tokens a clip, after averaging, for the attention head."})
-    rope_base: float | None = field(
-        default=None,
-        metadata={
-            "help": "Another RoPE base than the Toto was trained with: a control, marked in the result; the paper "
-            "trains on after the change (Table 4), with toto pretrain --init_from."
-        },
-    )
-    resolution: int | None = field(
-        default=None, metadata={"help": "Side of the frames in pixels; by default what the model was trained on."}
-    )
-    frame_order: str = field(
-        default="ordered",
-        metadata={"help": "ordered; or a control of what order tells: reversed, shuffled, or middle (one frame)."},
-    )
-    group_by: str | None = field(
-        default=None,
-        metadata={
-            "help": "Regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on "
-            "both sides of a carved split."
-        },
-    )
-    leave_one_group_out: bool = field(
-        default=False,
-        metadata={
-            "help": "Score each group of the test split with heads trained on the training split and the other test "
-            "groups."
-        },
-    )
-    batch_norm: bool = field(
-        default=False, metadata={"help": "Batch normalisation before the linear heads, as in MAE's linear probe."}
-    )
-    predictions: bool = field(
-        default=False, metadata={"help": "Keep the predicted class of every test clip in the result (for --compare)."}
-    )
-    feature_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps features between probes (default: toto_features in HF_HOME), or none."},
-    )
-    batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
-    seed: int = field(default=0, metadata={"help": "Seed of heads, batches, carved splits and the untrained twin."})
-
-    def __post_init__(self):
-        from evaluation.heads import HEADS
-
-        for name, flag in (("model", "--model MODEL"), ("output", "--output FILE.json")):
-            if getattr(self, name) is None:
-                raise ValueError(f"name what to probe and where to write: {flag} is missing.")
-        if Path(self.output).suffix != ".json":
-            raise ValueError(f"--output {self.output} must end in .json.")
-        for flag, given, known in (
-            ("heads", self.heads, HEADS),
-            ("baselines", self.baselines, (*BASELINES, "none")),
-            ("frame_order", [self.frame_order], FRAME_ORDERS),
-        ):
-            for name in given or []:
-                if name not in known:
-                    raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
-        if self.leave_one_group_out and self.group_by is None:
-            raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
-        if self.rope_base is not None and not self.rope_base > 0:
-            raise ValueError(f"--rope_base must be above 0, not {self.rope_base:g}.")
-        for name in ("max_train", "max_eval", "max_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
-        if self.layers not in (["all"], ["best"]) and not all(layer.isdigit() for layer in self.layers):
-            raise ValueError(f"--layers takes all, best or layer numbers, not {' '.join(self.layers)!r}.")
-
-
-def choose_layers(asked: list[str], depth: int, name: str) -> list[int]:
-    """Layer numbers for --layers. Raises ValueError for one that the model does not have."""
-    if asked in (["all"], ["best"]):
-        return list(range(depth + 1))
-    layers = sorted({int(layer) for layer in asked})
-    if layers[-1] > depth:
-        raise ValueError(f"{name} has layers 0 (embeddings) to {depth}, not {layers[-1]}; see --layers.")
-    return layers
+from evaluation.probe_args import ProbeArgs, choose_layers, of_task
 
 
 def train_heads(features: list, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
@@ -220,6 +97,11 @@ def compare(best: dict, predictions, baselines: dict, references, seed: int) -> 
     return result
 
 
+def told(row: dict) -> str:
+    """The chosen setting of a row in words: a learning rate (and decay), a penalty, or a number of neighbours."""
+    return ", ".join(f"{key} {row[key]:g}" for key in ("lr", "weight_decay", "penalty", "k") if key in row)
+
+
 def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
     """Layers x heads, the baselines and the verdict, as plain text. Accuracies in percent."""
 
@@ -245,7 +127,7 @@ def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
     for name, row in task["baselines"].items():
         where = f"layer {row['layer']}, {row['head']}" if "layer" in row else row["head"]
         lines.append(f"{name:<18}{cells(row):<30}({where})")
-    lines.append(f"* chosen on validation: layer {best['layer']}, {best['head']} head, lr {best['lr']:g}")
+    lines.append(f"* chosen on validation: layer {best['layer']}, {best['head']} head, {told(best)}")
     for name, versus in best["versus"].items():
         low, high = versus["ci95"]
         lines.append(
@@ -341,6 +223,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     return {
         "command": command,
         "model": args.model,
+        "depth": backbone.depth,
         **control,
         "data": {
             "dataset": args.dataset,
@@ -387,9 +270,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         ProbeArgs, prog="toto probe", description="Probe a frozen backbone: which layer knows the labels, and how well."
     )
+    argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parser.parse_args_into_dataclasses(argv)
+    if args.task is not None:
+        args = of_task(args, argv)
 
     from evaluation.results import command_line, write_json
+
+    if args.compare is not None:
+        from evaluation.compare import compare_files
+
+        compare_files(args.compare, args.output, command_line("probe", argv))
+        return
+    from evaluation.layer_plots import write_layer_plot
 
     results = run_probe(args, command_line("probe", argv))
     if "control" in results:
@@ -401,8 +294,10 @@ def main(argv: list[str] | None = None) -> None:
     if len(results["tasks"]) > 1:
         print(f"\nlabel with the largest margin over the baselines on validation: {results['label']}")
     write_json(args.output, results)
+    plot = Path(args.output).with_suffix(".png")
+    write_layer_plot(results, plot)
     shutil.rmtree(Path(args.output).with_suffix(".partial"), ignore_errors=True)
-    print(f"\nwrote {args.output}")
+    print(f"\nwrote {args.output} and {plot}")
 
 
 if __name__ == "__main__":

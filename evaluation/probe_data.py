@@ -105,7 +105,7 @@ def frame_order(name: str, seed: int):
 
 
 def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: Path) -> list[ClipSet]:
-    """[train, validation, test] for `probe.ProbeArgs`, each clip decoded, tokenised and run through all backbones once.
+    """[train, validation, test] for `probe_args.ProbeArgs`, each clip decoded, tokenised and run through all backbones once.
 
     A missing validation split is carved from train; a missing test split is replaced by the validation split, or carved
     too. What stands in for what is in `ClipSet.split`.
@@ -117,6 +117,7 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         "fps": args.fps,
         "resolution": resolution,
         "image_column": args.image_column,
+        "shuffle_seed": args.seed,
     }
     change = frame_order(args.frame_order, args.seed)
 
@@ -147,6 +148,8 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
     def named(name: str, limit: int):
         return name, open_source(args.dataset, name, limit=limit, **options)
 
+    if Path(args.dataset).is_file() and (args.validation_split or args.test_split):
+        raise ValueError(f"{args.dataset} is one file and so one split: leave --validation_split and --test_split out.")
     train = named(args.train_split, most["train"])
     columns = label_columns(train[1], args.label_column, args.dataset)
     validation = (

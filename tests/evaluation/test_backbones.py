@@ -139,7 +139,7 @@ def test_resolution(tmp_path):
     with pytest.raises(ValueError, match="patches of 8 pixels, and 50 is no multiple"):
         load_backbone(folder, CPU, resolution=50)
     for name in ("hiera", "videomae"):
-        with pytest.raises(ValueError, match="reads 32 pixels a side only"):
+        with pytest.raises(ValueError, match="frames of 32 pixels only"):
             load_backbone(save(name, tmp_path / name), CPU, resolution=64)
     big = load_backbone(save("vjepa2", tmp_path / "vjepa2"), CPU, resolution=48)
     assert big.grids(clips(big), [1])[1].shape == (2, 2, 6, 6, 24)
@@ -166,7 +166,7 @@ def test_what_cannot_be_probed(tmp_path):
     net.save_pretrained(tmp_path / "net")
     with pytest.raises(ValueError, match="shows no blocks whose hidden states could be probed"):
         load_backbone(str(tmp_path / "net"), CPU)
-    with pytest.raises(ValueError, match="with the colour clusters"):
+    with pytest.raises(ValueError, match="lacks the colour clusters"):
         load_backbone(save("imagegpt", tmp_path / "gpt", {}), CPU)
     clip = load_backbone(save("videomae", tmp_path / "videomae"), CPU)
     with pytest.raises(ValueError, match="clips of 4 frames only; leave --num_frames out"):

@@ -115,10 +115,85 @@ def test_one_class_only(checkpoint, tmp_path):
         probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
 
 
-def test_rows_sorted_by_class(checkpoint, tmp_path):
+def test_rows_sorted_by_class_are_drawn_from_all_over(checkpoint, tmp_path):
     write_parquet(tmp_path / "rows.parquet", sorted([0, 1, 2, 3, 4, 5] * 10), classes=6)
+    few = ("--max_train", "15", "--max_eval", "20", "--baselines", "none", "--heads", "linear")
+    results = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json", *few)
+    assert sum(row["n"] > 0 for row in results["tasks"]["label"]["per_class"]) >= 4
+
+
+def test_too_few_of_the_classes(checkpoint, tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [0, 1] * 20, classes=6)
     with pytest.raises(ValueError, match="2 of 6 classes of 'label', so rows seem sorted"):
-        probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json", "--max_train", "15", "--max_eval", "2")
+        probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
+
+
+def test_a_task_sets_what_no_flag_sets(checkpoint, tmp_path):
+    """CIFAR's columns, from a file of ours."""
+    write_parquet(tmp_path / "rows.parquet", [0, 1] * 20)
+    flags = ("--task", "cifar10", "--baselines", "none", "--heads", "linear")
+    results = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json", *flags)
+    assert results["label"] == "label" and results["n_test"] == 8
+    with pytest.raises(ValueError, match="did you mean cifar10"):
+        probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json", "--task", "cifar-10")
+
+
+def test_other_heads_predictions_and_comparison(checkpoint, pictures, tmp_path, capsys):
+    heads = ("--heads", "linear", "cross_attention_mlp", "ridge", "logistic", "knn", "--layers", "1", "3")
+    every = probe(checkpoint, pictures, tmp_path / "a.json", *heads, "--predictions", "--batch_norm")
+    assert [row["head"] for row in every["layers"][:5]] == list(heads[1:6])
+    kept = every["tasks"]["label"]["predictions"]
+    right = sum(a == b for a, b in zip(kept["label"], kept["predicted"], strict=True))
+    assert right / 24 == every["best"]["accuracy"] and len(set(kept["items"])) == 24
+    assert sum(row["n"] for row in every["per_class"]) == 24 == sum(map(sum, every["confusion"]))
+    assert (tmp_path / "a.png").stat().st_size > 10_000 and not (tmp_path / "a.partial").exists()
+    probe(checkpoint, pictures, tmp_path / "b.json", "--predictions", "--seed", "1")
+    capsys.readouterr()
+    main(["--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(tmp_path / "both.png")])
+    assert (tmp_path / "both.png").stat().st_size > 10_000 and "paired" in capsys.readouterr().out
+
+
+def test_floors_and_orders_of_frames(checkpoint, tmp_path):
+    flags = (
+        "--max_train",
+        "24",
+        "--max_eval",
+        "16",
+        "--num_frames",
+        "4",
+        "--heads",
+        "linear",
+        "--label_column",
+        "motion",
+    )
+    floors = ("--baselines", "random_filters", "histogram", "hog")
+    plain = probe(checkpoint, "toyworld", tmp_path / "a.json", *flags, *floors)
+    assert list(plain["baselines"]) == ["random_filters", "histogram", "hog"]
+    middle = probe(
+        checkpoint, "toyworld", tmp_path / "b.json", *flags, "--baselines", "none", "--frame_order", "middle"
+    )
+    assert middle["data"]["frame_order"] == "middle"
+    assert middle["layers"] != plain["layers"]
+
+
+def test_groups_are_left_out_one_by_one(checkpoint, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, recordings in (("train", "abc"), ("test", "xy")):
+        for recording in recordings:
+            for number in range(8):
+                name, base = (("bright", 150), ("dark", 20))[number % 2]
+                path = tmp_path / "data" / split / name / f"{recording}_{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((base + rng.integers(0, 80, (32, 32, 3))).astype(np.uint8)).save(path)
+    groups = ("--group_by", r"(\w)_\d", "--baselines", "pixels")
+    flags = (*groups, "--leave_one_group_out", "--predictions", "--heads", "linear", "ridge")
+    results = probe(checkpoint, tmp_path / "data", tmp_path / "r.json", *flags)
+    assert results["n_test"] == 16 and results["n_validation"] == 8  # one recording of the three
+    assert results["baselines"]["pixels"]["accuracy"] == 1 and results["data"]["leave_one_group_out"]
+    with pytest.raises(ValueError, match="--leave_one_group_out needs --group_by"):
+        probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--leave_one_group_out")
+    with pytest.raises(ValueError, match="finds nothing in the name"):
+        probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--group_by", "zzz")
 
 
 @pytest.mark.parametrize(
