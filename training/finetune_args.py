@@ -61,7 +61,8 @@ class LabelledArgs:
         None, "split scored once at the end; default: its own, or the validation split, or a fifth of the files"
     )
     max_train: int | None = option(None, "at most so many files or rows of train (toyworld: 2000)")
-    max_eval: int | None = option(None, "at most so many of validation, and of test (toyworld: 500)")
+    max_validation: int | None = option(None, "at most so many of validation (toyworld: 500)")
+    max_test: int | None = option(None, "at most so many of test (toyworld: 500)")
     stride: int = option(4, "every stride-th frame of a video (paper: 4)")
     fps: float | None = option(None, "frames a second, in place of the stride")
     image_column: str | None = option(None, "column with the images or videos, where there are several")
@@ -75,7 +76,8 @@ class LabelledArgs:
     epochs: float | None = option(None, "passes over the training clips, in place of --max_steps")
 
     def __post_init__(self):
-        for name in ("max_train", "max_eval", "epochs", "stride", "batch_size", "per_device_batch_size"):
+        names = ("max_train", "max_validation", "max_test", "epochs", "stride", "batch_size", "per_device_batch_size")
+        for name in names:
             require(getattr(self, name) is None or getattr(self, name) > 0, f"--{name} must be above 0.")
         require(self.workers >= 0, "--workers must be 0 or more.")
         require(self.decode in ("once", "always"), f"--decode must be once or always, not '{self.decode}'.")

@@ -75,7 +75,10 @@ def push_folder(
 
 
 def run_facts(checkpoint: Path) -> tuple[dict | None, dict | None]:
-    """(last validation row up to this checkpoint, resolved recipe) of its run; None for what there is not."""
+    """(last validation row up to this checkpoint, resolved recipe) of its run; None for what there is not.
+
+    Of a fine-tuning that ended with this checkpoint the row has "test", the run's results.json.
+    """
     import yaml
 
     step = STEP.search(checkpoint.name)
@@ -87,7 +90,11 @@ def run_facts(checkpoint: Path) -> tuple[dict | None, dict | None]:
     if (run / "metrics.jsonl").is_file():
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "val_loss" in row and row["step"] <= int(step[1])]
-    return (validated[-1] if validated else None), recipe
+    row = validated[-1] if validated else None
+    if row is not None and (run / "results.json").is_file():
+        test = json.loads((run / "results.json").read_text())
+        row |= {"test": test} if Path(test.get("checkpoint", "")).name == checkpoint.name else {}
+    return row, recipe
 
 
 __all__ = ["create_repo", "model_card", "push_folder", "run_facts"]

@@ -66,8 +66,8 @@ class Clips:
         return len(self.labels)
 
     def _decoded(self, split: Split) -> Iterator[tuple[str, Clip]]:
-        bar = tqdm(split, total=split.items and len(split.items), desc=f"reading {self.name}", unit="item")
-        for item in bar:
+        count = split.source.expected if split.items is None else len(split.items)
+        for item in tqdm(split, total=count, desc=f"reading {self.name}", unit="item"):
             try:
                 for clip in item.clips():
                     yield item.name, clip

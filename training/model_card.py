@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoints import resolve_model
+from .classifier_card import classifier_facts, classifier_numbers, classifier_sections
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -96,7 +97,7 @@ def model_card(
         library_name="transformers",
         license=license,
         # Left to itself the Hub reads AutoModelForCausalLM in the config and files the model under text generation.
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=f"{facts['medium']}-classification" if facts["medium"] else "image-feature-extraction",
         tags=["toto", "video", "vision", "visual-tokens", "autoregressive", "arxiv:2501.05453"],
         metrics=sorted({result.metric_type for result in found}) or None,
         model_name=name if found else None,
@@ -108,9 +109,13 @@ def model_card(
         layer, why = task["best"]["layer"], f"; this layer knew {label} best"
     prompt = max(1, facts["num_frames"] // 4)
     split = {"prompt": prompt, "new": facts["num_frames"] - prompt}
+    if facts["medium"]:
+        opening = classifier_sections(name, repo_id or folder.name, facts)
+    else:
+        how = HOW.format(repo=repo_id or folder.name, layer=layer, why_layer=why, **split, **facts)
+        opening = [WHAT.format(name=name, **facts), how]
     sections = [
-        WHAT.format(name=name, **facts),
-        HOW.format(repo=repo_id or folder.name, layer=layer, why_layer=why, **split, **facts),
+        *opening,
         _training(data, recipe, metrics),
         _numbers(metrics, probes, facts["num_codes"]),
         LIMITS.format(**facts),
@@ -147,7 +152,7 @@ def _facts(folder: Path) -> dict:
     facts = {name: getattr(config, name) for name in names}
     facts["parameters"] = sum(get_local_safetensors_metadata(folder).parameter_count.values())
     saved = json.loads((folder / "processor_config.json").read_text())
-    return facts | {"resolution": saved["image_processor"]["resolution"]}
+    return facts | classifier_facts(config) | {"resolution": saved["image_processor"]["resolution"]}
 
 
 def _manifest(recipe: dict) -> dict:
@@ -177,7 +182,7 @@ def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
 def _loss_result(metrics: dict, data: dict) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    if "val_loss" not in metrics:
+    if "val_loss" not in metrics or "val_accuracy" in metrics:
         return []
     dataset = _public(data["dataset"]) if data else "validation shards"
     return [
@@ -230,7 +235,8 @@ def _training(data: dict, recipe: dict, metrics: dict) -> str:
         if key not in PRIVATE_SETTINGS and value is not None
     }
     if settings:
-        lines.append(f"Recipe of `toto pretrain`:\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n")
+        verb = "finetune" if "label_smoothing" in settings else "pretrain"
+        lines.append(f"Recipe of `toto {verb}`:\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n")
     if len(lines) == 1:
         lines.append("No record of the training came with this checkpoint.\n")
     return "\n".join(lines)
@@ -238,7 +244,9 @@ def _training(data: dict, recipe: dict, metrics: dict) -> str:
 
 def _numbers(metrics: dict, probes: list[tuple[str, dict, dict]], num_codes: int) -> str:
     lines = ["## Numbers\n"]
-    if "val_loss" in metrics:
+    if "val_accuracy" in metrics:
+        lines.append(classifier_numbers(metrics))
+    elif "val_loss" in metrics:
         lines.append(
             f"Validation loss: **{metrics['val_loss']:.4f}** nats per code token (a uniform guess over {num_codes:,} "
             f"codes: {math.log(num_codes):.4f}).\n"

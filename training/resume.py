@@ -12,7 +12,7 @@ from .args import require
 # training itself.
 NOTHING = (
     *("save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "report_to", "push_to_hub", "hub_model_id"),
-    *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "decode"),
+    *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "max_test", "decode"),
 )
 ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing")
 DECIDED = ("init_from", "scale", "model")
@@ -22,7 +22,7 @@ SETTLED = (
     *("resolution", "rope_theta", "next_token_loss", "next_token_loss_weight"),
 )
 DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step", "dataset", "label_column")
-DATA += ("train_split", "validation_split", "max_train", "max_eval", "batch_size", "augment", "mixup", "cutmix")
+DATA += ("train_split", "validation_split", "max_train", "max_validation", "batch_size", "augment", "mixup", "cutmix")
 SAME_MACHINE = ("torch", "transformers", "accelerate", "numpy", "threads", "device", "mixed_precision")
 
 EXACT, ROUNDED, OTHER = "the losses stay exact", "the losses differ by rounding", "the losses differ"

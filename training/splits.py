@@ -55,10 +55,12 @@ class Media:
         """A split of the data set; part: "train", "validation" or "test", whichever it is used as."""
         read = {"num_frames": self.num_frames, "resolution": resolution, "stride": self.args.stride}
         read |= {"fps": self.args.fps, "image_column": self.args.image_column, "kind": self.args.kind}
-        most = self.args.max_train if part == "train" else self.args.max_eval
         is_toyworld = self.args.dataset.split(":")[0] == "toyworld"
-        limit = (most or TOYWORLD_ITEMS[part]) if is_toyworld else 10**12
+        limit = (self._most(part) or TOYWORLD_ITEMS[part]) if is_toyworld else 10**12
         return open_source(self.args.dataset, split, limit=limit, **read)
+
+    def _most(self, part: str) -> int | None:
+        return getattr(self.args, f"max_{part}")
 
     def splits(self, resolution: int) -> list[Split]:
         """[train, validation, test]. Where one is missing, a fifth of the files of train stands in for it; where only
@@ -84,14 +86,14 @@ class Media:
         if test is None and validation is not None and asked[0] is None:
             test, validation = validation, None
 
-        names = self._limited(train[1], args.max_train)
+        names = self._limited(train[1], self._most("train"))
         found = []
         for split, part in ((test, "test"), (validation, "validation")):
             if split is None:
-                names, taken = self._carve(names or [item.name for item in Split("", train[1], None)], args.max_eval)
+                names, taken = self._carve(names or [item.name for item in Split("", train[1], None)], self._most(part))
                 found.append(Split(f"{part}: from {train[0]} (seed {self.seed})", train[1], taken))
             else:
-                found.append(Split(f"{part}: {split[0]}", split[1], self._limited(split[1], args.max_eval)))
+                found.append(Split(f"{part}: {split[0]}", split[1], self._limited(split[1], self._most(part))))
         return [Split(f"train: {train[0]}", train[1], names), found[1], found[0]]
 
     def _limited(self, source, most: int | None) -> list[str] | None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,7 +200,18 @@ def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     ids=["full", "prefix and next tokens", "stop gradient"],
 )
 def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, flags):
-    toyworld = ["--label_column", "digit", "--max_train", "40", "--max_eval", "8", "--max_steps", "2"]
+    toyworld = [
+        "--label_column",
+        "digit",
+        "--max_train",
+        "40",
+        "--max_validation",
+        "8",
+        "--max_test",
+        "8",
+        "--max_steps",
+        "2",
+    ]
     run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *flags)
     model = TotoForVideoClassification.from_pretrained(checkpoints.latest(run))
     assert model.config.num_labels == 10 and model.config.problem_type == "single_label_classification"
@@ -211,7 +223,18 @@ def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, 
 
 
 def test_more_frames_and_another_rope_base(pretrained, tmp_path):
-    toyworld = ["--label_column", "motion", "--max_train", "40", "--max_eval", "8", "--max_steps", "2"]
+    toyworld = [
+        "--label_column",
+        "motion",
+        "--max_train",
+        "40",
+        "--max_validation",
+        "8",
+        "--max_test",
+        "8",
+        "--max_steps",
+        "2",
+    ]
     frames = ["--num_frames", "8", "--rope_theta", "50000", "--batch_size", "2"]
     run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *frames)
     config = TotoConfig.from_pretrained(checkpoints.latest(run))
@@ -387,3 +410,41 @@ def test_what_is_settled_or_gone_is_told_when_resuming(half, tmp_path):
     shutil.copytree(half, run)
     with pytest.raises(ValueError, match=r"--attention_mode is full, but the run was begun with None .*--model"):
         main(["--resume", str(run), "--attention_mode", "full"])
+
+
+def test_the_card_tells_classes_call_and_test(plain):
+    from training.hub import run_facts
+    from training.model_card import model_card
+
+    folder = checkpoints.resolve_model(json.loads((plain / "results.json").read_text())["checkpoint"])
+    metrics, recipe = run_facts(type(plain)(folder))
+    card = model_card(folder, metrics=metrics, recipe=recipe, repo_id="someone/colours")
+    best = json.loads((plain / "results.json").read_text())["best"]
+    assert "pipeline_tag: image-classification" in card and "Classes: black, red, white." in card
+    assert f"({best['correct']} of 18), scored once, of step {best['step']}" in card
+    assert "AutoModelForImageClassification.from_pretrained(repo" in card and "toto finetune" in card
+    assert str(plain.parent) not in card and "pictures" in card
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes" / "finetune").glob("*.yaml"))
+PAPER = {"imagenet_causal": "82.2", "imagenet_full": "82.6", "imagenet_joint": "no number of the paper"}
+PAPER |= {"cater_16": "62.8", "cater_32": "72.9", "tiny_finetune": "nothing published"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_its_row_and_runs_small(path, pretrained, pictures, tmp_path):
+    header = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    for word in ("Expected: ", "Ours: ", "Hardware: ", "Command: ", f"finetune --recipe {path.stem}", PAPER[path.stem]):
+        assert word in header, f"{path.name} does not say {word}"
+    data = ["--dataset", str(pictures), "--label_column", "label", "--test_split", "test"]
+    if "imagenet" not in path.stem:
+        data = ["--dataset", "toyworld", "--label_column", "digit", "--max_train", "40"]
+        data += ["--max_validation", "4", "--max_test", "4"]
+    small = ["--epochs", "0.2", "--batch_size", "4", "--per_device_batch_size", "2", "--output_dir", str(tmp_path)]
+    small += ["--resolution", "32"] if "imagenet" in path.stem else []
+    main(["--recipe", str(path), "--model", str(pretrained), *data, *small])
+    assert 0 <= json.loads((tmp_path / "results.json").read_text())["best"]["accuracy"] <= 1
+
+
+def test_every_row_of_the_paper_has_a_recipe():
+    assert {path.stem for path in RECIPES} == set(PAPER)
