@@ -28,9 +28,10 @@ def read_results(files: list[str]) -> list[Probe]:
         if len(found) != 1:
             raise ValueError(f"{file} is no single result of toto probe: name its .json file.")
         probes += found
-    names = [probe.name for probe in probes]
-    if len(set(names)) < len(names):
-        probes = [Probe(f"{p.name} ({p.file})", p.file, p.result, p.tasks) for p in probes]
+    if len({probe.name for probe in probes}) < len(probes):
+        stems = [probe.file.stem for probe in probes]
+        which = stems if len(set(stems)) == len(stems) else files
+        probes = [Probe(f"{p.name} ({w})", p.file, p.result, p.tasks) for p, w in zip(probes, which, strict=True)]
     return probes
 
 

@@ -169,8 +169,11 @@ def test_unknown_depths_are_left_out_of_relative_panels(tmp_path, capsys):
 
 
 def test_models_of_one_name_keep_apart(tmp_path):
-    probes = read_results([write(tmp_path / "x" / "a.json"), write(tmp_path / "y" / "a.json")])
-    assert len({probe.name for probe in probes}) == 2
+    files = [write(tmp_path / name) for name in ("x/a.json", "y/a.json", "x/b.json")]
+    assert [probe.name for probe in read_results(files[:2])] == [f"a ({files[0]})", f"a ({files[1]})"]
+    same = json.loads(Path(files[2]).read_text()) | {"model": "runs/a"}
+    Path(files[2]).write_text(json.dumps(same))
+    assert [probe.name for probe in read_results([files[0], files[2]])] == ["a (a)", "a (b)"]
 
 
 def test_mistakes_get_a_sentence(tmp_path):
