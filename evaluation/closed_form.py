@@ -82,7 +82,7 @@ class ClosedForm:
         wanted = validation_labels[:, :, None, None].expand(*likely.shape[:-1], 1)
         accuracy = (likely.argmax(-1) == validation_labels[:, :, None]).double().mean(0)  # (T, S)
         loss = -likely.double().clamp(min=FLOOR).log().gather(-1, wanted)[..., 0].mean(0)
-        best = choose(accuracy, loss)
+        best = choose(accuracy, loss, len(validation))
         index = best[None, :, None, None]
         likely = torch.cat(
             [p.gather(2, index.expand(len(p), -1, 1, p.shape[-1]))[:, :, 0] for p in map(predict, test.split(512))]

@@ -86,7 +86,7 @@ class LinearHeads(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean, std = self._batch_moments(x) if self.batch_norm and self.training else (self.mean, self.std)
-        x = torch.addcmul(-mean / std, x, 1 / std)
+        x = (x - mean).mul_(1 / std)
         return torch.baddbmm(self.bias.flatten(2), x, self.weight.flatten(2)).unflatten(-1, self.shape)
 
     def _batch_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

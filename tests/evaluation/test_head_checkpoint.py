@@ -1,0 +1,76 @@
+"""A bank of heads that was killed goes on where it was, bit for bit, and never with another run's file."""
+
+import pytest
+import torch
+from test_heads import same, small_sets
+
+from evaluation import head_checkpoint
+from evaluation.heads import HEADS, HeadBank, make_head
+from evaluation.stacked_heads import StackedAdamW
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """Saves after every step; kill(n) ends the run in the n-th step from now on, kill(None) lets it go on."""
+    monkeypatch.setattr(head_checkpoint, "SAVE_SECONDS", 0)
+    step, left = StackedAdamW.step, [None]
+
+    def watched(self, scale):
+        if left[0] is not None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+        step(self, scale)
+
+    monkeypatch.setattr(StackedAdamW, "step", watched)
+
+    def arm(steps):
+        left[0] = steps
+
+    return arm
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention", "cross_attention_mlp"])
+def test_killed_again_and_again_it_ends_with_the_same_numbers(kind, kill, tmp_path):
+    sets, file = small_sets(), tmp_path / "new" / "bank.safetensors"
+    bank = HeadBank(kind, [4, 3], epochs=3)
+    whole = bank.run(*sets, probabilities=True)
+    kills = 0
+    while True:
+        kill(7)  # within an epoch of eight steps
+        try:
+            resumed = bank.run(*sets, probabilities=True, checkpoint=file)
+            break
+        except Killed:
+            kills += 1
+    assert kills == (3 if kind == "linear" else 6)  # 24 steps once, or for each of two layers
+    assert same(resumed, whole) and torch.equal(resumed.test_probabilities, whole.test_probabilities)
+    kill(0)  # nothing is left to train
+    assert same(bank.run(*sets, probabilities=True, checkpoint=file), whole)
+    assert [path.name for path in file.parent.iterdir()] == ["bank.safetensors"]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_finished_file_is_the_result(kind, tmp_path):
+    sets, file = small_sets(), tmp_path / "bank.safetensors"
+    first = make_head(kind, [4, 3], epochs=1).run(*sets, checkpoint=file)
+    assert same(make_head(kind, [4, 3], epochs=1).run(*sets, checkpoint=file), first)
+
+
+def test_the_file_of_another_run_is_refused(tmp_path):
+    sets = small_sets()
+    file = tmp_path / "bank.safetensors"
+    HeadBank("linear", [4, 3], epochs=1).run(*sets, checkpoint=file)
+    with pytest.raises(ValueError, match="is of another run: its seed is 0, not 1; delete it, or give another file"):
+        HeadBank("linear", [4, 3], epochs=1, seed=1).run(*sets, checkpoint=file)
+    with pytest.raises(ValueError, match="its epochs is 1, not 2"):
+        HeadBank("linear", [4, 3], epochs=2).run(*sets, checkpoint=file)
+    with pytest.raises(ValueError, match="its kind is linear, not ridge"):
+        make_head("ridge", [4, 3]).run(*sets, checkpoint=file)
+    with pytest.raises(ValueError, match="its data is "):  # the untrained twin: same labels and shapes
+        sets[0].pooled[0, 0] += 1
+        HeadBank("linear", [4, 3], epochs=1).run(*sets, checkpoint=file)
