@@ -448,3 +448,17 @@ def test_a_recipe_says_its_row_and_runs_small(path, pretrained, pictures, tmp_pa
 
 def test_every_row_of_the_paper_has_a_recipe():
     assert {path.stem for path in RECIPES} == set(PAPER)
+
+
+def test_two_processes_give_the_numbers_of_one(varied, pretrained, pictures, tmp_path):
+    """Crops, mixtures, dropped blocks and averages do not depend on who makes them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "training.finetune", "--model", str(pretrained), "--dataset", str(pictures), *STEPS, *FAST]
+    command += [*VARIED, "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
+    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (tmp_path / "run", varied)]
+    found, expected = ([row["loss"] for row in of_run if "loss" in row][:3] for of_run in rows)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert (tmp_path / "run" / "results.json").is_file()
