@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 MEDIA_FILE = "media.json"
 FORMAT = 1
+MOST_NAMES = 2000  # items that are listed one by one in a record
 # Folder and file names that say which part of a data set they hold, or nothing at all.
 SPLITS = {name: name for name in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
 NO_NAMES = {"data", "default", "plain_text"}
@@ -119,23 +120,89 @@ def write_media(run: str | Path, folder: str | Path) -> Path:
     from evaluation.results import write_json
 
     file = Path(folder) / MEDIA_FILE
-    media = [
-        asdict(seen) | {"items": None if seen.items is None else sorted(seen.items)} for seen in _of_run(Path(run))
-    ]
-    write_json(file, {"format": FORMAT, "media": media})
+    write_json(file, {"format": FORMAT, "media": to_json(_of_run(Path(run)))})
     return file
+
+
+def to_json(seen: list[Media] | None) -> list[dict] | None:
+    """Media as a result of `toto probe` or `toto finetune` carries them, under "media": results stay, weights may go.
+
+    Row numbers (`train[17]`) are kept as ranges, whatever their number; other names as a list, up to MOST_NAMES of
+    them. Of more, the whole split counts as seen, and a medium of its own lists those that a rule of `ALIASES` names.
+    """
+    if seen is None:
+        return None
+    found = []
+    for media in seen:
+        items = media.items if media.items is None else _short(media.items)
+        found.append(asdict(media) | {"items": items})
+        if media.items and items is None:
+            named = sorted(name for name in media.items if any(_is_named(alias, name) for alias in ALIASES))
+            found += [asdict(Media(media.dataset, media.split, media.kind)) | {"items": named}] if named else []
+    return found
+
+
+def from_json(rows: list[dict] | None) -> list[Media] | None:
+    """What `to_json` made, read back. Raises ValueError for anything else."""
+    if rows is None:
+        return None
+    try:
+        media = [Media(**row) for row in rows]
+        return [replace(seen, items=None if seen.items is None else _long(seen.items)) for seen in media]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"this record of media is damaged ({error}); write it again with evaluation.ledger."
+        ) from error
+
+
+def media_of_result(result: dict) -> list[Media] | None:
+    """What the model of a result saw: as the result says under "media", or else as the model's folder says."""
+    return from_json(result["media"]) if "media" in result else media_seen(result["model"])
+
+
+def _short(items: frozenset[str]) -> list[str] | dict | None:
+    """{"rows": split, "ranges": "0-18,20", "without_held_out"} of row numbers, a list of few names, None of many."""
+    from training.data import is_held_out
+
+    rows = [re.fullmatch(r"(.*)\[(\d+)\]", name) for name in items]
+    if items and all(rows) and len({row[1] for row in rows}) == 1:
+        split, numbers = rows[0][1], {int(row[2]) for row in rows}
+        held_out = {number for number in range(max(numbers)) if is_held_out(f"{split}[{number}]")}
+        # Held-out rows leave a gap every twenty numbers or so, and follow from the names.
+        without = bool(held_out) and not any(is_held_out(name) for name in items)
+        ordered = sorted(numbers | held_out if without else numbers)
+        starts = [n for n, before in zip(ordered, [None, *ordered], strict=False) if before is None or n != before + 1]
+        ends = [n for n, after in zip(ordered, [*ordered[1:], None], strict=True) if after is None or n != after - 1]
+        ranges = ",".join(f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+        return {"rows": split, "ranges": ranges, "without_held_out": without}
+    return sorted(items) if len(items) <= MOST_NAMES else None
+
+
+def _long(kept: list[str] | dict) -> frozenset[str]:
+    from training.data import is_held_out
+
+    if isinstance(kept, list):
+        return frozenset(kept)
+    pairs = (map(int, part.split("-")) for part in kept["ranges"].split(","))
+    names = (f"{kept['rows']}[{number}]" for first, last in pairs for number in range(first, last + 1))
+    return frozenset(name for name in names if not (kept["without_held_out"] and is_held_out(name)))
+
+
+def _is_named(alias: Alias, name: str) -> bool:
+    """Whether a rule names this very item; a rule for all items of a data set names none."""
+    return alias.items != "*" and fnmatch(PurePosixPath(name).name, alias.items)
 
 
 def _read_media(file: Path) -> list[Media]:
     try:
         content = json.loads(file.read_text())
         known = content["format"] == FORMAT
-        media = [Media(**seen) for seen in content["media"]] if known else []
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        media = from_json(content["media"]) if known else []
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged: write it again from the run (evaluation.ledger.write_media).") from error
     if not known:
         raise ValueError(f"{file} has format {content['format']}, this version reads {FORMAT}: write it again.")
-    return [replace(seen, items=None if seen.items is None else frozenset(seen.items)) for seen in media]
+    return media
 
 
 def _of_run(run: Path) -> list[Media]:

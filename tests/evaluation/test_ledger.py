@@ -7,15 +7,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from evaluation import ledger
 from evaluation.ledger import (
     Media,
     ProbePart,
     check_overlap,
+    from_json,
     identify,
     ledger_rows,
+    media_of_result,
     media_seen,
     media_tested,
     require_no_overlap,
+    to_json,
     write_media,
 )
 from training.data import is_held_out
@@ -128,6 +132,48 @@ def test_a_model_takes_its_media_along(tmp_path):
     (run / "media.json").unlink()
     with pytest.raises(FileNotFoundError, match="are gone"):
         media_seen(run)
+
+
+ROWS = frozenset(f"train[{number}]" for number in range(50_000))
+
+
+@pytest.mark.parametrize(
+    "items, most_bytes",
+    [
+        (None, 4),
+        (frozenset({"a/1.mp4", "b.mp4"}), 30),
+        (ROWS, 80),
+        (frozenset(name for name in ROWS if not is_held_out(name)), 80),
+        (frozenset({"train[0]", "train[7]", "train[8]", "train[9]"}), 80),
+        (frozenset({"train[0]", "b.mp4"}), 30),
+        (frozenset(name for name in NAMES if is_held_out(name)), 120),
+        (frozenset(), 2),
+    ],
+)
+def test_a_record_is_short_and_exact(items, most_bytes):
+    media = [Media("cats", "train", "image", items, tokens=5.0, epochs=1.5)]
+    rows = json.loads(json.dumps(to_json(media)))
+    assert from_json(rows) == media and len(json.dumps(rows[0]["items"])) <= most_bytes
+
+
+def test_of_many_names_the_split_counts_whole_but_rules_still_hold(monkeypatch):
+    monkeypatch.setattr(ledger, "MOST_NAMES", 2)
+    kept = from_json(to_json(seen("a.mp4", "b.mp4", "lart_1.mp4", dataset="copy")))
+    assert kept == [Media("copy", "train"), Media("copy", "train", items=frozenset({"lart_1.mp4"}))]
+    with pytest.raises(ValueError, match="lart_1"):
+        require_no_overlap("nano", kept, media_tested(result("media/k400", "validation")))
+
+
+def test_a_result_carries_its_media(tmp_path):
+    write_shards(tmp_path / "shards")
+    run = write_run(tmp_path / "run", shards=str(tmp_path / "shards"))
+    assert media_of_result({"model": str(run)}) == media_seen(run)
+    record = to_json(media_seen(run))
+    assert media_of_result({"model": "gone/run", "media": record}) == media_seen(run)
+    assert media_of_result({"model": str(run), "media": None}) is None  # not recorded at the time
+    assert media_of_result({"model": "facebook/dino-vitb8"}) is None
+    with pytest.raises(ValueError, match="damaged"):
+        media_of_result({"model": "gone/run", "media": [{"name": "x"}]})
 
 
 def test_a_damaged_record_is_told(tmp_path):
