@@ -60,7 +60,7 @@ class LabelledArgs:
     test_split: str | None = option(
         None, "split scored once at the end; default: its own, or the validation split, or a fifth of the files"
     )
-    max_train: int | None = option(None, "at most so many files or rows of train (toyworld: 2000)")
+    max_train: int | None = option(None, "at most so many files or rows of train, carved-off ones too (toyworld: 2000)")
     max_validation: int | None = option(None, "at most so many of validation (toyworld: 500)")
     max_test: int | None = option(None, "at most so many of test (toyworld: 500)")
     stride: int = option(4, "every stride-th frame of a video (paper: 4)")
