@@ -1,6 +1,6 @@
 """What every kind of head reads and gives back, and how a setting is chosen: on validation, never on test."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -122,6 +122,19 @@ def check_labels(labels: torch.Tensor, classes: list[int], count: int, part: str
         )
 
 
+def average_clips(chosen: Chosen, items: list[str]) -> Chosen:
+    """The same heads with one prediction an item, by the mean of the probabilities of its clips.
+
+    items: which item each test clip is of (N,); the predictions are in the order in which items first appear.
+    """
+    from evaluation.tasks import average_views
+
+    shape = chosen.choice.shape
+    means = [average_views(each, items)[1] for each in chosen.test_probabilities.flatten(0, 1).numpy()]
+    predictions = torch.from_numpy(np.stack(means)).argmax(-1).unflatten(0, shape)
+    return replace(chosen, test_predictions=predictions, test_probabilities=None)
+
+
 def join_layers(parts: list[Chosen]) -> Chosen:
     """Heads of some layers and heads of others, on the same clips and with the same settings, as one."""
     first = parts[0]
@@ -140,10 +153,15 @@ def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
     named is that of the first fold.
     """
     first = folds[0][1]
-    predictions = torch.empty(*first.choice.shape, sum(len(rows) for rows, _ in folds), dtype=torch.long)
+    count = sum(len(rows) for rows, _ in folds)
+    predictions, probabilities = torch.empty(*first.choice.shape, count, dtype=torch.long), None
+    if first.test_probabilities is not None:
+        probabilities = torch.empty(*predictions.shape, first.test_probabilities.shape[-1])
     for rows, chosen in folds:
         predictions[..., rows] = chosen.test_predictions
+        if probabilities is not None:
+            probabilities[:, :, rows] = chosen.test_probabilities
     accuracy, loss = (
         torch.stack([getattr(chosen, name) for _, chosen in folds]).mean(0) for name in ("val_accuracy", "val_loss")
     )
-    return Chosen(first.settings, first.choice, accuracy, loss, predictions, seed=first.seed)
+    return Chosen(first.settings, first.choice, accuracy, loss, predictions, probabilities, first.seed)

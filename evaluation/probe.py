@@ -8,6 +8,8 @@ from pathlib import Path
 
 from evaluation.probe_args import ProbeArgs, choose_layers, of_task
 
+MOST_CONFUSED = 100  # classes whose confusion matrix is kept in the result
+
 
 def train_heads(features: list, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
     """Every head on the features of one backbone: {head: `choosing.Chosen`}, its layers in ascending order.
@@ -25,7 +27,8 @@ def train_heads(features: list, labels: list, classes: list[int], args: ProbeArg
             options = {"batch_norm": args.batch_norm} if head == "linear" else {}
             bank = make_head(head, classes, epochs=args.epochs, seed=args.seed, **options)
             file = state.with_name(f"{state.name}-{head}-{number}.safetensors")
-            parts.append(bank.run(train, labels[0], validation, labels[1], test, progress=True, checkpoint=file))
+            options = {"progress": True, "probabilities": args.average_clips, "checkpoint": file}
+            parts.append(bank.run(train, labels[0], validation, labels[1], test, **options))
         found[head] = join_layers(parts)
     return found
 
@@ -55,11 +58,14 @@ def leave_groups_out(splits: list, job: int, labels: list, classes: list[int], a
     return {head: merge_folds([(rows, chosen[head]) for rows, chosen in folds]) for head in args.heads}
 
 
-def score(chosen: dict, layers: list[int], task: int, references) -> tuple[list[dict], dict, object]:
-    """Rows of all layers and heads for one label, the row chosen on validation, and its test predictions (N,)."""
+def score(chosen: dict, layers: list[int], task: int, references, items: list[str]) -> tuple[list[dict], dict, object]:
+    """Rows of all layers and heads for one label, the row chosen on validation, and its test predictions (N,).
+
+    items: names of what is tested; clips of one video share theirs, and are resampled together in the intervals.
+    """
     import numpy as np
 
-    from evaluation.metrics import BalancedAccuracy, Top1Accuracy, wilson_interval
+    from evaluation.metrics import BalancedAccuracy, Top1Accuracy, accuracy_interval
 
     references = np.asarray(references)
     rows, keys, predictions = [], [], []
@@ -72,14 +78,14 @@ def score(chosen: dict, layers: list[int], task: int, references) -> tuple[list[
                 **{key: float(f"{value:.6g}") for key, value in bank.setting(index, task).items()},
                 "val_accuracy": bank.val_accuracy[index, task].item(),
                 **Top1Accuracy().compute(predictions=predicted, references=references),
-                "ci95": wilson_interval(int((predicted == references).sum()), len(references)),
+                **BalancedAccuracy().compute(predictions=predicted, references=references),
+                "ci95": accuracy_interval(predicted == references, items),
             }
             rows.append(row)
             keys.append((row["val_accuracy"], -bank.val_loss[index, task].item()))
             predictions.append(predicted)
     best = max(range(len(rows)), key=keys.__getitem__)
-    balanced = BalancedAccuracy().compute(predictions=predictions[best], references=references)
-    return rows, rows[best] | balanced, predictions[best]
+    return rows, rows[best], predictions[best]
 
 
 def compare(best: dict, predictions, baselines: dict, references, seed: int) -> dict:
@@ -142,14 +148,16 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     import torch
 
     from evaluation.backbones import TotoBackbone, load_backbone
+    from evaluation.choosing import average_clips
     from evaluation.extraction import Job
     from evaluation.floors import FLOORS
     from evaluation.heads import TOKEN_HEADS
     from evaluation.metrics import confusion_matrix, per_class_accuracy
     from evaluation.probe_data import read_splits, same_classes
     from training.checkpoints import resolve_model
-    from training.device import versions
+    from training.device import flush_denormals, versions
 
+    flush_denormals()
     backbone = load_backbone(resolve_model(args.model), rope_base=args.rope_base, resolution=args.resolution)
     layers = choose_layers(args.layers, backbone.depth, args.model)
     wanted = ["pixels", "untrained"] if args.baselines is None else [n for n in args.baselines if n != "none"]
@@ -181,33 +189,40 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
                 features = [split.features[index] for split in splits]
                 trained[name] = train_heads(features, labels, numbers, args, state / name)
 
+    items, tested = test.sources, labels[2]
+    if args.average_clips:
+        firsts = [items.index(name) for name in dict.fromkeys(items)]
+        for heads in trained.values():
+            heads.update({head: average_clips(chosen, items) for head, chosen in heads.items()})
+        items, tested = [items[row] for row in firsts], tested[firsts]
     tasks = {}
     for index, column in enumerate(columns):
-        references = labels[2][:, index].numpy()
-        rows, best, predictions = score(trained["model"], layers, index, references)
+        references = tested[:, index].numpy()
+        rows, best, predictions = score(trained["model"], layers, index, references, items)
         baselines, chosen = {}, {}
         for name in wanted:
-            its_rows, its_best, its_predictions = score(trained[name], jobs[name].layers, index, references)
+            its_rows, its_best, its_predictions = score(trained[name], jobs[name].layers, index, references, items)
             chosen[name] = (its_best, its_predictions)
             if name == "untrained":
                 baselines[name] = its_best | {"layers": its_rows}
             else:
-                its_best.pop("layer")  # there is one only
-                baselines[name] = its_best
+                baselines[name] = {key: value for key, value in its_best.items() if key != "layer"}  # there is one only
         commonest = labels[0][:, index].bincount().argmax()
         tasks[column] = {
             "classes": len(classes[column]),
             "chance": 1 / len(classes[column]),
-            "majority": float((labels[2][:, index] == commonest).float().mean()),
+            "majority": float((tested[:, index] == commonest).float().mean()),
             "layers": rows if args.layers != ["best"] else [{key: best[key] for key in rows[0]}],
-            "best": best | {"versus": compare(best, predictions, chosen, references, args.seed)},
+            "best": dict(best) | {"versus": compare(best, predictions, chosen, references, args.seed)},
             "baselines": baselines,
             "per_class": per_class_accuracy(predictions, references, classes[column]),
-            "confusion": confusion_matrix(predictions, references, len(classes[column])).tolist(),
         }
+        if len(classes[column]) <= MOST_CONFUSED:
+            confused = confusion_matrix(predictions, references, len(classes[column]))
+            tasks[column]["confusion"] = confused.tolist()  # a row for each true class
         if args.predictions:
             tasks[column]["predictions"] = {
-                "items": test.sources,
+                "items": items,
                 "label": references.tolist(),
                 "predicted": predictions.tolist(),
                 "baselines": {name: other.tolist() for name, (_, other) in chosen.items()},
@@ -245,7 +260,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         **tasks[label],
         "n_train": len(train),
         "n_validation": len(validation),
-        "n_test": len(test),
+        "n_test": len(items),
         "tasks": tasks,
     }
 

@@ -86,6 +86,10 @@ class ProbeArgs:
             "groups."
         },
     )
+    average_clips: bool = field(
+        default=False,
+        metadata={"help": "Score videos, not clips: the mean of the class probabilities of all clips of a video."},
+    )
     batch_norm: bool = field(
         default=False, metadata={"help": "Batch normalisation before the linear heads, as in MAE's linear probe."}
     )

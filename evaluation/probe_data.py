@@ -105,7 +105,7 @@ def frame_order(name: str, seed: int):
 
 
 def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: Path) -> list[ClipSet]:
-    """[train, validation, test] for `probe_args.ProbeArgs`, each clip decoded, tokenised and run through all backbones once.
+    """[train, validation, test] for `ProbeArgs`, each clip decoded, tokenised and run through all backbones once.
 
     A missing validation split is carved from train; a missing test split is replaced by the validation split, or carved
     too. What stands in for what is in `ClipSet.split`.
@@ -117,7 +117,7 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         "fps": args.fps,
         "resolution": resolution,
         "image_column": args.image_column,
-        "shuffle_seed": args.seed,
+        "shuffle_seed": 0,  # not --seed: several seeds are to be compared on the same clips
     }
     change = frame_order(args.frame_order, args.seed)
 
@@ -155,7 +155,7 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
     validation = (
         named(args.validation_split, most["validation"])
         if args.validation_split
-        else find(VALIDATION_NAMES, most["validation"])
+        else find(tuple(name for name in VALIDATION_NAMES if name != args.test_split), most["validation"])
     )
     test = named(args.test_split, most["test"]) if args.test_split else find(("test",), most["test"])
     if test is None and validation is not None and not args.validation_split:

@@ -10,6 +10,7 @@ from evaluation.metrics import (
     BalancedAccuracy,
     Top1Accuracy,
     TopKAccuracy,
+    accuracy_interval,
     bootstrap_interval,
     confusion_matrix,
     intervals_apart,
@@ -140,3 +141,11 @@ def test_intervals_apart():
     assert intervals_apart([0.4, 0.5], [0.2, 0.3])
     assert not intervals_apart([0.4, 0.5], [0.2, 0.45])
     assert not intervals_apart([0.1, 0.2], [0.3, 0.4])
+
+
+def test_clips_of_one_video_are_no_independent_items():
+    right = np.repeat(np.random.default_rng(0).random(50) < 0.6, 8)
+    alone, together = (accuracy_interval(right, groups) for groups in (range(400), np.repeat(range(50), 8)))
+    assert alone == wilson_interval(int(right.sum()), 400)
+    width = [high - low for low, high in (alone, together)]
+    assert 2 < width[1] / width[0] < 4  # eight clips that are all alike: about the root of eight

@@ -122,6 +122,18 @@ def test_rows_sorted_by_class_are_drawn_from_all_over(checkpoint, tmp_path):
     assert sum(row["n"] > 0 for row in results["tasks"]["label"]["per_class"]) >= 4
 
 
+def test_validation_is_not_the_test_split(checkpoint, tmp_path):
+    """Where the test split is called validation, as in ImageNet's tasks, the layer is chosen on images of train."""
+    for split in ("train", "validation"):
+        for number in range(20):
+            path = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(path)
+    flags = ("--task", "imagenet-1k", "--baselines", "none", "--heads", "ridge", "--layers", "1")
+    results = probe(checkpoint, tmp_path / "data", tmp_path / "r.json", *flags)
+    assert results["n_test"] == 20 and "carved from train" in results["data"]["splits"]["validation"]["split"]
+
+
 def test_too_few_of_the_classes(checkpoint, tmp_path):
     write_parquet(tmp_path / "rows.parquet", [0, 1] * 20, classes=6)
     with pytest.raises(ValueError, match="2 of 6 classes of 'label', so rows seem sorted"):
@@ -151,6 +163,29 @@ def test_other_heads_predictions_and_comparison(checkpoint, pictures, tmp_path, 
     capsys.readouterr()
     main(["--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(tmp_path / "both.png")])
     assert (tmp_path / "both.png").stat().st_size > 10_000 and "paired" in capsys.readouterr().out
+
+
+def test_clips_of_a_video_are_averaged_and_resampled_together(checkpoint, tmp_path):
+    import av
+
+    for split, count in (("train", 8), ("test", 6)):
+        for number in range(count):
+            name, base = (("bright", 150), ("dark", 20))[number % 2]
+            path = tmp_path / "data" / split / name / f"{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 80, (8, 32, 32, 3))
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("libx264", rate=10, options={"crf": "8"})
+                stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+                for picture in (base + noise).astype(np.uint8):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(stream.encode())
+    flags = ("--num_frames", "4", "--stride", "1", "--baselines", "pixels", "--heads", "linear", "--layers", "2")
+    clips = probe(checkpoint, tmp_path / "data", tmp_path / "a.json", *flags)
+    videos = probe(checkpoint, tmp_path / "data", tmp_path / "b.json", *flags, "--average_clips", "--predictions")
+    assert clips["n_test"] == 12 and videos["n_test"] == 6
+    assert len(set(videos["tasks"]["label"]["predictions"]["items"])) == 6
+    assert videos["baselines"]["pixels"]["accuracy"] == 1
 
 
 def test_floors_and_orders_of_frames(checkpoint, tmp_path):
