@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VALIDATION_LOSS = "validation loss"
-AGAINST = {"untrained": "the untrained model", "pixels": "raw pixels"}
+NATS, SQUARED_ERROR = "nats per code token", "mean squared error per patch"
+# Baselines of `toto probe`, as figures, tables and sentences call them.
+AGAINST = {
+    "untrained": "the untrained model",
+    "pixels": "raw pixels",
+    "random_filters": "random filters",
+    "histogram": "the histogram of codes",
+    "hog": "HOG",
+}
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Run:
-    """A pre-training run. rows: of metrics.jsonl. predictors: of `ngrams.run_losses`."""
+    """A pre-training run. rows: of metrics.jsonl. predictors: of `ngrams.run_losses`. unit: of its losses."""
 
     name: str
     folder: Path
     rows: list[dict]
     predictors: dict | None
     versions: dict
+    unit: str = NATS
 
     @property
     def val_loss(self) -> float | None:
@@ -65,16 +74,25 @@ class Comparison:
     holds: bool
 
 
+def controls(result: dict) -> list[str]:
+    """What a probe changed on purpose, in words: its accuracy is not that of the model as it was trained."""
+    order = result.get("data", {}).get("frame_order") or "ordered"
+    found = [result["control"]] if "control" in result else []
+    if order != "ordered":
+        found.append("the middle frame only" if order == "middle" else f"frames {order}")
+    return found
+
+
 def percent(row: dict) -> str:
     low, high = row["ci95"]
     return f"{100 * row['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def compare_run(run: Run) -> list[Comparison]:
-    """The last validation loss against each simple predictor on the same tokens."""
+    """The last validation loss against each simple predictor on the same tokens; pixels have no such predictors."""
     from evaluation.plots import PREDICTORS
 
-    if run.val_loss is None or run.predictors is None:
+    if run.val_loss is None or run.predictors is None or run.unit != NATS:
         return []
     found = []
     for key, (label, _, _) in PREDICTORS.items():

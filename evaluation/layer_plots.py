@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evaluation.claims import AGAINST
 from evaluation.plots import GREY, MODEL, PIXELS, PURPLE, UNTRAINED, new_figure, to_svg
 
 # The colours of Okabe and Ito; markers and dashes differ too, so that colour is never the only sign.
@@ -30,7 +31,7 @@ def layers_svg(name: str, label: str, task: dict) -> str:
     figure, axes = new_figure(4.2, 3.2)
     draw_task(axes, label, task)
     best = task["best"]
-    others = ", ".join(f"{who} {100 * row['accuracy']:.1f} %" for who, row in task["baselines"].items())
+    others = ", ".join(f"{AGAINST.get(w, w)} {100 * row['accuracy']:.1f} %" for w, row in task["baselines"].items())
     alt = (
         f"Probe accuracy of {name} for {label}, per layer. Chosen on validation: layer {best['layer']}, {best['head']} "
         f"head, {100 * best['accuracy']:.1f} % on test. Baselines: {others or 'none'}."
@@ -47,7 +48,7 @@ def write_layer_plot(results: dict, path: str | Path) -> None:
     rows = [row for task in tasks.values() for row in task["layers"]]
     baselines = dict.fromkeys(who for task in tasks.values() for who in task["baselines"])
     entries = [_sample(f"{Path(results['model']).name or results['model']}", **STYLES["model"])]
-    entries += [_sample(who.replace("_", " "), **STYLES.get(who, {"color": GREY})) for who in (*baselines, "chance")]
+    entries += [_sample(AGAINST.get(who, who), **STYLES.get(who, {"color": GREY})) for who in (*baselines, "chance")]
     heads = list(dict.fromkeys(row["head"] for row in rows))
     entries += [_sample(f"{head} head", color=GREY, linestyle=HEAD_STYLES.get(head, "-")) for head in heads]
     _legend(figure, [*entries, _sample("chosen on validation", linestyle="none", **RING)])
@@ -108,8 +109,8 @@ def comparison_figure(names: list[str], depths: list[int | None], tasks: list[di
     entries = [_sample(name, color=SERIES[k][0], marker=SERIES[k][1]) for k, name in enumerate(names)]
     found = dict.fromkeys(who for each in tasks for task in each.values() for who in task["baselines"])
     entries += [
-        _sample(f"{who.replace('_', ' ')}, best layer" if who == "untrained" else who.replace("_", " "),
-                color=GREY, linestyle=_dashes(who))
+        _sample(f"{AGAINST[who]}, best layer" if who == "untrained" else AGAINST.get(who, who), color=GREY,
+                linestyle=_dashes(who))
         for who in (*found, "chance")
     ]  # fmt: skip
     _legend(figure, [*entries, _sample("chosen on validation", linestyle="none", **RING)])
@@ -117,13 +118,12 @@ def comparison_figure(names: list[str], depths: list[int | None], tasks: list[di
 
 
 def _draw_floors(axes, tasks: list[dict]) -> None:
-    """Baselines and chance as level lines: grey where all models share them, else in the colour of their model."""
+    """Baselines and chance as level lines: grey where there is one height, else in the colour of the model."""
     for who in dict.fromkeys(who for task in tasks for who in task["baselines"]):
-        heights = [task["baselines"][who]["accuracy"] if who in task["baselines"] else None for task in tasks]
-        shared = len(set(heights)) == 1
-        for k, height in enumerate(heights[:1] if shared else heights):
-            if height is not None:
-                axes.axhline(100 * height, color=GREY if shared else SERIES[k][0], lw=1.3, linestyle=_dashes(who))
+        heights = {k: task["baselines"][who]["accuracy"] for k, task in enumerate(tasks) if who in task["baselines"]}
+        shared = len(set(heights.values())) == 1
+        for k, height in list(heights.items())[: 1 if shared else None]:
+            axes.axhline(100 * height, color=GREY if shared else SERIES[k][0], lw=1.3, linestyle=_dashes(who))
     for chance in {task["chance"] for task in tasks if "chance" in task}:
         axes.axhline(100 * chance, **STYLES["chance"])
 

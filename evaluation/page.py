@@ -7,11 +7,12 @@ import json
 import shlex
 from html import escape
 
-from evaluation.claims import Comparison, Generation, Probe, Run, percent, summary
+from evaluation.claims import AGAINST, Comparison, Generation, Probe, Run, controls, percent, summary
 from evaluation.layer_plots import STYLES, layers_svg
 from evaluation.plots import MODEL, PIXELS, UNTRAINED, loss_svg
 from evaluation.run_plots import frames_svg, map_svg, overlay_svg, read_loss_maps
 
+MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
 STYLE = """
 :root{--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--good:#0072B2;--bad:#b34700;--panel:#f6f8fa}
 *{box-sizing:border-box}
@@ -123,9 +124,9 @@ def run_section(run: Run) -> str:
         rows.append([f"{run.name}, last logged training", f"{trained[-1]:.4f}"])
     return (
         f"<h3>{escape(run.name)}</h3><p class='soft'>{escape(', '.join(facts))}</p>"
-        f'<div class="pair"><figure>{loss_svg(run.name, run.rows, run.predictors)}<figcaption>Thin line: training '
-        "loss. Dots: validation loss.</figcaption></figure>"
-        f"<div>{table(['nats per code token', ''], rows)}<p class='soft'>{escape(note)}</p></div></div>"
+        f'<div class="pair"><figure>{loss_svg(run.name, run.rows, run.predictors, run.unit)}<figcaption>Thin line: '
+        "training loss. Dots: validation loss.</figcaption></figure>"
+        f"<div>{table([run.unit, ''], rows)}<p class='soft'>{escape(note)}</p></div></div>"
         + mixture_table(run)
         + "".join(loss_places(run))
     )
@@ -153,21 +154,24 @@ def loss_places(run: Run) -> list[str]:
     found = []
     for source in maps["sources"] if maps else ():
         predictors = (run.predictors or {}).get("maps", {}).get(source)
+        named = (run.name, source, maps, predictors, run.unit)
         found.append(
-            f'<div class="pair"><figure>{frames_svg(run.name, source, maps, predictors)}<figcaption>Validation loss '
-            f"along a row, {escape(source)}, after step {maps['step']:,}.</figcaption></figure>"
-            f"<figure>{map_svg(run.name, source, maps, predictors)}<figcaption>The same over rows and columns of the "
-            "frames.</figcaption></figure></div>"
+            f'<div class="pair"><figure>{frames_svg(*named)}<figcaption>Validation loss along a row, {escape(source)}, '
+            f"after step {maps['step']:,}.</figcaption></figure><figure>{map_svg(*named)}<figcaption>The same over rows "
+            "and columns of the frames.</figcaption></figure></div>"
         )
     return found
 
 
 def overlays(runs: list[Run]) -> str:
-    """Loss curves of several runs over each other, against tokens and against compute."""
-    curves = [(run.name, run.rows) for run in runs]
-    # Runs from before compute was logged are still compared by tokens.
-    with_compute = all(any("flops" in row for row in run.rows) for run in runs)
-    figures = [overlay_svg(curves, "tokens")] + ([overlay_svg(curves, "flops")] if with_compute else [])
+    """Loss curves of several runs over each other, against tokens and against compute; a pair for each unit of loss."""
+    figures = []
+    for unit in dict.fromkeys(run.unit for run in runs):
+        alike = [run for run in runs if run.unit == unit]
+        # Runs from before compute was logged are still compared by tokens.
+        with_compute = all(any("flops" in row for row in run.rows) for run in alike)
+        curves = [(run.name, run.rows) for run in alike]
+        figures += [overlay_svg(curves, against, unit) for against in ("tokens", "flops")[: 2 if with_compute else 1]]
     caption = "Thin: training loss. Dots: validation loss."
     return (
         '<h3>All runs</h3><div class="pair">'
@@ -210,10 +214,10 @@ def legend(probe: Probe) -> str:
         "attention": (MODEL, "the model, attention head", "8 4"),
         "cross_attention_mlp": (MODEL, "the model, cross-attention + MLP head", "3 2.4"),
         "untrained": (UNTRAINED, "the same model untrained: triangles, same dashes"),
-        "pixels": (PIXELS, "raw pixels", "12 4 2 4"),
-        "random_filters": (STYLES["random_filters"]["color"], "random filters", "9 2"),
-        "histogram": (STYLES["histogram"]["color"], "histogram of codes", "6 2 2 2 2 2"),
-        "hog": (STYLES["hog"]["color"], "HOG", "2 2"),
+        "pixels": (PIXELS, AGAINST["pixels"], "12 4 2 4"),
+        "random_filters": (STYLES["random_filters"]["color"], AGAINST["random_filters"], "9 2"),
+        "histogram": (STYLES["histogram"]["color"], AGAINST["histogram"], "6 2 2 2 2 2"),
+        "hog": (STYLES["hog"]["color"], AGAINST["hog"], "2 2"),
     }
     items = [
         *(swatch(*entry) for who, entry in entries.items() if who in shown),
@@ -232,6 +236,8 @@ def probe_section(probe: Probe) -> str:
     facts.append(", ".join([*counts, f"{probe.n_test:,} test items"]))
     if data.get("skipped"):
         facts.append(f"{len(data['skipped'])} skipped")
+    facts += [f"control: {words}" for words in controls(result)]
+    floors = [who for who in AGAINST if any(who in task["baselines"] for task in probe.tasks.values())]
     plots, rows, details = [], [], []
     for label, task in probe.tasks.items():
         best, baselines = task["best"], task["baselines"]
@@ -241,7 +247,7 @@ def probe_section(probe: Probe) -> str:
                 label,
                 f"layer {best['layer']}, {best['head']}",
                 percent(best),
-                *(percent(baselines[who]) if who in baselines else "—" for who in ("untrained", "pixels")),
+                *(percent(baselines[who]) if who in baselines else "—" for who in floors),
                 f"{100 * task['chance']:.1f} %" if "chance" in task else "—",
                 f"{100 * task['majority']:.1f} %" if "majority" in task else "—",
                 f"{probe.n_test:,}",
@@ -249,7 +255,7 @@ def probe_section(probe: Probe) -> str:
         )
         details += [[label, "trained", *layer_cells(row)] for row in task["layers"]]
         details += [[label, "untrained", *layer_cells(row)] for row in baselines.get("untrained", {}).get("layers", [])]
-    head = ["label", "chosen on validation", "test accuracy [95 %]", "untrained", "raw pixels", "chance",
+    head = ["label", "chosen on validation", "test accuracy [95 %]", *(AGAINST[who] for who in floors), "chance",
             "commonest class", "n test"]  # fmt: skip
     return (
         f"<h3>{escape(probe.name)}</h3><p class='soft'>{escape('; '.join(facts))}. Shaded: 95 % intervals.</p>"
@@ -259,18 +265,52 @@ def probe_section(probe: Probe) -> str:
     )
 
 
+def tuned_section(tuned: dict[str, dict]) -> str:
+    """Results of `toto finetune`, by name."""
+    from evaluation.metrics import wilson_interval
+
+    rows = []
+    for name, result in tuned.items():
+        best, data = result["best"], result["data"]
+        best = {"ci95": wilson_interval(best["correct"], result["n_test"])} | best
+        rows.append([name, result["model"], data["dataset"], data["attention_mode"], percent(best),
+                     f"{result['n_test']:,}"])  # fmt: skip
+    return table(["result", "from", "data", "attention", "test accuracy [95 %]", "n test"], rows)
+
+
+def media_section(rows: list[dict]) -> str:
+    """The ledger as a table."""
+    return (
+        "<h2>Media seen</h2><p>What each model was trained on before it was probed or fine-tuned. No result here is "
+        "on test media that its model saw: such a result ends the report.</p>"
+        + table(MEDIA_HEAD, [media_cells(row) for row in rows])
+    )
+
+
+def media_cells(row: dict) -> list[str]:
+    """A row of `ledger.ledger_rows` as texts, under MEDIA_HEAD."""
+    items = "not listed" if row["items"] is None else f"{row['items']:,}"
+    tokens = "—" if row["tokens"] is None else f"{row['tokens'] / 1e6:,.1f} M"
+    epochs = "—" if row["epochs"] is None else f"{row['epochs']:,.2f}"
+    read = ", ".join(row["read_by_probes"]) or "—"
+    return [row["model"], row["medium"], row["split"] or "—", row["kind"] or "—", items, tokens, epochs, read]
+
+
 def layer_cells(row: dict) -> list[str]:
     validation = f"{100 * row['val_accuracy']:.1f} %" if "val_accuracy" in row else "—"
     return [str(row["layer"]), row["head"], validation, percent(row)]
 
 
-def reproduce(runs: list[Run], generations: list[Generation], probes: list[Probe], command: str) -> str:
+def reproduce(
+    runs: list[Run], generations: list[Generation], probes: list[Probe], command: str, tuned: dict[str, dict]
+) -> str:
     """The commands, and versions and seeds of everything on the page; equal versions stand once."""
     commands = [
         shlex.join(["toto", "pretrain", "--recipe", str(run.folder / "recipe.yaml"), "--output_dir", "NEW_RUN"])
         for run in runs
     ]
     sources = [(g.sheet.name, g.about) for g in generations if g.about] + [(p.file.name, p.result) for p in probes]
+    sources += tuned.items()
     commands += [about["command"] for _, about in sources if "command" in about]
     versions: dict[str, list[str]] = {}
     for name, found in [(run.name, run.versions) for run in runs] + [(n, a.get("versions", {})) for n, a in sources]:
@@ -292,8 +332,10 @@ def render(
     probes: list[Probe],
     comparisons: list[Comparison],
     command: str,
+    tuned: dict[str, dict],
+    media: list[dict],
 ) -> str:
-    """The whole page as one string of HTML."""
+    """The whole page as one string of HTML. tuned: results of `toto finetune` by name. media: of `ledger_rows`."""
     parts = [
         f"<h1>{escape(title)}</h1>",
         '<p class="soft">Toto: a transformer that learns from video by predicting the next visual token.</p>',
@@ -315,7 +357,11 @@ def render(
             "layer. Layer, head and learning rate are chosen on validation items; the accuracy is on test items.</p>"
         )
         parts += map(probe_section, probes)
-    parts += ["<h2>Reproduce</h2>", reproduce(runs, generations, probes, command)]
+    if tuned:
+        parts += ["<h2>Fine-tuned</h2>", tuned_section(tuned)]
+    if media:
+        parts.append(media_section(media))
+    parts += ["<h2>Reproduce</h2>", reproduce(runs, generations, probes, command, tuned)]
     return document(title, parts)
 
 

@@ -77,10 +77,10 @@ def spread(values: list[float], gap: float) -> list[float]:
     return found
 
 
-def loss_svg(name: str, rows: list[dict], predictors: dict | None) -> str:
+def loss_svg(name: str, rows: list[dict], predictors: dict | None, unit: str) -> str:
     """Training and validation loss of a run over tokens, with the simple predictors as level lines.
 
-    rows: of metrics.jsonl. predictors: of `ngrams.run_losses`, or None.
+    rows: of metrics.jsonl. predictors: of `ngrams.run_losses`, or None. unit: of the losses.
     """
     figure, axes = new_figure(5.6, 3.7)
     train = [row for row in rows if "loss" in row]
@@ -104,6 +104,6 @@ def loss_svg(name: str, rows: list[dict], predictors: dict | None) -> str:
     for place, (_, label, colour) in zip(heights, labels, strict=True):
         axes.annotate(label, (1.02, place), xycoords=("axes fraction", "data"), color=colour, fontsize=10, va="center")
     axes.set_xlabel("million tokens" if "tokens" in (rows or [{}])[0] else "million steps", fontsize=10)
-    axes.set_ylabel("nats per code token", fontsize=10)
+    axes.set_ylabel(unit, fontsize=10)
     told = "; ".join(label for _, label, _ in labels)
-    return to_svg(figure, f"Loss of {name} over training, in nats per code token. At the end: {told}.")
+    return to_svg(figure, f"Loss of {name} over training, in {unit}. At the end: {told}.")

@@ -7,14 +7,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.claims import Generation, Probe, Run
+from evaluation.claims import NATS, SQUARED_ERROR, Generation, Probe, Run, controls
 
 
 @dataclass(frozen=True)
 class ReportArgs:
     output: str = field(default="report.html", metadata={"help": "Page to write (.html)."})
     results: list[str] = field(
-        default_factory=list, metadata={"help": "Result files (.json) of `toto probe`, or folders of them."}
+        default_factory=list,
+        metadata={"help": "Result files (.json) of `toto probe` and `toto finetune`, or folders of them."},
     )
     runs: list[str] = field(default_factory=list, metadata={"help": "Run folders of `toto pretrain`."})
     generations: list[str] = field(
@@ -63,19 +64,32 @@ def with_interval(row: dict, n_test: int) -> dict:
     return {"ci95": wilson_interval(round(row["accuracy"] * n_test), n_test)} | row
 
 
-def read_probes(places: list[str]) -> list[Probe]:
-    """All probe results of files and folders; JSON of another kind is named on stderr and passed over."""
-    files, results = [], []
+def read_results(places: list[str]) -> tuple[dict[Path, dict], dict[Path, dict]]:
+    """Results of `toto probe` and of `toto finetune`; JSON of another kind is named on stderr and passed over."""
+    probed, tuned = {}, {}
     for file in find(places, "*.json", "result file"):
         result = read_json(file)
-        if isinstance(result, dict) and {"layers", "best", "n_test"} <= set(result):
-            files.append(file)
-            results.append(result)
+        keys = set(result) if isinstance(result, dict) else set()
+        if {"layers", "best", "n_test"} <= keys:
+            probed[file] = result
+        elif {"checkpoint", "best", "n_test"} <= keys:
+            tuned[file] = result
         else:
-            print(f"{file}: no result of toto probe, passed over", file=sys.stderr)
+            print(f"{file}: no result of toto probe or toto finetune, passed over", file=sys.stderr)
+    return probed, tuned
+
+
+def read_probes(places: list[str]) -> list[Probe]:
+    """All probe results of files and folders, as `make_probes` reads them."""
+    return make_probes(read_results(places)[0])
+
+
+def make_probes(results: dict[Path, dict]) -> list[Probe]:
+    """Probe results with names that differ and an interval on every accuracy; a control says so in its name."""
     probes = []
-    names = short_names([result.get("model", "model") for result in results], [file.stem for file in files])
-    for name, file, result in zip(names, files, results, strict=True):
+    names = short_names([result.get("model", "model") for result in results.values()], [file.stem for file in results])
+    for name, (file, result) in zip(names, results.items(), strict=True):
+        name = f"{name}, control" if controls(result) else name
         n_test = result["n_test"]
         tasks = {}
         for label, task in (result.get("tasks") or {result.get("label", "accuracy"): result}).items():
@@ -91,6 +105,27 @@ def read_probes(places: list[str]) -> list[Probe]:
             }
         probes.append(Probe(name, file, result, tasks))
     return probes
+
+
+def check_media(results: dict[str, dict]) -> list[dict]:
+    """The rows of the ledger of all models that results, by name, are of (`ledger.ledger_rows`).
+
+    Raises:
+        ValueError: a result on test media that its model was trained on.
+    """
+    from evaluation.ledger import ledger_rows, media_of_result, media_tested, require_no_overlap
+
+    models = list(dict.fromkeys(result.get("model", name) for name, result in results.items()))
+    seen, tested = {}, {}
+    for name, result in results.items():
+        model = result.get("model", name)
+        seen[model] = media_of_result(result) if "model" in result else None
+        if seen[model] is not None:
+            parts = media_tested(result)
+            require_no_overlap(f"The model of {name} ({model})", seen[model], parts)
+            tested[model] = tested.get(model, []) + parts
+    names = dict(zip(models, short_names(models, models), strict=True))
+    return ledger_rows({names[m]: seen[m] for m in models}, {names[m]: parts for m, parts in tested.items()})
 
 
 def read_run(folder: str) -> Run:
@@ -109,9 +144,23 @@ def read_run(folder: str) -> Run:
             continue
     if not rows:
         raise ValueError(f"{metrics} has no row yet; report the run when it has logged a step.")
-    predictors = run_losses(path) if (path / "recipe.yaml").is_file() else None
-    versions = path / "versions.json"
-    return Run(path.resolve().name, path, rows, predictors, read_json(versions) if versions.is_file() else {})
+    recipe, versions = path / "recipe.yaml", path / "versions.json"
+    predictors = run_losses(path) if recipe.is_file() else None
+    unit = unit_of_loss(path) if recipe.is_file() else NATS
+    about = read_json(versions) if versions.is_file() else {}
+    return Run(path.resolve().name, path, rows, predictors, about, unit)
+
+
+def unit_of_loss(run: Path) -> str:
+    """Nats, but of a model that regresses the pixels of patches their squared error."""
+    from modeling_toto import TotoConfig
+    from training.resume import read_recipe
+
+    recipe = read_recipe(run)
+    fields = recipe.get("config") or {}
+    fields = json.loads(fields) if isinstance(fields, str) else fields
+    target = fields.get("prediction_target", TotoConfig.prediction_target)
+    return SQUARED_ERROR if recipe.get("architecture") == "patches" and target == "patch" else NATS
 
 
 def read_generations(places: list[str]) -> list[Generation]:
@@ -134,9 +183,12 @@ def main(argv: list[str] | None = None) -> None:
 
     runs = [read_run(folder) for folder in args.runs]
     generations = read_generations(args.generations) if args.generations else []
-    probes = read_probes(args.results) if args.results else []
+    probed, finetuned = read_results(args.results) if args.results else ({}, {})
+    probes = make_probes(probed)
+    media = check_media({file.stem: result for file, result in (probed | finetuned).items()})
+    tuned = {file.stem: result for file, result in finetuned.items()}
     comparisons = [c for run in runs for c in compare_run(run)] + [c for p in probes for c in compare_probe(p)]
-    page = render(args.title, runs, generations, probes, comparisons, command_line("report", argv))
+    page = render(args.title, runs, generations, probes, comparisons, command_line("report", argv), tuned, media)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")

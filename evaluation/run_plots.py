@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from evaluation.claims import NATS
 from evaluation.plots import MODEL, PREDICTORS, new_figure, to_svg
 
 # Toto-large on Kinetics-400 validation, mean of each frame (paper Fig. 10, read off the figure).
@@ -23,10 +24,15 @@ def read_loss_maps(run: Path) -> dict | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def frames_svg(name: str, source: str, maps: dict, predictors: dict | None) -> str:
+def short(unit: str) -> str:
+    """The unit without what it is taken over: nats, mean squared error."""
+    return unit.partition(" per ")[0]
+
+
+def frames_svg(name: str, source: str, maps: dict, predictors: dict | None, unit: str = NATS) -> str:
     """Validation loss along a row: every token (thin) and the mean of every frame, beside the simple predictors.
 
-    maps: of `read_loss_maps`. predictors: name -> nats of every place, or None.
+    maps: of `read_loss_maps`. predictors: name -> nats of every place, or None. unit: of the losses.
     """
     import numpy as np
 
@@ -41,17 +47,19 @@ def frames_svg(name: str, source: str, maps: dict, predictors: dict | None) -> s
             each = np.array(predictors[key]).reshape(-1, len(losses) // frames).mean(1)
             each = np.resize(each, frames)  # of images, which have one frame, the same for each of the pack
             axes.plot(middles, each, color=colour, linewidth=1.5, linestyle=style, label=label)
-    if frames == len(PAPER_FRAMES):
+    if frames == len(PAPER_FRAMES) and unit == NATS:
         axes.plot(middles, PAPER_FRAMES, color="#9aa1a9", linewidth=1, label="the paper's large (other tokens)")
     axes.set_xticks(middles, [str(frame + 1) for frame in range(frames)])
     axes.set_xlabel("frame", fontsize=10)
-    axes.set_ylabel("nats per code token", fontsize=10)
+    axes.set_ylabel(unit, fontsize=10)
     axes.legend(frameon=False, fontsize=8.5, ncol=2)
     told = ", ".join(f"{mean:.2f}" for mean in means)
-    return to_svg(figure, f"Validation loss of {name} on {source} along a row. Mean of each frame: {told} nats.")
+    return to_svg(
+        figure, f"Validation loss of {name} on {source} along a row. Mean of each frame: {told} {short(unit)}."
+    )
 
 
-def map_svg(name: str, source: str, maps: dict, predictors: dict | None) -> str:
+def map_svg(name: str, source: str, maps: dict, predictors: dict | None, unit: str = NATS) -> str:
     """Validation loss over rows and columns of the frames, the model above the simple predictors, one colour scale."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,18 +85,18 @@ def map_svg(name: str, source: str, maps: dict, predictors: dict | None) -> str:
     for axes, frame in zip(panels[0], shown, strict=True):
         axes.set_title(f"frame {frame + 1}", fontsize=9)
     bar = figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.9, pad=0.02)
-    bar.set_label("nats", fontsize=9)
+    bar.set_label(short(unit), fontsize=9)
     bar.outline.set_visible(False)
     alt = (
         f"Where in the frames the loss of {name} on {source} is: maps of frames {', '.join(str(f + 1) for f in shown)}"
     )
-    return to_svg(figure, f"{alt}, for {', '.join(rows)}; from {low:.2f} to {high:.2f} nats.")
+    return to_svg(figure, f"{alt}, for {', '.join(rows)}; from {low:.2f} to {high:.2f} {short(unit)}.")
 
 
-def overlay_svg(runs: list[tuple[str, list[dict]]], against: str) -> str:
+def overlay_svg(runs: list[tuple[str, list[dict]]], against: str, unit: str = NATS) -> str:
     """Loss curves of several runs over each other (as the paper's figure 18): training thin, validation with dots.
 
-    runs: (name, rows of metrics.jsonl). against: "tokens" or "flops".
+    runs: (name, rows of metrics.jsonl). against: "tokens" or "flops". unit: of all their losses.
     Raises:
         ValueError: a run whose rows do not hold it.
     """
@@ -107,6 +115,6 @@ def overlay_svg(runs: list[tuple[str, list[dict]]], against: str) -> str:
         )
     axes.set_xscale("log")
     axes.set_xlabel({"tokens": "tokens", "flops": "training FLOPs"}[against], fontsize=10)
-    axes.set_ylabel("nats per code token", fontsize=10)
+    axes.set_ylabel(unit, fontsize=10)
     axes.legend(frameon=False, fontsize=9, title="last validation loss", title_fontsize=9)
     return to_svg(figure, f"Loss against {against} of the runs {', '.join(name for name, _ in runs)}.")

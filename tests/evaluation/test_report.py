@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from evaluation.claims import Comparison, summary, words
+from evaluation.ledger import Media, to_json
 from evaluation.metrics import wilson_interval
 from evaluation.ngrams import predictor_losses
 from evaluation.plots import spread
@@ -277,3 +278,71 @@ def test_mistakes_get_a_sentence(tmp_path):
     (tmp_path / "torn.json").write_text('{"layers": [')
     with pytest.raises(ValueError, match=r"torn.json is no JSON file"):
         main(["--results", str(tmp_path)])
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+SPLITS = {"train": {"split": "train"}, "validation": {"split": "validation"}, "test": {"split": "test"}}
+TUNED = {
+    "model": "runs/before",
+    "checkpoint": "runs/tuned/checkpoints/step_000010",
+    "data": {
+        "dataset": "org/cats",
+        "attention_mode": "full",
+        "splits": {part: {"name": f"{part}: {part}"} for part in SPLITS},
+    },
+    "best": {"accuracy": 0.5, "correct": 50},
+    "n_test": 100,
+}
+
+
+def test_media_stand_in_the_page_and_an_overlap_ends_the_report(tmp_path):
+    write_result(tmp_path / "probe.json", "runs/gone", {"digit": task(0.6, 0.4, 0.3)})
+    seen = [Media("cats", "train", "image", frozenset({"train[0]"}), tokens=2e6, epochs=1.5)]
+    data = {"dataset": "org/cats", "splits": SPLITS}
+    edit(tmp_path / "probe.json", media=to_json(seen), data=data)
+    (tmp_path / "tuned.json").write_text(json.dumps(TUNED))
+    output = tmp_path / "out" / "report.html"
+    flags = ["--results", str(tmp_path), "--output", str(output)]
+    main(flags)
+    text = re.sub(r"<[^>]+>", "|", output.read_text())
+    assert re.search(r"gone\|+cats\|+train\|+image\|+1\|+2.0 M\|+1.50\|+train\|", text)
+    assert re.search(r"before\|+not recorded\|", text)
+    assert re.search(r"tuned\|+runs/before\|+org/cats\|+full\|+50.0 % \[40.4, 59.6\]\|+100\|", text)
+
+    output.unlink()
+    for file, told in (("probe.json", "probe .runs/gone."), ("tuned.json", "tuned .runs/before.")):
+        before = (tmp_path / file).read_text()
+        edit(tmp_path / file, media=to_json([Media("cats", "test")]))
+        with pytest.raises(ValueError, match=f"{told} was trained on cats .test. and is scored on cats .test."):
+            main(flags)
+        (tmp_path / file).write_text(before)
+    assert not output.exists()
+
+
+def test_controls_are_named(tmp_path):
+    told = "RoPE base changed to 50,000 without training"
+    for name in ("as_it_is", "base", "order"):
+        write_result(tmp_path / f"{name}.json", f"x/{name}", {"digit": task(0.6, 0.4, 0.3)})
+    edit(tmp_path / "base.json", control=told)
+    edit(tmp_path / "order.json", data={"dataset": "toyworld", "frame_order": "shuffled"})
+    names = [probe.name for probe in read_probes([str(tmp_path)])]
+    assert names == ["as_it_is", "base, control", "order, control"]
+    main(["--results", str(tmp_path), "--output", str(tmp_path / "r.html")])
+    page = (tmp_path / "r.html").read_text()
+    assert page.count(f"control: {told}") == 1 and page.count("control: frames shuffled") == 1
+
+
+def test_every_baseline_has_its_name_and_its_column(tmp_path):
+    found = task(0.6, 0.4, 0.3)
+    found["baselines"] |= {"hog": row(0.7, head="linear"), "histogram": row(0.2, head="linear")}
+    found["baselines"]["random_filters"] = row(0.5, head="linear")
+    write_result(tmp_path / "a.json", "x/toto", {"digit": found})
+    main(["--results", str(tmp_path), "--output", str(tmp_path / "r.html")])
+    page = (tmp_path / "r.html").read_text()
+    assert "the untrained model, the histogram of codes and random filters but not above HOG" in page
+    for name in ("raw pixels", "random filters", "the histogram of codes", "HOG"):
+        assert f'<th scope="col">{name}</th>' in page
+    assert "<td>70.0 % [67.1, 72.8]</td>" in page

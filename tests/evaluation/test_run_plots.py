@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
 from evaluation.ngrams import Predictors
 from evaluation.report import main
@@ -81,3 +82,20 @@ def test_maps_stand_beside_those_of_the_predictors():
 def test_a_run_that_does_not_log_compute_is_named():
     with pytest.raises(ValueError, match="The run old does not log flops; it is older than this version"):
         overlay_svg([("old", [{"step": 1, "loss": 5.0, "tokens": 10}])], "flops")
+
+
+def test_losses_of_pixels_are_no_nats(tmp_path):
+    """A run that regresses patches has squared errors; it lies over no run of nats."""
+    runs = [write_run(tmp_path / name, [6.0, 5.0], 10.0) for name in ("codes", "patches", "patch_codes")]
+    for run, target in zip(runs, ("code", "patch", "code"), strict=True):
+        recipe = {"architecture": "llama" if run.name == "codes" else "patches", "shards": None}
+        recipe["config"] = json.dumps({"prediction_target": target, "patch_size": 8})
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    main(["--runs", *map(str, runs), "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    for name, unit in (("codes", "nats"), ("patches", "mean squared error"), ("patch_codes", "nats")):
+        assert f"Loss of {name} over training, in {unit} per" in page
+        assert re.search(rf"Validation loss of {name} on clips along a row. [^\"]* {unit}\.", page)
+        assert re.search(rf"the loss of {name} on clips is: [^\"]* {unit}\.", page)
+    assert "tokens of the runs codes, patch_codes." in page and "tokens of the runs patches." in page
+    assert page.count('<th scope="col">mean squared error per patch</th>') == 1
