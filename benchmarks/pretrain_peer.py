@@ -119,7 +119,7 @@ def train(args: PeerArgs) -> dict:
     from evaluation.results import write_json
     from tokenization.parts import write_whole
     from training.args import OptimArgs
-    from training.device import versions
+    from training.device import flush_denormals, versions
     from training.optim import learning_rate, make_optimizer, set_learning_rate
 
     folder = Path(f"{args.output_dir}.partial")
@@ -129,6 +129,7 @@ def train(args: PeerArgs) -> dict:
     state = load_state(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
 
+    flush_denormals()  # as the Toto's training, which is several times slower without
     torch.manual_seed(args.seed)
     peer = PEERS[args.kind](**json.loads(args.config))
     peer.batch_size = args.batch_size or peer.batch_size
@@ -220,12 +221,12 @@ def train(args: PeerArgs) -> dict:
 
 def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
     """media.json, by which the ledger knows what the model saw: the whole split, whatever was held out."""
-    from evaluation.ledger import FORMAT, MEDIA_FILE, Media, identify
+    from evaluation.ledger import FORMAT, MEDIA_FILE, Media, identify, to_json
     from evaluation.results import write_json
 
     numbers = {"tokens": result["tokens_seen"], "epochs": result["epochs"]}
-    media = [asdict(Media(*identify(args.dataset, args.split), kind="image", **numbers))]
-    write_json(folder / MEDIA_FILE, {"format": FORMAT, "media": media})
+    media = [Media(*identify(args.dataset, args.split), kind="image", **numbers)]
+    write_json(folder / MEDIA_FILE, {"format": FORMAT, "media": to_json(media)})
 
 
 def main(argv: list[str] | None = None) -> None:

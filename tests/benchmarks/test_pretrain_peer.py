@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(images, trained, tmp_path, mon
     monkeypatch.undo()
     with pytest.raises(ValueError, match="--resume"):
         train(args)
-    with pytest.raises(ValueError, match="--learning_rate was 0.01"):
+    with pytest.raises(ValueError, match=r"--learning_rate was 0\.01"):
         train(arguments(kind, images, tmp_path / "run", learning_rate=0.1, resume=True))
     resumed = train(arguments(kind, images, tmp_path / "run", resume=True))
     assert resumed["val_loss"] == study["val_loss"] and resumed["steps"] == 8

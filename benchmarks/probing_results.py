@@ -1,0 +1,127 @@
+"""What of the probing study is committed: results without this machine's folders, and what each model cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.probing_study import Study
+
+# Of the tokenizer that ships: 54 minutes on two cores (docs/log.md, 2026-11-23).
+TOKENIZER_TRAINING_CPU_SECONDS = 54 * 60 * 2
+
+
+def collect(study: Study) -> None:
+    """Write every finished result, and costs.json, into the study's output folder."""
+    from evaluation.ledger import media_seen, to_json
+
+    output = Path(study.args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    files = {file.stem: file for file in sorted((study.work / "results").glob("*.json"))}
+    files |= {run.parent.name: run for run in sorted((study.work / "runs").glob("finetune_*/results.json"))}
+    for name, file in files.items():
+        result = json.loads(file.read_text())
+        if "media" not in result:  # a result outlives the weights
+            result["media"] = to_json(media_seen(result["model"]))
+        if "tasks" in result:
+            result.pop("predictions", None)  # those of its label stand in tasks as well
+        write_compact(output / f"{name}.json", without_folders(result, study))
+    write_compact(output / "costs.json", without_folders(costs(study), study))
+
+
+def without_folders(result: dict, study: Study) -> dict:
+    """The same with DATA and WORK for the study's folders, and paths of this clone from its root."""
+    from benchmarks.probing_study import ROOT
+
+    text = json.dumps(result)
+    for folder, name in ((study.data, "DATA"), (study.work, "WORK")):
+        text = text.replace(str(folder), name)
+    return json.loads(text.replace(f"{ROOT}/", ""))
+
+
+def write_compact(file: Path, content: dict) -> None:
+    """JSON with a line for each key of the outermost mapping, since predictions are long lists."""
+    from tokenization.parts import write_whole
+
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    write_whole(file, lambda path: path.write_text(f"{{\n{lines}\n}}\n"))
+
+
+def costs(study: Study) -> dict:
+    """{"models": {name: costs}, "search": {name: {rate: validation loss}}, "steps": {step: time}, ...}.
+
+    Of a model: cpu_seconds of its steps; process_cpu_seconds of the whole command with reading and validation (None
+    where the study did not run it). What a Toto's tokens cost stands apart: training the tokenizer, and encoding.
+    """
+    from benchmarks.probing_study import RATES, validation_loss
+
+    times = study.work / "times"
+    steps = {
+        str(file.relative_to(times).with_suffix("")): json.loads(file.read_text()) for file in times.rglob("*.json")
+    }
+    models, search = {}, {}
+    for step in study.steps:
+        kind, name = step.name.split("/")
+        is_pretraining = kind == "pretrain" or name.startswith("pretrain_")
+        if is_pretraining and step.made.exists():
+            run = step.made.parent if step.made.name == "study.json" else step.made.parent.parent
+            found = of_peer(run) if step.made.name == "study.json" else of_toto(run)
+            spent = steps.get(step.name, {}).get("cpu_seconds")
+            models[name.replace("pretrain_", "grid_")] = found | {"process_cpu_seconds": spent}
+        elif kind == "search" and step.made.exists():
+            model, rate = name.split("_")
+            run = step.made.parent if step.made.name == "study.json" else step.made.parent.parent
+            search.setdefault(model, {})[rate] = validation_loss(run)
+    return {
+        "models": models,
+        "search": search,
+        "rates": list(RATES),
+        "tokenizer_training_cpu_seconds": TOKENIZER_TRAINING_CPU_SECONDS,
+        "steps": dict(sorted(steps.items())),
+    }
+
+
+def of_peer(run: Path) -> dict:
+    """From the study.json of a peer."""
+    return json.loads((run / "study.json").read_text())
+
+
+def of_toto(run: Path) -> dict:
+    """From the metrics of a run of `toto pretrain`. cpu_seconds are the wall clock of its steps times its threads,
+    which is more than CPU time where another job shared the core."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
+    from training.resume import read_recipe
+
+    recipe = read_recipe(run)
+    checkpoint = max((run / "checkpoints").iterdir())
+    config = AutoConfig.from_pretrained(checkpoint)
+    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+        parameters = sum(weights.get_tensor(key).numel() for key in weights.keys())  # noqa: SIM118
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "learning_rate" in row][-1]
+    sources, tokens_a_row = last["sources"], config.num_frames * config.tokens_per_frame
+    unique = sum(told["rows"] / max(1.0, told["epochs"]) for told in sources.values())
+    versions = json.loads((run / "versions.json").read_text())
+    return {
+        "kind": "toto",
+        "parameters": parameters,
+        "probed_parameters": parameters,
+        "steps": last["step"],
+        "images_seen": config.num_frames * sources.get("cifar10", {}).get("rows", 0),
+        "clips_seen": sum(told["rows"] for name, told in sources.items() if name != "cifar10"),
+        "tokens_seen": last["tokens"],
+        "unique_tokens": round(unique * tokens_a_row),
+        "epochs": {name: told["epochs"] for name, told in sources.items()},
+        "flops": last["flops"],
+        "cpu_seconds": last["seconds"] * versions["threads"],
+        "learning_rate": recipe["learning_rate"],
+        "loss": last["loss"],
+        "val_loss": next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), None),
+        "seed": recipe["seed"],
+        "versions": versions,
+    }
