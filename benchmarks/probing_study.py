@@ -151,11 +151,11 @@ class Study:
 
     # tokens
 
-    def shards(self, name: str, dataset: str | Path, split: str = "train", toy: int = 40, **more) -> None:
+    def shards(self, name: str, dataset: str | Path, split="train", toy=40, stage="tokenize/", **more) -> None:
         folder = self.work / "shards" / name
         more = {"max_clips": self.few(None, toy)} | more
         command = ["tokenize", *flags(dataset=dataset, split=split, output=folder, **more)]
-        self.add(f"tokenize/{name}", folder / "manifest.json", command)
+        self.add(f"{stage}{name}", folder / "manifest.json", command)
 
     def tokenize(self) -> None:
         data = self.data
@@ -277,8 +277,9 @@ class Study:
             shrunk = self.work / "shrunk" / dataset
             self.add(f"grid/shrink_{name}", shrunk, ["shrink_videos.py", str(self.data / dataset), str(shrunk)])
         for suffix, parent in (("_128", self.data), ("_128_upsampled", self.work / "shrunk")):
-            self.shards(f"clips{suffix}", parent / "pretrain_clips", crops=4, resolution=128)
-            self.shards(f"room{suffix}", parent / "room_actions", crops=6, stride=3, resolution=128)
+            self.shards(f"clips{suffix}", parent / "pretrain_clips", stage="grid/tokenize_", crops=4, resolution=128)
+            more = {"stage": "grid/tokenize_", "crops": 6, "stride": 3, "resolution": 128}
+            self.shards(f"room{suffix}", parent / "room_actions", **more)
         for grid in ("grid_8", "grid_16", "grid_16_upsampled"):
             fine = {} if grid == "grid_8" else {"config": GRID_16, "per_device_batch_size": 1, "val_rows": 16}
             steps = self.train_steps(1 / 3)

@@ -1,0 +1,153 @@
+"""The probing study's driver: its commands are ones that the verbs take, its results name no folder of the machine."""
+
+import json
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+from transformers.hf_argparser import HfArgumentParser
+
+from benchmarks import probing_study
+from benchmarks.pretrain_peer import PeerArgs
+from benchmarks.probing_results import collect
+from benchmarks.probing_study import Study, StudyArgs, best_rate, carry_out
+from benchmarks.shrink_videos import main as shrink
+from evaluation.probe_args import ProbeArgs, of_task
+from tokenization.sources import open_source
+from tokenization.tokenize_dataset import TokenizeArgs
+from training import finetune
+from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse
+
+
+@pytest.fixture
+def args(tmp_path) -> StudyArgs:
+    for name in ("cifar10", "pretrain_clips", "room_actions"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    return StudyArgs(str(tmp_path / "data"), str(tmp_path / "work"), str(tmp_path / "out"), minutes=1.0)
+
+
+def of_dataclass(kind, flags: list[str]):
+    return HfArgumentParser(kind).parse_args_into_dataclasses(flags)[0]
+
+
+def test_every_command_is_one_that_its_verb_takes(args):
+    study = Study(args)
+    for name, count in Counter(step.name for step in study.steps).items():
+        assert count == 1, name
+    assert len({step.made for step in study.steps}) == len(study.steps)
+    trained = set()
+    for step in study.steps:
+        verb, *flags = [*step.command, *(["--learning_rate", "0.002"] if step.rates else [])]
+        if verb == "tokenize":
+            of_dataclass(TokenizeArgs, flags)
+        elif verb == "pretrain":
+            _, data, run, optim = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), flags, "toto pretrain", "")
+            assert sum(source.weight for source in data.mixture()) == pytest.approx(1)
+            assert run.max_steps in (15, 5, 3) and optim.warmup_steps <= run.max_steps  # of 1, 1/3, 1/9 minutes
+            trained.add(run.output_dir)
+        elif verb == "probe":
+            probe = of_dataclass(ProbeArgs, flags)
+            probe = of_task(probe, flags) if probe.task else probe
+            assert probe.model in trained and probe.output == str(step.made) and probe.predictions
+        elif verb == "finetune":
+            model, _, _, run, _ = parse(finetune.TYPES, flags, "toto finetune", "")
+            assert model.model in trained and step.made.parent.name == f"finetune_{step.name.split('/')[1]}"
+        elif verb == "pretrain_peer.py":
+            trained.add(of_dataclass(PeerArgs, flags).output_dir)
+        else:
+            assert verb == "shrink_videos.py"
+
+
+def test_peers_get_the_time_and_the_search_of_the_toto(args):
+    steps = {step.name: step.command for step in Study(args).steps}
+    for kind in ("mae", "igpt"):
+        minutes = [
+            float(steps[name][steps[name].index("--minutes") + 1])
+            for name in (f"search/{kind}_0.001", f"pretrain/{kind}_0")
+        ]
+        assert minutes == [pytest.approx(args.minutes / 9), args.minutes]
+    assert sum(name.startswith("search/toto") for name in steps) == sum(name.startswith("search/mae") for name in steps)
+
+
+def test_rate_of_the_lowest_validation_loss_and_no_rate_of_an_unfinished_search(tmp_path):
+    rates = {rate: tmp_path / rate for rate in ("0.1", "0.2", "0.3")}
+    for rate, losses in (("0.1", [3.0, 2.0]), ("0.2", [4.0, 1.0])):
+        rates[rate].mkdir()
+        rows = "".join(json.dumps({"step": step, "val_loss": loss}) + "\n" for step, loss in enumerate(losses))
+        (rates[rate] / "metrics.jsonl").write_text(rows)
+    with pytest.raises(FileNotFoundError):
+        best_rate(rates)
+    rates["0.3"].mkdir()
+    (rates["0.3"] / "study.json").write_text('{"val_loss": 1.5}')
+    assert best_rate(rates) == "0.2"
+
+
+def test_collected_results_name_no_folder_and_carry_their_media(args):
+    study = Study(args)
+    model = study.run("mae_0")
+    model.mkdir(parents=True)
+    (model / "study.json").write_text(
+        json.dumps({"kind": "mae", "dataset": str(study.data / "cifar10"), "val_loss": 1})
+    )
+    media = [{"dataset": "cifar10", "split": "train", "items": None}]
+    (model / "media.json").write_text(json.dumps({"format": 1, "media": media}))
+    result = {"command": f"toto probe --model {model}", "model": str(model), "predictions": [1]}
+    result |= {"tasks": {"label": {"predictions": {"predicted": [1]}}}}
+    (study.work / "results").mkdir()
+    (study.work / "results" / "cifar10_mae_0.json").write_text(json.dumps(result))
+    collect(study)
+    found = json.loads((study.work.parent / "out" / "cifar10_mae_0.json").read_text())
+    assert found["model"] == "WORK/runs/mae_0" and found["media"][0]["dataset"] == "cifar10"
+    assert "predictions" not in found and found["tasks"]["label"]["predictions"] == {"predicted": [1]}
+    costs = json.loads((study.work.parent / "out" / "costs.json").read_text())
+    assert list(costs["models"]) == ["mae_0"] and costs["models"]["mae_0"]["dataset"] == "DATA/cifar10"
+    assert costs["tokenizer_training_cpu_seconds"] == 6480
+    for file in (study.work.parent / "out").iterdir():
+        assert str(study.work.parent) not in file.read_text()
+
+
+def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
+    study = Study(args)
+    ran = []
+    monkeypatch.setattr(probing_study.subprocess, "run", lambda command, **how: ran.append((command, how)))
+    step = next(step for step in study.steps if step.name == "search/toto_0.001")
+    carry_out(step, study)
+    (study.run("lr_0.001")).mkdir(parents=True)
+    (study.run("lr_0.001") / "recipe.yaml").write_text("")
+    carry_out(step, study)
+    (first, how), (second, _) = ran
+    assert first[1:3] == ["-m", "training.pretrain"] and how["env"]["OMP_NUM_THREADS"] == "1"
+    assert second[1:] == ["-m", "training.pretrain", "--resume", str(study.run("lr_0.001"))]
+    assert "$ toto pretrain --resume" in capsys.readouterr().out
+    assert json.loads((study.work / "times/search/toto_0.001.json").read_text())["seconds"] > 0
+
+
+def test_missing_data_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no folder cifar10/"):
+        StudyArgs(str(tmp_path), str(tmp_path))
+
+
+def test_shrunk_videos_keep_names_times_and_little_pixels(tmp_path):
+    file = tmp_path / "videos" / "train" / "walk" / "a.mp4"
+    file.parent.mkdir(parents=True)
+    with av.open(str(file), "w") as video:
+        stream = video.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            picture = np.full((48, 64, 3), 10 * number, dtype=np.uint8)
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        video.mux(stream.encode())
+    shrink([str(tmp_path / "videos"), str(tmp_path / "small"), "--side", "16"])
+    clips = [
+        next(iter(open_source(str(tmp_path / name), num_frames=4, stride=4, resolution=16)))
+        for name in ("videos", "small")
+    ]
+    assert clips[0].source == clips[1].source and clips[0].fps == clips[1].fps == 6.25
+    assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 3
+    with av.open(str(tmp_path / "small" / "train" / "walk" / "a.mp4")) as video:
+        assert (video.streams.video[0].width, video.streams.video[0].height) == (21, 16)
+    with pytest.raises(ValueError, match="exists already"):
+        shrink([str(tmp_path / "videos"), str(tmp_path / "small")])
+    with pytest.raises(ValueError, match="no videos"):
+        shrink([str(tmp_path / "nothing"), str(tmp_path / "other")])
