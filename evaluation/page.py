@@ -157,8 +157,8 @@ def loss_places(run: Run) -> list[str]:
         named = (run.name, source, maps, predictors, run.unit)
         found.append(
             f'<div class="pair"><figure>{frames_svg(*named)}<figcaption>Validation loss along a row, {escape(source)}, '
-            f"after step {maps['step']:,}.</figcaption></figure><figure>{map_svg(*named)}<figcaption>The same over rows "
-            "and columns of the frames.</figcaption></figure></div>"
+            f"after step {maps['step']:,}.</figcaption></figure><figure>{map_svg(*named)}<figcaption>The same over "
+            "rows and columns of the frames.</figcaption></figure></div>"
         )
     return found
 

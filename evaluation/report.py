@@ -1,4 +1,4 @@
-"""`toto report`: results and runs -> one HTML page that opens offline and says what holds and what fails."""
+"""`toto report`: results and runs -> one page, HTML or Markdown, that says what holds and what fails."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from pathlib import Path
 
 from evaluation.claims import NATS, SQUARED_ERROR, Generation, Probe, Run, controls
 
+COSTS = "costs.json"  # what the models of a study cost, beside its results
+
 
 @dataclass(frozen=True)
 class ReportArgs:
     output: str = field(default="report.html", metadata={"help": "Page to write (.html)."})
+    markdown: str | None = field(
+        default=None,
+        metadata={"help": "Write the page of the probing study (.md) from --results, in place of --output."},
+    )
+    figures: str | None = field(
+        default=None, metadata={"help": "Folder for the figures (.png) of --markdown; beside it by default."}
+    )
     results: list[str] = field(
         default_factory=list,
         metadata={"help": "Result files (.json) of `toto probe` and `toto finetune`, or folders of them."},
@@ -26,6 +35,10 @@ class ReportArgs:
     def __post_init__(self):
         if not (self.results or self.runs or self.generations):
             raise ValueError("there is nothing to report: give --results, --runs or --generations.")
+        if self.markdown is not None and (self.runs or self.generations or not self.results):
+            raise ValueError("--markdown is written from result files: give it --results alone.")
+        if self.figures is not None and self.markdown is None:
+            raise ValueError("--figures is where the pictures of --markdown go; --output holds its own.")
 
 
 def read_json(file: Path) -> dict:
@@ -75,7 +88,8 @@ def read_results(places: list[str]) -> tuple[dict[Path, dict], dict[Path, dict]]
         elif {"checkpoint", "best", "n_test"} <= keys:
             tuned[file] = result
         else:
-            print(f"{file}: no result of toto probe or toto finetune, passed over", file=sys.stderr)
+            if file.name != COSTS:
+                print(f"{file}: no result of toto probe or toto finetune, passed over", file=sys.stderr)
     return probed, tuned
 
 
@@ -184,8 +198,18 @@ def main(argv: list[str] | None = None) -> None:
     runs = [read_run(folder) for folder in args.runs]
     generations = read_generations(args.generations) if args.generations else []
     probed, finetuned = read_results(args.results) if args.results else ({}, {})
-    probes = make_probes(probed)
     media = check_media({file.stem: result for file, result in (probed | finetuned).items()})
+    if args.markdown is not None:
+        from evaluation.results_page import write_results_page
+
+        costs = [file for file in find(args.results, "*.json", "result file") if file.name == COSTS]
+        results = dict(sorted((probed | finetuned).items()))
+        figures = args.figures or Path(args.markdown).parent
+        told = read_json(costs[0]) if costs else None
+        for file in write_results_page(args.markdown, figures, args.title, results, told, media):
+            print(f"wrote {file}")
+        return
+    probes = make_probes(probed)
     tuned = {file.stem: result for file, result in finetuned.items()}
     comparisons = [c for run in runs for c in compare_run(run)] + [c for p in probes for c in compare_probe(p)]
     page = render(args.title, runs, generations, probes, comparisons, command_line("report", argv), tuned, media)

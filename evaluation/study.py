@@ -1,0 +1,222 @@
+"""The rows of a study: what result files say of a model, a head, a layer or a floor, over seeds, and their differences.
+
+An interval resamples test items (whole videos where one gave several clips): for all seeds at once, and for both sides
+of a difference at once where they are of the same items. It holds for these trained models and new items of the same
+kind; how much another pre-training seed changes is told by each seed's value, not by the interval.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.metrics import METRICS, bootstrap_interval, unpaired_difference, wilson_interval
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table.
+
+    files: name of its result files without .json; those with _0, _1, ... behind it are its seeds. what: "best" (the
+    layer and head chosen on validation), "head=linear", "layer=0", "layer=last" (the best of those, chosen alike),
+    "baseline=pixels", or "majority" (always the commonest class).
+    """
+
+    name: str
+    files: str
+    what: str = "best"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One result's share of an entry. value, ci95: fractions; ci95 None where a metric has none without predictions.
+
+    row: of the result, with layer and head. items: names, with the number of the clip in its video; predicted, true:
+    class numbers (N,) in the order of these; None where the file does not keep them.
+    """
+
+    file: Path
+    value: float
+    ci95: list[float] | None
+    n_test: int
+    row: dict
+    items: list[tuple[str, int]] | None = None
+    predicted: np.ndarray | None = None
+    true: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two entries, or of two differences. verdict: "holds", "fails", "not apart" or "no interval"."""
+
+    value: float
+    ci95: list[float] | None
+    why_unpaired: str | None
+
+    @property
+    def verdict(self) -> str:
+        if self.ci95 is None:
+            return "no interval"
+        return "holds" if self.ci95[0] > 0 else "fails" if self.ci95[1] < 0 else "not apart"
+
+
+def files_of(entry: Entry, results: dict[Path, dict]) -> list[Path]:
+    """The result files of an entry, in the order of their seeds."""
+    found = {}
+    for file in results:
+        named = re.fullmatch(rf"{re.escape(entry.files)}(?:_(\d+))?", file.stem)
+        if named:
+            found[file] = int(named[1] or -1)
+    return sorted(found, key=found.__getitem__)
+
+
+def read_seeds(entry: Entry, results: dict[Path, dict], metric: str) -> list[Seed]:
+    """An entry's seeds; empty where it has no file, or its files have no such head, layer or baseline.
+
+    results: of `toto probe` (its label with the largest margin) and `toto finetune`, by file.
+    Raises:
+        ValueError: a file without the metric, or without the predictions that would give it.
+    """
+    return [seed for file in files_of(entry, results) if (seed := _read(entry, file, results[file], metric))]
+
+
+def _read(entry: Entry, file: Path, result: dict, metric: str) -> Seed | None:
+    task = result.get("tasks", {}).get(result.get("label"), result)
+    row = _row(entry.what, task, result)
+    if row is None:
+        return None
+    n_test = result["n_test"]
+    ci95 = None
+    if metric == "accuracy":
+        ci95 = row.get("ci95") or wilson_interval(row.get("correct", round(row["accuracy"] * n_test)), n_test)
+    kept = _kept(entry.what, task, row)
+    if kept is None:
+        if metric not in row:
+            raise ValueError(
+                f"{file} has no {metric.replace('_', ' ')} of {entry.what} and keeps no predictions of it: run it "
+                "again with this version and --predictions."
+            )
+        return Seed(file, row[metric], ci95, n_test, row)
+    keys, seen = [], Counter()
+    for item in kept[0]:  # the clips of one video share its name
+        keys.append((item, seen[item]))
+        seen[item] += 1
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    predicted, true = (np.asarray(numbers)[order] for numbers in kept[1:])
+    return Seed(file, METRICS[metric](predicted, true), ci95, n_test, row, [keys[k] for k in order], predicted, true)
+
+
+def _row(what: str, task: dict, result: dict) -> dict | None:
+    kind, _, which = what.partition("=")
+    if kind == "best":
+        return task["best"]
+    if kind == "baseline":
+        return task.get("baselines", {}).get(which)
+    if kind == "majority":
+        flat = {"head": "", "accuracy": task["majority"], "balanced_accuracy": 1 / task["classes"]}
+        return flat if "majority" in task else None
+    selected = task.get("predictions", {}).get("selected", {}).get(what)
+    last = result.get("depth", max((row["layer"] for row in task.get("layers", [])), default=None))
+    wanted = {"layer": last if which == "last" else int(which)} if kind == "layer" else {kind: which}
+    if selected is not None:
+        wanted = {"layer": selected["layer"], "head": selected["head"]}
+    rows = [row for row in task.get("layers", []) if all(row[key] == value for key, value in wanted.items())]
+    return max(rows, key=lambda row: row["val_accuracy"], default=None)
+
+
+def _kept(what: str, task: dict, row: dict) -> tuple[list, list, list] | None:
+    """(items, predicted, true) of a row, where the result holds the predictions of this row."""
+    kept = task.get("predictions")
+    if kept is None:
+        return None
+    if "sources" in kept:  # predictions.json of toto finetune
+        return kept["sources"], kept["predictions"], kept["labels"]
+    kind, _, which = what.partition("=")
+    best, predicted = task["best"], None
+    if (row.get("layer"), row["head"]) == (best["layer"], best["head"]) and kind not in ("baseline", "majority"):
+        predicted = kept["predicted"]
+    elif kind == "baseline":
+        predicted = kept.get("baselines", {}).get(which)
+    elif kind == "majority":
+        # Which class is commonest in training is not in the result; the one as common in the test as it says, is.
+        counts = Counter(kept["label"])
+        wanted = round(task["majority"] * len(kept["label"]))
+        predicted = next(([c] * len(kept["label"]) for c, count in sorted(counts.items()) if count == wanted), None)
+    elif what in kept.get("selected", {}):
+        predicted = kept["selected"][what]["predicted"]
+    return None if predicted is None else (kept["items"], predicted, kept["label"])
+
+
+def mean(seeds: list[Seed]) -> float:
+    return sum(seed.value for seed in seeds) / len(seeds)
+
+
+def unlike(*sides: list[Seed]) -> str | None:
+    """Why seeds cannot be resampled together; None where all hold predictions of the same items."""
+    first, *others = [seed for side in sides for seed in side]
+    for seed in (first, *others):
+        if seed.items is None:
+            return f"{seed.file.name} does not hold these predictions"
+    for seed in others:
+        if seed.items != first.items or (seed.true != first.true).any():
+            return f"{first.file.name} and {seed.file.name} are of other test items"
+    return None
+
+
+def interval(seeds: list[Seed], metric: str) -> list[float] | None:
+    """95 % interval of the mean over seeds; None where there are no predictions and none for one proportion."""
+    if unlike(seeds) is None:
+        return _resampled([(seeds, 1.0)], metric)
+    if len(seeds) == 1 or metric != "accuracy":
+        return seeds[0].ci95 if len(seeds) == 1 else None
+    n_test = min(seed.n_test for seed in seeds)
+    return wilson_interval(round(mean(seeds) * n_test), n_test)
+
+
+def difference(better: list[Seed], worse: list[Seed], metric: str) -> Difference:
+    """Mean over the seeds of `better` minus that of `worse`, paired where both hold predictions of the same items."""
+    why = unlike(better, worse)
+    if why is None:
+        return Difference(mean(better) - mean(worse), _resampled([(better, 1.0), (worse, -1.0)], metric), None)
+    intervals = interval(better, metric), interval(worse, metric)
+    if None in intervals:
+        return Difference(mean(better) - mean(worse), None, why)
+    found = unpaired_difference(mean(better), intervals[0], mean(worse), intervals[1])
+    return Difference(found["difference"], found["ci95"], why)
+
+
+def interaction(first: tuple, second: tuple, metric: str) -> Difference:
+    """How much larger the difference of one pair of entries is than that of another. first, second: (better, worse)."""
+    why = unlike(*first, *second)
+    a, b = difference(*first, metric), difference(*second, metric)
+    if why is None:
+        signed = zip((*first, *second), (1.0, -1.0, -1.0, 1.0), strict=True)
+        return Difference(a.value - b.value, _resampled(list(signed), metric), None)
+    if a.ci95 is None or b.ci95 is None:
+        return Difference(a.value - b.value, None, why)
+    found = unpaired_difference(a.value, a.ci95, b.value, b.ci95)
+    return Difference(found["difference"], found["ci95"], why)
+
+
+def _resampled(signed: list[tuple[list[Seed], float]], metric: str) -> list[float]:
+    """Bootstrap interval of a signed sum of means over seeds, all of the same items.
+
+    Both metrics are sums over items of a share that depends on the true classes alone, so what the seeds of both sides
+    have right adds up first, (N,), and is resampled once.
+    """
+    first = signed[0][0][0]
+    rights = sum(sign / len(seeds) * (seed.predicted == seed.true) for seeds, sign in signed for seed in seeds)
+
+    def score(rights: np.ndarray, references: np.ndarray) -> float:
+        if metric == "accuracy":
+            return rights.mean()
+        _, classes = np.unique(references, return_inverse=True)
+        return np.mean(np.bincount(classes, weights=rights) / np.bincount(classes))
+
+    names = [item for item, _ in first.items]
+    groups = names if len(set(names)) < len(names) else None
+    return bootstrap_interval(score, rights, first.true, groups=groups)

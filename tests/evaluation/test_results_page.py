@@ -1,0 +1,147 @@
+"""The Markdown page of a study: from files alone, the same bytes twice, failures and what was not run told."""
+
+import json
+import re
+
+import pytest
+from study_files import write_probe, write_tuned
+
+from evaluation.ledger import Media, to_json
+from evaluation.report import main
+from evaluation.results_page import costs_lines
+from evaluation.study_sections import SECTIONS
+
+FLOORS = {"pixels": 0.4, "untrained": 0.5, "histogram": 0.45, "random_filters": 0.62, "hog": 0.8}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    files = folder / "docs" / "studies" / "probing"
+    files.mkdir(parents=True)
+    seen = to_json([Media("cifar10", "train", "image", frozenset({"train[0]"}), 2e6, 3.0)])
+    for seed, accuracy in enumerate((0.60, 0.62, 0.64)):
+        write_probe(files / f"cifar10_mixed_{seed}.json", accuracy, FLOORS, media=seen, command=f"toto probe {seed}")
+        write_probe(files / f"cifar10_mae_{seed}.json", 0.7, heads=("linear",))
+    write_probe(files / "room_ordered_0.json", 0.6, {"pixels": 0.4, "untrained": 0.5})
+    write_probe(files / "room_shuffled_0.json", 0.6)
+    for media, gain in (("images", 0.0), ("videos", 0.1)):
+        write_tuned(files / f"finetune_{media}_full.json", 0.6 + gain, "full")
+        write_tuned(files / f"finetune_{media}_causal.json", 0.6, "causal", keep=media == "videos")
+    toto = {"kind": "toto", "images_seen": 120000, "flops": 1.5e15, "cpu_seconds": 3600.0, "epochs": {"cifar10": 3.25}}
+    costs = {"models": {"mixed_0": toto, "mae_0": {"kind": "mae", "cpu_seconds": 3000.0}}}
+    costs |= {
+        "tokenizer_training_cpu_seconds": 6000,
+        "steps": {"tokenize/a": {"cpu_seconds": 600.0}, "x": {"cpu_seconds": 9}},
+    }
+    costs |= {"search": {"toto": {"0.001": 5.6, "0.002": 5.5}}}
+    (files / "costs.json").write_text(json.dumps(costs))
+    return folder
+
+
+def run(study, markdown="docs/results.md", *flags):
+    output = study / markdown
+    files = study / "docs" / "studies" / "probing"
+    main(["--markdown", str(output), "--results", str(files), "--figures", str(files), *flags])
+    return output.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return run(study)
+
+
+def test_the_same_files_give_the_same_bytes(study, page):
+    folder = study / "docs" / "studies" / "probing"
+    before = {file.name: file.read_bytes() for file in folder.glob("*.png")}
+    assert run(study) == page and sorted(before) == ["cifar10_layers.png", "room_layers.png"]
+    assert {file.name: file.read_bytes() for file in folder.glob("*.png")} == before
+
+
+def test_means_seeds_and_differences_stand_in_tables(page):
+    line = next(line for line in page.splitlines() if line.startswith("| Toto (images and videos) |"))
+    assert re.fullmatch(
+        r"\| Toto \(images and videos\) \| 62.0 % \[\d+.\d, \d+.\d\] \| 60.0, 62.0, 64.0 \| layer 2, linear \| 200 \|",
+        line,
+    )
+    assert re.search(
+        r"\| Toto \(images and videos\) − raw pixels \| \+22.0 \[\+\d+.\d, \+\d+.\d\] \| paired \| holds \|", page
+    )
+    assert re.search(r"\| Toto \(images and videos\) − HOG \| -18.0 \[.*\] \| paired \| fails \|", page)
+    assert re.search(r"\| Toto \(images and videos\) − random filters \| \+0.0 .* \| paired \| not apart \|", page)
+    assert "| attention − linear | -5.0 [" in page
+
+
+def test_sentences_follow_from_the_numbers(page):
+    assert (
+        "Toto (images and videos) is above untrained Toto (+12.0), layer 0 of Toto (+20.0), histogram of codes "
+        "(+17.0), raw pixels (+22.0) and last layer of Toto (+20.0); below HOG (-18.0) and ViT-MAE (-8.0); not apart "
+        "from random filters (+0.0)." in page
+    )
+    assert re.search(r"^Of \d+ comparisons \d+ hold, \d+ fail and \d+ are not apart\.$", page, flags=re.MULTILINE)
+
+
+def test_seeds_that_overlap_are_told(tmp_path):
+    for seed, (toto, mae) in enumerate(((0.5, 0.45), (0.6, 0.55), (0.7, 0.65))):
+        write_probe(tmp_path / f"cifar10_mixed_{seed}.json", toto)
+        write_probe(tmp_path / f"cifar10_mae_{seed}.json", mae)
+    main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path)])
+    page = (tmp_path / "r.md").read_text()
+    assert "ViT-MAE (+5.0, but seeds overlap)" in page and "| paired | holds, but seeds overlap |" in page
+
+
+def test_what_was_not_run_is_named(page):
+    assert "| iGPT | not run |" in page and "| cross-attention + MLP | not run |" in page
+    assert "Not run: there is no `cifar10_images*.json`, `cifar10_videos*.json` or `cifar10_igpt*.json`." in page
+    assert "Not run: there is no `grid_8*.json`, `grid_16*.json` or `grid_16_upsampled*.json`." in page
+
+
+def test_an_unpaired_difference_says_so(page):
+    assert "| unpaired: finetune_images_causal.json does not hold these predictions |" in page
+    assert "the gain of full attention after videos over causal attention after videos − the gain of full" in page
+
+
+def test_costs_media_and_commands_are_there(page):
+    assert re.search(
+        r"\| mixed_0 \| — \| — \| 120,000 \| .* \| cifar10 3.25 \| .* \| 1.50e\+15 \| 60.0 \| 170.0 \|", page
+    )
+    assert re.search(r"\| mae_0 \| .* \| 50.0 \| — \|", page)  # the tokenizer is not its cost
+    assert "100 CPU minutes for training the tokenizer and 10.0 for encoding" in page
+    assert "| toto | 0.001: 5.600 | 0.002: 5.500 |" in page
+    assert "| cifar10_mixed_0 | cifar10 | train | image | 1 | 2.0 M | 3.00 | — |" in page
+    assert "| before | not recorded |" in page
+    assert "toto probe 0\n" in page and "(studies/probing/cifar10_layers.png)" in page
+    for line in page.splitlines():  # no table is torn
+        assert not line.startswith("|") or line.endswith("|")
+
+
+def test_an_overlap_writes_nothing(study, tmp_path):
+    file = study / "docs" / "studies" / "probing" / "cifar10_mae_0.json"
+    before = file.read_text()
+    file.write_text(json.dumps(json.loads(before) | {"media": to_json([Media("cats", "test")])}))
+    with pytest.raises(ValueError, match=r"The model of cifar10_mae_0 .* was trained on cats \(test\)"):
+        main(["--markdown", str(tmp_path / "new" / "r.md"), "--results", str(file.parent)])
+    file.write_text(before)
+    assert not (tmp_path / "new").exists()
+
+
+def test_costs_need_the_models_alone():
+    (lines,) = costs_lines({"models": {"mixed_0": {"kind": "toto", "cpu_seconds": 60.0}}})
+    assert lines.splitlines()[-1].endswith("| 1.0 | — |")
+
+
+def test_sections_name_only_what_they_have():
+    for section in SECTIONS:
+        known = [entry.name for entry in section.entries]
+        assert len(set(known)) == len(known)
+        for claim in section.claims:
+            sides = [name for side in claim for name in ((side,) if isinstance(side, str) else side)]
+            assert set(sides) <= set(known), claim
+        assert set(section.curves) <= set(known) and bool(section.curves) == bool(section.figure)
+
+
+def test_flags_that_do_not_go_together(tmp_path):
+    with pytest.raises(ValueError, match="--markdown is written from result files"):
+        main(["--markdown", "a.md", "--runs", "r"])
+    with pytest.raises(ValueError, match="--figures is where"):
+        main(["--results", "a.json", "--figures", "f"])
