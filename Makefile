@@ -31,6 +31,7 @@ bench: .venv
 	$(BIN)/python benchmarks/bench.py train --json
 	$(BIN)/python benchmarks/bench.py generate --json
 	$(BIN)/python benchmarks/bench.py features --json
+	$(BIN)/python benchmarks/bench.py probe --json
 	$(BIN)/python benchmarks/bench.py data --json
 	$(BIN)/python benchmarks/bench.py tokenizer --json
 

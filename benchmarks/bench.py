@@ -17,6 +17,7 @@ BENCHES = {
     "train": ("bench_train", "an optimisation step: speed, memory and loss curve against transformers' Llama"),
     "generate": ("bench_generate", "one frame after a prompt, against Llama's generate"),
     "features": ("bench_features", "early exit and pooled features of all layers, against a full pass"),
+    "probe": ("bench_probe", "a probe of every layer against one of the last, both from pixels"),
     "data": ("bench_data", "rows of shards a second of one core, against datasets streaming the same files"),
     "resume": ("bench_resume", "runs killed at random instants: lost, or other than the run left alone"),
     "tokenizer": ("bench_tokenizer", "pictures to codes with the dVAE, against the dall-e package"),
