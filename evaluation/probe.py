@@ -17,6 +17,8 @@ def train_heads(features: list, labels: list, classes: list[int], args: ProbeArg
     features: of train, validation and test, each a list with one `Features` for each width of layers. labels: (N,
     tasks) of the three. state: begins the names of the files that keep half-trained heads until the probe is done.
     """
+    import torch
+
     from evaluation.choosing import join_layers
     from evaluation.heads import make_head
 
@@ -25,7 +27,8 @@ def train_heads(features: list, labels: list, classes: list[int], args: ProbeArg
         parts = []
         for number, (train, validation, test) in enumerate(zip(*features, strict=True)):
             options = {"batch_norm": args.batch_norm} if head == "linear" else {}
-            bank = make_head(head, classes, epochs=args.epochs, seed=args.seed, **options)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            bank = make_head(head, classes, epochs=args.epochs, seed=args.seed, device=device, **options)
             file = state.with_name(f"{state.name}-{head}-{number}.safetensors")
             options = {"progress": True, "probabilities": args.average_clips, "checkpoint": file}
             parts.append(bank.run(train, labels[0], validation, labels[1], test, **options))
@@ -152,13 +155,18 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from evaluation.extraction import Job
     from evaluation.floors import FLOORS
     from evaluation.heads import TOKEN_HEADS
+    from evaluation.ledger import media_seen, to_json
     from evaluation.metrics import confusion_matrix, per_class_accuracy
     from evaluation.probe_data import read_splits, same_classes
     from training.checkpoints import resolve_model
     from training.device import flush_denormals, versions
 
     flush_denormals()
-    backbone = load_backbone(resolve_model(args.model), rope_base=args.rope_base, resolution=args.resolution)
+    state = launched()
+    if state.num_processes > 1 and args.feature_cache == "none":
+        raise ValueError("several processes share their features: name a folder with --feature_cache, which all see.")
+    folder = resolve_model(args.model)
+    backbone = load_backbone(folder, state.device, args.rope_base, args.resolution)
     layers = choose_layers(args.layers, backbone.depth, args.model)
     wanted = ["pixels", "untrained"] if args.baselines is None else [n for n in args.baselines if n != "none"]
     if "histogram" in wanted and not isinstance(backbone, TotoBackbone):
@@ -181,13 +189,13 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         numbers = [len(names) for names in classes.values()]
         train, validation, test = splits
         trained = {}
-        state = Path(args.output).with_suffix(".partial")
+        partial = Path(args.output).with_suffix(".partial")
         for index, name in enumerate(jobs):
             if args.leave_one_group_out:
-                trained[name] = leave_groups_out(splits, index, labels, numbers, args, state / name)
+                trained[name] = leave_groups_out(splits, index, labels, numbers, args, partial / name)
             else:
                 features = [split.features[index] for split in splits]
-                trained[name] = train_heads(features, labels, numbers, args, state / name)
+                trained[name] = train_heads(features, labels, numbers, args, partial / name)
 
     items, tested = test.sources, labels[2]
     if args.average_clips:
@@ -239,6 +247,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         "command": command,
         "model": args.model,
         "depth": backbone.depth,
+        "media": to_json(media_seen(args.model)),
         **control,
         "data": {
             "dataset": args.dataset,
@@ -279,6 +288,26 @@ def cache_folder(asked: str | None):
     yield folder
 
 
+def launched():
+    """What `torchrun` or `accelerate launch` started: process number, number of processes, device.
+
+    Raises:
+        ValueError: processes that do not know of each other.
+    """
+    import os
+
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != world:
+        raise ValueError(
+            f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
+        )
+    return state
+
+
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
@@ -300,6 +329,8 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.layer_plots import write_layer_plot
 
     results = run_probe(args, command_line("probe", argv))
+    if not launched().is_main_process:
+        return
     if "control" in results:
         print(f"control: {results['control']}")
     for part, split in results["data"]["splits"].items():

@@ -1,5 +1,6 @@
 """Which clips a probe trains, chooses and tests on: three disjoint splits, carved where a dataset lacks one."""
 
+import os
 import re
 import tempfile
 from collections import Counter
@@ -127,6 +128,8 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
                 raise ValueError(f"split {split} of {args.dataset} has no label column {column!r}.")
         read = options | {"limit": source.limit, "order": args.frame_order, "order_seed": args.seed}
         key = data_key(args.dataset, split, read)
+        if key is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"the version of {args.dataset} cannot be told without a network: probe with one process.")
         with tempfile.TemporaryDirectory(dir=cache) as unkept:  # where it cannot be told what the data are
             folder = cache / key if key else Path(unkept)
             found = extract(source, split, jobs, folder, change=change, batch_size=args.batch_size)
