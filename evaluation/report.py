@@ -30,7 +30,9 @@ class ReportArgs:
     generations: list[str] = field(
         default_factory=list, metadata={"help": "Folders written by `toto generate`, or single sheets (.png)."}
     )
-    title: str = field(default="Toto report", metadata={"help": "Title of the page."})
+    title: str | None = field(
+        default=None, metadata={"help": "Title of the page (default: Toto report; Results of --markdown)."}
+    )
 
     def __post_init__(self):
         if not (self.results or self.runs or self.generations):
@@ -206,13 +208,15 @@ def main(argv: list[str] | None = None) -> None:
         results = dict(sorted((probed | finetuned).items()))
         figures = args.figures or Path(args.markdown).parent
         told = read_json(costs[0]) if costs else None
-        for file in write_results_page(args.markdown, figures, args.title, results, told, media):
+        for file in write_results_page(args.markdown, figures, args.title or "Results", results, told, media):
             print(f"wrote {file}")
         return
     probes = make_probes(probed)
     tuned = {file.stem: result for file, result in finetuned.items()}
     comparisons = [c for run in runs for c in compare_run(run)] + [c for p in probes for c in compare_probe(p)]
-    page = render(args.title, runs, generations, probes, comparisons, command_line("report", argv), tuned, media)
+    page = render(
+        args.title or "Toto report", runs, generations, probes, comparisons, command_line("report", argv), tuned, media
+    )
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")

@@ -8,14 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from evaluation.claims import controls, percent, words
-from evaluation.layer_plots import comparison_figure
-from evaluation.ledger import identify
-from evaluation.metrics import wilson_interval
+from evaluation.claims import words
 from evaluation.page import MEDIA_HEAD, media_cells
-from evaluation.probe_data import group_of
-from evaluation.study import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
-from evaluation.study_sections import COSTS, SECTIONS, Section, Side
+from evaluation.study import files_of
+from evaluation.study_answers import Answer
+from evaluation.study_sections import COSTS, SECTIONS
 
 READING = (
     "How to read the numbers. The value of a model is the mean over its pre-training seeds, each of which stands "
@@ -27,173 +24,12 @@ READING = (
     "is above zero, *fails* when it is below, and is *not apart* otherwise. Layer, head and learning rate are chosen "
     "on validation, inside each seed."
 )
-OVERLAP = ", but seeds overlap"
 COUNTED = {"holds": "hold", "fails": "fail", "not apart": "are not apart", "no interval": "have no interval"}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-class Answer:
-    """A section with the numbers of its files.
-
-    results: all results by file.
-    Attributes:
-        seeds: entry name -> its seeds, of those that have any. missing: names of the others.
-        differences: [(claim, `Difference`, whether seeds overlap though the verdict is clear)] of the claims told.
-    """
-
-    def __init__(self, section: Section, results: dict[Path, dict]):
-        self.section, self.results = section, results
-        read = {entry.name: read_seeds(entry, results, section.metric) for entry in section.entries}
-        self.seeds: dict[str, list[Seed]] = {name: seeds for name, seeds in read.items() if seeds}
-        self.missing = [entry for entry in section.entries if entry.name not in self.seeds]
-        self.differences = [
-            (claim, *self._difference(*claim)) for claim in section.claims if names(claim) <= set(self.seeds)
-        ]
-
-    def _difference(self, better: Side, worse: Side) -> tuple[Difference, bool]:
-        if isinstance(better, tuple):
-            sides = [tuple(self.seeds[name] for name in side) for side in (better, worse)]
-            return interaction(*sides, self.section.metric), False
-        a, b = self.seeds[better], self.seeds[worse]
-        found = difference(a, b, self.section.metric)
-        higher, lower = (a, b) if found.value > 0 else (b, a)
-        overlap = min(seed.value for seed in higher) <= max(seed.value for seed in lower)
-        return found, overlap and found.verdict in ("holds", "fails")
-
-    def sentences(self) -> list[str]:
-        """For each thing compared: what it is above, what it is below, and what it is not apart from."""
-        found = []
-        for better in dict.fromkeys(claim[0] for claim, *_ in self.differences):
-            mine = [(claim[1], *told) for claim, *told in self.differences if claim[0] == better]
-            said = []
-            for verdict, relation in (("holds", "above"), ("fails", "below"), ("not apart", "not apart from")):
-                others = [
-                    f"{name(worse)} ({points(each.value)}{OVERLAP * overlap})"
-                    for worse, each, overlap in mine
-                    if each.verdict == verdict
-                ]
-                said += [f"{relation} {words(others)}"] if others else []
-            if said:
-                found.append(f"{name(better)} is {'; '.join(said)}.")
-        return [sentence[0].upper() + sentence[1:] for sentence in found]
-
-    def rows(self) -> list[list[str]]:
-        """A row an entry; those without a file say so."""
-        found = []
-        for entry in self.section.entries:
-            seeds = self.seeds.get(entry.name)
-            if seeds is None:
-                found.append([entry.name, "not run", "", "", ""])
-                continue
-            ci95 = interval(seeds, self.section.metric)
-            value = percent({"accuracy": mean(seeds), "ci95": ci95}) if ci95 else f"{100 * mean(seeds):.1f} %"
-            each = [f"{100 * seed.value:.1f}" for seed in seeds]
-            spread = f"{', '.join(each)}" if len(seeds) > 1 else "one"
-            where = dict.fromkeys(chosen(seed.row) for seed in seeds)
-            found.append([entry.name, value, spread, "; ".join(where), f"{seeds[0].n_test:,}"])
-        return found
-
-    def difference_rows(self) -> list[list[str]]:
-        found = []
-        for (better, worse), each, overlap in self.differences:
-            low_high = f" [{points(each.ci95[0])}, {points(each.ci95[1])}]" if each.ci95 else ""
-            kind = "paired" if each.why_unpaired is None else f"unpaired: {each.why_unpaired}"
-            verdict = each.verdict + OVERLAP * overlap
-            found.append([f"{name(better)} − {name(worse)}", points(each.value) + low_high, kind, verdict])
-        return found
-
-    def facts(self) -> list[str]:
-        """What was probed, from the files: data, counts, frames, heads; alike files in one sentence."""
-        found: dict[str, list[str]] = {}
-        for file in dict.fromkeys(file for entry in self.section.entries for file in files_of(entry, self.results)):
-            found.setdefault(fact(self.results[file]), []).append(f"`{file.stem}`")
-        return [f"{words(files)}: {told}" for told, files in found.items()]
-
-    def figure(self):
-        """Accuracy per layer, means over seeds, of the entries that are to be drawn; None where there are no curves."""
-        curves = {}
-        for entry in self.section.entries:
-            if entry.name in self.section.curves and entry.name in self.seeds:
-                results = [self.results[seed.file] for seed in self.seeds[entry.name]]
-                if all(len(result["layers"]) > 1 for result in results):
-                    curves[entry.name] = averaged(results, with_floors=not curves)
-        if not curves:
-            return None
-        label = self.section.title.partition(":")[0]
-        tasks = [{label: task} for task, _ in curves.values()]
-        return comparison_figure(list(curves), [depth for _, depth in curves.values()], tasks)
-
-
-def name(side: Side) -> str:
-    return side if isinstance(side, str) else f"the gain of {side[0]} over {side[1]}"
-
-
-def names(claim: tuple[Side, Side]) -> set[str]:
-    return {each for side in claim for each in ((side,) if isinstance(side, str) else side)}
-
-
-def chosen(row: dict) -> str:
-    head = row["head"].replace("_", " ")
-    return f"layer {row['layer']}, {head}" if "layer" in row else head
-
-
-def fact(result: dict) -> str:
-    """Data, counts, frames and heads of a result, in words."""
-    data = result["data"]
-    counts = [
-        f"{result[key]:,} {part}"
-        for key, part in (("n_train", "train"), ("n_validation", "validation"), ("n_test", "test"))
-        if key in result
-    ]
-    counts = counts[:-1] if len(counts) == 1 else counts  # of a fine-tuning the splits tell all three
-    counts = counts or [f"{split['clips']:,} {part}" for part, split in data["splits"].items()]
-    said = [f"{identify(data['dataset'], 'test')[0]}, {words(counts)} items"]
-    if data.get("num_frames"):
-        frames = "1 frame" if data["num_frames"] == 1 else f"{data['num_frames']} frames"
-        said.append(f"{frames} of {data['resolution']} pixels" if "resolution" in data else frames)
-    if pattern := data.get("leave_one_group_out"):
-        kept = result["tasks"][result["label"]].get("predictions", {}).get("items", [])
-        groups = len({group_of(item, pattern) for item in kept})
-        said.append(f"each of the {groups or ''} test groups scored by heads that saw the others".replace("  ", " "))
-    if "layers" in result:
-        heads = dict.fromkeys(row["head"].replace("_", " ") for row in result["layers"])
-        said.append(f"{len({row['layer'] for row in result['layers']})} layers; heads: {words(list(heads))}")
-    said += controls(result)
-    return "; ".join(said) + "."
-
-
-def averaged(results: list[dict], with_floors: bool) -> tuple[dict, int | None]:
-    """(the task of several seeds as one, for a figure: mean accuracies with Wilson intervals; its depth)."""
-    n_test = results[0]["n_test"]
-
-    def row(rows: list[dict], **key) -> dict:
-        accuracy = sum(each["accuracy"] for each in rows) / len(rows)
-        chosen_by = sum(each["val_accuracy"] for each in rows) / len(rows)
-        return key | {
-            "accuracy": accuracy,
-            "val_accuracy": chosen_by,
-            "ci95": wilson_interval(round(accuracy * n_test), n_test),
-        }
-
-    grouped: dict[tuple, list[dict]] = {}
-    for result in results:
-        for each in result["layers"]:
-            grouped.setdefault((each["layer"], each["head"]), []).append(each)
-    layers = [row(rows, layer=layer, head=head) for (layer, head), rows in grouped.items()]
-    floors = {}
-    if with_floors:
-        for who in dict.fromkeys(who for result in results for who in result.get("baselines", {})):
-            floors[who] = row([result["baselines"][who] for result in results if who in result["baselines"]])
-    task = {"layers": layers, "best": max(layers, key=lambda each: each["val_accuracy"]), "baselines": floors}
-    return task | {"chance": results[0]["chance"]}, results[0].get("depth")
 
 
 def costs_lines(costs: dict) -> list[str]:
@@ -205,12 +41,13 @@ def costs_lines(costs: dict) -> list[str]:
     spent = {step: told["cpu_seconds"] for step, told in costs.get("steps", {}).items()}
     encoding = sum(seconds for step, seconds in spent.items() if step.startswith("tokenize/"))
     training = costs.get("tokenizer_training_cpu_seconds")
-    rows = []
-    for model, told in costs["models"].items():
+    models = dict(costs["models"])
+    for model, told in models.items():
         if told.get("kind") == "toto" and training is not None:
-            told = told | {"charged_cpu_seconds": told["cpu_seconds"] + training + encoding}
-        rows.append([model, *(cost(key, told.get(key)) for key, _ in COSTS)])
-    lines = [table(["model", *(heading for _, heading in COSTS)], rows)]
+            models[model] = told | {"charged_cpu_seconds": told["cpu_seconds"] + training + encoding}
+    columns = {key: heading for key, heading in COSTS if any(key in told for told in models.values())}
+    rows = [[model, *(cost(key, told.get(key)) for key in columns)] for model, told in models.items()]
+    lines = [table(["model", *columns.values()], rows)]
     if training is not None:
         lines.append(
             f"Charged to every Toto, though it is done once: {training / 60:,.0f} CPU minutes for training the "
@@ -301,7 +138,11 @@ def write_results_page(
     """Write the page, and its figures into the folder `figures`; the files that were written.
 
     results: of probes and fine-tunings by file. costs: content of costs.json, or None. media: of `ledger_rows`.
+    Raises:
+        ValueError: no results.
     """
+    if not results:
+        raise ValueError("there is no result of toto probe or toto finetune among the files of --results.")
     markdown, figures = Path(markdown), Path(figures)
     answers = [Answer(section, results) for section in SECTIONS]
     drawn = {figures / f"{answer.section.figure}.png": answer.figure() for answer in answers if answer.section.figure}
