@@ -33,7 +33,7 @@ def collect(study: Study) -> None:
 
 def without_folders(result: dict, study: Study) -> dict:
     """The same with DATA and WORK for the study's folders, and paths of this clone from its root."""
-    from benchmarks.probing_study import ROOT
+    from benchmarks.study_steps import ROOT
 
     text = json.dumps(result)
     for folder, name in ((study.data, "DATA"), (study.work, "WORK")):
@@ -55,7 +55,8 @@ def costs(study: Study) -> dict:
     Of a model: cpu_seconds of its steps; process_cpu_seconds of the whole command with reading and validation (None
     where the study did not run it). What a Toto's tokens cost stands apart: training the tokenizer, and encoding.
     """
-    from benchmarks.probing_study import RATES, validation_loss
+    from benchmarks.probing_study import RATES
+    from benchmarks.study_steps import validation_loss
 
     times = study.work / "times"
     steps = {

@@ -14,18 +14,14 @@ lowest validation loss wins.
 from __future__ import annotations
 
 import json
-import os
-import resource
-import shlex
-import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.study_steps import Step, carry_out, flags
 
 RATES = ("0.001", "0.002", "0.004")
 STEPS_PER_MINUTE = 15
@@ -74,52 +70,6 @@ class StudyArgs:
         for name in ("minutes", "seeds", "ablation_seeds", "max_train", "max_tokens", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}.")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command. made: what exists once it is done. command: a verb of `toto`, or a file of this folder, and flags.
-    rates: {learning rate: run} of the search that its rate comes from; None where it needs none."""
-
-    name: str
-    made: Path
-    command: list[str]
-    rates: dict[str, Path] | None = None
-
-    def line(self) -> list[str]:
-        """The command with its rate, or that it is not known yet."""
-        if self.rates is None:
-            return self.command
-        try:
-            return [*self.command, "--learning_rate", best_rate(self.rates)]
-        except FileNotFoundError:
-            return [*self.command, "--learning_rate", "<of the search>"]
-
-
-def validation_loss(run: Path) -> float:
-    """The last one of a run of `toto pretrain`, or that of a peer. Raises FileNotFoundError for an unfinished one."""
-    if (run / "study.json").is_file():
-        return json.loads((run / "study.json").read_text())["val_loss"]
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"val_loss"' in row]
-    if not rows:
-        raise FileNotFoundError(f"{run} has no validation loss yet: run the steps search/ first.")
-    return rows[-1]["val_loss"]
-
-
-def best_rate(rates: dict[str, Path]) -> str:
-    """The learning rate whose run has the lowest validation loss. Raises FileNotFoundError where one is missing."""
-    return min(rates, key=lambda rate: validation_loss(rates[rate]))
-
-
-def flags(**values) -> list[str]:
-    """Flags of a command line; lists are given one by one, True as the flag alone, None not at all."""
-    found: list[str] = []
-    for name, value in values.items():
-        if value is True:
-            found.append(f"--{name}")
-        elif value is not None:
-            found += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return found
 
 
 class Study:
@@ -178,7 +128,8 @@ class Study:
             sources.append(json.dumps(source))
         rates, config = more.pop("rates", None), CONFIG | more.pop("config", {})
         schedule = {"max_steps": steps, "warmup_steps": max(1, round(steps / 15)), "min_lr_ratio": 0.05}
-        schedule |= {"weight_decay": 0.1, "tokens_per_step": 8192, "per_device_batch_size": 4, "val_rows": 64}
+        schedule |= {"weight_decay": 0.1, "tokens_per_step": 8192, "per_device_batch_size": 4}
+        schedule |= {"val_rows": self.few(64, 4)}
         third = max(1, steps // 3)
         schedule |= {"save_steps": third, "eval_steps": third, "keep_checkpoints": 1, "seed": seed} | more
         schedule |= {"logging_steps": max(1, min(20, steps // 3)), "output_dir": self.run(name)}
@@ -281,45 +232,14 @@ class Study:
             more = {"stage": "grid/tokenize_", "crops": 6, "stride": 3, "resolution": 128}
             self.shards(f"room{suffix}", parent / "room_actions", **more)
         for grid in ("grid_8", "grid_16", "grid_16_upsampled"):
-            fine = {} if grid == "grid_8" else {"config": GRID_16, "per_device_batch_size": 1, "val_rows": 16}
+            fine = (
+                {} if grid == "grid_8" else {"config": GRID_16, "per_device_batch_size": 1, "val_rows": self.few(16, 4)}
+            )
             steps = self.train_steps(1 / 3)
             self.pretrain(f"{grid}_0", grid, steps, 0, f"grid/pretrain_{grid[5:]}", rates=self.rates, **fine)
             parent = self.work / "shrunk" if grid.endswith("upsampled") else self.data
             more = self.room_flags() | {"dataset": parent / "room_actions", "batch_size": 4}
             self.probe(grid, self.run(f"{grid}_0"), f"grid/probe_{grid[5:]}", 0, **more)
-
-
-def carry_out(step: Step, study: Study) -> None:
-    """Run a step, and keep the time that it took in WORK/times.
-
-    Raises:
-        FileNotFoundError: its search is not done. subprocess.CalledProcessError: it failed.
-    """
-    from evaluation.results import write_json
-    from toto_cli import VERBS
-
-    command = step.command if step.rates is None else [*step.command, "--learning_rate", best_rate(step.rates)]
-    verb, *rest = command
-    if verb in ("pretrain", "finetune"):
-        run = Path(rest[rest.index("--output_dir") + 1])
-        rest = ["--resume", str(run)] if (run / "recipe.yaml").is_file() else rest
-    is_file = verb.endswith(".py")
-    told = ["python", f"benchmarks/{verb}"] if is_file else ["toto", verb]
-    print(f"$ {shlex.join([*told, *rest])}", flush=True)
-    program = [str(ROOT / "benchmarks" / verb)] if is_file else ["-m", VERBS[verb][0]]
-    surroundings = {"OMP_NUM_THREADS": str(study.args.threads), "HF_HUB_OFFLINE": "1"}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    try:
-        subprocess.run([sys.executable, *program, *rest], cwd=ROOT, env=os.environ | surroundings, check=True)
-    finally:
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        file = study.work / "times" / f"{step.name}.json"
-        earlier = json.loads(file.read_text()) if file.is_file() else {"cpu_seconds": 0.0, "seconds": 0.0}
-        spent = {"cpu_seconds": cpu, "seconds": time.monotonic() - began}
-        write_json(file, {key: earlier[key] + spent[key] for key in spent})
-    if verb == "probe":
-        shutil.rmtree(study.work / "features" / step.made.stem, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -332,8 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     study = Study(args)
     steps = [step for step in study.steps if not args.only or step.name.startswith(tuple(args.only))]
     if args.show:
-        for step in steps:
-            print(f"[{'done' if step.made.exists() else '    '}] {step.name:<32} {shlex.join(step.line())}")
+        print("\n".join(step.told() for step in steps))
         return
     failed = []
     for number, step in enumerate(steps, start=1):
@@ -341,11 +260,11 @@ def main(argv: list[str] | None = None) -> None:
         if step.made.exists():
             continue
         try:
-            carry_out(step, study)
+            carry_out(step, study.work, args.threads)
+            collect(study)
         except (subprocess.CalledProcessError, FileNotFoundError) as error:
             print(f"{step.name} failed: {error}", file=sys.stderr, flush=True)
             failed.append(step.name)
-        collect(study)
     collect(study)
     if failed:
         raise SystemExit(f"these steps failed: {', '.join(failed)}")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from transformers.hf_argparser import HfArgumentParser
 
-from benchmarks import probing_study
+from benchmarks import study_steps
 from benchmarks.pretrain_peer import PeerArgs
 from benchmarks.probing_results import collect
-from benchmarks.probing_study import Study, StudyArgs, best_rate, carry_out
+from benchmarks.probing_study import Study, StudyArgs
 from benchmarks.shrink_videos import main as shrink
+from benchmarks.study_steps import best_rate, carry_out
 from evaluation.probe_args import ProbeArgs, of_task
 from tokenization.sources import open_source
 from tokenization.tokenize_dataset import TokenizeArgs
@@ -110,12 +111,12 @@ def test_collected_results_name_no_folder_and_carry_their_media(args):
 def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
     study = Study(args)
     ran = []
-    monkeypatch.setattr(probing_study.subprocess, "run", lambda command, **how: ran.append((command, how)))
+    monkeypatch.setattr(study_steps.subprocess, "run", lambda command, **how: ran.append((command, how)))
     step = next(step for step in study.steps if step.name == "search/toto_0.001")
-    carry_out(step, study)
+    carry_out(step, study.work, 1)
     (study.run("lr_0.001")).mkdir(parents=True)
     (study.run("lr_0.001") / "recipe.yaml").write_text("")
-    carry_out(step, study)
+    carry_out(step, study.work, 1)
     (first, how), (second, _) = ran
     assert first[1:3] == ["-m", "training.pretrain"] and how["env"]["OMP_NUM_THREADS"] == "1"
     assert second[1:] == ["-m", "training.pretrain", "--resume", str(study.run("lr_0.001"))]

@@ -1,0 +1,97 @@
+"""A step of a study: a command, what exists once it is done, and the search that its learning rate comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. made: what exists once it is done. command: a verb of `toto`, or a file of this folder, and flags.
+    rates: {learning rate: run} of the search that its rate comes from; None where it needs none."""
+
+    name: str
+    made: Path
+    command: list[str]
+    rates: dict[str, Path] | None = None
+
+    def line(self) -> list[str]:
+        """The command with its rate. Raises FileNotFoundError where the search is not done."""
+        return self.command if self.rates is None else [*self.command, "--learning_rate", best_rate(self.rates)]
+
+    def told(self) -> str:
+        """Whether it is done, its name, its command."""
+        try:
+            line = self.line()
+        except FileNotFoundError:
+            line = [*self.command, "--learning_rate", "<of the search>"]
+        return f"[{'done' if self.made.exists() else '    '}] {self.name:<32} {shlex.join(line)}"
+
+
+def validation_loss(run: Path) -> float:
+    """The last one of a run of `toto pretrain`, or that of a peer. Raises FileNotFoundError for an unfinished one."""
+    if (run / "study.json").is_file():
+        return json.loads((run / "study.json").read_text())["val_loss"]
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"val_loss"' in row]
+    if not rows:
+        raise FileNotFoundError(f"{run} has no validation loss yet: run the steps search/ first.")
+    return rows[-1]["val_loss"]
+
+
+def best_rate(rates: dict[str, Path]) -> str:
+    """The learning rate whose run has the lowest validation loss. Raises FileNotFoundError where one is missing."""
+    return min(rates, key=lambda rate: validation_loss(rates[rate]))
+
+
+def flags(**values) -> list[str]:
+    """Flags of a command line; lists are given one by one, True as the flag alone, None not at all."""
+    found: list[str] = []
+    for name, value in values.items():
+        if value is True:
+            found.append(f"--{name}")
+        elif value is not None:
+            found += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return found
+
+
+def carry_out(step: Step, work: Path, threads: int) -> None:
+    """Run a step, and keep the time that it took in `work`/times.
+
+    Raises:
+        FileNotFoundError: its search is not done. subprocess.CalledProcessError: it failed.
+    """
+    from evaluation.results import write_json
+    from toto_cli import VERBS
+
+    verb, *rest = step.line()
+    if verb in ("pretrain", "finetune"):
+        run = Path(rest[rest.index("--output_dir") + 1])
+        rest = ["--resume", str(run)] if (run / "recipe.yaml").is_file() else rest
+    is_file = verb.endswith(".py")
+    told = ["python", f"benchmarks/{verb}"] if is_file else ["toto", verb]
+    print(f"$ {shlex.join([*told, *rest])}", flush=True)
+    program = [str(ROOT / "benchmarks" / verb)] if is_file else ["-m", VERBS[verb][0]]
+    surroundings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    try:
+        subprocess.run([sys.executable, *program, *rest], cwd=ROOT, env=os.environ | surroundings, check=True)
+    finally:
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        file = work / "times" / f"{step.name}.json"
+        earlier = json.loads(file.read_text()) if file.is_file() else {"cpu_seconds": 0.0, "seconds": 0.0}
+        spent = {"cpu_seconds": cpu, "seconds": time.monotonic() - began}
+        write_json(file, {key: earlier[key] + spent[key] for key in spent})
+    if verb == "probe":
+        shutil.rmtree(work / "features" / step.made.stem, ignore_errors=True)
