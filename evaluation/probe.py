@@ -61,9 +61,13 @@ def leave_groups_out(splits: list, job: int, labels: list, classes: list[int], a
     return {head: merge_folds([(rows, chosen[head]) for rows, chosen in folds]) for head in args.heads}
 
 
-def score(chosen: dict, layers: list[int], task: int, references, items: list[str]) -> tuple[list[dict], dict, object]:
+def score(
+    chosen: dict, layers: list[int], task: int, references, items: list[str]
+) -> tuple[list[dict], dict, object, dict]:
     """Rows of all layers and heads for one label, the row chosen on validation, and its test predictions (N,).
 
+    The last of the four holds {"layer", "head", "predicted"} of what validation chooses among the rows of each head
+    ("head=linear") and of the first and the last layer ("layer=0"), so that these can be compared on the same items.
     items: names of what is tested; clips of one video share theirs, and are resampled together in the intervals.
     """
     import numpy as np
@@ -88,7 +92,12 @@ def score(chosen: dict, layers: list[int], task: int, references, items: list[st
             keys.append((row["val_accuracy"], -bank.val_loss[index, task].item()))
             predictions.append(predicted)
     best = max(range(len(rows)), key=keys.__getitem__)
-    return rows, rows[best], predictions[best]
+    selected = {}
+    for key, value in (*(("head", head) for head in chosen), ("layer", layers[0]), ("layer", layers[-1])):
+        k = max((k for k, row in enumerate(rows) if row[key] == value), key=keys.__getitem__)
+        where = {"layer": rows[k]["layer"], "head": rows[k]["head"]}
+        selected[f"{key}={value}"] = where | {"predicted": predictions[k].tolist()}
+    return rows, rows[best], predictions[best], selected
 
 
 def compare(best: dict, predictions, baselines: dict, references, seed: int) -> dict:
@@ -206,10 +215,10 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     tasks = {}
     for index, column in enumerate(columns):
         references = tested[:, index].numpy()
-        rows, best, predictions = score(trained["model"], layers, index, references, items)
+        rows, best, predictions, selected = score(trained["model"], layers, index, references, items)
         baselines, chosen = {}, {}
         for name in wanted:
-            its_rows, its_best, its_predictions = score(trained[name], jobs[name].layers, index, references, items)
+            its_rows, its_best, its_predictions, _ = score(trained[name], jobs[name].layers, index, references, items)
             chosen[name] = (its_best, its_predictions)
             if name == "untrained":
                 baselines[name] = its_best | {"layers": its_rows}
@@ -234,6 +243,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
                 "label": references.tolist(),
                 "predicted": predictions.tolist(),
                 "baselines": {name: other.tolist() for name, (_, other) in chosen.items()},
+                "selected": selected,
             }
 
     def margin(column: str) -> float:

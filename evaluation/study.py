@@ -86,14 +86,15 @@ def read_seeds(entry: Entry, results: dict[Path, dict], metric: str) -> list[See
 
 def _read(entry: Entry, file: Path, result: dict, metric: str) -> Seed | None:
     task = result.get("tasks", {}).get(result.get("label"), result)
-    row = _row(entry.what, task, result)
+    what = entry.what.replace("=last", f"={result.get('depth')}")
+    row = _row(what, task)
     if row is None:
         return None
     n_test = result["n_test"]
     ci95 = None
     if metric == "accuracy":
         ci95 = row.get("ci95") or wilson_interval(row.get("correct", round(row["accuracy"] * n_test)), n_test)
-    kept = _kept(entry.what, task, row)
+    kept = _kept(what, task, row)
     if kept is None:
         if metric not in row:
             raise ValueError(
@@ -110,7 +111,7 @@ def _read(entry: Entry, file: Path, result: dict, metric: str) -> Seed | None:
     return Seed(file, METRICS[metric](predicted, true), ci95, n_test, row, [keys[k] for k in order], predicted, true)
 
 
-def _row(what: str, task: dict, result: dict) -> dict | None:
+def _row(what: str, task: dict) -> dict | None:
     kind, _, which = what.partition("=")
     if kind == "best":
         return task["best"]
@@ -120,8 +121,7 @@ def _row(what: str, task: dict, result: dict) -> dict | None:
         flat = {"head": "", "accuracy": task["majority"], "balanced_accuracy": 1 / task["classes"]}
         return flat if "majority" in task else None
     selected = task.get("predictions", {}).get("selected", {}).get(what)
-    last = result.get("depth", max((row["layer"] for row in task.get("layers", [])), default=None))
-    wanted = {"layer": last if which == "last" else int(which)} if kind == "layer" else {kind: which}
+    wanted = {"layer": int(which)} if kind == "layer" else {kind: which}
     if selected is not None:
         wanted = {"layer": selected["layer"], "head": selected["head"]}
     rows = [row for row in task.get("layers", []) if all(row[key] == value for key, value in wanted.items())]

@@ -38,7 +38,7 @@ def write_probe(file, best, floors=(), heads=("linear", "attention"), keep=True,
     if keep:
         selected = {f"head={head}": (2, head) for head in heads} | {
             "layer=0": (0, heads[0]),
-            "layer=last": (4, heads[0]),
+            "layer=4": (4, heads[0]),
         }
         task["predictions"] = {
             "items": [f"test[{number}]" for number in range(N)],

@@ -157,6 +157,14 @@ def test_other_heads_predictions_and_comparison(checkpoint, pictures, tmp_path, 
     kept = every["tasks"]["label"]["predictions"]
     right = sum(a == b for a, b in zip(kept["label"], kept["predicted"], strict=True))
     assert right / 24 == every["best"]["accuracy"] and len(set(kept["items"])) == 24
+    assert list(kept["selected"]) == [*(f"head={head}" for head in heads[1:6]), "layer=1", "layer=3"]
+    for what, told in kept["selected"].items():
+        key, value = what.split("=")
+        rows = [row for row in every["layers"] if str(row[key]) == value]
+        row = next(row for row in rows if (row["layer"], row["head"]) == (told["layer"], told["head"]))
+        assert row["val_accuracy"] == max(each["val_accuracy"] for each in rows)
+        right = sum(a == b for a, b in zip(kept["label"], told["predicted"], strict=True))
+        assert right / 24 == row["accuracy"]
     assert sum(row["n"] for row in every["per_class"]) == 24 == sum(map(sum, every["confusion"]))
     assert (tmp_path / "a.png").stat().st_size > 10_000 and not (tmp_path / "a.partial").exists()
     probe(checkpoint, pictures, tmp_path / "b.json", "--predictions", "--seed", "1")
