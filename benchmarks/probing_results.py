@@ -27,6 +27,8 @@ def collect(study: Study) -> None:
             result["media"] = to_json(media_seen(result["model"]))
         if "tasks" in result:
             result.pop("predictions", None)  # those of its label stand in tasks as well
+        else:  # a fine-tuning keeps them in a file of their own
+            result["predictions"] = json.loads((file.parent / "predictions.json").read_text())
         write_compact(output / f"{name}.json", without_folders(result, study))
     write_compact(output / "costs.json", without_folders(costs(study), study))
 
@@ -85,8 +87,9 @@ def costs(study: Study) -> dict:
 
 
 def of_peer(run: Path) -> dict:
-    """From the study.json of a peer."""
-    return json.loads((run / "study.json").read_text())
+    """From the study.json of a peer; charged are reading the pictures and, of an iGPT, finding its colours."""
+    study = json.loads((run / "study.json").read_text())
+    return study | {"charged_cpu_seconds": study["cpu_seconds"] + study["preparation_cpu_seconds"]}
 
 
 def of_toto(run: Path) -> dict:

@@ -89,7 +89,15 @@ def test_collected_results_name_no_folder_and_carry_their_media(args):
     model = study.run("mae_0")
     model.mkdir(parents=True)
     (model / "study.json").write_text(
-        json.dumps({"kind": "mae", "dataset": str(study.data / "cifar10"), "val_loss": 1})
+        json.dumps(
+            {
+                "kind": "mae",
+                "dataset": str(study.data / "cifar10"),
+                "val_loss": 1,
+                "cpu_seconds": 2,
+                "preparation_cpu_seconds": 3,
+            }
+        )
     )
     media = [{"dataset": "cifar10", "split": "train", "items": None}]
     (model / "media.json").write_text(json.dumps({"format": 1, "media": media}))
@@ -97,12 +105,19 @@ def test_collected_results_name_no_folder_and_carry_their_media(args):
     result |= {"tasks": {"label": {"predictions": {"predicted": [1]}}}}
     (study.work / "results").mkdir()
     (study.work / "results" / "cifar10_mae_0.json").write_text(json.dumps(result))
+    tuned = study.run("finetune_images_full")
+    tuned.mkdir()
+    (tuned / "results.json").write_text(json.dumps({"model": str(model), "checkpoint": str(tuned), "n_test": 2}))
+    (tuned / "predictions.json").write_text('{"predictions": [1, 0]}')
     collect(study)
+    found = json.loads((study.work.parent / "out" / "finetune_images_full.json").read_text())
+    assert found["checkpoint"] == "WORK/runs/finetune_images_full" and found["predictions"] == {"predictions": [1, 0]}
     found = json.loads((study.work.parent / "out" / "cifar10_mae_0.json").read_text())
     assert found["model"] == "WORK/runs/mae_0" and found["media"][0]["dataset"] == "cifar10"
     assert "predictions" not in found and found["tasks"]["label"]["predictions"] == {"predicted": [1]}
     costs = json.loads((study.work.parent / "out" / "costs.json").read_text())
     assert list(costs["models"]) == ["mae_0"] and costs["models"]["mae_0"]["dataset"] == "DATA/cifar10"
+    assert costs["models"]["mae_0"]["charged_cpu_seconds"] == 5
     assert costs["tokenizer_training_cpu_seconds"] == 6480
     for file in (study.work.parent / "out").iterdir():
         assert str(study.work.parent) not in file.read_text()
