@@ -200,7 +200,7 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     total = source.expected or source.limit
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
-    bar.set_description(f"{split}: features of {len(missing)} backbones" if missing else f"{split}: labels")
+    bar.set_description(f"{split}: features" if missing else f"{split}: labels")
     part: _Part | None = None
     wanted = None
     with contextlib.closing(decode_ahead(todo, min(4, cpus), 4 * batch_size, 4)) as decoded:

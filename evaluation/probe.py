@@ -265,6 +265,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "stride": args.stride,
             "fps": args.fps,
             "resolution": backbone.resolution,
+            "detail": args.detail,
             "frame_order": args.frame_order,
             "leave_one_group_out": args.group_by if args.leave_one_group_out else None,
             "splits": {

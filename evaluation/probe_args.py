@@ -68,6 +68,13 @@ class ProbeArgs:
     resolution: int | None = field(
         default=None, metadata={"help": "Side of the frames in pixels; by default what the model was trained on."}
     )
+    detail: int | None = field(
+        default=None,
+        metadata={
+            "help": "Control: frames are reduced to so many pixels a side and enlarged again; the same number of tokens, "
+            "less to see."
+        },
+    )
     frame_order: str = field(
         default="ordered",
         metadata={"help": "ordered; or a control of what order tells: reversed, shuffled, or middle (one frame)."},

@@ -118,6 +118,7 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         "fps": args.fps,
         "resolution": resolution,
         "image_column": args.image_column,
+        "detail": args.detail,
         "shuffle_seed": 0,  # not --seed: several seeds are to be compared on the same clips
     }
     change = frame_order(args.frame_order, args.seed)

@@ -107,6 +107,21 @@ def _square(image: Image.Image, resolution: int, position: tuple[float, float]) 
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
 
 
+def limit_detail(frames: np.ndarray, detail: int) -> np.ndarray:
+    """Frames reduced to `detail` pixels a side and enlarged again: as many tokens as before, and less to see.
+
+    A control of what a resolution tells beside the number of tokens it makes.
+
+    Args:
+        frames: uint8 (T, R, R, 3).
+    Returns:
+        uint8 (T, R, R, 3).
+    """
+    side = (frames.shape[1], frames.shape[1])
+    small = [Image.fromarray(frame).resize((detail, detail), Image.Resampling.BICUBIC) for frame in frames]
+    return np.stack([np.asarray(picture.resize(side, Image.Resampling.BICUBIC)) for picture in small])
+
+
 def list_of_images(images) -> list:
     """One picture, a list of them, or a batch (B, H, W, C) / (B, C, H, W), as a flat list.
 

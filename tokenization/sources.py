@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .image_processing_toto import CENTRE, resize_and_crop
+from .image_processing_toto import CENTRE, limit_detail, resize_and_crop
 from .random_rows import larger_parquet, random_rows
 from .video import Clip, read_windows
 
@@ -99,6 +99,7 @@ def open_source(
     image_column: str | None = None,
     kind: str | None = None,
     shuffle_seed: int | None = None,
+    detail: int | None = None,
 ) -> ClipSource:
     """Clips of a dataset.
 
@@ -113,6 +114,7 @@ def open_source(
         limit: stop after so many clips. Needed for the endless toyworld, where it is 2,000 by default.
         image_column: column with the images or videos; found by its type where there is only one.
         kind: "video" or "image" where a dataset holds both.
+        detail: see `limit_detail`; not for toyworld.
         shuffle_seed: take the clips of `limit` from items at random, so that a set sorted by class is sampled from all
             over: from folders, and from local parquet files larger than the limit. Files on the Hub, tar files and
             toyworld (which is mixed) are read from their start all the same. Items keep their names.
@@ -124,6 +126,8 @@ def open_source(
     if kind not in (None, "video", "image"):
         raise ValueError(f"kind must be video or image, not {kind!r}.")
     if dataset.split(":")[0] == "toyworld":
+        if detail is not None:
+            raise ValueError("toyworld is drawn at the resolution asked for: leave the detail out.")
         return _toyworld(dataset, split, num_frames, resolution, crops, seed, limit)
     cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
     rows = _open_rows(dataset, split, cache.name)
@@ -168,6 +172,8 @@ def open_source(
             clips = _image_crops(content, name, resolution, crops, seed)
         for clip in clips:
             clip.labels = dict(values)
+            if detail is not None:
+                clip.frames = limit_detail(clip.frames, detail)
             yield clip
 
     def list_items(shard: int) -> Iterator[Item]:

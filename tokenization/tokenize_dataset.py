@@ -57,6 +57,10 @@ class TokenizeArgs:
     resolution: int | None = field(
         default=None, metadata={"help": "side of the square frames in pixels; left out: the tokenizer's own"}
     )
+    detail: int | None = field(
+        default=None,
+        metadata={"help": "control: reduce frames to so many pixels a side, and enlarge them again"},
+    )
     crops: int = field(
         default=1, metadata={"help": "1: the centre crop; K: K random crops and temporal offsets of every item"}
     )
@@ -97,7 +101,7 @@ class TokenizeArgs:
     def __post_init__(self):
         if self.verify is None and (self.dataset is None or self.output is None):
             raise ValueError("name what to tokenize and where to write it: --dataset and --output (or --verify DIR).")
-        counts = ("num_frames", "stride", "crops", "rows_per_shard", "batch_frames", "max_clips", "fps")
+        counts = ("num_frames", "stride", "crops", "rows_per_shard", "batch_frames", "max_clips", "fps", "detail")
         for name in (*counts, "items_per_part", "decode_threads"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -147,6 +151,7 @@ def tokenize(args: TokenizeArgs) -> dict:
         fps=args.fps,
         resolution=processor.resolution,
         crops=args.crops,
+        detail=args.detail,
         seed=args.seed,
         limit=args.max_clips,
         image_column=args.image_column,
@@ -294,6 +299,7 @@ def _assemble(args: TokenizeArgs, source, processor, partial: Path, precision: s
         "fps": args.fps if is_video else None,
         "resolution": processor.resolution,
         "crops": args.crops,
+        **({} if args.detail is None else {"detail": args.detail}),
         "seed": args.seed,
         "precision": precision,
         "num_sequences": counts["rows"],

@@ -11,6 +11,7 @@ from datasets import Image as ImageFeature
 from media import make_audio, make_image, make_truncated, make_video
 from PIL import Image
 
+from tokenization.image_processing_toto import limit_detail
 from tokenization.sources import open_source
 
 SIZES = {"num_frames": 4, "stride": 4, "resolution": 16}
@@ -263,3 +264,18 @@ def test_a_text_dataset_has_no_pictures(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     with pytest.raises(ValueError, match="no image or video column"):
         open_source(str(tmp_path), **SIZES)
+
+
+def test_less_detail_in_as_many_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
+    (whole,) = open_source(str(tmp_path), "train", resolution=32)
+    (less,) = open_source(str(tmp_path), "train", resolution=32, detail=8)
+    assert less.frames.shape == whole.frames.shape and less.frames.dtype == np.uint8
+    # what is left survives a second reduction; what is gone were differences of neighbours
+    again = np.stack([limit_detail(less.frames, 8)[0]])
+    assert np.abs(again.astype(int) - less.frames).mean() < 12
+    rough, smooth = (np.abs(np.diff(c.frames[0].astype(int), axis=1)).mean() for c in (whole, less))
+    assert smooth < rough / 4
+    with pytest.raises(ValueError, match="leave the detail out"):
+        open_source("toyworld", detail=8)
