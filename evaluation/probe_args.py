@@ -71,8 +71,8 @@ class ProbeArgs:
     detail: int | None = field(
         default=None,
         metadata={
-            "help": "Control: frames are reduced to so many pixels a side and enlarged again; the same number of tokens, "
-            "less to see."
+            "help": "Control: frames are reduced to so many pixels a side and enlarged again; the same tokens, "
+            "less to see in them."
         },
     )
     frame_order: str = field(
