@@ -50,9 +50,10 @@ def costs_lines(costs: dict) -> list[str]:
     lines = [table(["model", *columns.values()], rows)]
     if training is not None:
         lines.append(
-            f"Charged to every Toto, though it is done once: {training / 60:,.0f} CPU minutes for training the "
-            f"tokenizer and {encoding / 60:,.1f} for encoding all media of the study. FLOPs are those of the model "
-            "alone, forward and backward."
+            "CPU minutes are those of the training steps. All charged: of a peer with what its pictures needed before; "
+            f"of every Toto, though it is done once, with {training / 60:,.0f} minutes for training the tokenizer and "
+            f"{encoding / 60:,.1f} for encoding all media of the study. FLOPs are those of the model alone, forward "
+            "and backward."
         )
     if costs.get("search"):
         searched = [[model, *(f"{rate}: {loss:.3f}" for rate, loss in found.items())]
