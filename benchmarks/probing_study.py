@@ -223,22 +223,18 @@ class Study:
 
     def grids(self) -> None:
         """8 x 8 against 16 x 16 tokens of a frame, the second also of 64 pixels enlarged to 128."""
-        folders = {"clips": "pretrain_clips", "room": "room_actions"}
-        for name, dataset in folders.items():
-            shrunk = self.work / "shrunk" / dataset
-            self.add(f"grid/shrink_{name}", shrunk, ["shrink_videos.py", str(self.data / dataset), str(shrunk)])
-        for suffix, parent in (("_128", self.data), ("_128_upsampled", self.work / "shrunk")):
-            self.shards(f"clips{suffix}", parent / "pretrain_clips", stage="grid/tokenize_", crops=4, resolution=128)
-            more = {"stage": "grid/tokenize_", "crops": 6, "stride": 3, "resolution": 128}
-            self.shards(f"room{suffix}", parent / "room_actions", **more)
+        for suffix, detail in (("_128", None), ("_128_upsampled", 64)):
+            more = {"stage": "grid/tokenize_", "resolution": 128, "detail": detail}
+            self.shards(f"clips{suffix}", self.data / "pretrain_clips", crops=4, **more)
+            self.shards(f"room{suffix}", self.data / "room_actions", crops=6, stride=3, **more)
         for grid in ("grid_8", "grid_16", "grid_16_upsampled"):
             fine = (
                 {} if grid == "grid_8" else {"config": GRID_16, "per_device_batch_size": 1, "val_rows": self.few(16, 4)}
             )
             steps = self.train_steps(1 / 3)
             self.pretrain(f"{grid}_0", grid, steps, 0, f"grid/pretrain_{grid[5:]}", rates=self.rates, **fine)
-            parent = self.work / "shrunk" if grid.endswith("upsampled") else self.data
-            more = self.room_flags() | {"dataset": parent / "room_actions", "batch_size": 4}
+            more = self.room_flags() | {"dataset": self.data / "room_actions", "batch_size": 4}
+            more |= {"detail": 64 if grid.endswith("upsampled") else None}
             self.probe(grid, self.run(f"{grid}_0"), f"grid/probe_{grid[5:]}", 0, **more)
 
 

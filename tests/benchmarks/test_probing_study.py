@@ -3,8 +3,6 @@
 import json
 from collections import Counter
 
-import av
-import numpy as np
 import pytest
 from transformers.hf_argparser import HfArgumentParser
 
@@ -12,10 +10,8 @@ from benchmarks import study_steps
 from benchmarks.pretrain_peer import PeerArgs
 from benchmarks.probing_results import collect
 from benchmarks.probing_study import Study, StudyArgs
-from benchmarks.shrink_videos import main as shrink
 from benchmarks.study_steps import best_rate, carry_out
 from evaluation.probe_args import ProbeArgs, of_task
-from tokenization.sources import open_source
 from tokenization.tokenize_dataset import TokenizeArgs
 from training import finetune
 from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse
@@ -54,10 +50,9 @@ def test_every_command_is_one_that_its_verb_takes(args):
         elif verb == "finetune":
             model, _, _, run, _ = parse(finetune.TYPES, flags, "toto finetune", "")
             assert model.model in trained and step.made.parent.name == f"finetune_{step.name.split('/')[1]}"
-        elif verb == "pretrain_peer.py":
-            trained.add(of_dataclass(PeerArgs, flags).output_dir)
         else:
-            assert verb == "shrink_videos.py"
+            assert verb == "pretrain_peer.py"
+            trained.add(of_dataclass(PeerArgs, flags).output_dir)
 
 
 def test_peers_get_the_time_and_the_search_of_the_toto(args):
@@ -142,28 +137,3 @@ def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
 def test_missing_data_are_named(tmp_path):
     with pytest.raises(ValueError, match="no folder cifar10/"):
         StudyArgs(str(tmp_path), str(tmp_path))
-
-
-def test_shrunk_videos_keep_names_times_and_little_pixels(tmp_path):
-    file = tmp_path / "videos" / "train" / "walk" / "a.mp4"
-    file.parent.mkdir(parents=True)
-    with av.open(str(file), "w") as video:
-        stream = video.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(20):
-            picture = np.full((48, 64, 3), 10 * number, dtype=np.uint8)
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        video.mux(stream.encode())
-    shrink([str(tmp_path / "videos"), str(tmp_path / "small"), "--side", "16"])
-    clips = [
-        next(iter(open_source(str(tmp_path / name), num_frames=4, stride=4, resolution=16)))
-        for name in ("videos", "small")
-    ]
-    assert clips[0].source == clips[1].source and clips[0].fps == clips[1].fps == 6.25
-    assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 3
-    with av.open(str(tmp_path / "small" / "train" / "walk" / "a.mp4")) as video:
-        assert (video.streams.video[0].width, video.streams.video[0].height) == (21, 16)
-    with pytest.raises(ValueError, match="exists already"):
-        shrink([str(tmp_path / "videos"), str(tmp_path / "small")])
-    with pytest.raises(ValueError, match="no videos"):
-        shrink([str(tmp_path / "nothing"), str(tmp_path / "other")])
