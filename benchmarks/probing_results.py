@@ -22,7 +22,12 @@ def collect(study: Study) -> None:
     files = {file.stem: file for file in sorted((study.work / "results").glob("*.json"))}
     files |= {run.parent.name: run for run in sorted((study.work / "runs").glob("finetune_*/results.json"))}
     for name, file in files.items():
+        if name.startswith("cifar10_floors_"):
+            continue
         result = json.loads(file.read_text())
+        floors = files.get(name.replace("_mixed_", "_floors_"))
+        if "_mixed_" in name and floors is not None:
+            add_floors(result, json.loads(floors.read_text()))
         if "media" not in result:  # a result outlives the weights
             result["media"] = to_json(media_seen(result["model"]))
         if "tasks" in result:
@@ -31,6 +36,31 @@ def collect(study: Study) -> None:
             result["predictions"] = json.loads((file.parent / "predictions.json").read_text())
         write_compact(output / f"{name}.json", without_folders(result, study))
     write_compact(output / "costs.json", without_folders(costs(study), study))
+
+
+def add_floors(result: dict, floors: dict) -> None:
+    """Put the floors of another probe of the same test images beside those of a result, in place.
+
+    Raises:
+        ValueError: other images.
+    """
+    import numpy as np
+
+    from evaluation.probe import compare
+
+    for label, task in result["tasks"].items():
+        other = floors["tasks"][label]
+        kept, theirs = task["predictions"], other["predictions"]
+        if (kept["items"], kept["label"]) != (theirs["items"], theirs["label"]):
+            raise ValueError(f"{result['command']} and {floors['command']} were tested on other images; run both anew.")
+        predicted, references = np.array(kept["predicted"]), np.array(kept["label"])
+        rows = {name: (row, np.array(theirs["baselines"][name])) for name, row in other["baselines"].items()}
+        versus = compare(task["best"], predicted, rows, references, result["seeds"]["heads"])
+        task["best"]["versus"] |= versus
+        task["baselines"] |= other["baselines"]
+        kept["baselines"] |= theirs["baselines"]
+    result |= {key: value for key, value in result["tasks"][result["label"]].items() if key in ("best", "baselines")}
+    result["floors_command"] = floors["command"]
 
 
 def without_folders(result: dict, study: Study) -> dict:

@@ -38,7 +38,7 @@ MIXTURES = {
     "grid_16_upsampled": {"clips_128_upsampled": 0.6, "room_128_upsampled": 0.4},
 }
 DATASETS = {"cifar10": "cifar10", "clips": "pretrain_clips", "room": "room_actions", "toy": "toyworld"}
-FLOORS = ("pixels", "untrained", "histogram", "random_filters", "hog")
+FLOORS = ("pixels", "histogram", "random_filters", "hog")
 ORDERS = ("ordered", "middle", "shuffled", "reversed")
 RECORDING = r"\d{8}_\d{6}"
 
@@ -177,18 +177,21 @@ class Study:
     def probe_images(self) -> None:
         more = {"task": "cifar10", "dataset": self.data / "cifar10", "batch_size": 32}
         more |= {"max_train": self.few(self.args.max_train, 200), "max_eval": self.few(10000, 100)}
-        more |= {"heads": ("linear", "attention", "cross_attention_mlp")}
+        heads = {"heads": ("linear", "attention", "cross_attention_mlp"), "baselines": "untrained"}
         seeds, ablation = self.args.seeds, self.args.ablation_seeds
         for mixture, count in (("mixed", seeds), ("images", ablation), ("videos", ablation)):
             for seed in range(count):
-                floors = FLOORS if mixture == "mixed" else ("untrained",)
-                name = f"{mixture}_{seed}"
-                model = self.toto(mixture, seed)
-                self.probe(f"cifar10_{name}", model, f"probe/{name}", seed, baselines=floors, **more)
+                name, model = f"{mixture}_{seed}", self.toto(mixture, seed)
+                self.probe(f"cifar10_{name}", model, f"probe/{name}", seed, **more | heads)
+        # Floors have up to 2,048 channels, for which a cross-attention head with an MLP would cost hours.
+        floors = {"heads": ("linear", "attention"), "layers": 0, "baselines": FLOORS}
+        for seed in range(seeds):
+            model = self.toto("mixed", seed)
+            self.probe(f"cifar10_floors_{seed}", model, f"probe/floors_{seed}", seed, **more | floors)
         for kind in ("mae", "igpt"):
             for seed in range(seeds):
                 name = f"{kind}_{seed}"
-                self.probe(f"cifar10_{name}", self.run(name), f"probe/{name}", seed, baselines="untrained", **more)
+                self.probe(f"cifar10_{name}", self.run(name), f"probe/{name}", seed, **more | heads)
 
     def room_flags(self) -> dict:
         more = {"stride": 3, "group_by": RECORDING, "leave_one_group_out": True, "test_split": "test"}

@@ -8,7 +8,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from benchmarks import study_steps
 from benchmarks.pretrain_peer import PeerArgs
-from benchmarks.probing_results import collect
+from benchmarks.probing_results import add_floors, collect
 from benchmarks.probing_study import Study, StudyArgs
 from benchmarks.study_steps import best_rate, carry_out
 from evaluation.probe_args import ProbeArgs, of_task
@@ -116,6 +116,28 @@ def test_collected_results_name_no_folder_and_carry_their_media(args):
     assert costs["tokenizer_training_cpu_seconds"] == 6480
     for file in (study.work.parent / "out").iterdir():
         assert str(study.work.parent) not in file.read_text()
+
+
+def probed(predicted: list[int], **floors) -> dict:
+    """What a result of `toto probe` says of five test images."""
+    row = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
+    baselines = dict.fromkeys(floors, row)
+    kept = {"items": list("abcde"), "label": [0, 1, 0, 1, 1], "predicted": predicted, "baselines": floors}
+    task = {"best": row | {"versus": {}}, "baselines": baselines, "predictions": kept}
+    return {"command": "toto probe", "label": "label", "seeds": {"heads": 0}, **task, "tasks": {"label": task}}
+
+
+def test_floors_of_another_probe_are_paired_and_only_of_the_same_images():
+    result = probed([0, 1, 0, 1, 1], untrained=[0, 0, 0, 0, 0])
+    floors = probed([0, 0, 0, 0, 0], hog=[1, 1, 0, 1, 0])
+    add_floors(result, floors)
+    task = result["tasks"]["label"]
+    assert task["best"]["versus"]["hog"]["difference"] == pytest.approx(2 / 5)
+    assert result["best"] == task["best"] and result["baselines"] == task["baselines"]
+    assert list(task["baselines"]) == list(task["predictions"]["baselines"]) == ["untrained", "hog"]
+    floors["tasks"]["label"]["predictions"]["items"][0] = "z"
+    with pytest.raises(ValueError, match="other images"):
+        add_floors(result, floors)
 
 
 def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
