@@ -100,8 +100,8 @@ def costs(study: Study) -> dict:
         is_pretraining = kind == "pretrain" or name.startswith("pretrain_")
         if is_pretraining and step.made.exists():
             run = step.made.parent if step.made.name == "study.json" else step.made.parent.parent
-            found = of_peer(run) if step.made.name == "study.json" else of_toto(run)
             spent = steps.get(step.name, {}).get("cpu_seconds")
+            found = of_peer(run) if step.made.name == "study.json" else of_toto(run, spent)
             models[name.replace("pretrain_", "grid_")] = found | {"process_cpu_seconds": spent}
         elif kind == "search" and step.made.exists():
             model, rate = name.split("_")
@@ -122,9 +122,12 @@ def of_peer(run: Path) -> dict:
     return study | {"charged_cpu_seconds": study["cpu_seconds"] + study["preparation_cpu_seconds"]}
 
 
-def of_toto(run: Path) -> dict:
-    """From the metrics of a run of `toto pretrain`. cpu_seconds are the wall clock of its steps times its threads,
-    which is more than CPU time where another job shared the core."""
+def of_toto(run: Path, spent: float | None) -> dict:
+    """From the metrics of a run of `toto pretrain`.
+
+    cpu_seconds are the wall clock of its steps times its threads, or where that is less, since other jobs shared the
+    core, the CPU time that the study measured: `spent`, None where it did not run it.
+    """
     from safetensors import safe_open
     from transformers import AutoConfig
 
@@ -141,6 +144,7 @@ def of_toto(run: Path) -> dict:
     sources, tokens_a_row = last["sources"], config.num_frames * config.tokens_per_frame
     unique = sum(told["rows"] / max(1.0, told["epochs"]) for told in sources.values())
     versions = json.loads((run / "versions.json").read_text())
+    wall = last["seconds"] * versions["threads"]
     return {
         "kind": "toto",
         "parameters": parameters,
@@ -152,7 +156,7 @@ def of_toto(run: Path) -> dict:
         "unique_tokens": round(unique * tokens_a_row),
         "epochs": {name: told["epochs"] for name, told in sources.items()},
         "flops": last["flops"],
-        "cpu_seconds": last["seconds"] * versions["threads"],
+        "cpu_seconds": wall if spent is None else min(wall, spent),
         "learning_rate": recipe["learning_rate"],
         "loss": last["loss"],
         "val_loss": next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), None),

@@ -14,6 +14,7 @@ lowest validation loss wins.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -253,6 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.show:
         print("\n".join(step.told() for step in steps))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends the step too, and its time is kept
     failed = []
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {step.name}{': done before' if step.made.exists() else ''}", flush=True)
