@@ -104,9 +104,9 @@ def open_source(
     """Clips of a dataset.
 
     Args:
-        dataset: "toyworld" (or "toyworld:cluttered"), a folder (videos or images, in class folders or not, with train/
-            and validation/ folders, metadata or a README with configs), a .parquet or webdataset .tar file, one video
-            or image file, or a Hub id.
+        dataset: "toyworld" (or "toyworld:cluttered", ":film", or ":photos": pictures without labels),
+            a folder (videos or images, in class folders or not, with train/ and validation/ folders, metadata or a
+            README with configs), a .parquet or webdataset .tar file, one video or image file, or a Hub id.
         split: its split; None takes the only one.
         num_frames, stride, fps, resolution: see `video.read_windows`. An image is a clip of one frame.
         crops: 1 takes the centre; K > 1 takes K random crops (and temporal offsets of a video) per item.
@@ -196,6 +196,8 @@ def _toyworld(dataset, split, num_frames, resolution, crops, seed, limit) -> Cli
         limit = ENDLESS_LIMIT
         print(f"toyworld is endless: taking {limit} clips (--max_clips takes another number).")
     variant = dataset.partition(":")[2] or "simple"
+    if variant == "photos":
+        return _photographs(dataset, split or "train", resolution, seed, limit)
     world = ToyWorld(split=split or "train", variant=variant, seed=seed, resolution=resolution, num_frames=num_frames)
 
     def rendered(index: int) -> Iterator[Clip]:
@@ -208,6 +210,22 @@ def _toyworld(dataset, split, num_frames, resolution, crops, seed, limit) -> Cli
             yield Item(f"{dataset}[{index}]", partial(rendered, index))
 
     return ClipSource(list_items, "video", dict(world.label_names), limit, expected=limit)
+
+
+def _photographs(dataset: str, split: str, resolution: int, seed: int, limit: int) -> ClipSource:
+    from .toyworld_items import check_split
+    from .toyworld_photos import photograph
+
+    check_split(split)
+
+    def rendered(index: int) -> Iterator[Clip]:
+        yield Clip(photograph(split, seed, index, resolution)[None], f"toyworld/photos/{split}/{seed}/{index}")
+
+    def list_items(_shard: int) -> Iterator[Item]:
+        for index in range(limit):
+            yield Item(f"{dataset}[{index}]", partial(rendered, index))
+
+    return ClipSource(list_items, "image", {}, limit, expected=limit)
 
 
 def _open_rows(dataset: str, split: str | None, cache_dir: str):

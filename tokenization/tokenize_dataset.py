@@ -37,7 +37,8 @@ class TokenizeArgs:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, folder, .parquet or .tar (webdataset) file, toyworld, toyworld:cluttered or toyworld:film"
+            "help": "Hub id, folder, .parquet or .tar (webdataset) file, toyworld, toyworld:cluttered, toyworld:film "
+            "or toyworld:photos"
         },
     )
     split: str = field(default="train", metadata={"help": "split of the dataset"})

@@ -64,7 +64,7 @@ class ToyWorld(IterableDataset):
     def __init__(
         self, split: str = "train", variant: str = "simple", seed: int = 0, resolution: int = 64, num_frames: int = 16
     ):
-        items._check_split(split)
+        items.check_split(split)
         if variant not in VARIANTS:
             raise ValueError(f"toyworld has the variants {', '.join(VARIANTS)}; got '{variant}'")
         if resolution < 32 or num_frames < 1:

