@@ -351,10 +351,15 @@ def main(argv: list[str] | None = None) -> None:
     if len(results["tasks"]) > 1:
         print(f"\nlabel with the largest margin over the baselines on validation: {results['label']}")
     write_json(args.output, results)
-    plot = Path(args.output).with_suffix(".png")
-    write_layer_plot(results, plot)
     shutil.rmtree(Path(args.output).with_suffix(".partial"), ignore_errors=True)
-    print(f"\nwrote {args.output} and {plot}")
+    print(f"\nwrote {args.output}")
+    plot = Path(args.output).with_suffix(".png")
+    try:
+        write_layer_plot(results, plot)
+    except ImportError:
+        print("no plot of the layers: it needs matplotlib (pip install 'modeling-toto[demo]')")
+    else:
+        print(f"wrote {plot}")
 
 
 if __name__ == "__main__":
