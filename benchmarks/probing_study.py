@@ -184,7 +184,7 @@ class Study:
             for seed in range(count):
                 name, model = f"{mixture}_{seed}", self.toto(mixture, seed)
                 self.probe(f"cifar10_{name}", model, f"probe/{name}", seed, **more | heads)
-        # Floors have up to 2,048 channels, for which the heads on tokens would cost hours; a linear one reads all of them.
+        # Floors have up to 2,048 channels, for which heads on tokens would cost hours; a linear one reads them all.
         floors = {"heads": "linear", "layers": 0, "baselines": FLOORS}
         for seed in range(seeds):
             model = self.toto("mixed", seed)
