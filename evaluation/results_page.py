@@ -24,7 +24,13 @@ READING = (
     "is above zero, *fails* when it is below, and is *not apart* otherwise. Layer, head and learning rate are chosen "
     "on validation, inside each seed."
 )
-COUNTED = {"holds": "hold", "fails": "fail", "not apart": "are not apart", "no interval": "have no interval"}
+# verdict -> of one comparison, of several
+COUNTED = {
+    "holds": ("holds", "hold"),
+    "fails": ("fails", "fail"),
+    "not apart": ("is not apart", "are not apart"),
+    "no interval": ("has no interval", "have no interval"),
+}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -39,20 +45,21 @@ def costs_lines(costs: dict) -> list[str]:
     "search": {model: {learning rate: validation loss}}}, all but the first optional.
     """
     spent = {step: told["cpu_seconds"] for step, told in costs.get("steps", {}).items()}
-    encoding = sum(seconds for step, seconds in spent.items() if step.startswith("tokenize/"))
+    encoding = [seconds for step, seconds in spent.items() if step.startswith("tokenize/")]
     training = costs.get("tokenizer_training_cpu_seconds")
     models = dict(costs["models"])
     for model, told in models.items():
         if told.get("kind") == "toto" and training is not None:
-            models[model] = told | {"charged_cpu_seconds": told["cpu_seconds"] + training + encoding}
+            models[model] = told | {"charged_cpu_seconds": told["cpu_seconds"] + training + sum(encoding)}
     columns = {key: heading for key, heading in COSTS if any(key in told for told in models.values())}
     rows = [[model, *(cost(key, told.get(key)) for key in columns)] for model, told in models.items()]
     lines = [table(["model", *columns.values()], rows)]
     if training is not None:
+        encoded = f"{sum(encoding) / 60:,.1f}" if encoding else "none (not timed)"
         lines.append(
             "CPU minutes are those of the training steps. All charged: of a peer with what its pictures needed before; "
             f"of every Toto, though it is done once, with {training / 60:,.0f} minutes for training the tokenizer and "
-            f"{encoding / 60:,.1f} for encoding all media of the study. FLOPs are those of the model alone, forward "
+            f"{encoded} for encoding all media of the study. FLOPs are those of the model alone, forward "
             "and backward."
         )
     if costs.get("search"):
@@ -91,8 +98,8 @@ def section_lines(answer: Answer, image: str | None, told: set[str]) -> list[str
     if image:
         lines.append(f"![Accuracy per layer: {section.title}]({image})")
         lines.append(
-            "Means over seeds with 95 % intervals over test items; a ring marks what the mean validation accuracy "
-            "chooses. Level lines: baselines, and chance."
+            "Means over seeds, of accuracies and of the bounds of their 95 % intervals over test items; a ring marks "
+            "what the mean validation accuracy chooses. Level lines: baselines, and chance."
         )
     facts = [each for each in answer.facts() if each not in told]
     told.update(facts)
@@ -109,8 +116,14 @@ def not_there(files: list[str]) -> str:
 def summary_lines(answers: list[Answer]) -> list[str]:
     """How many comparisons hold, and what each section found."""
     verdicts = [each.verdict for answer in answers for _, each, _ in answer.differences]
-    counts = [f"{verdicts.count(key)} {told}" for key, told in COUNTED.items() if key in verdicts]
-    lines = [f"Of {len(verdicts)} comparisons {words(counts)}."] if verdicts else ["No comparison was run."]
+    counts = [
+        f"{verdicts.count(key)} {told[verdicts.count(key) > 1]}" for key, told in COUNTED.items() if key in verdicts
+    ]
+    lines = (
+        [f"Of {len(verdicts)} comparison{'s' * (len(verdicts) > 1)} {words(counts)}."]
+        if verdicts
+        else ["No comparison was run."]
+    )
     for answer in answers:
         said = " ".join(answer.sentences()) or "not run."
         lines.append(f"- **{answer.section.title.partition(':')[0]}**: {said}")

@@ -7,10 +7,10 @@ from pathlib import Path
 from evaluation.claims import controls, percent, words
 from evaluation.layer_plots import comparison_figure
 from evaluation.ledger import identify
-from evaluation.metrics import wilson_interval
 from evaluation.probe_data import group_of
 from evaluation.study import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
 from evaluation.study_sections import Section, Side
+from evaluation.tasks import TASKS
 
 OVERLAP = ", but seeds overlap"
 
@@ -58,7 +58,8 @@ class Answer:
                 said += [f"{relation} {words(others)}"] if others else []
             if said:
                 found.append(f"{name(better)} is {'; '.join(said)}.")
-        return [sentence[0].upper() + sentence[1:] for sentence in found]
+        # Of a word such as iGPT the first letter stays small.
+        return [text[0].upper() + text[1:] if text.split()[0].rstrip(":").islower() else text for text in found]
 
     def rows(self) -> list[list[str]]:
         """A row an entry; those without a file say so."""
@@ -131,9 +132,10 @@ def fact(result: dict) -> str:
     counts = counts[:-1] if len(counts) == 1 else counts  # of a fine-tuning the splits tell all three
     counts = counts or [f"{split['clips']:,} {part}" for part, split in data["splits"].items()]
     said = [f"{identify(data['dataset'], 'test')[0]}, {words(counts)} items"]
-    if data.get("num_frames"):
-        frames = "1 frame" if data["num_frames"] == 1 else f"{data['num_frames']} frames"
-        said.append(f"{frames} of {data['resolution']} pixels" if "resolution" in data else frames)
+    task = TASKS.get(identify(data["dataset"], "test")[0])
+    is_image = data.get("num_frames") == 1 or (task is not None and task.kind == "image")
+    frames = "images" if is_image else f"{data['num_frames']} frames" if data.get("num_frames") else "frames"
+    said.append(f"{frames} of {data['resolution']} pixels" if "resolution" in data else frames)
     if pattern := data.get("leave_one_group_out"):
         kept = result["tasks"][result["label"]].get("predictions", {}).get("items", [])
         groups = len({group_of(item, pattern) for item in kept})
@@ -146,17 +148,13 @@ def fact(result: dict) -> str:
 
 
 def averaged(results: list[dict], with_floors: bool) -> tuple[dict, int | None]:
-    """(the task of several seeds as one, for a figure: mean accuracies with Wilson intervals; its depth)."""
-    n_test = results[0]["n_test"]
+    """(the task of several seeds as one, for a figure: mean accuracies, mean bounds of their intervals; its depth)."""
 
     def row(rows: list[dict], **key) -> dict:
-        accuracy = sum(each["accuracy"] for each in rows) / len(rows)
-        chosen_by = sum(each["val_accuracy"] for each in rows) / len(rows)
-        return key | {
-            "accuracy": accuracy,
-            "val_accuracy": chosen_by,
-            "ci95": wilson_interval(round(accuracy * n_test), n_test),
-        }
+        means = {name: sum(each[name] for each in rows) / len(rows) for name in ("accuracy", "val_accuracy")}
+        return (
+            key | means | {"ci95": [sum(bounds) / len(rows) for bounds in zip(*(r["ci95"] for r in rows), strict=True)]}
+        )
 
     grouped: dict[tuple, list[dict]] = {}
     for result in results:

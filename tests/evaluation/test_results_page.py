@@ -80,7 +80,21 @@ def test_sentences_follow_from_the_numbers(page):
         "(+17.0), raw pixels (+22.0) and last layer of Toto (+20.0); below HOG (-18.0) and ViT-MAE (-8.0); not apart "
         "from random filters (+0.0)." in page
     )
+    assert "ViT-MAE: linear is" not in page and re.search(r"^Attention is below linear", page, flags=re.MULTILINE)
     assert re.search(r"^Of \d+ comparisons \d+ hold, \d+ fail and \d+ are not apart\.$", page, flags=re.MULTILINE)
+
+
+def test_names_and_numbers_read_well(tmp_path):
+    splits = {part: {"split": part} for part in ("train", "validation", "test")}
+    data = {"dataset": "DATA/cifar10", "num_frames": 16, "resolution": 16, "splits": splits}
+    for seed in range(2):
+        write_probe(tmp_path / f"cifar10_igpt_{seed}.json", 0.6, {"untrained": 0.4}, heads=("linear",), data=data)
+    write_probe(tmp_path / "room_middle_0.json", 0.6, data=data | {"dataset": "room", "frame_order": "middle"})
+    main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path)])
+    page = (tmp_path / "r.md").read_text()
+    assert "Of 1 comparison 1 holds." in page and "\n\niGPT is above untrained iGPT (+20.0)." in page
+    assert "test items; images of 16 pixels; 5 layers" in page  # whatever a clip of this model would have
+    assert "test items; 16 frames of 16 pixels; 5 layers; heads: linear and attention; the middle frame only." in page
 
 
 def test_seeds_that_overlap_are_told(tmp_path):
@@ -127,6 +141,7 @@ def test_an_overlap_writes_nothing(study, tmp_path):
 
 
 def test_costs_need_the_models_alone():
+    assert "none (not timed) for encoding" in costs_lines({"models": {}, "tokenizer_training_cpu_seconds": 60})[1]
     (lines,) = costs_lines({"models": {"mixed_0": {"kind": "toto", "cpu_seconds": 60.0}}})
     assert lines.splitlines()[-1].endswith("| mixed_0 | 1.0 |")
 
