@@ -2,6 +2,8 @@
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 PIP_ARGS ?=
+# Test files that run at once, each in one thread.
+TEST_WORKERS ?= 2
 BIN := .venv/bin
 # What tests and benchmarks compare with. Without their dependencies: these name torchvision, which pulls another torch.
 REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6 lpips==0.1.4 \
@@ -21,7 +23,7 @@ demo: .venv
 	$(BIN)/toto demo --output out/demo
 
 test: .venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: .venv
 	$(BIN)/ruff check .

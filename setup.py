@@ -36,6 +36,6 @@ setup(
         "tqdm",
         "transformers>=5.20",
     ],
-    extras_require={"demo": demo, "liger": ["liger-kernel"], "test": [*demo, "pytest", "ruff"]},
+    extras_require={"demo": demo, "liger": ["liger-kernel"], "test": [*demo, "pytest", "pytest-xdist", "ruff"]},
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )
