@@ -55,7 +55,7 @@ def add_floors(result: dict, floors: dict) -> None:
             raise ValueError(f"{result['command']} and {floors['command']} were tested on other images; run both anew.")
         predicted, references = np.array(kept["predicted"]), np.array(kept["label"])
         rows = {name: (row, np.array(theirs["baselines"][name])) for name, row in other["baselines"].items()}
-        versus = compare(task["best"], predicted, rows, references, result["seeds"]["heads"])
+        versus = compare(task["best"], predicted, rows, references, kept["items"], result["seeds"]["heads"])
         task["best"]["versus"] |= versus
         task["baselines"] |= other["baselines"]
         kept["baselines"] |= theirs["baselines"]

@@ -98,8 +98,8 @@ def load_backbone(
 ) -> Backbone:
     """A frozen backbone from a folder or Hub id: Toto, or a vision model of transformers' own classes.
 
-    Tested: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, Hiera,
-    VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
+    Tested: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, I-JEPA,
+    CLIP, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
 
     Args:
         rope_base: another RoPE base than a Toto was trained with: a control for training after the change (Table 4).

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from tokenization.parts import finished_parts, rows_before, steps, write_whole
 
 FORMAT = 1  # of the cache: raised when what is kept of a model changes
 PART_ROWS = 256  # pictures of a part; of clips as many as hold so many frames
+REFRESH_SECONDS = 2  # between looks at what other processes have finished
 IN_MEMORY = 2**28  # bytes of a selection of rows that is not put into a file
 
 
@@ -52,11 +54,13 @@ class Job:
 class ClipSet:
     """Clips of one split with their features.
 
-    split: where they come from, in words. labels: column -> class numbers (N,), -1 where there is none. sources: file
-    or row of each clip. features: for each `Job` its features, one `Features` for each width of its layers.
+    split: where they come from, in words. kind: "image" or "video". labels: column -> class numbers (N,), -1 where
+    there is none. sources: file or row of each clip. features: for each `Job` its features, one `Features` for each
+    width of its layers.
     """
 
     split: str
+    kind: str
     label_names: dict[str, list[str]]
     labels: dict[str, torch.Tensor]
     sources: list[str]
@@ -71,6 +75,7 @@ class ClipSet:
         rows = torch.as_tensor(rows)
         return ClipSet(
             split,
+            self.kind,
             self.label_names,
             {column: values[rows] for column, values in self.labels.items()},
             [self.sources[row] for row in rows.tolist()],
@@ -110,6 +115,7 @@ def dataset_fingerprint(dataset: str) -> str | None:
     if dataset.split(":")[0] == "toyworld":
         import tokenization
 
+        digest.update(dataset.encode())
         for file in sorted(Path(tokenization.__file__).parent.glob("toyworld*.py")):
             digest.update(file.read_bytes())
     elif path.exists():
@@ -128,11 +134,9 @@ def dataset_fingerprint(dataset: str) -> str | None:
     return digest.hexdigest()
 
 
-def data_key(dataset: str, split: str, options: dict) -> str | None:
-    """Key of a stream of clips: the data set and how it is read. None where it cannot be told what the data are."""
-    fingerprint = dataset_fingerprint(dataset)
-    variant = dataset if dataset.startswith("toyworld") else ""
-    return fingerprint and _key({"data": fingerprint + variant, "split": split, "format": FORMAT} | options)
+def data_key(fingerprint: str, split: str, options: dict) -> str:
+    """Key of a stream of clips: the data set (`dataset_fingerprint`) and how it is read."""
+    return _key({"data": fingerprint, "split": split, "format": FORMAT} | options)
 
 
 def extract(
@@ -171,6 +175,7 @@ def extract(
         raise ValueError(f"split {split} gave no clips{why}; check --dataset, --num_frames, --stride and --fps.")
     return ClipSet(
         split,
+        source.kind,
         dict(source.label_names),
         {column: torch.tensor(values) for column, values in items["labels"].items()},
         items["sources"],
@@ -192,7 +197,7 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
         }
         return has_all
 
-    done = finished()
+    done, looked = finished(), time.monotonic()
     frames = 1 if source.kind == "image" else jobs[0].backbone.num_frames
     per_part = max(1, PART_ROWS // frames)
     rows_done = sum(info["rows"] for info in done.values())
@@ -207,6 +212,8 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
         for step, clip, why in decoded:
             if part is None:
                 if source.limit is not None:
+                    if state.num_processes > 1 and time.monotonic() - looked > REFRESH_SECONDS:
+                        done, looked = finished() | done, time.monotonic()  # the others' parts count too
                     wanted = source.limit - rows_before(step.part, done)
                     if wanted <= 0:
                         break

@@ -100,18 +100,19 @@ def score(
     return rows, rows[best], predictions[best], selected
 
 
-def compare(best: dict, predictions, baselines: dict, references, seed: int) -> dict:
+def compare(best: dict, predictions, baselines: dict, references, items: list[str], seed: int) -> dict:
     """The chosen row against each baseline on the same clips: paired difference, and whether the intervals are apart.
 
-    verdict: "above" or "below" when the two intervals do not overlap, else "not apart".
+    items: as in `score`. verdict: "above" or "below" when the two intervals do not overlap, else "not apart".
     """
     from evaluation.metrics import intervals_apart, paired_difference
 
+    groups = items if len(set(items)) < len(items) else None
     result = {}
     for name, (row, other) in baselines.items():
         above, below = intervals_apart(best["ci95"], row["ci95"]), intervals_apart(row["ci95"], best["ci95"])
         verdict = "above" if above else "below" if below else "not apart"
-        result[name] = paired_difference(predictions, other, references, seed) | {"verdict": verdict}
+        result[name] = paired_difference(predictions, other, references, seed, groups=groups) | {"verdict": verdict}
     return result
 
 
@@ -158,6 +159,8 @@ def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
 def run_probe(args: ProbeArgs, command: str) -> dict:
     """The whole probe; returns what the result file holds (`tasks`: every label)."""
     import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     from evaluation.backbones import TotoBackbone, load_backbone
     from evaluation.choosing import average_clips
@@ -168,10 +171,11 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from evaluation.metrics import confusion_matrix, per_class_accuracy
     from evaluation.probe_data import read_splits, same_classes
     from training.checkpoints import resolve_model
-    from training.device import flush_denormals, versions
+    from training.device import flush_denormals, require_together, versions
 
     flush_denormals()
-    state = launched()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    require_together(state.num_processes)
     if state.num_processes > 1 and args.feature_cache == "none":
         raise ValueError("several processes share their features: name a folder with --feature_cache, which all see.")
     folder = resolve_model(args.model)
@@ -230,7 +234,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "chance": 1 / len(classes[column]),
             "majority": float((tested[:, index] == commonest).float().mean()),
             "layers": rows if args.layers != ["best"] else [{key: best[key] for key in rows[0]}],
-            "best": dict(best) | {"versus": compare(best, predictions, chosen, references, args.seed)},
+            "best": dict(best) | {"versus": compare(best, predictions, chosen, references, items, args.seed)},
             "baselines": baselines,
             "per_class": per_class_accuracy(predictions, references, classes[column]),
         }
@@ -261,7 +265,8 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         **control,
         "data": {
             "dataset": args.dataset,
-            "num_frames": num_frames,
+            "kind": test.kind,
+            "num_frames": 1 if test.kind == "image" else num_frames,
             "stride": args.stride,
             "fps": args.fps,
             "resolution": backbone.resolution,
@@ -299,26 +304,6 @@ def cache_folder(asked: str | None):
     yield folder
 
 
-def launched():
-    """What `torchrun` or `accelerate launch` started: process number, number of processes, device.
-
-    Raises:
-        ValueError: processes that do not know of each other.
-    """
-    import os
-
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != world:
-        raise ValueError(
-            f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
-        )
-    return state
-
-
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
@@ -337,10 +322,14 @@ def main(argv: list[str] | None = None) -> None:
 
         compare_files(args.compare, args.output, command_line("probe", argv))
         return
+    from accelerate import PartialState
+
     from evaluation.layer_plots import write_layer_plot
 
     results = run_probe(args, command_line("probe", argv))
-    if not launched().is_main_process:
+    state = PartialState()
+    state.destroy_process_group()
+    if not state.is_main_process:
         return
     if "control" in results:
         print(f"control: {results['control']}")

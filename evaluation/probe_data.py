@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.extraction import ClipSet, Job, data_key, extract
+from evaluation.extraction import ClipSet, Job, data_key, dataset_fingerprint, extract
 from tokenization.sources import open_source
 
 VALIDATION_NAMES = ("validation", "val", "valid")
@@ -122,15 +122,17 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         "shuffle_seed": 0,  # not --seed: several seeds are to be compared on the same clips
     }
     change = frame_order(args.frame_order, args.seed)
+    fingerprint = dataset_fingerprint(args.dataset)
+    if fingerprint is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"the version of {args.dataset} cannot be told without a network: probe with one process.")
 
     def collect(split: str, source) -> ClipSet:
         for column in columns:
             if column not in source.label_names:
                 raise ValueError(f"split {split} of {args.dataset} has no label column {column!r}.")
-        read = options | {"limit": source.limit, "order": args.frame_order, "order_seed": args.seed}
-        key = data_key(args.dataset, split, read)
-        if key is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(f"the version of {args.dataset} cannot be told without a network: probe with one process.")
+        read = options | {"limit": source.limit, "order": args.frame_order}
+        read |= {"order_seed": args.seed} if args.frame_order == "shuffled" else {}
+        key = fingerprint and data_key(fingerprint, split, read)
         with tempfile.TemporaryDirectory(dir=cache) as unkept:  # where it cannot be told what the data are
             folder = cache / key if key else Path(unkept)
             found = extract(source, split, jobs, folder, change=change, batch_size=args.batch_size)

@@ -36,6 +36,7 @@ class TokenBackbone(Backbone):
 
     def native_resolution(self) -> int:
         wanted = self.preprocessor.get("crop_size") or self.preprocessor.get("size")
+        # Emu3 reads any size, and its files name none; ours is 384, which is Janus's
         return side(wanted) or side(getattr(self.model.config.vq_config, "resolution", None)) or 384
 
     def find_trunk(self) -> nn.Module:

@@ -74,6 +74,9 @@ class FrameBackbone(Backbone):
             for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         )
         self.check_resolution()
+        takes = inspect.signature(self.model.forward).parameters
+        interpolates = "interpolate_pos_encoding" in takes and self.resolution != self.trained_resolution
+        self.interpolation = {"interpolate_pos_encoding": True} if interpolates else {}
 
     @classmethod
     def from_pretrained(cls, path: str, device=None, resolution: int | None = None) -> "FrameBackbone":
@@ -99,7 +102,16 @@ class FrameBackbone(Backbone):
         """Pixels from one token to the next."""
         return side(self.model.config.patch_size)
 
+    def is_bound(self) -> bool:
+        """Whether its positions are of one resolution only."""
+        return not getattr(self.model.config, "is_native", True)  # AIMv2 with learnt positions
+
     def check_resolution(self) -> None:
+        """Raises ValueError for a resolution that the model cannot read."""
+        if self.is_bound() and self.resolution != self.trained_resolution:
+            raise ValueError(
+                f"{self.name} reads frames of {self.trained_resolution} pixels only; leave --resolution out."
+            )
         if self.resolution % self.stride:
             raise ValueError(
                 f"{self.name} reads patches of {self.stride} pixels, and {self.resolution} is no multiple."
@@ -116,11 +128,7 @@ class FrameBackbone(Backbone):
 
     def options(self, batch: int) -> dict:
         """Arguments of the forward pass besides the pixels."""
-        taken = inspect.signature(self.model.forward).parameters
-        options = {}
-        if "interpolate_pos_encoding" in taken and self.resolution != self.trained_resolution:
-            options["interpolate_pos_encoding"] = True
-        return options
+        return self.interpolation
 
     def forward(self, inputs: torch.Tensor):
         batch, time = inputs.shape[:2]
@@ -168,11 +176,8 @@ class HieraBackbone(FrameBackbone):
     def stride(self) -> int:
         return side(self.model.config.patch_stride)
 
-    def check_resolution(self) -> None:
-        if self.resolution != self.trained_resolution:
-            raise ValueError(
-                f"{self.name} reads frames of {self.trained_resolution} pixels only; leave --resolution out."
-            )
+    def is_bound(self) -> bool:
+        return True
 
     def forward(self, inputs: torch.Tensor):
         batch, time = inputs.shape[:2]
@@ -197,12 +202,8 @@ class ClipBackbone(FrameBackbone):
         config = self.model.config
         return side(getattr(config, "crop_size", None) or config.image_size)
 
-    def check_resolution(self) -> None:
-        super().check_resolution()
-        if self.model.config.model_type == "videomae" and self.resolution != self.trained_resolution:
-            raise ValueError(
-                f"{self.name} reads frames of {self.trained_resolution} pixels only; leave --resolution out."
-            )
+    def is_bound(self) -> bool:
+        return self.model.config.model_type == "videomae"
 
     def forward(self, inputs: torch.Tensor):
         config = self.model.config

@@ -14,8 +14,8 @@ from accelerate.utils import broadcast_object_list
 from tokenization.parts import write_whole
 
 from . import checkpoints
-from .args import RunArgs, require, write_recipe
-from .device import make_accelerator, require_free_port, surroundings, versions
+from .args import PREEMPTED, RunArgs, require, write_recipe
+from .device import make_accelerator, require_free_port, require_together, surroundings, versions
 from .mixture import RowStream
 from .resume import changed_surroundings, told
 
@@ -42,15 +42,11 @@ def start_processes(args: RunArgs, run: Path) -> tuple[Accelerator, Path]:
         ValueError: processes that would work alone, a port in use, an unknown tracker. OSError: a run folder or a
             repository that cannot be written.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
     require_free_port()
     if os.environ.get("RANK", "0") == "0":
         _require_writable(run)
     accelerator = make_accelerator(log_with=args.report_to, project_dir=str(run))
-    require(
-        accelerator.num_processes == world,
-        f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true.",
-    )
+    require_together(accelerator.num_processes)
     require(
         args.report_to is None or bool(accelerator.log_with),
         f"--report_to {args.report_to}: Accelerate knows no such tracker, or it is not installed.",
@@ -97,12 +93,22 @@ def write_run_files(run: Path, device, *settings) -> None:
     write_whole(run / "versions.json", lambda path: path.write_text(text))
 
 
-def push(checkpoint: Path, args: RunArgs) -> None:
-    """The checkpoint to the Hub, where the run is to."""
-    if args.push_to_hub:
-        from .hub import push_folder
+def end_run(accelerator, verb: str, run: Path, last: Path, best: Path | None, args: RunArgs) -> None:
+    """Say what was written, and push what was asked for. best: what to push; None where SIGTERM ended the training.
 
-        print(f"pushed {push_folder(checkpoint, args.hub_model_id)}")
+    Raises:
+        SystemExit: with PREEMPTED, after SIGTERM.
+    """
+    if accelerator.is_main_process:
+        print(f"wrote {last}")
+        if best is None:
+            print(f"stopped by SIGTERM; go on with: toto {verb} --resume {run}")
+        elif args.push_to_hub:
+            from .hub import push_folder
+
+            print(f"pushed {push_folder(best, args.hub_model_id)}")
+    if best is None:
+        raise SystemExit(PREEMPTED)
 
 
 def _require_writable(run: Path) -> None:

@@ -55,6 +55,19 @@ def make_accelerator(**settings) -> Accelerator:
     return Accelerator(kwargs_handlers=handlers, **settings)
 
 
+def require_together(num_processes: int) -> None:
+    """Refuse processes that were launched together and do not know of each other.
+
+    Raises:
+        ValueError: `num_processes` is not what was launched.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if num_processes != world:
+        raise ValueError(
+            f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
+        )
+
+
 def require_free_port() -> None:
     """Refuse a port on which this process could not gather the others, before they wait for it.
 

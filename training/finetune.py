@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .args import PREEMPTED, Source, parse, require, resumed_run
+from .args import Source, parse, require, resumed_run
 from .finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
 
 DESCRIPTION = (
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from . import checkpoints
     from .augment import Augment
-    from .begin import go_on, push, refuse_fp16, run_folder, start_processes, write_run_files
+    from .begin import end_run, go_on, refuse_fp16, run_folder, start_processes, write_run_files
     from .classifier import check_rows, load_classifier, model_and_tokenizer, name_classes
     from .classify import Classify
     from .drop_path import DropPath
@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     resume_from = Path(start) if goes_on else None
     parts = (accelerator, model, optimizer, processor, stream, objective)
+    best = None
     try:
         last, preempted = train(*parts, run, args, optim, resume_from, max_steps)
         if not preempted:
@@ -133,14 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         del objective, parts
         model, optimizer = accelerator.free_memory(model, optimizer)
         accelerator.end_training()
-    if accelerator.is_main_process:
-        print(f"wrote {last}")
-        if not preempted:
-            push(best, args)
-    if preempted:
-        if accelerator.is_main_process:
-            print(f"stopped by SIGTERM; go on with: toto finetune --resume {run}")
-        raise SystemExit(PREEMPTED)
+    end_run(accelerator, "finetune", run, last, best, args)
 
 
 def _absolute(name: str | None) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenization.shards import read_manifest
 
-from .args import PREEMPTED, DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields, parse, require, resumed_run
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields, parse, require, resumed_run
 from .tiny_scale import shrink
 
 DESCRIPTION = (
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from . import checkpoints
     from .architectures import check_architecture, load_model, make_model
-    from .begin import go_on, push, refuse_fp16, run_folder, start_processes, write_run_files
+    from .begin import end_run, go_on, refuse_fp16, run_folder, start_processes, write_run_files
     from .kernels import use_liger
     from .loop import accumulation_steps, train
     from .mixture import RowStream, check_tokenizers, open_rows, open_validation
@@ -130,14 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         # that waits for that lock.
         model, optimizer = accelerator.free_memory(model, optimizer)
         accelerator.end_training()
-    if accelerator.is_main_process:
-        print(f"wrote {last}")
-        if not preempted:
-            push(last, args)
-    if preempted:
-        if accelerator.is_main_process:
-            print(f"stopped by SIGTERM; go on with: toto pretrain --resume {run}")
-        raise SystemExit(PREEMPTED)
+    end_run(accelerator, "pretrain", run, last, None if preempted else last, args)
 
 
 def row_layout(model_args: ModelArgs, start: str | None, resumed: bool):

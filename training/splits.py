@@ -79,7 +79,8 @@ class Media:
 
         train = args.train_split, self.open(args.train_split, resolution, "train")
         asked = args.validation_split, args.test_split
-        validation = find((asked[0],) if asked[0] else VALIDATION_NAMES, "validation")
+        others = tuple(name for name in VALIDATION_NAMES if name != args.test_split)
+        validation = find((asked[0],) if asked[0] else others, "validation")
         test = find((asked[1],) if asked[1] else ("test",), "test")
         for found, name in zip((validation, test), asked, strict=True):
             require(found is not None or name is None, f"{args.dataset} has no split '{name}'.")

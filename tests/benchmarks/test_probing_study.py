@@ -12,7 +12,7 @@ from benchmarks.probing_results import add_floors, collect
 from benchmarks.probing_study import Study, StudyArgs
 from benchmarks.study_steps import best_rate, carry_out
 from evaluation.probe_args import ProbeArgs, of_task
-from tokenization.tokenize_dataset import TokenizeArgs
+from tokenization.tokenize_args import TokenizeArgs
 from training import finetune
 from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse
 

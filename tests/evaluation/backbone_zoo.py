@@ -10,6 +10,7 @@ import transformers as tf
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = SMALL | {"image_size": 32, "patch_size": 8}
 TEXT = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
+WORDS = SMALL | {"vocab_size": 50, "max_position_embeddings": 16}
 VQ = {"base_channels": 32, "latent_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1, 1]}
 CODES = 16
 
@@ -65,6 +66,8 @@ ZOO = {
     "dinov3": (lambda: tf.DINOv3ViTModel(tf.DINOv3ViTConfig(**VIT, num_register_tokens=4)), {}, *PLAIN),
     "beit": (lambda: tf.BeitModel(tf.BeitConfig(**VIT, use_relative_position_bias=True)), {}, *PLAIN),
     "aimv2": (lambda: tf.Aimv2VisionModel(tf.Aimv2VisionConfig(**VIT)), {}, *PLAIN),
+    "clip": (lambda: tf.CLIPModel(tf.CLIPConfig(text_config=WORDS, vision_config=VIT)), {}, *PLAIN),
+    "i-jepa": (lambda: tf.IJepaModel(tf.IJepaConfig(**VIT)), {}, *PLAIN),
     "aimv2 native": (lambda: tf.Aimv2VisionModel(tf.Aimv2VisionConfig(**VIT, is_native=True)), {}, *PLAIN),
     "hiera": (lambda: tf.HieraModel(tf.HieraConfig(**HIERA)), {"size": 32}, None, [8, 8, 16, 16]),
     "videomae": (lambda: tf.VideoMAEModel(tf.VideoMAEConfig(**VIT, num_frames=4)), {}, (2, 4, 4), [24] * 3),

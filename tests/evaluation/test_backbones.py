@@ -31,7 +31,7 @@ def expected_depth(config: dict) -> int:
     """The number of blocks that a saved config names."""
     if "depths" in config:
         return sum(config["depths"])
-    config = config.get("text_config", config)
+    config = config.get("vision_config" if config["model_type"] == "clip" else "text_config", config)
     return config.get("num_hidden_layers") or config["n_layer"]
 
 
@@ -138,7 +138,7 @@ def test_resolution(tmp_path):
     assert backbone.grids(clips(backbone), [2])[2].shape == (2, 4, 6, 6, 24)
     with pytest.raises(ValueError, match="patches of 8 pixels, and 50 is no multiple"):
         load_backbone(folder, CPU, resolution=50)
-    for name in ("hiera", "videomae"):
+    for name in ("hiera", "videomae", "aimv2"):
         with pytest.raises(ValueError, match="frames of 32 pixels only"):
             load_backbone(save(name, tmp_path / name), CPU, resolution=64)
     big = load_backbone(save("vjepa2", tmp_path / "vjepa2"), CPU, resolution=48)

@@ -279,6 +279,19 @@ def test_drop_path_drops_rows_in_training_only_and_keeps_the_mean(pretrained):
     assert torch.equal(path.scales[2:], again) and set(model.state_dict()) == names
 
 
+def test_validation_is_never_the_test_split(tmp_path):
+    """Where the test split is called validation, as in the ImageNet recipes, validation is carved from train."""
+    from training.finetune_args import LabelledArgs
+    from training.splits import Media
+
+    folder = save_pictures(tmp_path / "pictures", {"train": 6, "validation": 3})
+    args = LabelledArgs(dataset=str(folder), label_column="label", test_split="validation")
+    train, validation, test = Media(args, 1, seed=0).splits(32)
+    names = [{item.name for item in split} for split in (train, validation, test)]
+    assert not names[0] & names[1] and not names[1] & names[2]
+    assert {name.split("/")[0] for name in names[1]} == {"train"}
+
+
 def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
     from training.args import Source
     from training.augment import Augment
