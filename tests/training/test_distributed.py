@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from tiny_run import FLAGS
 
-from training.pretrain import PREEMPTED, main
+from training.args import PREEMPTED
+from training.pretrain import main
 
 STEPS = 40
 # Four rows a step: with two ranks two each, one at a time.
