@@ -6,9 +6,10 @@ DATA holds cifar10/, pretrain_clips/ and room_actions/; WORK gets shards, runs a
 file or folder that it makes is there, so a study that was stopped goes on where it stood; a step that fails does not
 keep those from running that do not need it. Two studies of unlike --only may share WORK, one a core.
 
-Toto, ViT-MAE and ImageGPT of 3.7 M parameters get the same CPU time (`--minutes`, of which a Toto takes 15 steps a
-minute, its speed on one core of 64 GFLOP/s) and the same search: three learning rates, a ninth of the time each, the
-lowest validation loss wins.
+Every model has 3.7 M parameters. A Toto of all media gets `--minutes` of CPU time for each of its seeds, 15 steps a
+minute, which is its speed on one core of 64 GFLOP/s. What is compared by its training gets `--comparison_minutes`:
+Totos of images alone and of videos alone, a ViT-MAE and an ImageGPT of the same images. Searches are alike: three
+learning rates, a ninth of the time each, the lowest validation loss wins.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ RATES = ("0.001", "0.002", "0.004")
 STEPS_PER_MINUTE = 15
 CONFIG = {"hidden_size": 192, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 6}
 CONFIG |= {"head_dim": 32, "intermediate_size": 512}
-GRID_16 = {"tokens_per_frame": 256, "max_position_embeddings": 2 + 16 * 256}
+# Of eight frames each, so that the fine grid fits a row.
+GRID_8 = {"num_frames": 8, "max_position_embeddings": 2 + 8 * 64}
+GRID_16 = {"num_frames": 8, "tokens_per_frame": 256, "max_position_embeddings": 2 + 8 * 256}
+HEAD_LAYERS = (0, 2, 4, 6, 8)
 # {model: {shards: weight}}; the names of the sources are those of the data sets.
 MIXTURES = {
     "mixed": {"cifar10": 0.6, "clips": 0.15, "room": 0.1, "toy": 0.15},
     "images": {"cifar10": 1.0},
     "videos": {"clips": 0.375, "room": 0.25, "toy": 0.375},
-    "grid_8": {"clips": 0.6, "room": 0.4},
-    "grid_16": {"clips_128": 0.6, "room_128": 0.4},
-    "grid_16_upsampled": {"clips_128_upsampled": 0.6, "room_128_upsampled": 0.4},
+    "grid_8": {"clips_8": 0.6, "room_8": 0.4},
+    "grid_16": {"clips_16": 0.6, "room_16": 0.4},
+    "grid_16_upsampled": {"clips_16_upsampled": 0.6, "room_16_upsampled": 0.4},
 }
 DATASETS = {"cifar10": "cifar10", "clips": "pretrain_clips", "room": "room_actions", "toy": "toyworld"}
+PEERS = ("mae", "igpt")
 FLOORS = ("pixels", "histogram", "random_filters", "hog")
 ORDERS = ("ordered", "middle", "shuffled", "reversed")
 RECORDING = r"\d{8}_\d{6}"
@@ -56,10 +61,13 @@ class StudyArgs:
         default=False,
         metadata={"aliases": ["--list"], "help": "list the steps, whether they are done, and run nothing"},
     )
-    minutes: float = field(default=60, metadata={"help": "CPU minutes of a pre-training; the other budgets follow"})
-    seeds: int = field(default=3, metadata={"help": "pre-training seeds of the mixed Toto and of the peers"})
-    ablation_seeds: int = field(default=1, metadata={"help": "pre-training seeds of images alone and of videos alone"})
-    max_train: int = field(default=20000, metadata={"help": "CIFAR-10 images that the probes are trained on"})
+    minutes: float = field(default=60, metadata={"help": "CPU minutes of a Toto of all media"})
+    seeds: int = field(default=3, metadata={"help": "pre-training seeds of the Toto of all media"})
+    comparison_minutes: float = field(
+        default=20, metadata={"help": "CPU minutes of every model that is compared by its training"}
+    )
+    comparison_seeds: int = field(default=1, metadata={"help": "pre-training seeds of each of these"})
+    max_train: int = field(default=5000, metadata={"help": "CIFAR-10 images that the probes are trained on"})
     max_tokens: int = field(default=16, metadata={"help": "tokens of a clip that attention heads read"})
     threads: int = field(default=1, metadata={"help": "threads of a step"})
     toy: bool = field(default=False, metadata={"help": "little data everywhere, to try the path"})
@@ -68,7 +76,8 @@ class StudyArgs:
         for name in ("cifar10", "pretrain_clips", "room_actions"):
             if not (Path(self.data) / name).is_dir():
                 raise ValueError(f"--data {self.data} has no folder {name}/.")
-        for name in ("minutes", "seeds", "ablation_seeds", "max_train", "max_tokens", "threads"):
+        positive = ("minutes", "seeds", "comparison_minutes", "comparison_seeds", "max_train", "max_tokens", "threads")
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}.")
 
@@ -93,9 +102,9 @@ class Study:
     def few(self, number: int | None, toy: int) -> int | None:
         return toy if self.args.toy else number
 
-    def train_steps(self, share: float = 1.0) -> int:
-        """Steps of a Toto in this share of the minutes."""
-        return max(3, round(STEPS_PER_MINUTE * self.args.minutes * share))
+    def train_steps(self, minutes: float) -> int:
+        """Steps of a Toto in so many minutes."""
+        return max(3, round(STEPS_PER_MINUTE * minutes))
 
     def add(self, name: str, made: Path, command: list[str], rates: dict[str, Path] | None = None) -> None:
         self.steps.append(Step(name, made, command, rates))
@@ -138,33 +147,40 @@ class Study:
         self.add(step_name, self.run(name) / "checkpoints" / f"step_{steps:06d}", command, rates)
 
     def search_and_pretrain(self) -> None:
-        steps = self.train_steps(1 / 9)
-        more = {"warmup_steps": max(1, steps // 5), "save_steps": steps, "eval_steps": steps}
-        for rate in RATES:
-            self.pretrain(f"lr_{rate}", "mixed", steps, 0, f"search/toto_{rate}", learning_rate=rate, **more)
-        self.rates = {rate: self.run(f"lr_{rate}") for rate in RATES}
-        for mixture, seeds in (("mixed", self.args.seeds), ("images", self.args.ablation_seeds)):
-            self.of_seeds(mixture, seeds)
-        self.of_seeds("videos", self.args.ablation_seeds)
+        args = self.args
+        self.rates = self.search("mixed", "lr", args.minutes)
+        images = self.search("images", "images_lr", args.comparison_minutes)
+        runs = [("mixed", args.minutes, args.seeds, self.rates)]
+        runs += [("images", args.comparison_minutes, args.comparison_seeds, images)]
+        runs += [("videos", args.comparison_minutes, args.comparison_seeds, self.rates)]
+        for mixture, minutes, seeds, rates in runs:
+            for seed in range(seeds):
+                name = self.toto(mixture, seed).name
+                self.pretrain(name, mixture, self.train_steps(minutes), seed, f"pretrain/{mixture}_{seed}", rates=rates)
 
-    def of_seeds(self, mixture: str, seeds: int) -> None:
-        for seed in range(seeds):
-            name = self.toto(mixture, seed).name
-            self.pretrain(name, mixture, self.train_steps(), seed, f"pretrain/{mixture}_{seed}", rates=self.rates)
+    def search(self, mixture: str, prefix: str, minutes: float) -> dict[str, Path]:
+        """A ninth of the minutes for each rate of a Toto; {rate: run}."""
+        steps = self.train_steps(minutes / 9)
+        more = {"warmup_steps": max(1, steps // 5), "save_steps": steps, "eval_steps": steps}
+        names = {rate: f"{prefix}_{rate}" for rate in RATES}
+        for rate, name in names.items():
+            self.pretrain(name, mixture, steps, 0, f"search/{mixture}_{rate}", learning_rate=rate, **more)
+        return {rate: self.run(name) for rate, name in names.items()}
 
     def toto(self, mixture: str, seed: int) -> Path:
         return self.run(f"{'nano' if mixture == 'mixed' else mixture}_{seed}")
 
     def peers(self) -> None:
-        for kind in ("mae", "igpt"):
+        minutes = self.args.comparison_minutes
+        for kind in PEERS:
             common = {"kind": kind, "dataset": self.data / "cifar10", "max_images": self.few(None, 800), "resume": True}
             rates = {rate: self.run(f"{kind}_lr_{rate}") for rate in RATES}
             for rate, folder in rates.items():
-                given = common | {"minutes": self.args.minutes / 9, "learning_rate": rate, "output_dir": folder}
+                given = common | {"minutes": minutes / 9, "learning_rate": rate, "output_dir": folder}
                 self.add(f"search/{kind}_{rate}", folder / "study.json", ["pretrain_peer.py", *flags(**given)])
-            for seed in range(self.args.seeds):
+            for seed in range(self.args.comparison_seeds):
                 folder = self.run(f"{kind}_{seed}")
-                given = common | {"minutes": self.args.minutes, "seed": seed, "output_dir": folder}
+                given = common | {"minutes": minutes, "seed": seed, "output_dir": folder}
                 self.add(f"pretrain/{kind}_{seed}", folder / "study.json", ["pretrain_peer.py", *flags(**given)], rates)
 
     # numbers
@@ -178,25 +194,23 @@ class Study:
     def probe_images(self) -> None:
         more = {"task": "cifar10", "dataset": self.data / "cifar10", "batch_size": 32}
         more |= {"max_train": self.few(self.args.max_train, 200), "max_eval": self.few(10000, 100)}
-        heads = {"heads": ("linear", "attention", "cross_attention_mlp"), "baselines": "untrained"}
-        seeds, ablation = self.args.seeds, self.args.ablation_seeds
-        for mixture, count in (("mixed", seeds), ("images", ablation), ("videos", ablation)):
-            for seed in range(count):
-                name, model = f"{mixture}_{seed}", self.toto(mixture, seed)
-                self.probe(f"cifar10_{name}", model, f"probe/{name}", seed, **more | heads)
-        # Floors have up to 2,048 channels, for which heads on tokens would cost hours; a linear one reads them all.
+        linear = {"heads": "linear", "baselines": "untrained"}
         floors = {"heads": "linear", "layers": 0, "baselines": FLOORS}
-        for seed in range(seeds):
-            model = self.toto("mixed", seed)
-            self.probe(f"cifar10_floors_{seed}", model, f"probe/floors_{seed}", seed, **more | floors)
-        for kind in ("mae", "igpt"):
-            for seed in range(seeds):
-                name = f"{kind}_{seed}"
-                self.probe(f"cifar10_{name}", self.run(name), f"probe/{name}", seed, **more | heads)
+        heads = {"heads": ("linear", "attention", "cross_attention_mlp"), "layers": HEAD_LAYERS, "baselines": "none"}
+        seeds = {"mixed": self.args.seeds} | dict.fromkeys(("images", "videos", *PEERS), self.args.comparison_seeds)
+        for kind, count in seeds.items():
+            for seed in range(count):
+                model = self.run(f"{kind}_{seed}") if kind in PEERS else self.toto(kind, seed)
+                self.probe(f"cifar10_{kind}_{seed}", model, f"probe/{kind}_{seed}", seed, **more | linear)
+                if kind == "mixed":
+                    self.probe(f"cifar10_floors_{seed}", model, f"probe/floors_{seed}", seed, **more | floors)
+        # Heads on tokens cost far more than linear ones: every second layer, one seed.
+        for kind, model in {"mixed": self.toto("mixed", 0), **{kind: self.run(f"{kind}_0") for kind in PEERS}}.items():
+            self.probe(f"heads_{kind}_0", model, f"heads/{kind}_0", 0, **more | heads)
 
     def room_flags(self) -> dict:
         more = {"stride": 3, "group_by": RECORDING, "leave_one_group_out": True, "test_split": "test"}
-        more |= {"baselines": ("pixels", "untrained"), "heads": ("linear", "attention")}
+        more |= {"average_clips": True, "baselines": ("pixels", "untrained"), "heads": ("linear", "attention")}
         return more | {"max_train": self.few(5000, 60), "max_eval": self.few(2000, 60)}
 
     def probe_room(self) -> None:
@@ -212,9 +226,9 @@ class Study:
 
     def finetune(self) -> None:
         """Causal against full attention, from images and from videos, with the same few labels and steps."""
-        steps = self.train_steps(0.4)
+        steps = self.train_steps(self.args.comparison_minutes * 0.6)
         more = {"dataset": self.data / "cifar10", "label_column": "label", "augment": "none"}
-        more |= {"max_train": self.few(10000, 300), "max_validation": self.few(1000, 60), "seed": 0}
+        more |= {"max_train": self.few(5000, 300), "max_validation": self.few(1000, 60), "seed": 0}
         more |= {"max_test": self.few(10000, 100), "batch_size": 64, "per_device_batch_size": 32, "max_steps": steps}
         more |= {"save_steps": max(1, steps // 4), "keep_checkpoints": 2, "warmup_steps": max(1, steps // 9)}
         more |= {"logging_steps": max(1, min(20, steps // 4)), "learning_rate": 1e-3, "layer_decay": 0.75}
@@ -227,19 +241,18 @@ class Study:
 
     def grids(self) -> None:
         """8 x 8 against 16 x 16 tokens of a frame, the second also of 64 pixels enlarged to 128."""
-        for suffix, detail in (("_128", None), ("_128_upsampled", 64)):
-            more = {"stage": "grid/tokenize_", "resolution": 128, "detail": detail}
-            self.shards(f"clips{suffix}", self.data / "pretrain_clips", crops=4, **more)
-            self.shards(f"room{suffix}", self.data / "room_actions", crops=6, stride=3, **more)
-        for grid in ("grid_8", "grid_16", "grid_16_upsampled"):
-            fine = (
-                {} if grid == "grid_8" else {"config": GRID_16, "per_device_batch_size": 1, "val_rows": self.few(16, 4)}
-            )
-            steps = self.train_steps(1 / 3)
-            self.pretrain(f"{grid}_0", grid, steps, 0, f"grid/pretrain_{grid[5:]}", rates=self.rates, **fine)
-            more = self.room_flags() | {"dataset": self.data / "room_actions", "batch_size": 4}
-            more |= {"detail": 64 if grid.endswith("upsampled") else None}
-            self.probe(grid, self.run(f"{grid}_0"), f"grid/probe_{grid[5:]}", 0, **more)
+        for grid, config in {"grid_8": GRID_8, "grid_16": GRID_16, "grid_16_upsampled": GRID_16}.items():
+            name = grid[5:]
+            detail = 64 if name.endswith("upsampled") else None
+            more = {"stage": "grid/tokenize_", "resolution": 64 if grid == "grid_8" else 128, "detail": detail}
+            more |= {"num_frames": 8}
+            self.shards(f"clips_{name}", self.data / "pretrain_clips", crops=4, **more)
+            self.shards(f"room_{name}", self.data / "room_actions", crops=6, stride=3, **more)
+            steps, batch = self.train_steps(self.args.comparison_minutes / 3), 8 if grid == "grid_8" else 2
+            more = {"config": config, "per_device_batch_size": batch, "rates": self.rates}
+            self.pretrain(f"{grid}_0", grid, steps, 0, f"grid/pretrain_{name}", **more)
+            more = self.room_flags() | {"dataset": self.data / "room_actions", "batch_size": 4, "detail": detail}
+            self.probe(grid, self.run(f"{grid}_0"), f"grid/probe_{name}", 0, **more)
 
 
 def main(argv: list[str] | None = None) -> None:

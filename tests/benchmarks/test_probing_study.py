@@ -21,7 +21,9 @@ from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse
 def args(tmp_path) -> StudyArgs:
     for name in ("cifar10", "pretrain_clips", "room_actions"):
         (tmp_path / "data" / name).mkdir(parents=True)
-    return StudyArgs(str(tmp_path / "data"), str(tmp_path / "work"), str(tmp_path / "out"), minutes=1.0)
+    return StudyArgs(
+        str(tmp_path / "data"), str(tmp_path / "work"), str(tmp_path / "out"), minutes=1.0, comparison_minutes=1.0
+    )
 
 
 def of_dataclass(kind, flags: list[str]):
@@ -55,15 +57,18 @@ def test_every_command_is_one_that_its_verb_takes(args):
             trained.add(of_dataclass(PeerArgs, flags).output_dir)
 
 
-def test_peers_get_the_time_and_the_search_of_the_toto(args):
+def test_peers_get_the_time_and_the_search_of_the_toto_of_images(args):
     steps = {step.name: step.command for step in Study(args).steps}
     for kind in ("mae", "igpt"):
         minutes = [
             float(steps[name][steps[name].index("--minutes") + 1])
             for name in (f"search/{kind}_0.001", f"pretrain/{kind}_0")
         ]
-        assert minutes == [pytest.approx(args.minutes / 9), args.minutes]
-    assert sum(name.startswith("search/toto") for name in steps) == sum(name.startswith("search/mae") for name in steps)
+        assert minutes == [pytest.approx(args.comparison_minutes / 9), args.comparison_minutes]
+    for kind in ("images", "mae", "igpt"):
+        assert sum(name.startswith(f"search/{kind}_") for name in steps) == 3
+    toto = steps["pretrain/images_0"]
+    assert int(toto[toto.index("--max_steps") + 1]) == 15 * args.comparison_minutes
 
 
 def test_rate_of_the_lowest_validation_loss_and_no_rate_of_an_unfinished_search(tmp_path):
@@ -144,7 +149,7 @@ def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
     study = Study(args)
     ran = []
     monkeypatch.setattr(study_steps.subprocess, "run", lambda command, **how: ran.append((command, how)))
-    step = next(step for step in study.steps if step.name == "search/toto_0.001")
+    step = next(step for step in study.steps if step.name == "search/mixed_0.001")
     carry_out(step, study.work, 1)
     (study.run("lr_0.001")).mkdir(parents=True)
     (study.run("lr_0.001") / "recipe.yaml").write_text("")
@@ -153,7 +158,7 @@ def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
     assert first[1:3] == ["-m", "training.pretrain"] and how["env"]["OMP_NUM_THREADS"] == "1"
     assert second[1:] == ["-m", "training.pretrain", "--resume", str(study.run("lr_0.001"))]
     assert "$ toto pretrain --resume" in capsys.readouterr().out
-    assert json.loads((study.work / "times/search/toto_0.001.json").read_text())["seconds"] > 0
+    assert json.loads((study.work / "times/search/mixed_0.001.json").read_text())["seconds"] > 0
 
 
 def test_missing_data_are_named(tmp_path):
