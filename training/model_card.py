@@ -91,7 +91,7 @@ def model_card(
     folder = complete_folder(checkpoint_or_folder)
     facts = _facts(folder)
     metrics, recipe, probes = metrics or {}, recipe or {}, _probes(results or [])
-    data, name = _manifest(recipe), (repo_id or folder.name).split("/")[-1]
+    data, name = _data(recipe), (repo_id or folder.name).split("/")[-1]
     found = _loss_result(metrics, data) + [_probe_result(*probe) for probe in probes]
     header = ModelCardData(
         library_name="transformers",
@@ -155,16 +155,26 @@ def _facts(folder: Path) -> dict:
     return facts | classifier_facts(config) | {"resolution": saved["image_processor"]["resolution"]}
 
 
-def _manifest(recipe: dict) -> dict:
-    """The manifest of the shards that the recipe names, while they are still there."""
-    path = Path(str(recipe.get("shards"))) / "manifest.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _data(recipe: dict) -> list[tuple[dict, float]]:
+    """(manifest, share) of each of the recipe's shards, while they are still there."""
+    sources = [{"data": recipe.get("shards"), "weight": 1.0}] if recipe.get("shards") else recipe.get("sources") or []
+    found = [(Path(str(source["data"])) / "manifest.json", source["weight"]) for source in sources]
+    return [(json.loads(path.read_text()), weight) for path, weight in found if path.is_file()]
 
 
 def _public(name: str) -> str:
     """A name without the folders of one's machine: a local path keeps only its last part, a Hub id stays."""
     is_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).exists())
     return Path(name).name if is_local else name
+
+
+def _without_folders(value):
+    """A setting, whose names and those inside it keep no folder of one's machine."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return _public(value) if isinstance(value, str) else value
 
 
 def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
@@ -179,12 +189,12 @@ def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
     ]
 
 
-def _loss_result(metrics: dict, data: dict) -> list[EvalResult]:
+def _loss_result(metrics: dict, data: list[tuple[dict, float]]) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     if "val_loss" not in metrics or "val_accuracy" in metrics:
         return []
-    dataset = _public(data["dataset"]) if data else "validation shards"
+    dataset = _public(data[0][0]["dataset"]) if len(data) == 1 else "validation shards"
     return [
         EvalResult(
             task_type="next-token-prediction",
@@ -217,20 +227,21 @@ def _probe_result(label: str, task: dict, result: dict) -> EvalResult:
     )
 
 
-def _training(data: dict, recipe: dict, metrics: dict) -> str:
+def _training(data: list[tuple[dict, float]], recipe: dict, metrics: dict) -> str:
     import yaml
 
     lines = ["## Training\n"]
-    if data:
+    for manifest, weight in data:
         lines.append(
-            f"Data: {data['num_sequences']:,} {data['kind']} rows ({data['num_tokens']:,} tokens) of "
-            f"`{_public(data['dataset'])}`, split `{data['split']}`, tokens of `{data['tokenizer']['name']}` "
-            f"(fingerprint {data['tokenizer']['fingerprint']}).\n"
+            f"Data{f' ({weight:.0%} of the tokens)' if len(data) > 1 else ''}: {manifest['num_sequences']:,} "
+            f"{manifest['kind']} rows ({manifest['num_tokens']:,} tokens) of `{_public(manifest['dataset'])}`, split "
+            f"`{manifest['split']}`, tokens of `{manifest['tokenizer']['name']}` (fingerprint "
+            f"{manifest['tokenizer']['fingerprint']}).\n"
         )
     if "step" in metrics:
         lines.append(f"Trained for {metrics['step']:,} steps when last validated.\n")
     settings = {
-        key: _public(value) if isinstance(value, str) else value
+        key: _without_folders(value)
         for key, value in recipe.items()
         if key not in PRIVATE_SETTINGS and value is not None
     }

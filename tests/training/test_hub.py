@@ -262,6 +262,22 @@ def test_a_card_names_its_data_while_the_shards_are_there(folder, tmp_path):
     assert result.dataset_type == "user/clips" and result.metric_value == float(np.log(8))
 
 
+def test_a_card_names_the_sources_of_a_mixture_and_no_folder(folder, tmp_path):
+    sources = [{"data": "user/more", "weight": 0.75}]
+    manifest = {"num_sequences": 12, "kind": "image", "num_tokens": 768, "dataset": "user/photos", "split": "train"}
+    manifest["tokenizer"] = {"name": "toto-tokenizer-64", "fingerprint": "0123456789abcdef"}
+    for name, weight in (("clips", 0.15), ("photos", 0.1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest | {"dataset": f"user/{name}"}))
+        sources.append({"data": str(tmp_path / name), "weight": weight})
+    card = model_card(folder, metrics={"val_loss": 2.0, "step": 5}, recipe={"sources": sources})
+    assert "Data (10% of the tokens): 12 image rows (768 tokens) of `user/photos`" in card
+    assert "Data (15% of the tokens): 12 image rows (768 tokens) of `user/clips`" in card
+    assert "data: user/more" in card and "data: photos" in card and str(tmp_path) not in card
+    (result,) = ModelCard(card).data.eval_results
+    assert result.dataset_type == "validation shards"
+
+
 def test_mistakes_are_told_before_anything_is_sent(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         push_folder(tmp_path / "nowhere", "user/toto")
