@@ -193,7 +193,7 @@ class Study:
 
     def probe_images(self) -> None:
         more = {"task": "cifar10", "dataset": self.data / "cifar10", "batch_size": 32}
-        more |= {"max_train": self.few(self.args.max_train, 200), "max_eval": self.few(10000, 100)}
+        more |= {"max_train": self.few(self.args.max_train, 200), "max_eval": self.few(5000, 100)}
         linear = {"heads": "linear", "baselines": "untrained"}
         floors = {"heads": "linear", "layers": 0, "baselines": FLOORS}
         heads = {"heads": ("linear", "attention", "cross_attention_mlp"), "layers": HEAD_LAYERS, "baselines": "none"}
@@ -229,7 +229,7 @@ class Study:
         steps = self.train_steps(self.args.comparison_minutes * 0.6)
         more = {"dataset": self.data / "cifar10", "label_column": "label", "augment": "none"}
         more |= {"max_train": self.few(5000, 300), "max_validation": self.few(1000, 60), "seed": 0}
-        more |= {"max_test": self.few(10000, 100), "batch_size": 64, "per_device_batch_size": 32, "max_steps": steps}
+        more |= {"max_test": self.few(5000, 100), "batch_size": 64, "per_device_batch_size": 32, "max_steps": steps}
         more |= {"save_steps": max(1, steps // 4), "keep_checkpoints": 2, "warmup_steps": max(1, steps // 9)}
         more |= {"logging_steps": max(1, min(20, steps // 4)), "learning_rate": 1e-3, "layer_decay": 0.75}
         for mixture in ("images", "videos", "mixed"):
