@@ -87,7 +87,6 @@ def costs(study: Study) -> dict:
     Of a model: cpu_seconds of its steps; process_cpu_seconds of the whole command with reading and validation (None
     where the study did not run it). What a Toto's tokens cost stands apart: training the tokenizer, and encoding.
     """
-    from benchmarks.probing_study import RATES
     from benchmarks.study_steps import validation_loss
 
     times = study.work / "times"
@@ -110,7 +109,6 @@ def costs(study: Study) -> dict:
     return {
         "models": models,
         "search": search,
-        "rates": list(RATES),
         "tokenizer_training_cpu_seconds": TOKENIZER_TRAINING_CPU_SECONDS,
         "steps": dict(sorted(steps.items())),
     }

@@ -66,7 +66,7 @@ def test_peers_get_the_time_and_the_search_of_the_toto_of_images(args):
         ]
         assert minutes == [pytest.approx(args.comparison_minutes / 9), args.comparison_minutes]
     for kind in ("images", "mae", "igpt"):
-        assert sum(name.startswith(f"search/{kind}_") for name in steps) == 3
+        assert sum(name.startswith(f"search/{kind}_") for name in steps) == 5
     toto = steps["pretrain/images_0"]
     assert int(toto[toto.index("--max_steps") + 1]) == 15 * args.comparison_minutes
 
