@@ -30,8 +30,8 @@ def test_python_blocks_run(monkeypatch):
     for block in blocks("python"):
         names = {}
         exec(compile(block, "README.md", "exec"), names)
-    assert names["features"].shape == (1, 128)
-    assert names["frames"].shape == (1, 16, 64, 64, 3)
+    assert names["features"].shape == (1, 256)
+    assert names["frames"].shape == (1, 8, 128, 128, 3)
 
 
 def test_the_model_page_runs(tmp_path, monkeypatch):

@@ -83,7 +83,12 @@ def shown_hours(name: str) -> list[str]:
     ]
 
 
-PLANNED = [path for path in RECIPES if path.parent.name == "recipes" and "sources:" in path.read_text()]
+# Those of the paper; toto_nano was trained here, on a CPU.
+PLANNED = [
+    path
+    for path in RECIPES
+    if path.parent.name == "recipes" and "sources:" in path.read_text() and path.stem != "toto_nano"
+]
 
 
 @pytest.mark.parametrize("path", PLANNED, ids=[path.stem for path in PLANNED])

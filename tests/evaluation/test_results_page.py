@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from study_files import write_probe, write_tuned
@@ -113,6 +115,15 @@ def test_what_was_not_run_is_named(page):
     assert "| iGPT | not run |" in page and "| cross-attention + MLP | not run |" in page
     assert "Not run: there is no `cifar10_videos*.json` or `cifar10_igpt*.json`." in page
     assert "Not run: there is no `grid_8*.json`, `grid_16*.json` or `grid_16_upsampled*.json`." in page
+
+
+def test_the_committed_page_is_that_of_the_committed_files(tmp_path):
+    """Only its figures differ where fonts do, so the page alone is compared."""
+    docs = Path(__file__).parents[2] / "docs"
+    shutil.copytree(docs / "studies" / "probing", tmp_path / "studies" / "probing")
+    files = str(tmp_path / "studies" / "probing")
+    main(["--markdown", str(tmp_path / "results.md"), "--results", files, "--figures", files])
+    assert (tmp_path / "results.md").read_text() == (docs / "results.md").read_text()
 
 
 def test_an_unpaired_difference_says_so(page):
