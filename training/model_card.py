@@ -105,8 +105,8 @@ def model_card(
     )
     layer, why = facts["num_hidden_layers"] // 2, ""
     if probes:
-        label, task, _ = max(probes, key=lambda probe: probe[1]["best"].get("val_accuracy", 0))
-        layer, why = task["best"]["layer"], f"; this layer knew {label} best"
+        label, task, result = max(probes, key=lambda probe: probe[1]["best"].get("val_accuracy", 0))
+        layer, why = task["best"]["layer"], f"; best for {label} of {_public(result['data']['dataset'])}"
     prompt = max(1, facts["num_frames"] // 4)
     split = {"prompt": prompt, "new": facts["num_frames"] - prompt}
     if facts["medium"]:
