@@ -150,6 +150,7 @@ class Study:
     def search_and_pretrain(self) -> None:
         args = self.args
         self.rates = self.search("mixed", "lr", args.minutes, RATES[1:4])
+        # Images alone have a search like the peers'; videos alone and grids take the rate of all media.
         images = self.search("images", "images_lr", args.comparison_minutes, RATES)
         runs = [("mixed", args.minutes, args.seeds, self.rates)]
         runs += [("images", args.comparison_minutes, args.comparison_seeds, images)]

@@ -38,7 +38,7 @@ def against(better: Side, *others: Side) -> tuple[tuple[Side, Side], ...]:
 
 CIFAR10 = Section(
     title="CIFAR-10: the frozen model against floors and peers",
-    about="Every layer and head is probed; layer, head and learning rate are chosen on validation images, inside "
+    about="Every layer is probed with linear heads; layer and learning rate are chosen on validation images, inside "
     "each seed. The histogram of codes is what the tokenizer alone knows, layer 0 what its embeddings add, the "
     "untrained model what the architecture adds. ViT-MAE and iGPT are transformers' own classes, pre-trained on the "
     "same images for the same time as the Toto of images alone (the costs are above). The figure is as the paper's "
@@ -71,8 +71,8 @@ CIFAR10 = Section(
 )
 HEADS = Section(
     title="Heads: linear, attention, cross-attention with an MLP",
-    about="The same frozen features of the same models, CIFAR-10; the layer is chosen for each head. The paper "
-    "probes with attention, and finds the head with an MLP better for all models (A.9).",
+    about="The same frozen features of the same models, CIFAR-10, every second layer; the layer is chosen for each "
+    "head. The paper probes with attention, and finds the head with an MLP better for all models (A.9).",
     entries=(
         Entry("linear", "heads_mixed", "head=linear"),
         Entry("attention", "heads_mixed", "head=attention"),

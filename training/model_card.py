@@ -156,10 +156,10 @@ def _facts(folder: Path) -> dict:
 
 
 def _data(recipe: dict) -> list[tuple[dict, float]]:
-    """(manifest, share) of each of the recipe's shards, while they are still there."""
-    sources = [{"data": recipe.get("shards"), "weight": 1.0}] if recipe.get("shards") else recipe.get("sources") or []
-    found = [(Path(str(source["data"])) / "manifest.json", source["weight"]) for source in sources]
-    return [(json.loads(path.read_text()), weight) for path, weight in found if path.is_file()]
+    """(manifest, share of the tokens) of each of the recipe's shards, while they are still there."""
+    sources = [{"data": recipe["shards"]}] if recipe.get("shards") else recipe.get("sources") or []
+    found = [(Path(source["data"]) / "manifest.json", source.get("weight", 1.0)) for source in sources]
+    return [(json.loads(path.read_text()), share) for path, share in found if path.is_file()]
 
 
 def _public(name: str) -> str:
@@ -194,7 +194,7 @@ def _loss_result(metrics: dict, data: list[tuple[dict, float]]) -> list[EvalResu
 
     if "val_loss" not in metrics or "val_accuracy" in metrics:
         return []
-    dataset = _public(data[0][0]["dataset"]) if len(data) == 1 else "validation shards"
+    dataset = next((_public(manifest["dataset"]) for manifest, share in data if share == 1), "validation shards")
     return [
         EvalResult(
             task_type="next-token-prediction",
@@ -231,9 +231,9 @@ def _training(data: list[tuple[dict, float]], recipe: dict, metrics: dict) -> st
     import yaml
 
     lines = ["## Training\n"]
-    for manifest, weight in data:
+    for manifest, share in data:
         lines.append(
-            f"Data{f' ({weight:.0%} of the tokens)' if len(data) > 1 else ''}: {manifest['num_sequences']:,} "
+            f"Data{f' ({share:.0%} of the tokens)' if share < 1 else ''}: {manifest['num_sequences']:,} "
             f"{manifest['kind']} rows ({manifest['num_tokens']:,} tokens) of `{_public(manifest['dataset'])}`, split "
             f"`{manifest['split']}`, tokens of `{manifest['tokenizer']['name']}` (fingerprint "
             f"{manifest['tokenizer']['fingerprint']}).\n"
