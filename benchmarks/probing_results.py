@@ -35,7 +35,19 @@ def collect(study: Study) -> None:
         else:  # a fine-tuning keeps them in a file of their own
             result["predictions"] = json.loads((file.parent / "predictions.json").read_text())
         write_compact(output / f"{name}.json", without_folders(result, study))
-    write_compact(output / "costs.json", without_folders(costs(study), study))
+    told = read_costs(output)  # of models and searches that another machine may hold
+    found = without_folders(costs(study), study)
+    for model, losses in found["search"].items():
+        losses = told.get("search", {}).get(model, {}) | losses
+        found["search"][model] = dict(sorted(losses.items(), key=lambda row: float(row[0])))
+    found |= {part: told.get(part, {}) | found[part] for part in ("models", "search", "steps")}
+    write_compact(output / "costs.json", found)
+
+
+def read_costs(output: Path) -> dict:
+    """The costs.json of a folder of results; {} where it has none."""
+    file = output / "costs.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def add_floors(result: dict, floors: dict) -> None:

@@ -9,7 +9,8 @@ keep those from running that do not need it. Two studies of unlike --only may sh
 Every model has 3.7 M parameters. A Toto of all media gets `--minutes` of CPU time for each of its seeds, 15 steps a
 minute, which is its speed on one core of 64 GFLOP/s. What is compared by its training gets `--comparison_minutes`:
 Totos of images alone and of videos alone, a ViT-MAE and an ImageGPT of the same images. Searches are alike: the same
-learning rates, a ninth of the time each, the lowest validation loss wins.
+learning rates, the same share of the time each, the lowest validation loss wins. A search that the output's costs.json
+tells of is not made again, and what it tells of models that are not in WORK stays; so a study may go on elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.probing_results import read_costs
 from benchmarks.study_steps import Step, carry_out, flags
 
 # Of the comparisons; of the Toto of all media, whose search takes three times as long, the middle three.
@@ -68,6 +70,7 @@ class StudyArgs:
         default=20, metadata={"help": "CPU minutes of every model that is compared by its training"}
     )
     comparison_seeds: int = field(default=1, metadata={"help": "pre-training seeds of each of these"})
+    search_share: float = field(default=1 / 9, metadata={"help": "share of a training's minutes that each rate gets"})
     max_train: int = field(default=5000, metadata={"help": "CIFAR-10 images that the probes are trained on"})
     max_tokens: int = field(default=16, metadata={"help": "tokens of a clip that attention heads read"})
     threads: int = field(default=1, metadata={"help": "threads of a step"})
@@ -77,8 +80,8 @@ class StudyArgs:
         for name in ("cifar10", "pretrain_clips", "room_actions"):
             if not (Path(self.data) / name).is_dir():
                 raise ValueError(f"--data {self.data} has no folder {name}/.")
-        positive = ("minutes", "seeds", "comparison_minutes", "comparison_seeds", "max_train", "max_tokens", "threads")
-        for name in positive:
+        positive = ("minutes", "seeds", "comparison_minutes", "comparison_seeds", "search_share")
+        for name in (*positive, "max_train", "max_tokens", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}.")
 
@@ -89,6 +92,7 @@ class Study:
     def __init__(self, args: StudyArgs):
         self.args, self.data, self.work = args, Path(args.data).resolve(), Path(args.work).resolve()
         self.steps: list[Step] = []
+        self.searched = read_costs(Path(args.output)).get("search", {})
         self.tokenize()
         self.search_and_pretrain()
         self.peers()
@@ -107,7 +111,11 @@ class Study:
         """Steps of a Toto in so many minutes."""
         return max(3, round(STEPS_PER_MINUTE * minutes))
 
-    def add(self, name: str, made: Path, command: list[str], rates: dict[str, Path] | None = None) -> None:
+    def add(self, name: str, made: Path, command: list[str], rates: dict[str, Path | float] | None = None) -> None:
+        kind, _, told = name.partition("/")
+        model, _, rate = told.rpartition("_")
+        if kind == "search" and rate in self.searched.get(model, {}):
+            return
         self.steps.append(Step(name, made, command, rates))
 
     # tokens
@@ -160,14 +168,14 @@ class Study:
                 name = self.toto(mixture, seed).name
                 self.pretrain(name, mixture, self.train_steps(minutes), seed, f"pretrain/{mixture}_{seed}", rates=rates)
 
-    def search(self, mixture: str, prefix: str, minutes: float, rates: tuple[str, ...]) -> dict[str, Path]:
-        """A ninth of the minutes for each rate of a Toto; {rate: run}."""
-        steps = self.train_steps(minutes / 9)
+    def search(self, mixture: str, prefix: str, minutes: float, rates: tuple[str, ...]) -> dict[str, Path | float]:
+        """A share of the minutes for each rate of a Toto; {rate: run, or its validation loss}."""
+        steps = self.train_steps(minutes * self.args.search_share)
         more = {"warmup_steps": max(1, steps // 5), "save_steps": steps, "eval_steps": steps}
         names = {rate: f"{prefix}_{rate}" for rate in rates}
         for rate, name in names.items():
             self.pretrain(name, mixture, steps, 0, f"search/{mixture}_{rate}", learning_rate=rate, **more)
-        return {rate: self.run(name) for rate, name in names.items()}
+        return {rate: self.run(name) for rate, name in names.items()} | self.searched.get(mixture, {})
 
     def toto(self, mixture: str, seed: int) -> Path:
         return self.run(f"{'nano' if mixture == 'mixed' else mixture}_{seed}")
@@ -178,8 +186,10 @@ class Study:
             common = {"kind": kind, "dataset": self.data / "cifar10", "max_images": self.few(None, 800), "resume": True}
             rates = {rate: self.run(f"{kind}_lr_{rate}") for rate in RATES}
             for rate, folder in rates.items():
-                given = common | {"minutes": minutes / 9, "learning_rate": rate, "output_dir": folder}
+                given = common | {"minutes": minutes * self.args.search_share, "learning_rate": rate}
+                given |= {"output_dir": folder}
                 self.add(f"search/{kind}_{rate}", folder / "study.json", ["pretrain_peer.py", *flags(**given)])
+            rates |= self.searched.get(kind, {})
             for seed in range(self.args.comparison_seeds):
                 folder = self.run(f"{kind}_{seed}")
                 given = common | {"minutes": minutes, "seed": seed, "output_dir": folder}
@@ -207,8 +217,10 @@ class Study:
                 if kind == "mixed":
                     self.probe(f"cifar10_floors_{seed}", model, f"probe/floors_{seed}", seed, **more | floors)
         # Heads on tokens cost far more than linear ones: every second layer, one seed.
-        for kind, model in {"mixed": self.toto("mixed", 0), **{kind: self.run(f"{kind}_0") for kind in PEERS}}.items():
-            self.probe(f"heads_{kind}_0", model, f"heads/{kind}_0", 0, **more | heads)
+        last = self.args.seeds - 1
+        self.probe(f"heads_mixed_{last}", self.toto("mixed", last), f"heads/mixed_{last}", last, **more | heads)
+        for kind in PEERS:
+            self.probe(f"heads_{kind}_0", self.run(f"{kind}_0"), f"heads/{kind}_0", 0, **more | heads)
 
     def room_flags(self) -> dict:
         more = {"stride": 3, "group_by": RECORDING, "leave_one_group_out": True, "test_split": "test"}
@@ -234,10 +246,10 @@ class Study:
         more |= {"max_test": self.few(5000, 100), "batch_size": 64, "per_device_batch_size": 32, "max_steps": steps}
         more |= {"save_steps": max(1, steps // 4), "keep_checkpoints": 2, "warmup_steps": max(1, steps // 9)}
         more |= {"logging_steps": max(1, min(20, steps // 4)), "learning_rate": 1e-3, "layer_decay": 0.75}
-        for mixture in ("images", "videos", "mixed"):
+        for mixture, seed in {"images": 0, "videos": 0, "mixed": self.args.seeds - 1}.items():
             for mode in ("causal", "full"):
                 folder = self.run(f"finetune_{mixture}_{mode}")
-                given = {"model": self.toto(mixture, 0), "attention_mode": mode} | more | {"output_dir": folder}
+                given = {"model": self.toto(mixture, seed), "attention_mode": mode} | more | {"output_dir": folder}
                 command = ["finetune", *flags(**given)]
                 self.add(f"finetune/{mixture}_{mode}", folder / "results.json", command)
 

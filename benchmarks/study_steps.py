@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 @dataclass(frozen=True)
 class Step:
     """One command. made: what exists once it is done. command: a verb of `toto`, or a file of this folder, and flags.
-    rates: {learning rate: run} of the search that its rate comes from; None where it needs none."""
+    rates: {learning rate: run, or its validation loss} of the search that its rate comes from; None where it needs
+    none."""
 
     name: str
     made: Path
     command: list[str]
-    rates: dict[str, Path] | None = None
+    rates: dict[str, Path | float] | None = None
 
     def line(self) -> list[str]:
         """The command with its rate. Raises FileNotFoundError where the search is not done."""
@@ -49,9 +50,10 @@ def validation_loss(run: Path) -> float:
     return rows[-1]["val_loss"]
 
 
-def best_rate(rates: dict[str, Path]) -> str:
-    """The learning rate whose run has the lowest validation loss. Raises FileNotFoundError where one is missing."""
-    return min(rates, key=lambda rate: validation_loss(rates[rate]))
+def best_rate(rates: dict[str, Path | float]) -> str:
+    """The learning rate of the lowest validation loss. Raises FileNotFoundError where a run has none yet."""
+    losses = {rate: run if isinstance(run, float) else validation_loss(run) for rate, run in rates.items()}
+    return min(losses, key=losses.__getitem__)
 
 
 def flags(**values) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from transformers.hf_argparser import HfArgumentParser
@@ -164,3 +165,24 @@ def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
 def test_missing_data_are_named(tmp_path):
     with pytest.raises(ValueError, match="no folder cifar10/"):
         StudyArgs(str(tmp_path), str(tmp_path))
+
+
+def test_searches_and_models_of_another_machine_stay(args):
+    output = Path(args.output)
+    output.mkdir()
+    losses = {"0.0005": 0.7, "0.001": 0.8, "0.002": 0.9, "0.004": 0.95, "0.008": 0.99}
+    known = {"models": {"mixed_0": {"kind": "toto"}}, "search": {"mae": losses, "images": {"0.001": 5.0}}}
+    (output / "costs.json").write_text(json.dumps(known))
+    study = Study(args)
+    steps = {step.name: step for step in study.steps}
+    assert steps["pretrain/mae_0"].line()[-2:] == ["--learning_rate", "0.0005"]
+    assert not any(name.startswith("search/mae_") for name in steps) and "search/images_0.001" not in steps
+    with pytest.raises(FileNotFoundError):  # of the other rates of images
+        steps["pretrain/images_0"].line()
+    run = study.run("images_lr_0.0005")
+    (run / "checkpoints" / "step_000003").mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 2, "val_loss": 4.5}\n')
+    collect(study)
+    costs = json.loads((output / "costs.json").read_text())
+    assert costs["models"] == known["models"] and costs["search"]["mae"] == losses
+    assert costs["search"]["images"] == {"0.0005": 4.5, "0.001": 5.0}
