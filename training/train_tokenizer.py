@@ -204,11 +204,16 @@ def main(argv: list[str] | None = None) -> None:
             f"(mixed precision: {accelerator.mixed_precision})",
             flush=True,
         )
-    seconds = train(accelerator, steps, stream, held_out, run, args, loop_state)
-    if accelerator.is_main_process:
-        finish(run, steps.final_model(), held_out, (args, flags, optim), seconds)
-        print(f"wrote {run}")
-    accelerator.end_training()
+    try:
+        seconds = train(accelerator, steps, stream, held_out, run, args, loop_state)
+        if accelerator.is_main_process:
+            finish(run, steps.final_model(), held_out, (args, flags, optim), seconds)
+            print(f"wrote {run}")
+    finally:
+        # What holds the process group goes first; see pretrain.py.
+        del steps
+        accelerator.free_memory()
+        accelerator.end_training()
 
 
 def train(accelerator, steps, stream, held_out: dict, run: Path, args: TokenizerArgs, loop_state: dict) -> float:
