@@ -71,8 +71,8 @@ CIFAR10 = Section(
 )
 HEADS = Section(
     title="Heads: linear, attention, cross-attention with an MLP",
-    about="The same frozen features of the same models, CIFAR-10, every second layer; the layer is chosen for each "
-    "head. The paper probes with attention, and finds the head with an MLP better for all models (A.9).",
+    about="The same frozen features of the same models, CIFAR-10, layers 0, 4 and 8; the layer is chosen for "
+    "each head. The paper probes with attention, and finds the head with an MLP better for all models (A.9).",
     entries=(
         Entry("linear", "heads_mixed", "head=linear"),
         Entry("attention", "heads_mixed", "head=attention"),
