@@ -41,8 +41,9 @@ CIFAR10 = Section(
     about="Every layer is probed with linear heads; layer and learning rate are chosen on validation images, inside "
     "each seed. The histogram of codes is what the tokenizer alone knows, layer 0 what its embeddings add, the "
     "untrained model what the architecture adds. ViT-MAE and iGPT are transformers' own classes, pre-trained on the "
-    "same images for the same time as the Toto of images alone (the costs are above). The figure is as the paper's "
-    "figures 9 and 18.",
+    "same images. They and the Totos of one medium were given the same budget, of minutes or of what a Toto does in "
+    "them on a quiet core; what each then took, in minutes and FLOPs, is in the table of costs. The figure is as the "
+    "paper's figures 9 and 18.",
     entries=(
         Entry(TOTO, "cifar10_mixed"),
         Entry(IMAGES, "cifar10_images"),
