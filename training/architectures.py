@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 from tokenization.sequences import code_positions
 
 from .args import require
+from .device import in_own_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -99,9 +100,9 @@ def load_model(architecture: str, folder: str, config: TotoConfig) -> PreTrained
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
 
     if architecture in ("gpt2", "mamba"):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return in_own_memory(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     kind = TotoForPatchPrediction if architecture == "patches" else TotoForCausalLM
-    return kind.from_pretrained(folder, config=config, dtype=torch.float32)
+    return in_own_memory(kind.from_pretrained(folder, config=config, dtype=torch.float32))
 
 
 def training_flops(model: PreTrainedModel, config: TotoConfig) -> float:

@@ -13,6 +13,7 @@ from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoCl
 from tokenization import TotoProcessor
 
 from .args import require
+from .device import in_own_memory
 from .finetune_args import FinetuneModelArgs
 
 # What a fine-tuning can begin from.
@@ -101,4 +102,5 @@ def check_rows(config: TotoConfig, kind: str) -> None:
 def load_classifier(start: str, config: TotoConfig, kind: str):
     """The float32 classifier of a checkpoint; a head for other classes is new."""
     cls = TotoForImageClassification if kind == "image" else TotoForVideoClassification
-    return cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    model = cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    return in_own_memory(model)

@@ -128,3 +128,14 @@ def versions(device: torch.device | str | None = None) -> dict:
     except FileNotFoundError:  # no git here
         found["commit"] = None
     return found
+
+
+def in_own_memory(model):
+    """The same model, its weights where torch puts new ones: a resumed run then rounds like one that was left alone.
+
+    What from_pretrained leaves on a CPU is a mapped file, whose tensors start at any multiple of four bytes, and there
+    are CPUs whose matrix products round by that.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
+    return model

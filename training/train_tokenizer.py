@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     from tokenization.modeling_vqgan import TotoVQGANModel
 
     from . import checkpoints
-    from .device import make_accelerator, versions
+    from .device import in_own_memory, make_accelerator, versions
     from .frames import FrameStream, held_out_frames
     from .tokenizer_steps import DVAESteps, VQGANSteps
 
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     checkpoint = checkpoints.latest(resumed) if resumed else None
     model = model_class.from_pretrained(checkpoint, dtype=torch.float32) if checkpoint else model_class(config)
-    model = model.to(accelerator.device, memory_format=torch.channels_last).train()
+    model = in_own_memory(model).to(accelerator.device, memory_format=torch.channels_last).train()
     steps_class, flags = (VQGANSteps, adversarial) if args.kind == "vqgan" else (DVAESteps, relaxation)
     steps = steps_class(accelerator, model, args, flags, optim)
     stream = FrameStream(
