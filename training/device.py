@@ -134,7 +134,7 @@ def in_own_memory(model):
     """The same model, its weights where torch puts new ones: a resumed run then rounds like one that was left alone.
 
     What from_pretrained leaves on a CPU is a mapped file, whose tensors start at any multiple of four bytes, and there
-    are CPUs whose matrix products round by that.
+    are CPUs with kernels that round by that (docs/log.md, 2026-11-26).
     """
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()
