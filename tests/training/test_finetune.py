@@ -18,6 +18,8 @@ from tiny_run import CONFIG, SIDE, save_tokenizer
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
 from training import checkpoints
+from training.architectures import load_model
+from training.classifier import load_classifier
 from training.finetune import main
 from training.finetune_args import AugmentArgs
 from training.optim import layer_factors
@@ -134,6 +136,15 @@ def test_kill_and_resume_gives_the_same_numbers(varied, pretrained, pictures, tm
     assert checkpoints.steps(run) and not (run / "results.json").exists()
     main(["--resume", str(run)])
     assert numbers(run) == numbers(varied)
+
+
+def test_loaded_weights_are_aligned_and_still_tied(pretrained):
+    """Where they are not, some CPUs round otherwise than for new ones, and a resumed run goes its own way."""
+    config = TotoConfig.from_pretrained(pretrained)
+    model = load_model("toto", pretrained, config)
+    for loaded in (model, load_classifier(pretrained, config, "image")):
+        assert not any(weight.data_ptr() % 64 for weight in loaded.parameters())
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 @pytest.fixture(scope="module")
