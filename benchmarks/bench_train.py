@@ -192,7 +192,7 @@ def measure(args) -> dict:
     if "curve" not in args.skip:
         values |= curve(args)
     kept = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    # On a CPU without AMX our products of bf16 activations are taken in fp32: say so beside the numbers.
+    # On some CPUs our products of bf16 activations are taken in fp32: say so beside the numbers.
     values["toto_products_in"] = str(product_dtype(kept, torch.device("cpu"))).removeprefix("torch.")
     settings = {"preset": args.preset, "rows": args.rows, "rounds": args.rounds, "precision": args.precision}
     return {"ratios": ratios, "values": values, **settings}

@@ -5,8 +5,8 @@ the activation and its product. Here two functions, before and after the attenti
 queries, keys and values, the gate and the up projection; the rest, all elementwise, is made again in the backward pass.
 No matrix product is repeated.
 
-Under bfloat16 autocast what is kept is bfloat16. The products are too, except on a CPU that knows bfloat16 but has no
-AMX: there they are slower than in float32, so they are taken in float32 (which is never less exact).
+Under bfloat16 autocast what is kept is bfloat16. The products are too, except on a CPU where they are slower than in
+float32, so they are taken in float32 (which is never less exact).
 """
 
 import torch
@@ -19,9 +19,22 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 # Numbers of the widest matrix that is made at a time: float32 temporaries stay small, and bfloat16 products, which are
 # quick where they are taken at all, need not add up their weights' gradients in pieces.
 PIECE = {torch.float32: 3 * 2**20, torch.bfloat16: 12 * 2**20, torch.float16: 12 * 2**20}
-CPU_HAS_AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
 # Numbers swept by elementwise work at a time: what it needs stays in a core's cache.
 SWEEP = 2**19
+
+
+def cpu_bf16_is_fast() -> bool:
+    """Whether this CPU multiplies in bfloat16 faster than in float32.
+
+    Of those with AVX512-BF16 and no AMX, AMD's gain by it and Intel's lose (docs/log.md). `tokenization.precision` asks
+    the same; files that go to the Hub with a model and those that go with a tokenizer cannot share it.
+    """
+    cpu = torch.cpu.get_capabilities()
+    amd = cpu.get("cpu_name", "").startswith("AMD")
+    return bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
+
+
+CPU_BF16_IS_FAST = cpu_bf16_is_fast()
 
 
 def kept_dtype(x: torch.Tensor) -> torch.dtype:
@@ -32,7 +45,7 @@ def kept_dtype(x: torch.Tensor) -> torch.dtype:
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrix products of `dtype` are taken in on this device."""
-    if dtype is torch.bfloat16 and device.type == "cpu" and not CPU_HAS_AMX:
+    if dtype is torch.bfloat16 and device.type == "cpu" and not CPU_BF16_IS_FAST:
         return torch.float32
     return dtype
 

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
+from modeling_toto.block_toto import cpu_bf16_is_fast
 from tokenization.checks import check_codes, check_pixels
 from tokenization.configuration_dvae import TotoDVAEConfig
 from tokenization.modeling_dvae import TotoDVAEModel, map_pixels, unmap_pixels
+from tokenization.precision import bf16_is_fast
 
 TINY = {"n_hid": 16, "n_init": 8, "num_codes": 64, "resolution": 32}
 
@@ -266,3 +268,19 @@ def test_bad_soft_codes_are_refused(model, soft):
 def test_bad_configs_are_refused(field, value, words):
     with pytest.raises(ValueError, match=words):
         TotoDVAEConfig(**{**TINY, field: value})
+
+
+@pytest.mark.parametrize(
+    "cpu, fast",
+    [
+        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "INTEL(R) XEON(R)"}, True),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "INTEL(R) XEON(R)"}, False),
+        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"amx_bf16": False, "avx512_bf16": False, "cpu_name": "AMD EPYC"}, False),
+        ({}, False),  # not an x86
+    ],
+)
+def test_where_bf16_is_fast(cpu, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    assert bf16_is_fast(torch.device("cpu")) is fast
+    assert cpu_bf16_is_fast() is fast
