@@ -60,7 +60,7 @@ class Generation:
 class Comparison:
     """One claim: `subject` is better than `against` at `task`. Numbers are texts with their unit and interval.
 
-    paired: 95 % interval of the difference on the same items, where the result holds one.
+    interval: 95 %, of the difference; on the same items where the result holds that. Empty of a loss.
     """
 
     subject: str
@@ -69,7 +69,7 @@ class Comparison:
     ours: str
     theirs: str
     difference: str
-    paired: str
+    interval: str
     verdict: str
     holds: bool
 
@@ -104,21 +104,26 @@ def compare_run(run: Run) -> list[Comparison]:
 
 
 def compare_probe(probe: Probe) -> list[Comparison]:
-    """Each label's chosen row against each baseline; it holds when the model's whole interval lies above."""
-    from evaluation.metrics import intervals_apart
+    """Each label's chosen row against each baseline; it holds when the interval of the difference lies above 0.
+
+    On the same items where the result holds that, else from the two single intervals.
+    """
+    from evaluation.metrics import unpaired_difference, verdict
 
     found = []
     for label, task in probe.tasks.items():
         best = task["best"]
         for who, row in task["baselines"].items():
-            above, below = intervals_apart(best["ci95"], row["ci95"]), intervals_apart(row["ci95"], best["ci95"])
-            verdict = "above" if above else "below" if below else "not apart"
-            difference, paired = f"{100 * (best['accuracy'] - row['accuracy']):+.1f} points", ""
-            if who in best.get("versus", {}):
-                low, high = best["versus"][who]["ci95"]
-                paired = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-            numbers = (percent(best), percent(row), difference, paired)
-            found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, verdict, above))
+            versus = best.get("versus", {}).get(who)
+            if versus is None:
+                lead = unpaired_difference(best["accuracy"], best["ci95"], row["accuracy"], row["ci95"])
+            else:
+                lead = versus
+            low, high = lead["ci95"]
+            interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if versus else ', unpaired'}"
+            says = verdict(lead["ci95"])
+            numbers = (percent(best), percent(row), f"{100 * lead['difference']:+.1f} points", interval, says)
+            found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, says == "above"))
     return found
 
 

@@ -210,6 +210,7 @@ def _resamples(n: int, groups, seed: int, samples: int) -> Iterator[np.ndarray]:
         yield np.concatenate([members[group] for group in rng.integers(0, len(names), len(names))])
 
 
-def intervals_apart(higher: list[float], lower: list[float]) -> bool:
-    """True when the first interval lies wholly above the second."""
-    return higher[0] > lower[1]
+def verdict(ci95: list[float]) -> str:
+    """What the interval of a difference says of its first side: "above", "below", or "not apart" where it holds 0."""
+    low, high = ci95
+    return "above" if low > 0 else "below" if high < 0 else "not apart"

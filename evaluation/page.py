@@ -72,17 +72,17 @@ def verdicts(comparisons: list[Comparison]) -> str:
             for state, sentence in sentences
         )
         items += "</ul>"
-    rows = [[c.subject, c.task, c.against, c.ours, c.theirs, c.difference, c.paired, c.verdict] for c in comparisons]
+    rows = [[c.subject, c.task, c.against, c.ours, c.theirs, c.difference, c.interval, c.verdict] for c in comparisons]
     return (
         f'<p class="count"><strong>{held} of {len(comparisons)} comparisons hold, '
         f"{len(comparisons) - held} fail.</strong></p>"
         f"{items}<h3>Every comparison</h3>"
-        '<p class="soft">A probe comparison holds when the whole 95 % interval of the model lies above that of the '
-        "baseline (above), on test items that neither training nor the choice of layer saw; not apart: the intervals "
-        "overlap. paired: interval of the difference on the same items. A loss comparison holds when the last "
-        "validation loss is lower, on the same tokens.</p>"
+        '<p class="soft">A probe comparison holds (above) when the whole 95 % interval of the difference, paired on '
+        "the same test items unless it says otherwise, lies above 0; not apart: it holds 0. Neither training nor the "
+        "choice of layer saw these items. A loss comparison holds when the last validation loss is lower, on the "
+        "same tokens.</p>"
         + table(
-            ["model or run", "task", "against", "ours", "theirs", "difference", "paired 95 %", "verdict"],
+            ["model or run", "task", "against", "ours", "theirs", "difference", "95 %", "verdict"],
             rows,
             ["holds" if c.holds else "fails" for c in comparisons],
         )

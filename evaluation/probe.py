@@ -101,18 +101,17 @@ def score(
 
 
 def compare(best: dict, predictions, baselines: dict, references, items: list[str], seed: int) -> dict:
-    """The chosen row against each baseline on the same clips: paired difference, and whether the intervals are apart.
+    """The chosen row against each baseline on the same clips: paired difference, its interval and what that says.
 
-    items: as in `score`. verdict: "above" or "below" when the two intervals do not overlap, else "not apart".
+    items: as in `score`.
     """
-    from evaluation.metrics import intervals_apart, paired_difference
+    from evaluation.metrics import paired_difference, verdict
 
     groups = items if len(set(items)) < len(items) else None
     result = {}
-    for name, (row, other) in baselines.items():
-        above, below = intervals_apart(best["ci95"], row["ci95"]), intervals_apart(row["ci95"], best["ci95"])
-        verdict = "above" if above else "below" if below else "not apart"
-        result[name] = paired_difference(predictions, other, references, seed, groups=groups) | {"verdict": verdict}
+    for name, (_, other) in baselines.items():
+        found = paired_difference(predictions, other, references, seed, groups=groups)
+        result[name] = found | {"verdict": verdict(found["ci95"])}
     return result
 
 
@@ -151,7 +150,7 @@ def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
         low, high = versus["ci95"]
         lines.append(
             f"  against {name}: {100 * versus['difference']:+.1f} points, paired 95 % interval [{100 * low:+.1f}, "
-            f"{100 * high:+.1f}]; single intervals: {versus['verdict']}"
+            f"{100 * high:+.1f}]: {versus['verdict']}"
         )
     return "\n".join(lines)
 

@@ -265,17 +265,20 @@ def _numbers(metrics: dict, probes: list[tuple[str, dict, dict]], num_codes: int
     if probes:
         lines += [
             "Probes of frozen features, accuracy in percent on held-out test data with 95 % intervals; layer, head and",
-            "learning rate were chosen on a validation split. A baseline whose interval overlaps is not beaten.\n",
-            "| data, label | features | layer, head | accuracy | 95 % interval | test items |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "learning rate were chosen on a validation split. The lead is this model's, on the same items: a baseline",
+            "is beaten where its whole interval is above 0.\n",
+            "| data, label | features | layer, head | accuracy | 95 % interval | lead | test items |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
     for label, task, result in probes:
         for features, row in [("**this model**", task["best"]), *task.get("baselines", {}).items()]:
             where = ", ".join(str(row[key]) for key in ("layer", "head") if key in row)
             interval = "[{:.1f}, {:.1f}]".format(*(100 * end for end in row["ci95"])) if "ci95" in row else ""
+            versus = task["best"].get("versus", {}).get(features)
+            lead = "{:+.1%} [{:+.1%}, {:+.1%}]".format(versus["difference"], *versus["ci95"]) if versus else ""
             what = f"{_public(result['data']['dataset'])}, {label}"
             accuracy = f"{100 * row['accuracy']:.1f}"
-            lines.append(f"| {what} | {features} | {where} | {accuracy} | {interval} | {result['n_test']:,} |")
+            lines.append(f"| {what} | {features} | {where} | {accuracy} | {interval} | {lead} | {result['n_test']:,} |")
     if len(lines) == 1:
         lines.append("None measured yet: `toto probe` measures what the features know.")
     return "\n".join(lines).rstrip("\n") + "\n"

@@ -13,10 +13,10 @@ from evaluation.metrics import (
     accuracy_interval,
     bootstrap_interval,
     confusion_matrix,
-    intervals_apart,
     paired_difference,
     per_class_accuracy,
     unpaired_difference,
+    verdict,
     wilson_interval,
 )
 
@@ -137,10 +137,11 @@ def test_unlike_lengths_are_one_sentence():
         paired_difference(PREDICTED[:3], PREDICTED, TRUE)
 
 
-def test_intervals_apart():
-    assert intervals_apart([0.4, 0.5], [0.2, 0.3])
-    assert not intervals_apart([0.4, 0.5], [0.2, 0.45])
-    assert not intervals_apart([0.1, 0.2], [0.3, 0.4])
+@pytest.mark.parametrize(
+    "ci95, says", [([0.01, 0.2], "above"), ([-0.2, -0.01], "below"), ([-0.1, 0.2], "not apart"), ([0, 0], "not apart")]
+)
+def test_what_an_interval_says(ci95, says):
+    assert verdict(ci95) == says
 
 
 def test_clips_of_one_video_are_no_independent_items():

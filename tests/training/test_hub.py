@@ -26,7 +26,8 @@ PROBE = {
     "n_test": 1000,
     "tasks": {
         "digit": {
-            "best": {"layer": 1, "head": "linear", "val_accuracy": 0.5, "accuracy": 0.5, "ci95": [0.469, 0.531]},
+            "best": {"layer": 1, "head": "linear", "val_accuracy": 0.5, "accuracy": 0.5, "ci95": [0.469, 0.531]}
+            | {"versus": {"pixels": {"difference": 0.2, "ci95": [0.157, 0.243]}}},
             "baselines": {
                 "pixels": {"head": "linear", "accuracy": 0.3, "ci95": [0.272, 0.329]},
                 "untrained": {"layer": 2, "head": "attention", "accuracy": 0.2, "ci95": [0.176, 0.226]},
@@ -222,8 +223,9 @@ def test_the_card_of_a_run(hub, pushed):
     assert "toto" in card.data.tags and card.data.model_name == "run"
     values = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert values == {(None, "loss"): 3.0, ("digit", "accuracy"): 0.5, ("motion", "accuracy"): 0.125}
-    assert "| toyworld, digit | **this model** | 1, linear | 50.0 | [46.9, 53.1] | 1,000 |" in card.text
-    assert "| toyworld, motion | pixels |  | 50.0 |  | 1,000 |" in card.text, "a lost comparison is shown as well"
+    assert "| toyworld, digit | **this model** | 1, linear | 50.0 | [46.9, 53.1] |  | 1,000 |" in card.text
+    assert "| toyworld, digit | pixels | linear | 30.0 | [27.2, 32.9] | +20.0% [+15.7%, +24.3%] | 1,000 |" in card.text
+    assert "| toyworld, motion | pixels |  | 50.0 |  |  | 1,000 |" in card.text, "a lost comparison is shown as well"
     assert "hidden_states[1]" in card.text and "learning_rate: 0.002" in card.text
     assert "Trained for 20 steps" in card.text and "someone" not in str(card), "folders of one's machine stay private"
 
