@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.probing_results import read_costs
-from benchmarks.study_steps import Step, carry_out, flags
+from benchmarks.study_steps import ROOT, Step, carry_out, flags
 
 # Of the comparisons; of the Toto of all media, whose search takes three times as long, the middle three.
 RATES = ("0.0005", "0.001", "0.002", "0.004", "0.008")
@@ -47,6 +47,7 @@ MIXTURES = {
 }
 DATASETS = {"cifar10": "cifar10", "clips": "pretrain_clips", "room": "room_actions", "toy": "toyworld"}
 PEERS = ("mae", "igpt")
+OUTPUT = "docs/studies/probing"
 FLOORS = ("pixels", "histogram", "random_filters", "hog")
 ORDERS = ("ordered", "middle", "shuffled", "reversed")
 RECORDING = r"\d{8}_\d{6}"
@@ -58,7 +59,7 @@ class StudyArgs:
 
     data: str = field(metadata={"help": "folder with cifar10/, pretrain_clips/ and room_actions/"})
     work: str = field(metadata={"help": "folder for shards, runs and raw results"})
-    output: str = field(default="docs/studies/probing", metadata={"help": "folder of the committed results"})
+    output: str = field(default=OUTPUT, metadata={"help": "folder of the committed results"})
     only: list[str] = field(default_factory=list, metadata={"help": "steps whose names begin like one of these"})
     show: bool = field(
         default=False,
@@ -80,6 +81,8 @@ class StudyArgs:
         for name in ("cifar10", "pretrain_clips", "room_actions"):
             if not (Path(self.data) / name).is_dir():
                 raise ValueError(f"--data {self.data} has no folder {name}/.")
+        if self.toy and Path(self.output).resolve() == (ROOT / OUTPUT).resolve():
+            raise ValueError(f"--toy would write into {OUTPUT}, where the study's numbers are: give another --output.")
         positive = ("minutes", "seeds", "comparison_minutes", "comparison_seeds", "search_share")
         for name in (*positive, "max_train", "max_tokens", "threads"):
             if getattr(self, name) <= 0:

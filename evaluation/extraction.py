@@ -30,6 +30,7 @@ from evaluation.features import Backbone, Features
 from evaluation.results import write_json
 from tokenization.decode_ahead import decode_ahead
 from tokenization.parts import finished_parts, rows_before, steps, write_whole
+from tokenization.precision import bf16_is_fast
 
 FORMAT = 1  # of the cache: raised when what is kept of a model changes
 PART_ROWS = 256  # pictures of a part; of clips as many as hold so many frames
@@ -46,7 +47,8 @@ class Job:
     max_tokens: int | None
 
     def key(self) -> str:
-        made_on = {"device": self.backbone.device.type, "format": FORMAT}
+        device = self.backbone.device
+        made_on = {"device": device.type, "bf16": bf16_is_fast(device), "format": FORMAT}
         return _key(made_on | {"of": self.backbone.fingerprint(), "layers": self.layers, "tokens": self.max_tokens})
 
 
@@ -203,9 +205,10 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
     rows_done = sum(info["rows"] for info in done.values())
     todo = steps(source, per_part, state.process_index, state.num_processes, dict(done))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-    total = source.expected or source.limit
+    total = source.expected  # None of videos, whose clips are counted as they come
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
-    bar.set_description(f"{split}: features" if missing else f"{split}: labels")
+    at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
+    bar.set_description(f"{split}: {'features' if missing else 'labels'}{at_most}")
     part: _Part | None = None
     wanted = None
     with contextlib.closing(decode_ahead(todo, min(4, cpus), 4 * batch_size, 4)) as decoded:

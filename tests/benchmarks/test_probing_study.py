@@ -72,6 +72,11 @@ def test_peers_get_the_time_and_the_search_of_the_toto_of_images(args):
     assert int(toto[toto.index("--max_steps") + 1]) == 15 * args.comparison_minutes
 
 
+def test_a_toy_study_does_not_write_among_the_real_numbers(args):
+    with pytest.raises(ValueError, match="give another --output"):
+        StudyArgs(args.data, args.work, toy=True)
+
+
 def test_rate_of_the_lowest_validation_loss_and_no_rate_of_an_unfinished_search(tmp_path):
     rates = {rate: tmp_path / rate for rate in ("0.1", "0.2", "0.3")}
     for rate, losses in (("0.1", [3.0, 2.0]), ("0.2", [4.0, 1.0])):

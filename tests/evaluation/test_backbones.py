@@ -9,6 +9,7 @@ from backbone_zoo import ZOO, save
 from evaluation.backbones import load_backbone
 from evaluation.features import normalise
 from evaluation.vision_backbones import FrameBackbone
+from training.device import fast_autocast
 
 CPU = torch.device("cpu")
 
@@ -112,7 +113,7 @@ def test_mae_sees_every_patch_in_order(tmp_path):
     frames = clips(backbone, time=1)
     assert torch.equal(backbone.grids(frames, [2])[2], backbone.grids(frames, [2])[2])
     model, pixels = backbone.model, backbone.pixel_values(frames[:, 0])
-    with torch.no_grad():
+    with torch.no_grad(), fast_autocast(CPU):
         hidden = model.embeddings.patch_embeddings(pixels) + model.embeddings.position_embeddings[:, 1:]
         start = (model.embeddings.cls_token + model.embeddings.position_embeddings[:, :1]).expand(2, -1, -1)
         hidden = torch.cat([start, hidden], 1)
@@ -125,7 +126,7 @@ def test_mae_sees_every_patch_in_order(tmp_path):
 def test_hiera_last_layer_is_the_models_own(tmp_path):
     backbone = load_backbone(save("hiera", tmp_path), CPU)
     frames = clips(backbone, time=1)
-    with torch.no_grad():
+    with torch.no_grad(), fast_autocast(CPU):
         own = backbone.model(backbone.pixel_values(frames[:, 0]), output_hidden_states=True).reshaped_hidden_states
     for layer, stage in ((0, 0), (1, 1), (3, 2)):  # after the embeddings, the first stage and the second
         grid = backbone.grids(frames, [layer])[layer][:, 0]
