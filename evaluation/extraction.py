@@ -205,7 +205,8 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
     rows_done = sum(info["rows"] for info in done.values())
     todo = steps(source, per_part, state.process_index, state.num_processes, dict(done))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-    total = source.expected  # None of videos, whose clips are counted as they come
+    # Of videos, whose clips are counted as they come, the limit says nothing about how many there are.
+    total = source.expected or (source.limit if source.kind == "image" else None)
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
     at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
     bar.set_description(f"{split}: {'features' if missing else 'labels'}{at_most}")

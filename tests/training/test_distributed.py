@@ -12,12 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_run import FLAGS
 
+from tokenization.precision import bf16_is_fast
 from training.args import PREEMPTED
 from training.pretrain import main
 
 STEPS = 40
+# Relative, of losses whose products were shared out otherwise: twice what bf16 was seen to leave, where it is used.
+SAME_LOSS = 1e-3 if bf16_is_fast(torch.device("cpu")) else 2e-4
 # Four rows a step: with two ranks two each, one at a time.
 LONG = ["--max_steps", str(STEPS), "--save_steps", "20", "--logging_steps", "1", "--val_rows", "4"]
 LONG += ["--learning_rate", "3e-3", "--per_device_batch_size", "1"]
@@ -60,9 +64,9 @@ def test_two_ranks_give_the_losses_of_one(of_two, one_rank):
     assert ("DistributedDataParallel" if mode == "ddp" else "FSDPTotoForCausalLM") in told
     ours, theirs = losses(run), losses(one_rank)
     assert len(ours) == STEPS and ours[-1] < ours[0] - 1  # it has learnt, so that a wrong gradient would show
-    assert ours == pytest.approx(theirs, rel=2e-4)
+    assert ours == pytest.approx(theirs, rel=SAME_LOSS)
     ours, theirs = (json.loads((r / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"] for r in (run, one_rank))
-    assert ours == pytest.approx(theirs, rel=2e-4)
+    assert ours == pytest.approx(theirs, rel=SAME_LOSS)
 
 
 def test_a_run_ends_without_waiting_for_itself(of_two):
@@ -92,7 +96,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_one(of_two, tmp_path, capsys):
     main(["--resume", str(run)])
     told = capsys.readouterr().out
     assert "The run had 2 processes and has 1: the rows and their order stay the same" in told
-    assert losses(run)[20:] == pytest.approx(losses(whole)[20:], rel=2e-4)
+    assert losses(run)[20:] == pytest.approx(losses(whole)[20:], rel=SAME_LOSS)
     assert losses(run)[:20] == losses(whole)[:20]
 
 

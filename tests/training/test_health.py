@@ -12,6 +12,7 @@ from training import checkpoints
 from training.architectures import flops_per_token
 from training.args import OptimArgs
 from training.data import validation_rows
+from training.device import fast_autocast
 from training.health import peak_memory, update_ratios
 from training.optim import make_optimizer, set_learning_rate
 from training.pretrain import main
@@ -65,7 +66,7 @@ def test_loss_maps_are_the_models_losses_at_every_place(run, shards):
     maps = json.loads((run / "loss_maps.json").read_text())
     assert (maps["num_frames"], maps["grid"], maps["step"]) == (4, [4, 4], 8)
     rows = validation_rows(shards, None, CONFIG)
-    with torch.no_grad():
+    with torch.no_grad(), fast_autocast(torch.device("cpu")):
         nats = TotoForCausalLM.from_pretrained(checkpoints.latest(run))(rows, labels=rows).token_losses[:, 1:-1].mean(0)
     assert maps["sources"]["train"] == pytest.approx(nats.tolist(), rel=1e-4)
     last = rows_of(run)[-1]
