@@ -7,10 +7,11 @@ file or folder that it makes is there, so a study that was stopped goes on where
 keep those from running that do not need it. Two studies of unlike --only may share WORK, one a core.
 
 Every model has 3.7 M parameters. A Toto of all media gets `--minutes` of CPU time for each of its seeds, 15 steps a
-minute, which is its speed on one core of 64 GFLOP/s. What is compared by its training gets `--comparison_minutes`:
-Totos of images alone and of videos alone, a ViT-MAE and an ImageGPT of the same images. Searches are alike: the same
-learning rates, the same share of the time each, the lowest validation loss wins. A search that the output's costs.json
-tells of is not made again, and what it tells of models that are not in WORK stays; so a study may go on elsewhere.
+minute, which is its speed in float32 on one core of 64 GFLOP/s. What is compared by its training gets
+`--comparison_minutes`: Totos of images alone and of videos alone, a ViT-MAE and an ImageGPT of the same images.
+Searches are alike: the same learning rates, the same share of the time each, the lowest validation loss wins. A search
+that the output's costs.json tells of is not made again, and what it tells of models that are not in WORK stays; so a
+study may go on elsewhere.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class Study:
     """The steps in order."""
 
     def __init__(self, args: StudyArgs):
-        self.args, self.data, self.work = args, Path(args.data).resolve(), Path(args.work).resolve()
+        self.args, self.data = args, Path(args.data).resolve()
+        # What little data made is not taken for done by the whole study.
+        self.work = Path(args.work).resolve() / ("toy" if args.toy else "")
         self.steps: list[Step] = []
         self.searched = read_costs(Path(args.output)).get("search", {})
         self.tokenize()
@@ -246,7 +249,7 @@ class Study:
 
     def finetune(self) -> None:
         """Causal against full attention, from images and from videos, with the same few labels and steps."""
-        # At 12 minutes seven times the 4,000 training images.
+        # 36 for each minute of the comparison: at 12 minutes 432, seven epochs of 4,000 images.
         steps = self.train_steps(self.args.comparison_minutes * 2.4)
         more = {"dataset": self.data / "cifar10", "label_column": "label", "augment": "none"}
         more |= {"max_train": self.few(5000, 300), "max_validation": self.few(1000, 60), "seed": 0}

@@ -60,7 +60,7 @@ class Generation:
 class Comparison:
     """One claim: `subject` is better than `against` at `task`. Numbers are texts with their unit and interval.
 
-    interval: 95 %, of the difference; on the same items where the result holds that. Empty of a loss.
+    interval: 95 %, of the difference; on the same items where the result holds that. Empty for a loss.
     """
 
     subject: str

@@ -2,9 +2,10 @@
 
 `<cache>/<data key>/` holds what the clips are (items.json), and a folder for each backbone, layers and number of tokens
 in it: `pooled-0.npy` (L, N, P), `tokens-0.npy` (L, N, n, D), one pair for each width of layers. Keys are hashes of the
-data set's and the model's fingerprints, so an entry is never stale. Work is done in parts of some items; a run that was
-killed goes on from its finished parts, and several processes (`torchrun`, `accelerate launch`) share the parts through
-the cache folder, which must be on a file system that they share. The result does not depend on their number.
+data set's and the model's fingerprints and of the precision, so an entry is never stale. Work is done in parts of some
+items; a run that was killed goes on from its finished parts, and several processes (`torchrun`, `accelerate launch`)
+share the parts through the cache folder, which must be on a file system that they share. The result does not depend on
+their number.
 """
 
 from __future__ import annotations

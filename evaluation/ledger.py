@@ -214,6 +214,8 @@ def _of_run(run: Path) -> list[Media]:
     found = []
     if parent:
         before = media_seen(parent)
+        if before is None and (run / MEDIA_FILE).is_file():
+            return _read_media(run / MEDIA_FILE)
         found = [Media(f"what {Path(parent).name} saw", "not recorded")] if before is None else before
     if recipe.get("dataset"):  # fine-tuning
         return [*found, Media(*identify(recipe["dataset"], recipe["train_split"]), kind=recipe.get("kind"))]

@@ -169,6 +169,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from evaluation.ledger import media_seen, to_json
     from evaluation.metrics import confusion_matrix, per_class_accuracy
     from evaluation.probe_data import read_splits, same_classes
+    from tokenization.precision import bf16_is_fast
     from training.checkpoints import resolve_model
     from training.device import flush_denormals, require_together, versions
 
@@ -278,7 +279,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             },
             "skipped": [skip for split in splits for skip in split.skipped],
         },
-        "versions": versions(),
+        "versions": versions(backbone.device) | {"features": "bf16" if bf16_is_fast(backbone.device) else "fp32"},
         "seeds": {"heads": args.seed, "untrained": args.seed},
         "label": label,
         **tasks[label],

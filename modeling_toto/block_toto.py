@@ -6,7 +6,7 @@ queries, keys and values, the gate and the up projection; the rest, all elementw
 No matrix product is repeated.
 
 Under bfloat16 autocast what is kept is bfloat16. The products are too, except on a CPU where they are slower than in
-float32, so they are taken in float32 (which is never less exact).
+float32: there they are taken in float32 (which is never less exact).
 """
 
 import torch

@@ -15,8 +15,8 @@ KEPT_IN_FP32 = (TotoDVAECodeLogits, TotoVQGANQuantizer)
 def bf16_is_fast(device: torch.device) -> bool:
     """True on recent GPUs, on CPUs with AMX, and on AMD's with AVX512-BF16.
 
-    Elsewhere bfloat16 is emulated, tens of times slower. AVX512-BF16 alone does not tell: on an Intel CPU that has it
-    without AMX, products took 1.6 times as long as in float32, on an AMD EPYC 0.4 times (docs/log.md).
+    CPUs without either emulate bfloat16, tens of times slower. AVX512-BF16 alone does not tell: on an Intel CPU that
+    has it without AMX, products took 1.6 times as long as in float32, on an AMD EPYC 0.4 times (docs/log.md).
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -175,6 +175,12 @@ class OptimArgs:
         require(self.max_grad_norm is None or self.max_grad_norm > 0, "--max_grad_norm must be above 0, or left out.")
 
 
+def absolute(name: str | None) -> str | None:
+    """A path that exists made absolute, so that a run can be resumed from another folder; other names as they are."""
+    is_path = name is not None and name.split(":")[0] != "toyworld" and Path(name).exists()
+    return str(Path(name).resolve()) if is_path else name
+
+
 ARCHITECTURES = ("llama", "patches", "gpt2", "mamba")
 
 
@@ -286,15 +292,10 @@ class DataArgs:
         require(twice is None, f"Two sources are called '{twice}'; give each a 'name' of its own.")
 
     def absolute(self) -> DataArgs:
-        """With absolute paths, so that a run can be resumed from another folder."""
-
-        def whole(path: str | None) -> str | None:
-            is_path = path is not None and path.split(":")[0] != "toyworld" and Path(path).exists()
-            return str(Path(path).resolve()) if is_path else path
-
-        named = {"shards": whole(self.shards), "val_shards": whole(self.val_shards), "tokenizer": whole(self.tokenizer)}
+        """With absolute paths."""
+        named = {name: absolute(getattr(self, name)) for name in ("shards", "val_shards", "tokenizer")}
         sources = [json.loads(source) for source in self.sources]
-        paths = [{key: whole(source[key]) for key in ("data", "val_data") if key in source} for source in sources]
+        paths = [{key: absolute(source[key]) for key in ("data", "val_data") if key in source} for source in sources]
         return replace(self, **named, sources=[json.dumps(s | p) for s, p in zip(sources, paths, strict=True)])
 
     def mixture(self) -> list[Source]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .args import Source, parse, require, resumed_run
+from .args import Source, absolute, parse, require, resumed_run
 from .finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
 
 DESCRIPTION = (
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
     run = run_folder(args, resumed, "finetune")
     data = data.absolute()
-    model_args = replace(model_args, model=_absolute(model_args.model), tokenizer=_absolute(model_args.tokenizer))
+    model_args = replace(model_args, model=absolute(model_args.model), tokenizer=absolute(model_args.tokenizer))
     # Everything that can be wrong is looked at before there is a process group or a model.
     goes_on = resumed is not None and bool(checkpoints.steps(run))  # else it stopped before its first checkpoint
     start = checkpoints.resolve_model(str(checkpoints.latest(run) if goes_on else model_args.model))
@@ -135,10 +135,6 @@ def main(argv: list[str] | None = None) -> None:
         model, optimizer = accelerator.free_memory(model, optimizer)
         accelerator.end_training()
     end_run(accelerator, "finetune", run, last, best, args)
-
-
-def _absolute(name: str | None) -> str | None:
-    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def labelled_media(data: LabelledArgs, config, seed: int):

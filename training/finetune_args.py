@@ -7,9 +7,8 @@ The paper says nothing of its fine-tuning recipe (App. A.3, A.4: accuracies only
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from .args import OptimArgs, RunArgs, option, require
+from .args import OptimArgs, RunArgs, absolute, option, require
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,8 @@ class LabelledArgs:
         require(self.decode in ("once", "always"), f"--decode must be once or always, not '{self.decode}'.")
 
     def absolute(self) -> LabelledArgs:
-        """With an absolute path, so that a run can be resumed from another folder."""
-        path = self.dataset
-        is_path = path is not None and path.split(":")[0] != "toyworld" and Path(path).exists()
-        return replace(self, dataset=str(Path(path).resolve()) if is_path else path)
+        """With an absolute path."""
+        return replace(self, dataset=absolute(self.dataset))
 
 
 @dataclass(frozen=True)

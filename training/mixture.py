@@ -7,6 +7,7 @@ is shards: the rows of a run and their order are the same for any number of proc
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -191,6 +192,23 @@ def check_tokenizers(sources: list[Source], processor) -> None:
         f"{' and '.join(list(made.values())[:2])} are of different visual tokenizers, whose codes do not mean the "
         "same; tokenize all sources with one.",
     )
+
+
+def warn_of_other_codes(start: Path, processor) -> None:
+    """Say so where the model in the folder `start` learnt the codes of another visual tokenizer than these rows hold.
+
+    It is not refused: the blocks may be worth keeping.
+    """
+    from tokenization import TotoProcessor
+
+    if (start / "visual_tokenizer").is_dir():
+        learnt = TotoProcessor.from_pretrained(start)
+        if learnt.fingerprint != processor.fingerprint:
+            warnings.warn(
+                f"{start} learnt the codes of another visual tokenizer ({learnt.fingerprint}) than the data's "
+                f"({processor.fingerprint}): what its embeddings and head know of them does not hold.",
+                stacklevel=2,
+            )
 
 
 def open_validation(source: Source, config, resolution: int, to_row: Callable | None, count: int) -> list:

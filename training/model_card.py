@@ -238,6 +238,10 @@ def _training(data: list[tuple[dict, float]], recipe: dict, metrics: dict) -> st
             f"`{manifest['split']}`, tokens of `{manifest['tokenizer']['name']}` (fingerprint "
             f"{manifest['tokenizer']['fingerprint']}).\n"
         )
+    if recipe.get("init_from"):
+        lines.append(
+            f"Began with the weights of `{_public(recipe['init_from'])}`: their training comes before these steps.\n"
+        )
     if "step" in metrics:
         lines.append(f"Trained for {metrics['step']:,} steps when last validated.\n")
     settings = {
@@ -265,8 +269,8 @@ def _numbers(metrics: dict, probes: list[tuple[str, dict, dict]], num_codes: int
     if probes:
         lines += [
             "Probes of frozen features, accuracy in percent on held-out test data with 95 % intervals; layer, head and",
-            "learning rate were chosen on a validation split. The lead is this model's, on the same items: a baseline",
-            "is beaten where its whole interval is above 0.\n",
+            "learning rate were chosen on a validation split. Lead: this model minus the baseline, in points, on the",
+            "same items; the baseline is beaten where the whole interval lies above 0.\n",
             "| data, label | features | layer, head | accuracy | 95 % interval | lead | test items |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
@@ -275,7 +279,8 @@ def _numbers(metrics: dict, probes: list[tuple[str, dict, dict]], num_codes: int
             where = ", ".join(str(row[key]) for key in ("layer", "head") if key in row)
             interval = "[{:.1f}, {:.1f}]".format(*(100 * end for end in row["ci95"])) if "ci95" in row else ""
             versus = task["best"].get("versus", {}).get(features)
-            lead = "{:+.1%} [{:+.1%}, {:+.1%}]".format(versus["difference"], *versus["ci95"]) if versus else ""
+            points = [100 * part for part in (versus["difference"], *versus["ci95"])] if versus else []
+            lead = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points) if points else ""
             what = f"{_public(result['data']['dataset'])}, {label}"
             accuracy = f"{100 * row['accuracy']:.1f}"
             lines.append(f"| {what} | {features} | {where} | {accuracy} | {interval} | {lead} | {result['n_test']:,} |")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tokenization.shards import read_manifest
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields, parse, require, resumed_run
+from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, absolute, config_fields, parse, require, resumed_run
 from .tiny_scale import shrink
 
 DESCRIPTION = (
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
+    model_args = replace(model_args, init_from=absolute(model_args.init_from))
     mixture = data.mixture()
     require(bool(mixture), "Name the shards to train on: --shards DIR (written by toto tokenize), or --sources.")
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from .begin import end_run, go_on, refuse_fp16, run_folder, start_processes, write_run_files
     from .kernels import use_liger
     from .loop import accumulation_steps, train
-    from .mixture import RowStream, check_tokenizers, open_rows, open_validation
+    from .mixture import RowStream, check_tokenizers, open_rows, open_validation, warn_of_other_codes
     from .next_tokens import NextTokens
     from .optim import make_optimizer
     from .resume import changed_settings, read_recipe
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     processor, to_row, resolution = reading(model_args.architecture, data, layout)
     sources = [open_rows(source, layout, args.seed, resolution, to_row) for source in mixture]
     check_tokenizers(mixture, processor)
+    if start and not goes_on and processor is not None:
+        warn_of_other_codes(Path(start), processor)
     if processor is not None and not all(source.is_shards for source in mixture):
         require(
             processor.num_codes == layout.num_codes,

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,8 @@ def test_peers_get_the_time_and_the_search_of_the_toto_of_images(args):
 def test_a_toy_study_does_not_write_among_the_real_numbers(args):
     with pytest.raises(ValueError, match="give another --output"):
         StudyArgs(args.data, args.work, toy=True)
+    toy = Study(replace(args, toy=True))
+    assert not {step.made for step in toy.steps} & {step.made for step in Study(args).steps}
 
 
 def test_rate_of_the_lowest_validation_loss_and_no_rate_of_an_unfinished_search(tmp_path):

@@ -1,6 +1,7 @@
 """What a model saw is read from its run or from media.json, and a score on any of it is refused."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,6 +114,10 @@ def test_what_came_before_is_seen_too(tmp_path):
     assert [seen.dataset for seen in media_seen(tuned)] == ["toyworld", "birds", "cats"]
     stranger = write_run(tmp_path / "stranger", [{"data": "org/birds", "weight": 1}], init_from="someone/model")
     assert media_seen(stranger)[0] == Media("what model saw", "not recorded")
+    kept = media_seen(second)
+    write_media(second, second)
+    shutil.rmtree(first)
+    assert media_seen(second) == kept
 
 
 def test_a_model_takes_its_media_along(tmp_path):

@@ -224,7 +224,7 @@ def test_the_card_of_a_run(hub, pushed):
     values = {(r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert values == {(None, "loss"): 3.0, ("digit", "accuracy"): 0.5, ("motion", "accuracy"): 0.125}
     assert "| toyworld, digit | **this model** | 1, linear | 50.0 | [46.9, 53.1] |  | 1,000 |" in card.text
-    assert "| toyworld, digit | pixels | linear | 30.0 | [27.2, 32.9] | +20.0% [+15.7%, +24.3%] | 1,000 |" in card.text
+    assert "| toyworld, digit | pixels | linear | 30.0 | [27.2, 32.9] | +20.0 [+15.7, +24.3] | 1,000 |" in card.text
     assert "| toyworld, motion | pixels |  | 50.0 |  |  | 1,000 |" in card.text, "a lost comparison is shown as well"
     assert "hidden_states[1]" in card.text and "learning_rate: 0.002" in card.text
     assert "Trained for 20 steps" in card.text and "someone" not in str(card), "folders of one's machine stay private"

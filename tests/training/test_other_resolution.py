@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_run import CONFIG, FLAGS, SIDE
+from tiny_run import CONFIG, FLAGS, SIDE, save_tokenizer
 
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoProcessor
@@ -13,6 +13,7 @@ from training import checkpoints
 from training.data import ShardRows
 from training.device import fast_autocast
 from training.pretrain import main
+from training.resume import read_recipe
 
 # A quarter of the frames, four times the codes each: rows keep their length, as the paper's 4 x 1,024 and 16 x 256 do.
 FINER = {"tokens_per_frame": 64, "num_frames": 1, "rope_theta": 50_000}
@@ -37,10 +38,13 @@ def fine_shards(shards, tmp_path_factory):
     return folder
 
 
-def test_training_goes_on_at_the_finer_grid(coarse, fine_shards, tmp_path):
+def test_training_goes_on_at_the_finer_grid(coarse, fine_shards, tmp_path, monkeypatch, recwarn):
     run = tmp_path / "run"
-    flags = ["--init_from", str(coarse), "--config", json.dumps(FINER), "--shards", str(fine_shards)]
+    monkeypatch.chdir(coarse.parent)  # the run remembers the whole path of what it began from
+    flags = ["--init_from", coarse.name, "--config", json.dumps(FINER), "--shards", str(fine_shards)]
     main([*flags, *STEPS, "--save_steps", "1", "--output_dir", str(run)])
+    assert read_recipe(run)["init_from"] == str(coarse.resolve())
+    assert not [told for told in recwarn if "another visual tokenizer" in str(told.message)]
     last = checkpoints.latest(run)
     config = TotoConfig.from_pretrained(last)
     assert config.grid_size == (8, 8) and (config.tokens_per_frame, config.num_frames) == (64, 1)
@@ -98,3 +102,23 @@ def test_fields_that_repeat_the_checkpoints_are_welcome(coarse, fine_shards, tmp
     flags = ["--init_from", str(coarse), "--config", json.dumps(fields), "--shards", str(fine_shards)]
     main([*flags, *STEPS, "--output_dir", str(tmp_path / "run")])
     assert checkpoints.latest(tmp_path / "run").name == "step_000002"
+
+
+def test_weights_that_learnt_other_codes_are_told_of(coarse, tmp_path):
+    from tokenization.tokenize_dataset import main as tokenize
+
+    other = save_tokenizer(tmp_path / "tokenizer", seed=1)
+    flags = ["--dataset", "toyworld", "--max_clips", "8", "--num_frames", "4", "--resolution", str(SIDE)]
+    tokenize([*flags, "--tokenizer", str(other), "--output", str(tmp_path / "shards")])
+    with pytest.warns(UserWarning, match="learnt the codes of another visual tokenizer"):
+        main(
+            [
+                "--init_from",
+                str(coarse),
+                "--shards",
+                str(tmp_path / "shards"),
+                *STEPS,
+                "--output_dir",
+                str(tmp_path / "r"),
+            ]
+        )
