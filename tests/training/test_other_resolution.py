@@ -110,15 +110,6 @@ def test_weights_that_learnt_other_codes_are_told_of(coarse, tmp_path):
     other = save_tokenizer(tmp_path / "tokenizer", seed=1)
     flags = ["--dataset", "toyworld", "--max_clips", "8", "--num_frames", "4", "--resolution", str(SIDE)]
     tokenize([*flags, "--tokenizer", str(other), "--output", str(tmp_path / "shards")])
+    flags = ["--init_from", str(coarse), "--shards", str(tmp_path / "shards"), "--output_dir", str(tmp_path / "run")]
     with pytest.warns(UserWarning, match="learnt the codes of another visual tokenizer"):
-        main(
-            [
-                "--init_from",
-                str(coarse),
-                "--shards",
-                str(tmp_path / "shards"),
-                *STEPS,
-                "--output_dir",
-                str(tmp_path / "r"),
-            ]
-        )
+        main([*flags, *STEPS])
