@@ -115,10 +115,7 @@ def compare_probe(probe: Probe) -> list[Comparison]:
         best = task["best"]
         for who, row in task["baselines"].items():
             versus = best.get("versus", {}).get(who)
-            if versus is None:
-                lead = unpaired_difference(best["accuracy"], best["ci95"], row["accuracy"], row["ci95"])
-            else:
-                lead = versus
+            lead = versus or unpaired_difference(best["accuracy"], best["ci95"], row["accuracy"], row["ci95"])
             low, high = lead["ci95"]
             interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if versus else ', unpaired'}"
             says = verdict(lead["ci95"])

@@ -104,6 +104,14 @@ def test_the_number_of_processes_changes_nothing(backbone, tmp_path, monkeypatch
     assert_same(whole, extract(world(), "train", jobs, folder, progress=False))
 
 
+def test_features_of_another_precision_are_another_entry(backbone, monkeypatch):
+    keys = set()
+    for fast in (True, False):
+        monkeypatch.setattr(extraction, "bf16_is_fast", lambda device, fast=fast: fast)
+        keys.add(Job(backbone, [1], None).key())
+    assert len(keys) == 2
+
+
 def test_layers_of_several_widths_are_kept_apart(tmp_path):
     hiera = load_backbone(save("hiera", tmp_path / "hiera"), CPU)
     found = extract(world(4), "train", [Job(hiera, [0, 1, 2, 3], 4)], tmp_path / "cache", progress=False)
