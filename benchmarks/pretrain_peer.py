@@ -221,8 +221,8 @@ def train(args: PeerArgs) -> dict:
 
 def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
     """media.json, by which the ledger knows what the model saw: the whole split, whatever was held out."""
-    from evaluation.ledger import FORMAT, MEDIA_FILE, Media, identify, to_json
     from evaluation.results import write_json
+    from training.media import FORMAT, MEDIA_FILE, Media, identify, to_json
 
     numbers = {"tokens": result["tokens_seen"], "epochs": result["epochs"]}
     media = [Media(*identify(args.dataset, args.split), kind="image", **numbers)]

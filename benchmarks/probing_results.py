@@ -15,7 +15,7 @@ TOKENIZER_TRAINING_CPU_SECONDS = 54 * 60 * 2
 
 def collect(study: Study) -> None:
     """Write every finished result, and costs.json, into the study's output folder."""
-    from evaluation.ledger import media_seen, to_json
+    from training.media import media_seen, to_json
 
     output = Path(study.args.output)
     output.mkdir(parents=True, exist_ok=True)

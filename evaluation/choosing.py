@@ -1,6 +1,6 @@
 """What every kind of head reads and gives back, and how a setting is chosen: on validation, never on test."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ class Chosen:
 
     settings: the grid, one dict a setting, such as {"lr": 0.001, "weight_decay": 0.1}, {"penalty": 0.01} or {"k": 20}.
     choice: the number of the chosen setting, (L, T). val_accuracy, val_loss (nats): of that setting, (L, T).
-    test_predictions: class numbers, (L, T, N). test_probabilities: (L, T, N, C) when asked for, 0 for classes a task
-    lacks. seed: of start and order; None where nothing is drawn.
+    test_predictions: class numbers, (L, T, N), of clips or of items of several clips. test_probabilities: (L, T, N, C)
+    of these items, 0 for classes a task lacks; None where no items were named. seed: of start and order; None where
+    nothing is drawn.
     """
 
     settings: list[dict[str, float]]
@@ -122,17 +123,11 @@ def check_labels(labels: torch.Tensor, classes: list[int], count: int, part: str
         )
 
 
-def average_clips(chosen: Chosen, items: list[str]) -> Chosen:
-    """The same heads with one prediction an item, by the mean of the probabilities of its clips.
-
-    items: which item each test clip is of (N,); the predictions are in the order in which items first appear.
-    """
-    from evaluation.tasks import average_views
-
-    shape = chosen.choice.shape
-    means = [average_views(each, items)[1] for each in chosen.test_probabilities.flatten(0, 1).numpy()]
-    predictions = torch.from_numpy(np.stack(means)).argmax(-1).unflatten(0, shape)
-    return replace(chosen, test_predictions=predictions, test_probabilities=None)
+def add_by_item(total: torch.Tensor | None, likely: torch.Tensor, items: torch.Tensor, count: int) -> torch.Tensor:
+    """The sum so far (..., count, C), and on it the probabilities (..., n, C) of n clips, each on its item's (n,)."""
+    if total is None:
+        total = likely.new_zeros(*likely.shape[:-2], count, likely.shape[-1])
+    return total.index_add_(-2, items, likely)
 
 
 def join_layers(parts: list[Chosen]) -> Chosen:
@@ -147,9 +142,9 @@ def join_layers(parts: list[Chosen]) -> Chosen:
 
 
 def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
-    """Heads of several folds of the test clips as one: (numbers of the fold's clips, its heads) pairs.
+    """Heads of several folds of the test clips as one: (numbers of the fold's clips or items, its heads) pairs.
 
-    Each clip has the prediction of its own fold; validation accuracy and loss are means over folds, and the setting
+    Each has the prediction of its own fold; validation accuracy and loss are means over folds, and the setting
     named is that of the first fold.
     """
     first = folds[0][1]

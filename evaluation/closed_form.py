@@ -12,7 +12,16 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from evaluation.choosing import Chosen, check_labels, choose, clips, features_of, missing_classes, train_moments
+from evaluation.choosing import (
+    Chosen,
+    add_by_item,
+    check_labels,
+    choose,
+    clips,
+    features_of,
+    missing_classes,
+    train_moments,
+)
 from evaluation.features import Features
 from evaluation.head_checkpoint import HeadCheckpoint, fingerprint
 
@@ -48,7 +57,7 @@ class ClosedForm:
         validation_labels: torch.Tensor,
         test: Features,
         progress: bool = False,
-        probabilities: bool = False,
+        items: torch.Tensor | None = None,
         checkpoint: Path | None = None,
     ) -> Chosen:
         """What `HeadBank.run` takes and gives; the checkpoint holds finished layers."""
@@ -57,15 +66,15 @@ class ClosedForm:
         for part, array, values in zip(("train", "validation"), arrays, labels, strict=False):
             check_labels(values, self.classes, array.shape[1], part)
         settings = self._settings(arrays[0].shape[1])
-        about = {"kind": self.kind, "classes": self.classes, "settings": settings, "probabilities": probabilities}
-        saved = HeadCheckpoint(checkpoint, about | (fingerprint(arrays, labels) if checkpoint else {}))
+        about = {"kind": self.kind, "classes": self.classes, "settings": settings}
+        saved = HeadCheckpoint(checkpoint, about | (fingerprint(arrays, [*labels, items]) if checkpoint else {}))
         layers = range(len(saved.finished), len(arrays[0]))
         for layer in tqdm(layers, desc=f"{self.kind} heads", unit="layer", disable=not progress):
             sets = [clips(array[layer : layer + 1], slice(None))[0] for array in arrays]
             if self.kind != "knn":
                 mean, std = (moment[0] for moment in train_moments(sets[0][None], (1,)))
                 sets = [(x - mean) / std for x in sets]
-            saved.finish(self._layer(*sets, train_labels, validation_labels, settings, probabilities))
+            saved.finish(self._layer(*sets, train_labels, validation_labels, settings, items))
         results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
         return Chosen(settings, **results)
 
@@ -75,7 +84,7 @@ class ClosedForm:
         penalties = RIDGE_PENALTIES if self.kind == "ridge" else LOGISTIC_PENALTIES
         return [{"penalty": penalty} for penalty in penalties]
 
-    def _layer(self, train, validation, test, train_labels, validation_labels, settings, probabilities) -> dict:
+    def _layer(self, train, validation, test, train_labels, validation_labels, settings, items) -> dict:
         fit = {"ridge": fit_ridge, "logistic": fit_logistic, "knn": fit_neighbours}[self.kind]
         predict = fit(train, train_labels, self.classes, [next(iter(setting.values())) for setting in settings])
         likely = predict(validation)  # (n, T, S, C)
@@ -87,13 +96,16 @@ class ClosedForm:
         likely = torch.cat(
             [p.gather(2, index.expand(len(p), -1, 1, p.shape[-1]))[:, :, 0] for p in map(predict, test.split(512))]
         ).transpose(0, 1)  # (T, N, C)
+        if items is not None:
+            counts = items.bincount()
+            likely = add_by_item(None, likely, items, len(counts)) / counts[:, None]
         result = {
             "choice": best,
             "val_accuracy": accuracy.gather(-1, best[:, None])[:, 0].float(),
             "val_loss": loss.gather(-1, best[:, None])[:, 0].float(),
             "test_predictions": likely.argmax(-1),
         }
-        result |= {"test_probabilities": likely} if probabilities else {}
+        result |= {"test_probabilities": likely} if items is not None else {}
         return {name: tensor[None] for name, tensor in result.items()}
 
 

@@ -18,14 +18,14 @@ from tokenization.parts import write_whole
 SAVE_SECONDS = 30
 
 
-def fingerprint(arrays: list[Array], labels: list[torch.Tensor]) -> dict:
-    """Tells one run's features and labels from another's: shapes, all labels, and 16 clips of each set."""
+def fingerprint(arrays: list[Array], labels: list[torch.Tensor | None]) -> dict:
+    """Tells one run's features and labels (and items) from another's: shapes, all labels, and 16 clips of each set."""
     digest = hashlib.sha256()
     for array in arrays:
         rows = torch.from_numpy(np.linspace(0, array.shape[1] - 1, 16).astype(np.int64)).unique()
         digest.update(clips(array, rows).contiguous().numpy().tobytes())
     for values in labels:
-        digest.update(values.contiguous().numpy().tobytes())
+        digest.update(b"" if values is None else values.contiguous().numpy().tobytes())
     return {"shapes": [list(array.shape) for array in arrays], "data": digest.hexdigest()}
 
 

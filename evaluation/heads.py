@@ -13,7 +13,17 @@ import torch
 from torch import distributed
 from tqdm.auto import tqdm
 
-from evaluation.choosing import Array, Chosen, check_labels, choose, clips, features_of, missing_classes, train_moments
+from evaluation.choosing import (
+    Array,
+    Chosen,
+    add_by_item,
+    check_labels,
+    choose,
+    clips,
+    features_of,
+    missing_classes,
+    train_moments,
+)
 from evaluation.closed_form import CLOSED_FORMS, ClosedForm
 from evaluation.features import Features
 from evaluation.head_checkpoint import HeadCheckpoint, fingerprint
@@ -78,14 +88,16 @@ class HeadBank:
         validation_labels: torch.Tensor,
         test: Features,
         progress: bool = False,
-        probabilities: bool = False,
+        items: torch.Tensor | None = None,
         checkpoint: Path | None = None,
     ) -> Chosen:
         """Train, choose, predict.
 
         The features are of the same layers, tensors or memory-mapped arrays, read batch by batch; labels are class
-        numbers, (N, T). There is no argument for test labels. With `checkpoint`, a file, a killed run goes on from at
-        most `SAVE_SECONDS` before it died and ends with the same numbers.
+        numbers, (N, T). There is no argument for test labels. items: the number of the item (video) that each test
+        clip is of, (N,): predictions are then of items, by the mean of the probabilities of their clips. With
+        `checkpoint`, a file, a killed run goes on from at most `SAVE_SECONDS` before it died and ends with the same
+        numbers.
 
         Raises:
             ValueError: tokens that were not kept, labels out of range, a checkpoint of another run, heads that all
@@ -99,8 +111,8 @@ class HeadBank:
         about = {
             name: getattr(self, name) for name in ("kind", "classes", "settings", "epochs", "batch_size", "batch_norm")
         }
-        about |= {"seed": self.seed, "probabilities": probabilities}
-        saved = HeadCheckpoint(checkpoint, about | (fingerprint(arrays, labels) if checkpoint else {}))
+        about |= {"seed": self.seed}
+        saved = HeadCheckpoint(checkpoint, about | (fingerprint(arrays, [*labels, items]) if checkpoint else {}))
 
         steps = self.epochs * self._steps_per_epoch(arrays[0].shape[1])
         done = len(saved.finished) * steps + saved.steps
@@ -109,7 +121,7 @@ class HeadBank:
             sets = [array[unit] for array in arrays]
             heads = self._build(sets[0])
             self._fit(heads, sets[0], train_labels, saved, bar.update)
-            saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], probabilities))
+            saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], items))
         bar.close()
         results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
         return Chosen(self.settings, seed=self.seed, **results)
@@ -161,7 +173,7 @@ class HeadBank:
                     saved.save(optimiser.state(), optimiser.steps)
 
     @torch.no_grad()
-    def _choose(self, heads, validation: Array, labels: torch.Tensor, test: Array, probabilities: bool) -> dict:
+    def _choose(self, heads, validation: Array, labels: torch.Tensor, test: Array, items: torch.Tensor | None) -> dict:
         heads.eval()
         missing = missing_classes(self.classes)[:, None].to(self.device)
 
@@ -179,18 +191,21 @@ class HeadBank:
         accuracy, loss = (sum_over_ranks(x).cpu() / validation.shape[1] for x in (right, loss))  # (L, T, S)
         best = choose(accuracy, loss, validation.shape[1])
         heads.keep(best.to(self.device))
-        predictions, likely = [], []
+        predictions, likely, counts = [], None, None if items is None else items.bincount()
         for rows in torch.arange(test.shape[1]).split(self.batch_size):
             scores = log_probabilities(test, rows)[..., 0, :].transpose(1, 2).cpu()  # (L, T, B, C)
-            predictions.append(scores.argmax(-1))
-            likely.extend([scores.exp()] if probabilities else [])
+            if items is None:
+                predictions.append(scores.argmax(-1))
+            else:
+                likely = add_by_item(likely, scores.exp(), items[rows], len(counts))
         result = {
             "choice": best,
             "val_accuracy": accuracy.gather(-1, best[..., None])[..., 0].float(),
             "val_loss": loss.gather(-1, best[..., None])[..., 0].float(),
-            "test_predictions": torch.cat(predictions, 2),
         }
-        return result | ({"test_probabilities": torch.cat(likely, 2)} if probabilities else {})
+        if items is None:
+            return result | {"test_predictions": torch.cat(predictions, 2)}
+        return result | {"test_predictions": likely.argmax(-1), "test_probabilities": likely / counts[:, None]}
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -228,9 +243,9 @@ def make_head(kind: str, classes: list[int], epochs: int | None = None, seed: in
 def run_seeds(kind: str, classes: list[int], seeds: list[int], *sets, checkpoint: Path | None = None, **options):
     """One `Chosen` a seed: each trains, and chooses on validation, by itself. Closed forms run once.
 
-    sets, and progress and probabilities among the options: what `HeadBank.run` takes; other options are `make_head`'s.
+    sets, and progress and items among the options: what `HeadBank.run` takes; other options are `make_head`'s.
     """
-    how = {key: options.pop(key) for key in ("progress", "probabilities") if key in options}
+    how = {key: options.pop(key) for key in ("progress", "items") if key in options}
     results = []
     for seed in seeds[:1] if kind in CLOSED_FORMS else seeds:
         file = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-seed{seed}{checkpoint.suffix}")

@@ -8,6 +8,7 @@ import evaluate
 import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+FEW = 200  # items on which two predictors differ, up to which a bootstrap of them is not left alone
 
 
 def accuracy(predictions, references) -> float:
@@ -106,7 +107,7 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
         raise ValueError(f"class {wrong[0]} is none of the {classes} classes 0..{classes - 1}; check the label column.")
 
 
-def wilson_interval(correct: int, total: int) -> list[float]:
+def wilson_interval(correct: float, total: int) -> list[float]:
     """95 % Wilson score interval of a proportion, as ``[low, high]`` fractions."""
     if total == 0:
         raise ValueError("an interval needs at least one item; none was scored.")
@@ -119,15 +120,42 @@ def wilson_interval(correct: int, total: int) -> list[float]:
 def accuracy_interval(right, groups: list[str]) -> list[float]:
     """95 % interval of the share of `right` (N,), booleans: Wilson's, or over whole groups where they hold several.
 
-    groups: what each item belongs to, say its video. With fewer than ten groups or so it is too narrow.
+    groups: what each item belongs to, say its video. With fewer than ten groups or so it is too narrow; where all are
+    right or all wrong, or there is one group, it is Wilson's of as many items as there are groups.
     """
     right = np.asarray(right)
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) == len(right) or len(names) < 2:
+    if len(names) == len(right):
         return wilson_interval(int(right.sum()), len(right))
+    if len(names) < 2 or right.all() or not right.any():
+        return wilson_interval(float(right.mean()) * len(names), len(names))
     sizes, hits = np.bincount(numbers), np.bincount(numbers, right)
     draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), 2000)
     return [float(bound) for bound in np.percentile((draws @ hits) / (draws @ sizes), [2.5, 97.5])]
+
+
+def exact_interval(correct: int, total: int) -> list[float]:
+    """95 % interval of a proportion by the binomial distribution itself (Clopper and Pearson 1934)."""
+
+    def tail(p: float, counts: range) -> float:
+        """P(count in counts) of `total` trials of probability p."""
+        logs = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in counts]
+        return sum(
+            math.exp(log + k * math.log(p) + (total - k) * math.log1p(-p)) for log, k in zip(logs, counts, strict=True)
+        )
+
+    def crossing(counts: range, rises: bool) -> float:
+        """The p at which the tail is 2.5 %."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (tail(middle, counts) < 0.025) == rises else (low, middle)
+        return (low + high) / 2
+
+    return [
+        0.0 if correct == 0 else crossing(range(correct, total + 1), rises=True),
+        1.0 if correct == total else crossing(range(correct + 1), rises=False),
+    ]
 
 
 def bootstrap_interval(
@@ -158,6 +186,10 @@ def paired_difference(
     Items (or whole groups, see `bootstrap_interval`) are resampled, both predictors together, so what they find
     equally easy cancels. For plain accuracy each item adds -1, 0 or +1 to the difference, so a resample is one
     multinomial draw of three counts: exact and fast. samples: 10,000 of these, or 2,000 of others, by default.
+
+    A bootstrap of the items on which only one side is right, if they are few, may never see the other outcome: four
+    against none would be a sure thing. So an interval of plain accuracy is at least as wide as the exact one of these
+    items (McNemar's test). Of groups of which there is one only nothing is known: [-1, 1].
     """
     a, b, references = np.asarray(a), np.asarray(b), np.asarray(references)
     _same_length(references, a, b)
@@ -171,12 +203,17 @@ def paired_difference(
     else:
         score = METRICS[metric] if isinstance(metric, str) else metric
         difference = score(a, references) - score(b, references)
+        if groups is not None and len(set(groups)) < 2:
+            return {"difference": difference, "ci95": [-1.0, 1.0]}
         values = [
             score(a[rows], references[rows]) - score(b[rows], references[rows])
             for rows in _resamples(len(references), groups, seed, samples or 2000)
         ]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return {"difference": difference, "ci95": [float(low), float(high)]}
+    low, high = (float(bound) for bound in np.percentile(values, [2.5, 97.5]))
+    if metric == "accuracy" and groups is None and 0 < (differ := only_a + only_b) <= FEW:
+        exact = [(2 * share - 1) * differ / n for share in exact_interval(only_a, differ)]
+        low, high = min(low, exact[0]), max(high, exact[1])
+    return {"difference": difference, "ci95": [low, high]}
 
 
 def unpaired_difference(a: float, a_ci95: list[float], b: float, b_ci95: list[float]) -> dict:

@@ -11,11 +11,12 @@ from evaluation.probe_args import ProbeArgs, choose_layers, of_task
 MOST_CONFUSED = 100  # classes whose confusion matrix is kept in the result
 
 
-def train_heads(features: list, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
+def train_heads(features: list, labels: list, items, classes: list[int], args: ProbeArgs, state: Path) -> dict:
     """Every head on the features of one backbone: {head: `choosing.Chosen`}, its layers in ascending order.
 
     features: of train, validation and test, each a list with one `Features` for each width of layers. labels: (N,
-    tasks) of the three. state: begins the names of the files that keep half-trained heads until the probe is done.
+    tasks) of the three. items: of the test clips, as `HeadBank.run` takes them, or None. state: begins the names of the
+    files that keep half-trained heads until the probe is done.
     """
     import torch
 
@@ -30,16 +31,19 @@ def train_heads(features: list, labels: list, classes: list[int], args: ProbeArg
             device = "cuda" if torch.cuda.is_available() else "cpu"
             bank = make_head(head, classes, epochs=args.epochs, seed=args.seed, device=device, **options)
             file = state.with_name(f"{state.name}-{head}-{number}.safetensors")
-            options = {"progress": True, "probabilities": args.average_clips, "checkpoint": file}
+            options = {"progress": True, "items": items, "checkpoint": file}
             parts.append(bank.run(train, labels[0], validation, labels[1], test, **options))
         found[head] = join_layers(parts)
     return found
 
 
-def leave_groups_out(splits: list, job: int, labels: list, classes: list[int], args: ProbeArgs, state: Path) -> dict:
+def leave_groups_out(
+    splits: list, job: int, labels: list, items, classes: list[int], args: ProbeArgs, state: Path
+) -> dict:
     """As `train_heads`, each group of the test clips being predicted by heads that train on all others too.
 
-    Layer, head and setting are chosen by the mean over the folds of the validation accuracy.
+    What training and validation have of that group is left out as well. Layer, head and setting are chosen by the mean
+    over the folds of the validation accuracy.
     """
     import torch
 
@@ -50,14 +54,25 @@ def leave_groups_out(splits: list, job: int, labels: list, classes: list[int], a
     train, validation, test = (split.features[job] for split in splits)
     groups = [group_of(source, args.group_by) for source in splits[2].sources]
     folds = []
+
+    def outside(part: int, name: str) -> torch.Tensor:
+        """Numbers of the training (0) or validation (1) clips that are not of this group either."""
+        kept = [k for k, group in enumerate(of_part[part]) if group != name]
+        if not kept:
+            raise ValueError(f"all clips of {splits[part].split} are of the group {name!r}, which is to be left out.")
+        return torch.tensor(kept)
+
+    of_part = [[group_of(source, args.group_by) for source in split.sources] for split in splits[:2]]
     for fold, name in enumerate(sorted(set(groups))):
         inside = torch.tensor([group == name for group in groups])
         others, rows = (~inside).nonzero()[:, 0], inside.nonzero()[:, 0]
-        more = [Features.joined(a, b.take(others)) for a, b in zip(train, test, strict=True)]
-        its_labels = [torch.cat([labels[0], labels[2][others]]), labels[1], None]
-        features = [more, validation, [group.take(rows) for group in test]]
+        kept, judges = outside(0, name), outside(1, name)
+        more = [Features.joined(a.take(kept), b.take(others)) for a, b in zip(train, test, strict=True)]
+        its_labels = [torch.cat([labels[0][kept], labels[2][others]]), labels[1][judges], None]
+        features = [more, [group.take(judges) for group in validation], [group.take(rows) for group in test]]
         file = state.with_name(f"{state.name}-fold{fold}")
-        folds.append((rows, train_heads(features, its_labels, classes, args, file)))
+        its_items, numbers = (rows, None) if items is None else items[rows].unique(return_inverse=True)
+        folds.append((its_items, train_heads(features, its_labels, numbers, classes, args, file)))
     return {head: merge_folds([(rows, chosen[head]) for rows, chosen in folds]) for head in args.heads}
 
 
@@ -162,22 +177,22 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from accelerate.utils import parse_flag_from_env
 
     from evaluation.backbones import TotoBackbone, load_backbone
-    from evaluation.choosing import average_clips
     from evaluation.extraction import Job
     from evaluation.floors import FLOORS
     from evaluation.heads import TOKEN_HEADS
-    from evaluation.ledger import media_seen, to_json
     from evaluation.metrics import confusion_matrix, per_class_accuracy
     from evaluation.probe_data import read_splits, same_classes
     from tokenization.precision import bf16_is_fast
     from training.checkpoints import resolve_model
     from training.device import flush_denormals, require_together, versions
+    from training.media import media_on_record
 
     flush_denormals()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     require_together(state.num_processes)
     if state.num_processes > 1 and args.feature_cache == "none":
         raise ValueError("several processes share their features: name a folder with --feature_cache, which all see.")
+    media = media_on_record(args.model)
     folder = resolve_model(args.model)
     backbone = load_backbone(folder, state.device, args.rope_base, args.resolution)
     layers = choose_layers(args.layers, backbone.depth, args.model)
@@ -201,21 +216,22 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         labels = [torch.stack([split.labels[column] for column in columns], dim=1) for split in splits]
         numbers = [len(names) for names in classes.values()]
         train, validation, test = splits
+        items, tested, numbers_of_items = test.sources, labels[2], None
+        if args.average_clips or args.views:
+            items = list(dict.fromkeys(test.sources))
+            places = {name: place for place, name in enumerate(items)}
+            numbers_of_items = torch.tensor([places[name] for name in test.sources])
+            tested = torch.empty_like(tested[: len(items)]).index_copy_(0, numbers_of_items, tested)
         trained = {}
         partial = Path(args.output).with_suffix(".partial")
         for index, name in enumerate(jobs):
             if args.leave_one_group_out:
-                trained[name] = leave_groups_out(splits, index, labels, numbers, args, partial / name)
+                heads = leave_groups_out(splits, index, labels, numbers_of_items, numbers, args, partial / name)
             else:
                 features = [split.features[index] for split in splits]
-                trained[name] = train_heads(features, labels, numbers, args, partial / name)
+                heads = train_heads(features, labels, numbers_of_items, numbers, args, partial / name)
+            trained[name] = heads
 
-    items, tested = test.sources, labels[2]
-    if args.average_clips:
-        firsts = [items.index(name) for name in dict.fromkeys(items)]
-        for heads in trained.values():
-            heads.update({head: average_clips(chosen, items) for head, chosen in heads.items()})
-        items, tested = [items[row] for row in firsts], tested[firsts]
     tasks = {}
     for index, column in enumerate(columns):
         references = tested[:, index].numpy()
@@ -261,7 +277,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
         "command": command,
         "model": args.model,
         "depth": backbone.depth,
-        "media": to_json(media_seen(args.model)),
+        "media": media,
         **control,
         "data": {
             "dataset": args.dataset,
@@ -272,6 +288,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "resolution": backbone.resolution,
             "detail": args.detail,
             "frame_order": args.frame_order,
+            "views": args.views,
             "leave_one_group_out": args.group_by if args.leave_one_group_out else None,
             "splits": {
                 part: {"split": split.split, "clips": len(split), "sources": len(set(split.sources))}
@@ -308,7 +325,10 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
     parser = HfArgumentParser(
-        ProbeArgs, prog="toto probe", description="Probe a frozen backbone: which layer knows the labels, and how well."
+        ProbeArgs,
+        prog="toto probe",
+        description="Probe a frozen backbone: which layer knows the labels, and how well.",
+        allow_abbrev=False,  # --task yields to what was typed, which must be a whole name
     )
     argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parser.parse_args_into_dataclasses(argv)
@@ -335,6 +355,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"control: {results['control']}")
     for part, split in results["data"]["splits"].items():
         print(f"{part:<10} {split['clips']:>7,} clips from {split['sources']:,} sources: {split['split']}")
+    skipped = results["data"]["skipped"]
+    if skipped:
+        print(f"skipped    {len(skipped):>7,}, the first: {skipped[0]['source']}: {skipped[0]['why']}")
     for label, task in results["tasks"].items():
         print(table(label, task, results["n_test"], results["n_validation"]))
     if len(results["tasks"]) > 1:

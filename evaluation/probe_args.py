@@ -103,6 +103,14 @@ class ProbeArgs:
         default=False,
         metadata={"help": "Score videos, not clips: the mean of the class probabilities of all clips of a video."},
     )
+    views: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Windows and crops of a test video, such as 5 3, or of a test image, such as 1 3: their "
+            "probabilities are averaged, and a training video gives its middle window. By default the task's; without "
+            "one all windows that do not overlap, centre crop."
+        },
+    )
     batch_norm: bool = field(
         default=False, metadata={"help": "Batch normalisation before the linear heads, as in MAE's linear probe."}
     )
@@ -140,6 +148,8 @@ class ProbeArgs:
             for name in given or []:
                 if name not in known:
                     raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+        if self.views is not None and (len(self.views) != 2 or min(self.views) < 1):
+            raise ValueError("--views takes two numbers of 1 or more, windows and crops, such as 5 3.")
         if self.leave_one_group_out and self.group_by is None:
             raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
         if self.rope_base is not None and not self.rope_base > 0:

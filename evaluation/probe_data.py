@@ -1,5 +1,6 @@
 """Which clips a probe trains, chooses and tests on: three disjoint splits, carved where a dataset lacks one."""
 
+import math
 import os
 import re
 import tempfile
@@ -11,9 +12,7 @@ import torch
 
 from evaluation.extraction import ClipSet, Job, data_key, dataset_fingerprint, extract
 from tokenization.sources import open_source
-
-VALIDATION_NAMES = ("validation", "val", "valid")
-CARVED = 0.2  # share of the sources of a split that a carved-off one gets
+from training.splits import CARVED, VALIDATION_NAMES, other_splits
 
 
 def group_of(source: str, pattern: str | None) -> str:
@@ -61,6 +60,7 @@ def same_classes(splits: list[ClipSet]) -> dict[str, list[str]]:
     """Give all splits the same class numbers, in place; returns the class names of every column.
 
     A folder without one class numbers the others differently, so classes are matched by name where they have names.
+    Numbers without names are their own names, whatever they are: 1 to 3, or 10, 20 and 40.
     """
     classes = {}
     for column in splits[0].labels:
@@ -71,7 +71,14 @@ def same_classes(splits: list[ClipSet]) -> dict[str, list[str]]:
                 table = torch.tensor([numbers[name] for name in split.label_names[column]])
                 split.labels[column] = table[split.labels[column]]
         else:
-            names = [str(n) for n in range(int(max(split.labels[column].max() for split in splits)) + 1)]
+            values = torch.cat([split.labels[column] for split in splits]).unique()
+            if len(values) == sum(map(len, splits)):
+                raise ValueError(
+                    f"no two clips have the same {column!r}, so it numbers them; name another --label_column."
+                )
+            for split in splits:
+                split.labels[column] = torch.searchsorted(values, split.labels[column])
+            names = [str(value) for value in values.tolist()]
         seen = len(splits[0].labels[column].unique())
         if seen < 2:
             raise ValueError(
@@ -80,7 +87,7 @@ def same_classes(splits: list[ClipSet]) -> dict[str, list[str]]:
             )
         if seen < len(names) / 2:
             raise ValueError(
-                f"the {len(splits[0])} training clips hold {seen} of {len(names)} classes of {column!r}, so rows seem "
+                f"the {len(splits[0])} training clips hold {seen} of {len(names)} classes of {column!r}: rows may be "
                 "sorted by class; raise --max_train."
             )
         classes[column] = names
@@ -121,16 +128,34 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         "detail": args.detail,
         "shuffle_seed": 0,  # not --seed: several seeds are to be compared on the same clips
     }
+    # Where tested videos have several views, those that train and choose give their middle.
+    views = {part: {"views": tuple(args.views) if part == "test" else (1, 1)} if args.views else {} for part in most}
+    most["test"] *= math.prod(args.views or (1,))  # clips, of as many videos
     change = frame_order(args.frame_order, args.seed)
     fingerprint = dataset_fingerprint(args.dataset)
     if fingerprint is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(f"the version of {args.dataset} cannot be told without a network: probe with one process.")
+    is_file = Path(args.dataset).is_file()  # one file is one split, whatever it is called
+    if is_file and (args.validation_split or args.test_split):
+        raise ValueError(f"{args.dataset} is one file and so one split: leave --validation_split and --test_split out.")
 
-    def collect(split: str, source) -> ClipSet:
-        for column in columns:
-            if column not in source.label_names:
-                raise ValueError(f"split {split} of {args.dataset} has no label column {column!r}.")
-        read = options | {"limit": source.limit, "order": args.frame_order}
+    def opened(split: str, part: str, extra: int = 0):
+        """(split, its source), read as this part."""
+        return split, open_source(args.dataset, split, limit=most[part] + extra, **options, **views[part])
+
+    def find(asked: str | None, names: tuple[str, ...], part: str):
+        """The split asked for, or the first of these that exists, or None."""
+        if asked:
+            return opened(asked, part)
+        for name in () if is_file else names:
+            try:
+                return opened(name, part)
+            except ValueError:
+                continue
+        return None
+
+    def collect(part: str, split: str, source) -> ClipSet:
+        read = options | views[part] | {"limit": source.limit, "order": args.frame_order}
         read |= {"order_seed": args.seed} if args.frame_order == "shuffled" else {}
         key = fingerprint and data_key(fingerprint, split, read)
         with tempfile.TemporaryDirectory(dir=cache) as unkept:  # where it cannot be told what the data are
@@ -140,47 +165,48 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         check_labels(found)
         return found
 
-    def find(names: tuple[str, ...], limit: int):
-        """The first of these splits that exists: (name, source), or None."""
-        if Path(args.dataset).is_file():  # one file is one split, whatever it is called
-            return None
-        for name in names:
-            try:
-                return name, open_source(args.dataset, name, limit=limit, **options)
-            except ValueError:
-                continue
-        return None
-
-    def named(name: str, limit: int):
-        return name, open_source(args.dataset, name, limit=limit, **options)
-
-    if Path(args.dataset).is_file() and (args.validation_split or args.test_split):
-        raise ValueError(f"{args.dataset} is one file and so one split: leave --validation_split and --test_split out.")
-    train = named(args.train_split, most["train"])
+    asked = args.train_split, args.validation_split, args.test_split
+    validation_names, test_names = (other_splits(names, *asked) for names in (VALIDATION_NAMES, ("test",)))
+    train = opened(args.train_split, "train")
     columns = label_columns(train[1], args.label_column, args.dataset)
-    validation = (
-        named(args.validation_split, most["validation"])
-        if args.validation_split
-        else find(tuple(name for name in VALIDATION_NAMES if name != args.test_split), most["validation"])
-    )
-    test = named(args.test_split, most["test"]) if args.test_split else find(("test",), most["test"])
+    validation = find(args.validation_split, validation_names, "validation")
+    test = find(args.test_split, test_names, "test")
     if test is None and validation is not None and not args.validation_split:
-        test, validation = named(validation[0], most["test"]), None
-
+        test, validation = opened(validation[0], "test"), None
+    if test is None and args.views:
+        raise ValueError("--views are of a test split, which is read by itself: name one with --test_split.")
     extra = (0 if validation else most["validation"]) + (0 if test else most["test"])
     if extra:
-        train = named(args.train_split, most["train"] + extra)
-    train = collect(*train)
+        train = opened(args.train_split, "train", extra)
+    found = {"train": train, "validation": validation, "test": test}
+    for part, (split, source) in ((part, each) for part, each in found.items() if each):
+        check_first(source, split, columns, f"--{part}_split", args.dataset)
+
+    train = collect("train", *train)
     if test:
-        test = collect(*test)
+        test = collect("test", *test)
     else:
         keep = most["train"] + (0 if validation else most["validation"])
         train, test = carve(train, most["test"], keep, args.seed, args.group_by, cache)
     if validation:
-        validation = collect(*validation)
+        validation = collect("validation", *validation)
     else:
         train, validation = carve(train, most["validation"], most["train"], args.seed, args.group_by, cache)
     return [train, validation, test]
+
+
+def check_first(source, split: str, columns: list[str], flag: str, dataset: str) -> None:
+    """Raises ValueError where a split lacks a column or hides its labels: by one item, before features are made."""
+    for column in columns:
+        if column not in source.label_names:
+            raise ValueError(f"split {split} of {dataset} has no label column {column!r}.")
+    item = next(iter(source.list_items(0)), None)
+    for column in columns if item is not None and item.labels else ():  # toyworld's are not known undrawn
+        if item.labels.get(column, -1) < 0:
+            raise ValueError(
+                f"split {split} of {dataset} has no {column!r} (missing or hidden) from its first item on; name "
+                f"another {flag}."
+            )
 
 
 def check_labels(clips: ClipSet) -> None:
@@ -203,11 +229,19 @@ def check_labels(clips: ClipSet) -> None:
 
 
 def label_columns(source, asked: list[str] | None, dataset: str) -> list[str]:
-    """The label columns to probe; by default those with class names, or else all columns of integers."""
+    """The label columns to probe; by default those with class names, or else the only column of integers."""
     has = list(source.label_names)
+    for column in asked or ["label"]:
+        if column in source.no_labels and (asked or not has):
+            raise ValueError(f"the column {source.no_labels[column]} ({dataset}).")
     if not has:
         raise ValueError(f"{dataset} has no label column, so there is nothing to probe for.")
     for column in asked or []:
         if column not in has:
             raise ValueError(f"{dataset} has no label column {column!r}; it has {', '.join(has)}.")
-    return list(asked or [column for column in has if source.label_names[column]] or has)
+    named = [column for column in has if source.label_names[column]]
+    if not asked and not named and len(has) > 1:
+        raise ValueError(
+            f"{dataset} has several columns of whole numbers; name one with --label_column: {', '.join(has)}."
+        )
+    return list(asked or named or has)

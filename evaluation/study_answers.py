@@ -6,11 +6,11 @@ from pathlib import Path
 
 from evaluation.claims import controls, percent, words
 from evaluation.layer_plots import comparison_figure
-from evaluation.ledger import identify
 from evaluation.probe_data import group_of
 from evaluation.study import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
 from evaluation.study_sections import Section, Side
 from evaluation.tasks import TASKS
+from training.media import identify
 
 OVERLAP = ", but seeds overlap"
 

@@ -6,8 +6,6 @@ Any other dataset needs no entry here: `--dataset` takes a Hub id, an image or v
 import difflib
 from dataclasses import dataclass
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class Task:
@@ -20,7 +18,7 @@ class Task:
     group_by: regular expression for what in an item's name tells its recording, which a carved split must not divide.
     num_frames: of a clip (1: an image). stride, fps: of a video, one of them None.
     views, crops: temporal windows and spatial crops whose probabilities the literature averages at test
-    (`view_positions`, `average_views`). metric: a name of `metrics.METRICS`.
+    (`tokenization.video.view_positions`). metric: a name of `metrics.METRICS`, of the two that a probe gives.
     paper: where arXiv 2501.05453 has it. note: what else one must know.
     """
 
@@ -156,44 +154,10 @@ def apply_task(name: str, given: dict) -> dict:
     }
     if task.kind == "video":
         settings |= {"num_frames": task.num_frames}
+        settings |= {"views": [task.views, task.crops]} if task.views * task.crops > 1 else {}
         if not {"stride", "fps"} & set(given):
             settings |= {"fps": task.fps} if task.fps else {"stride": task.stride} if task.stride else {}
     settings |= given
     if settings["dataset"] is None:
         raise ValueError(f"{name} is not on the Hub in a form that can be read: give --dataset FOLDER. {task.note}")
     return {field: value for field, value in settings.items() if value is not None}
-
-
-def view_positions(views: int, crops: int) -> list[tuple[float, tuple[float, float]]]:
-    """(time, (y, x)) of each view as fractions 0..1: windows evenly spaced from first to last, times crops.
-
-    A time of 0 is the first window that fits and 1 the last; one window is the middle. Crops lie evenly along the
-    longer side (`resize_and_crop` leaves the other no play); one crop is the centre. So 5 x 3 are 15 views.
-    """
-    if views < 1 or crops < 1:
-        raise ValueError(f"views and crops must be 1 or more, not {views} and {crops}.")
-    return [(time, (place, place)) for time in _spaced(views) for place in _spaced(crops)]
-
-
-def _spaced(count: int) -> list[float]:
-    return [0.5] if count == 1 else [k / (count - 1) for k in range(count)]
-
-
-def average_views(probabilities, items: list[str]) -> tuple[list[str], np.ndarray]:
-    """Mean class probabilities of each item over its views.
-
-    Args:
-        probabilities: (N, classes), one row a view; of logits, take the softmax first.
-        items: which item each row is a view of (N), in any order.
-    Returns:
-        items in order of first appearance, and their probabilities (items, classes).
-    """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if len(items) != len(probabilities):
-        raise ValueError(f"{len(probabilities)} rows of probabilities need as many names of items, not {len(items)}.")
-    names = list(dict.fromkeys(items))
-    number = {name: row for row, name in enumerate(names)}
-    rows = np.array([number[item] for item in items], dtype=np.int64)
-    total = np.zeros((len(names), probabilities.shape[1]))
-    np.add.at(total, rows, probabilities)
-    return names, total / np.bincount(rows)[:, None]

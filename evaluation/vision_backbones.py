@@ -91,9 +91,14 @@ class FrameBackbone(Backbone):
 
     def native_resolution(self) -> int:
         """Side of the frames that the weights were made for, in pixels."""
-        found = side(getattr(self.model.config, "image_size", None))
+        size = getattr(self.model.config, "image_size", None)
+        found = side(size)
+        kind = self.model.config.model_type
+        if getattr(self.model.config, "num_detection_tokens", 0):
+            raise ValueError(f"{self.name} ({kind}) has tokens of detections behind its patches; use a plain ViT.")
+        if isinstance(size, (list, tuple)) and len(set(size[-2:])) > 1:
+            raise ValueError(f"{self.name} ({kind}) reads frames of {size} pixels; only square ones can be probed.")
         if found is None or not hasattr(self.model.config, "patch_size"):
-            kind = self.model.config.model_type
             raise ValueError(f"{self.name} ({kind}) has no layers of patch tokens; use Toto or a ViT-like model.")
         return found
 

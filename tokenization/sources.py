@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .image_processing_toto import CENTRE, limit_detail, resize_and_crop
 from .random_rows import larger_parquet, random_rows
-from .video import Clip, read_windows
+from .video import Clip, read_windows, view_positions
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
@@ -46,7 +46,8 @@ class ClipSource:
 
     kind: "video" or "image". skipped: [{"source", "why"}], growing while iterating; a video damaged half-way is there
     too, after the clips before the damage. items: files or rows read so far. label_names: column -> class names (empty
-    for plain integers). expected: number of clips where it is known beforehand, else None.
+    for plain integers). no_labels: columns that one could take for labels, and why each is none. expected: number of
+    clips where it is known beforehand, else None.
 
     `list_items(k)` gives the items of shard k of `num_shards` without decoding them, always in the same order. Sets of
     several parquet or tar files have a shard a file, so that reading one reads no byte of the others; all other sets
@@ -63,10 +64,12 @@ class ClipSource:
         num_shards: int = 1,
         lists_paths: bool = True,
         expected: int | None = None,
+        no_labels: dict[str, str] | None = None,
     ):
         self.list_items, self.kind, self.label_names = list_items, kind, label_names
         self.limit, self.num_shards, self.lists_paths = limit, num_shards, lists_paths
         self.expected = expected if limit is None or expected is None else min(limit, expected)
+        self.no_labels = no_labels or {}
         self.skipped: list[dict[str, str]] = []
         self.items = 0
 
@@ -100,6 +103,7 @@ def open_source(
     kind: str | None = None,
     shuffle_seed: int | None = None,
     detail: int | None = None,
+    views: tuple[int, int] | None = None,
 ) -> ClipSource:
     """Clips of a dataset.
 
@@ -115,6 +119,7 @@ def open_source(
         image_column: column with the images or videos; found by its type where there is only one.
         kind: "video" or "image" where a dataset holds both.
         detail: see `limit_detail`; not for toyworld.
+        views: (windows, crops) of each video, see `video.view_positions`; an image has its crops; not for toyworld.
         shuffle_seed: take the clips of `limit` from items at random, so that a set sorted by class is sampled from all
             over: from folders, and from local parquet files larger than the limit. Files on the Hub, tar files and
             toyworld (which is mixed) are read from their start all the same. Items keep their names.
@@ -128,6 +133,8 @@ def open_source(
     if dataset.split(":")[0] == "toyworld":
         if detail is not None:
             raise ValueError("toyworld is drawn at the resolution asked for: leave the detail out.")
+        if views is not None:
+            raise ValueError("toyworld is drawn as clips, which have one view each: leave the views out.")
         return _toyworld(dataset, split, num_frames, resolution, crops, seed, limit)
     cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
     rows = _open_rows(dataset, split, cache.name)
@@ -141,6 +148,7 @@ def open_source(
         "resolution": resolution,
         "crops": crops,
         "seed": seed,
+        "views": views,
     }
 
     first = next(iter(rows), None)
@@ -169,7 +177,7 @@ def open_source(
         if kind == "video":
             clips = read_windows(content, source=name, **read)
         else:
-            clips = _image_crops(content, name, resolution, crops, seed)
+            clips = _image_crops(content, name, resolution, crops, seed, views)
         for clip in clips:
             clip.labels = dict(values)
             if detail is not None:
@@ -182,7 +190,8 @@ def open_source(
             values = {label: int(row[label]) for label in labels if row[label] is not None}
             yield Item(name, partial(decoded, row[column], name, values), values)
 
-    source = ClipSource(list_items, kind, labels, limit, num_shards=num_shards, lists_paths=lists_paths)
+    facts = {"num_shards": num_shards, "lists_paths": lists_paths, "no_labels": _no_labels(rows.features, column)}
+    source = ClipSource(list_items, kind, labels, limit, **facts)
     source._cache = cache  # lives as long as the rows may be read
     return source
 
@@ -303,9 +312,27 @@ def _columns(features, dataset: str, image_column: str | None, kind: str | None)
             continue
         if isinstance(feature, ClassLabel):
             labels[name] = list(feature.names)
-        elif isinstance(feature, Value) and "int" in feature.dtype:
+        elif isinstance(feature, Value) and ("int" in feature.dtype or feature.dtype == "bool"):
             labels[name] = []
     return column, kind or media.get(column, "image"), labels
+
+
+def _no_labels(features, media: str) -> dict[str, str]:
+    """Columns that could be meant as labels and are none: why, in words."""
+    from datasets import ClassLabel, Value
+
+    found = {}
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string") and name != media:
+            found[name] = (
+                f"{name!r} holds text: number its classes first, say by datasets' class_encode_column({name!r})"
+            )
+        elif isinstance(inner, ClassLabel) or (isinstance(inner, Value) and "int" in inner.dtype):
+            found[name] = f"{name!r} holds several labels a row, and a label is one class here"
+        elif isinstance(feature, Value) and "float" in feature.dtype:
+            found[name] = f"{name!r} holds fractions, and a label is a whole number"
+    return found
 
 
 def _name(media, row: dict, dataset: str, split: str | None, index: int | str) -> str:
@@ -335,14 +362,19 @@ def _content(media) -> bytes | str:
         return file.read()
 
 
-def _image_crops(content: bytes | str, name: str, resolution: int, crops: int, seed: int) -> Iterator[Clip]:
-    """The centre crop of an image, or `crops` random ones, fixed by seed and name."""
+def _image_crops(
+    content: bytes | str, name: str, resolution: int, crops: int, seed: int, views: tuple[int, int] | None
+) -> Iterator[Clip]:
+    """The centre crop of an image, or `crops` random ones, fixed by seed and name, or those of its views."""
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             image.load()
             generator = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)])
-            for _ in range(crops):
-                position = CENTRE if crops == 1 else tuple(generator.random(2))
+            if views is not None:
+                positions = [position for _, position in view_positions(1, views[1])]
+            else:
+                positions = [CENTRE if crops == 1 else tuple(generator.random(2)) for _ in range(crops)]
+            for position in positions:
                 yield Clip(resize_and_crop(image, resolution, position)[None], name)
     except UnidentifiedImageError as error:  # whose own words hold an address in memory, unlike in every run
         raise ValueError("the image cannot be read: it is corrupt, or no image at all.") from error

@@ -36,22 +36,48 @@ class Clip:
     labels: dict[str, int] = field(default_factory=dict)
 
 
-class _View:
-    """One way of looking at a file: a temporal offset, and a crop drawn anew for every window."""
+def view_positions(views: int, crops: int) -> list[tuple[float, tuple[float, float]]]:
+    """(time, (y, x)) of each view as fractions 0..1: windows evenly spaced from first to last, times crops.
 
-    def __init__(self, num_frames: int, resolution: int, offset: int, generator: np.random.Generator | None):
+    A time of 0 is the first window that fits and 1 the last; one window is the middle. Crops lie evenly along the
+    longer side (`resize_and_crop` leaves the other no play); one crop is the centre. So 5 x 3 are 15 views.
+    """
+    if views < 1 or crops < 1:
+        raise ValueError(f"views and crops must be 1 or more, not {views} and {crops}.")
+    return [(time, (place, place)) for time in _spaced(views) for place in _spaced(crops)]
+
+
+def _spaced(count: int) -> list[float]:
+    return [0.5] if count == 1 else [k / (count - 1) for k in range(count)]
+
+
+class _View:
+    """One way of looking at a file: a temporal offset, and a crop: the same for every window, or drawn anew by
+    `generator`. is_single: one window only."""
+
+    def __init__(
+        self,
+        num_frames: int,
+        resolution: int,
+        offset: int,
+        generator: np.random.Generator | None = None,
+        position: tuple[float, float] = CENTRE,
+        is_single: bool = False,
+    ):
         self.shape = (num_frames, resolution, resolution, 3)
-        self.offset, self.generator = offset, generator
+        self.offset, self.generator, self.position, self.is_single = offset, generator, position, is_single
         self.next_time: Fraction | None = None
-        self.filled = 0
+        self.filled, self.is_done = 0, False
 
     def add(self, picture: np.ndarray, index: int) -> np.ndarray | None:
         """Put a frame into the window; the (T, R, R, 3) window when that completes it."""
         if self.filled == 0:
             self.frames, self.start = np.empty(self.shape, np.uint8), index
-            self.position = CENTRE if self.generator is None else tuple(self.generator.random(2))
+            if self.generator is not None:
+                self.position = tuple(self.generator.random(2))
         self.frames[self.filled] = resize_and_crop(picture, self.shape[1], self.position)
         self.filled = (self.filled + 1) % self.shape[0]
+        self.is_done = self.is_single and self.filled == 0
         return self.frames if self.filled == 0 else None
 
 
@@ -65,7 +91,7 @@ def _views(
 ) -> list[_View]:
     """One centred view, or `crops` random ones: view 0 starts at frame 0, the others where a window still fits."""
     if crops == 1:
-        return [_View(num_frames, resolution, 0, None)]
+        return [_View(num_frames, resolution, 0)]
     digest = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
     slack = max(0, min(total - frames_needed(num_frames, stride), num_frames * stride - 1))
     views = []
@@ -120,8 +146,9 @@ def read_windows(
     crops: int = 1,
     seed: int = 0,
     source: str | None = None,
+    views: tuple[int, int] | None = None,
 ) -> Iterator[Clip]:
-    """All non-overlapping windows of one video, in one pass.
+    """All non-overlapping windows of one video, in one pass; or with `views` those of a test.
 
     Args:
         file: a path, or the bytes of a file.
@@ -131,6 +158,7 @@ def read_windows(
         resolution: side R of the square frames in pixels: shortest side to R, then an R x R crop (paper Sec. 3.4).
         crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, fixed by seed and source.
         source: name carried by the clips; the path by default.
+        views: (windows, crops) of `view_positions` instead, whatever of the video lies between them; not with crops.
     Yields:
         Clip, in order of completion.
     Raises:
@@ -139,6 +167,8 @@ def read_windows(
     """
     if num_frames < 1 or stride < 1 or crops < 1 or (fps is not None and fps <= 0):
         raise ValueError("num_frames, stride, fps and crops must be positive.")
+    if views is not None and crops != 1:
+        raise ValueError("views place their own crops: leave the random crops out.")
     source = source if source is not None else ("bytes" if isinstance(file, bytes) else str(file))
     container, stream = _open(file)
     with container:
@@ -146,7 +176,14 @@ def read_windows(
         step = 1 / Fraction(fps).limit_denominator(100_000) if fps else None
         half = Fraction(1, 2) / rate if rate else Fraction(0)  # so that the nearest frame is taken, not the next one
         span = stride if step is None else max(1, round(float(step * (rate or 1))))
-        views = _views(num_frames, span, resolution, crops, seed, source, stream.frames)
+        if views is None:
+            looks = _views(num_frames, span, resolution, crops, seed, source, stream.frames)
+        else:
+            play = max(0, (stream.frames or _count(file)) - frames_needed(num_frames, span))
+            looks = [
+                _View(num_frames, resolution, round(time * play), position=position, is_single=True)
+                for time, position in view_positions(*views)
+            ]
         effective = float(fps) if fps else float(rate or 0) / stride
         converter = (
             av.video.reformatter.VideoReformatter()
@@ -154,8 +191,8 @@ def read_windows(
         index, windows = -1, 0
         for index, frame in enumerate(_decode(container, stream)):
             picture = None
-            for view in views:
-                if index < view.offset:
+            for view in looks:
+                if index < view.offset or view.is_done:
                     continue
                 if step is None:
                     copies = int((index - view.offset) % stride == 0)
@@ -165,6 +202,8 @@ def read_windows(
                     copies = max(0, (time + half - view.next_time) // step + 1)
                     view.next_time += copies * step
                 for _ in range(copies):  # more than one where the asked rate is above the video's own
+                    if view.is_done:
+                        break
                     if picture is None:
                         picture = _upright(frame, converter)
                     full = view.add(picture, index)
@@ -181,6 +220,13 @@ def read_windows(
             f"the video is too short: it has {index + 1} frames, and a clip of {num_frames} frames {rule} "
             f"needs {frames_needed(num_frames, span)}."
         )
+
+
+def _count(file: str | Path | bytes) -> int:
+    """Frames of a file whose header does not tell (Matroska, WebM): its packets, undecoded."""
+    container, stream = _open(file)
+    with container:
+        return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def _upright(frame, converter) -> np.ndarray:

@@ -103,12 +103,26 @@ def end_run(accelerator, verb: str, run: Path, last: Path, best: Path | None, ar
         print(f"wrote {last}")
         if best is None:
             print(f"stopped by SIGTERM; go on with: toto {verb} --resume {run}")
-        elif args.push_to_hub:
+        elif best != last:
+            print(f"best on validation, and what `--model {run}` takes: {best}")
+    if best is None:
+        raise SystemExit(PREEMPTED)
+    if accelerator.is_main_process:
+        keep_media(run)
+        if args.push_to_hub:
             from .hub import push_folder
 
             print(f"pushed {push_folder(best, args.hub_model_id)}")
-    if best is None:
-        raise SystemExit(PREEMPTED)
+
+
+def keep_media(run: Path) -> None:
+    """media.json in the run, so that what it saw stays known when its shards, or the model that it began with, go."""
+    from .media import write_media
+
+    try:
+        write_media(run, run)
+    except (OSError, ValueError) as error:
+        print(f"no record of what the run saw was kept: {error}")
 
 
 def _require_writable(run: Path) -> None:

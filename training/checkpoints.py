@@ -86,7 +86,10 @@ def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
 
 
 def resolve_model(model: str) -> str:
-    """What `--model` may be: a run folder (its newest valid checkpoint), a Hugging Face folder, or a Hub id.
+    """What `--model` may be: a run folder, a Hugging Face folder, or a Hub id.
+
+    Of a run the newest valid checkpoint is taken; of a fine-tuning that has been tested, the one that its results.json
+    is about.
 
     Raises:
         FileNotFoundError: a folder that is neither.
@@ -97,10 +100,18 @@ def resolve_model(model: str) -> str:
             raise FileNotFoundError(f"There is no model folder '{model}'.")
         return model
     if (path / "checkpoints").is_dir():
-        return str(latest(path))
+        return str(_tested(path) or latest(path))
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{model} is neither a run folder (checkpoints/) nor a model folder (config.json).")
     return str(path)
+
+
+def _tested(run: Path) -> Path | None:
+    """The checkpoint that a fine-tuning was tested with, wherever the run is now; None where there is none."""
+    if not (run / "results.json").is_file():
+        return None
+    tested = run / "checkpoints" / Path(json.loads((run / "results.json").read_text())["checkpoint"]).name
+    return tested if tested.is_dir() else None
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from evaluation.metrics import accuracy_interval
 from modeling_toto import TotoConfig
 from tokenization.parts import write_whole
 
@@ -13,6 +14,8 @@ from .classify import score
 from .device import versions
 from .finetune_args import FinetuneModelArgs, LabelledArgs
 from .labelled import Clips
+from .media import media_on_record
+from .resume import read_recipe
 
 
 def report(
@@ -26,8 +29,11 @@ def report(
     data: LabelledArgs,
     seed: int,
     batch_size: int,
+    command: str,
 ) -> Path:
     """Scores the checkpoint of the step that was chosen, and writes both files; its folder.
+
+    command: as it was typed; the settings beside it are the run's recipe.
 
     Raises:
         FileNotFoundError: the checkpoint is gone.
@@ -47,11 +53,14 @@ def report(
         name: float(right[test.labels == number].mean()) if (test.labels == number).any() else None
         for number, name in enumerate(classes)
     }
+    ci95 = accuracy_interval(right, test.sources)
     head = {"step": chosen["step"], "layer": model.feature_layer, "head": config.pooler}
-    scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "loss": found["loss"]}
+    scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "ci95": ci95, "loss": found["loss"]}
     result = {
-        "command": "toto finetune",
+        "command": command,
+        "settings": read_recipe(run),
         "model": model_args.model,
+        "media": media_on_record(run),
         "checkpoint": str(best),
         "data": {
             "dataset": data.dataset,
@@ -72,7 +81,8 @@ def report(
         text = json.dumps(content, indent=1) + "\n"
         write_whole(run / name, lambda path, text=text: path.write_text(text))
     print(
-        f"test accuracy {100 * accuracy:.2f} % ({found['correct']} of {found['total']}), of step {chosen['step']}, "
+        f"test accuracy {100 * accuracy:.2f} % ({found['correct']} of {found['total']}; 95 % interval "
+        f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}), of step {chosen['step']}, "
         f"which was best on validation ({100 * chosen['val_accuracy']:.2f} %)"
     )
     return best

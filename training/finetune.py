@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from evaluation.results import command_line
+
 from .args import Source, absolute, parse, require, resumed_run
 from .finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
 
@@ -22,7 +24,7 @@ KEPT_LARGER = 1.25
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    resumed = resumed_run(argv)
+    resumed, command = resumed_run(argv), command_line("finetune", argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
     model_args, data, augment_args, args, optim = parse(TYPES, argv, "toto finetune", DESCRIPTION)
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     media, column, kind = labelled_media(data, config, args.seed)
     check_rows(config, kind)
     (train_clips, validation, test), classes = read_clips(media, column, processor, data, augment_args)
+    skipped = train_clips.skipped + validation.skipped + test.skipped
     if data.epochs is not None:
         args = replace(args, max_steps=max(1, round(data.epochs * len(train_clips) / data.batch_size)))
         data = replace(data, epochs=None)  # the run's recipe has the steps
@@ -102,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{model.feature_layer}; {max_steps or args.max_steps} steps of {data.batch_size} {kind}s on {world} x "
             f"{accelerator.device.type} (mixed precision: {accelerator.mixed_precision}); {len(train_clips)} training "
             f"clips of {len(classes)} classes, {len(validation)} for validation ({validation.name}), {len(test)} for "
-            f"the test ({test.name})",
+            f"the test ({test.name})"
+            + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else ""),
             flush=True,
         )
     if args.report_to:
@@ -128,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         if not preempted:
             splits = {"train": train_clips, "validation": validation, "test": test}
             told = (classes, column, model_args, data, args.seed)
-            best = report(accelerator, run, objective.best, splits, *told, micro)
+            best = report(accelerator, run, objective.best, splits, *told, micro, command)
     finally:
         # What holds the process group goes first; see pretrain.py.
         del objective, parts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoints import STATE, STEP
+from .media import MEDIA_FILE
 from .model_card import complete_folder, model_card
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def push_folder(
         repo_id: "user/name", or "name" in one's own namespace. `private` counts only when it is created.
         results: contents of result files of `toto probe`, for the card.
     Returns:
-        huggingface_hub's CommitInfo. Optimiser state stays here. Weight files that an earlier push left in the
-        repository and this one does not overwrite are deleted: transformers would load them instead.
+        huggingface_hub's CommitInfo. The run's media.json, which says what the model saw, goes along. Optimiser state
+        stays here. Weight files that an earlier push left in the repository and this one does not overwrite are
+        deleted: transformers would load them instead.
     Raises:
         FileNotFoundError: no model, or no processor beside it.
         OSError: the Hub refused (no token, no right) or cannot be reached.
@@ -68,6 +70,9 @@ def push_folder(
         files["README.md"] = model_card(
             folder, metrics=metrics, recipe=recipe, results=results, repo_id=repo_id
         ).encode()
+    run = folder.parent.parent
+    if MEDIA_FILE not in files and folder.parent.name == "checkpoints" and (run / MEDIA_FILE).is_file():
+        files[MEDIA_FILE] = str(run / MEDIA_FILE)
     there = filter_repo_objects(api.list_repo_files(repo_id), allow_patterns=WEIGHTS)
     operations = [CommitOperationDelete(path) for path in there if path not in files]
     operations += [CommitOperationAdd(path, content) for path, content in files.items()]

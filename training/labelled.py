@@ -106,8 +106,10 @@ def _encode(processor, frames: list[np.ndarray]) -> np.ndarray:
 def same_classes(splits: list[Clips], column: str) -> list[str]:
     """The names of the classes, whose numbers all splits then have; those of a folder without one class differ.
 
+    Numbers without names are their own names, whatever they are: 1 to 3, or 10, 20 and 40.
+
     Raises:
-        ValueError: one class only, numbers that are no numbers of classes, or classes that training never saw.
+        ValueError: one class only, or classes that training never saw.
     """
     train = splits[0]
     if train.classes:
@@ -116,15 +118,21 @@ def same_classes(splits: list[Clips], column: str) -> list[str]:
         for split in splits:
             split.labels = np.array([numbers[name] for name in split.classes])[split.labels]
     else:
-        names = [str(number) for number in range(int(train.labels.max()) + 1)]
+        values = np.unique(train.labels)
+        for split in splits:
+            strange = np.setdiff1d(split.labels, values)
+            if len(strange):
+                raise ValueError(
+                    f"{split.name} has '{column}' {strange[0]}, which no training clip has: name another "
+                    "--label_column if it numbers the rows, or raise --max_train."
+                )
+            split.labels = np.searchsorted(values, split.labels)
+        names = [str(value) for value in values]
     seen = len(np.unique(train.labels))
     require(seen > 1, f"All training clips have the same '{column}'; a classifier needs two classes.")
     require(
         seen >= len(names) / 2,
-        f"The training clips hold {seen} of {len(names)} classes of '{column}': are rows sorted by class (raise "
-        "--max_train), or are the labels no numbers from 0 on?",
+        f"The training clips hold {seen} of {len(names)} classes of '{column}': rows may be sorted by class; raise "
+        "--max_train.",
     )
-    for split in splits[1:]:
-        most = int(split.labels.max())
-        require(most < len(names), f"{split.name} has '{column}' {most}, but training has only 0 to {len(names) - 1}.")
     return names

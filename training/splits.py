@@ -38,6 +38,23 @@ class Split:
                     yield item
 
 
+def other_splits(names: tuple[str, ...], train: str, validation: str | None, test: str | None) -> tuple[str, ...]:
+    """Those of the names that no part of a data set was asked of by name.
+
+    Raises:
+        ValueError: two parts are asked of one split, so that they would share every item.
+    """
+    flags: dict[str, str] = {}
+    for flag, name in (("--train_split", train), ("--validation_split", validation), ("--test_split", test)):
+        require(
+            name is None or name not in flags,
+            f"{flags.get(name)} and {flag} both name the split '{name}' and would share every item; name another, or "
+            "leave one of them out.",
+        )
+        flags |= {name: flag} if name else {}
+    return tuple(name for name in names if name not in flags)
+
+
 class Media:
     """Opens the splits of a data set, at any resolution.
 
@@ -66,6 +83,10 @@ class Media:
         """[train, validation, test]. Where one is missing, a fifth of the files of train stands in for it; where only
         test is, the validation split is the test and validation is taken from train."""
         args = self.args
+        asked = args.validation_split, args.test_split
+        validation_names, test_names = (
+            other_splits(names, args.train_split, *asked) for names in (VALIDATION_NAMES, ("test",))
+        )
 
         def find(names: tuple[str, ...], part: str) -> tuple[str, ClipSource] | None:
             if Path(args.dataset).is_file():  # one file is one split, whatever it is called
@@ -78,10 +99,8 @@ class Media:
             return None
 
         train = args.train_split, self.open(args.train_split, resolution, "train")
-        asked = args.validation_split, args.test_split
-        others = tuple(name for name in VALIDATION_NAMES if name != args.test_split)
-        validation = find((asked[0],) if asked[0] else others, "validation")
-        test = find((asked[1],) if asked[1] else ("test",), "test")
+        validation = find((asked[0],) if asked[0] else validation_names, "validation")
+        test = find((asked[1],) if asked[1] else test_names, "test")
         for found, name in zip((validation, test), asked, strict=True):
             require(found is not None or name is None, f"{args.dataset} has no split '{name}'.")
         if test is None and validation is not None and asked[0] is None:
@@ -129,6 +148,8 @@ def label_column(source, asked: str | None, dataset: str) -> str:
         ValueError: there is none, another, or several.
     """
     has = list(source.label_names)
+    why = source.no_labels.get(asked or "label") if asked or not has else None
+    require(why is None, f"The column {why} ({dataset}).")
     require(bool(has), f"{dataset} has no label column; put the files into class folders, or add a column of classes.")
     require(asked is not None or len(has) == 1, f"{dataset} has several label columns; name one: {', '.join(has)}.")
     require(

@@ -11,8 +11,8 @@ from benchmarks import pretrain_peer
 from benchmarks.peer_models import PEERS, MaskedAutoencoder, PixelGPT, augmented, order
 from benchmarks.pretrain_peer import PeerArgs, train
 from evaluation.backbones import load_backbone
-from evaluation.ledger import media_seen
 from training.data import is_held_out
+from training.media import media_seen
 
 SMALL = {
     "mae": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -38,19 +38,19 @@ def kill(monkeypatch):
 def test_killed_again_and_again_it_ends_with_the_same_numbers(kind, kill, tmp_path):
     sets, file = small_sets(), tmp_path / "new" / "bank.safetensors"
     bank = HeadBank(kind, [4, 3], epochs=3)
-    whole = bank.run(*sets, probabilities=True)
+    whole = bank.run(*sets, items=torch.arange(25))
     kills = 0
     while True:
         kill(7)  # within an epoch of eight steps
         try:
-            resumed = bank.run(*sets, probabilities=True, checkpoint=file)
+            resumed = bank.run(*sets, items=torch.arange(25), checkpoint=file)
             break
         except Killed:
             kills += 1
     assert kills == (3 if kind == "linear" else 6)  # 24 steps once, or for each of two layers
     assert same(resumed, whole) and torch.equal(resumed.test_probabilities, whole.test_probabilities)
     kill(0)  # nothing is left to train
-    assert same(bank.run(*sets, probabilities=True, checkpoint=file), whole)
+    assert same(bank.run(*sets, items=torch.arange(25), checkpoint=file), whole)
     assert [path.name for path in file.parent.iterdir()] == ["bank.safetensors"]
 
 

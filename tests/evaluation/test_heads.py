@@ -279,13 +279,19 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_probabilities_of_each_clip(kind):
-    chosen = make_head(kind, [4, 3], epochs=2).run(*small_sets(), probabilities=True)
+    chosen = make_head(kind, [4, 3], epochs=2).run(*small_sets(), items=torch.arange(25))
     likely = chosen.test_probabilities
     assert likely.shape == (2, 2, 25, 4) and (likely >= 0).all()
     torch.testing.assert_close(likely.sum(-1), torch.ones(2, 2, 25))
     assert (likely[:, 1, :, 3] == 0).all()  # the second task has three classes
     assert torch.equal(likely.argmax(-1), chosen.test_predictions)
     assert make_head(kind, [4, 3], epochs=2).run(*small_sets()).test_probabilities is None
+
+    items = torch.arange(25) % 9  # clips of nine videos
+    videos = make_head(kind, [4, 3], epochs=2).run(*small_sets(), items=items)
+    means = torch.stack([likely[:, :, items == item].mean(2) for item in range(9)], 2)
+    torch.testing.assert_close(videos.test_probabilities, means)
+    assert torch.equal(videos.test_predictions, videos.test_probabilities.argmax(-1))
 
 
 @pytest.mark.parametrize("kind", HEADS)

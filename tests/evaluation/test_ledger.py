@@ -8,22 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from evaluation import ledger
 from evaluation.ledger import (
-    Media,
     ProbePart,
     check_overlap,
-    from_json,
-    identify,
     ledger_rows,
     media_of_result,
-    media_seen,
     media_tested,
     require_no_overlap,
-    to_json,
-    write_media,
 )
+from training import media as media_record
 from training.data import is_held_out
+from training.media import Media, from_json, identify, media_seen, to_json, write_media
 
 NAMES = [f"train[{number}]" for number in range(60)]
 
@@ -162,7 +157,7 @@ def test_a_record_is_short_and_exact(items, most_bytes):
 
 
 def test_of_many_names_the_split_counts_whole_but_rules_still_hold(monkeypatch):
-    monkeypatch.setattr(ledger, "MOST_NAMES", 2)
+    monkeypatch.setattr(media_record, "MOST_NAMES", 2)
     kept = from_json(to_json(seen("a.mp4", "b.mp4", "lart_1.mp4", dataset="copy")))
     assert kept == [Media("copy", "train"), Media("copy", "train", items=frozenset({"lart_1.mp4"}))]
     with pytest.raises(ValueError, match="lart_1"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
@@ -13,6 +14,7 @@ from evaluation.metrics import (
     accuracy_interval,
     bootstrap_interval,
     confusion_matrix,
+    exact_interval,
     paired_difference,
     per_class_accuracy,
     unpaired_difference,
@@ -150,3 +152,24 @@ def test_clips_of_one_video_are_no_independent_items():
     assert alone == wilson_interval(int(right.sum()), 400)
     width = [high - low for low, high in (alone, together)]
     assert 2 < width[1] / width[0] < 4  # eight clips that are all alike: about the root of eight
+
+
+def test_intervals_of_few_do_not_collapse():
+    """Exact where few items differ: six against none is the least that is sure, as McNemar's exact test has it."""
+    references = np.zeros(300, int)
+    for only_a, only_b, says in ((4, 0, "not apart"), (5, 0, "not apart"), (6, 0, "above"), (7, 1, "not apart")):
+        a, b = references.copy(), references.copy()
+        b[:only_a], a[only_a : only_a + only_b] = 1, 1
+        found = paired_difference(a, b, references)
+        assert verdict(found["ci95"]) == says, (only_a, only_b)
+        assert found["ci95"][0] <= found["difference"] <= found["ci95"][1]
+    one_video = paired_difference([0, 0, 1], [0, 1, 1], [0, 0, 1], groups=["a"] * 3)
+    assert one_video["ci95"] == [-1, 1] and one_video["difference"] == pytest.approx(1 / 3)
+    assert accuracy_interval([True] * 8, list("aaaabbbb")) == wilson_interval(2, 2)
+    assert accuracy_interval([True] * 8, ["a"] * 8) == wilson_interval(1, 1)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 10), (4, 4), (7, 8), (50, 100), (99, 100)])
+def test_exact_interval_is_the_binomial_tests(correct, total):
+    expected = binomtest(correct, total).proportion_ci(0.95, "exact")
+    assert exact_interval(correct, total) == pytest.approx([expected.low, expected.high], abs=1e-6)

@@ -1,6 +1,7 @@
 """`toto probe` from a saved model and a dataset to the result file, and what it says about bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -87,13 +88,15 @@ def test_layers_best_and_numbers(checkpoint, pictures, tmp_path):
     assert sorted({row["layer"] for row in two["baselines"]["untrained"]["layers"]}) == [0, 2]
 
 
-def write_parquet(path, labels: list[int], classes: int = 2) -> None:
-    from datasets import ClassLabel, Dataset, Features
+def write_parquet(path, labels: list[int], classes: int | None = 2) -> None:
+    """Noise under these labels. classes: how many of them have names; None: they are plain integers."""
+    from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as ImageFeature
 
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in labels]
-    schema = Features({"img": ImageFeature(), "label": ClassLabel(names=list("abcdef"[:classes]))})
+    kind = Value("int64") if classes is None else ClassLabel(names=list("abcdef"[:classes]))
+    schema = Features({"img": ImageFeature(), "label": kind})
     Dataset.from_dict({"img": images, "label": labels}, features=schema).to_parquet(path)
 
 
@@ -134,9 +137,61 @@ def test_validation_is_not_the_test_split(checkpoint, tmp_path):
     assert results["n_test"] == 20 and "carved from train" in results["data"]["splits"]["validation"]["split"]
 
 
+def test_no_split_is_used_twice(checkpoint, pictures, tmp_path):
+    """Trained on what is called test, and scored on what is carved from it."""
+    flags = ("--baselines", "none", "--heads", "ridge", "--layers", "1", "--train_split", "test")
+    found = probe(checkpoint, pictures, tmp_path / "r.json", *flags)["data"]["splits"]
+    assert found["train"]["split"] == "test" and "carved from test" in found["test"]["split"]
+    assert sum(part["clips"] for part in found.values()) == 24
+    with pytest.raises(ValueError, match="--train_split and --test_split both name the split 'test'"):
+        probe(checkpoint, pictures, tmp_path / "x.json", "--train_split", "test", "--test_split", "test")
+
+
+def test_whole_numbers_without_names(checkpoint, tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [10, 20, 40] * 20, classes=None)
+    flags = ("--baselines", "none", "--heads", "ridge", "--layers", "1")
+    found = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "r.json", *flags)
+    assert found["classes"] == 3 and [row["class"] for row in found["per_class"]] == ["10", "20", "40"]
+    write_parquet(tmp_path / "ids.parquet", [10**8 * number for number in range(40)], classes=None)
+    with pytest.raises(ValueError, match="no two clips have the same 'label'"):
+        probe(checkpoint, tmp_path / "ids.parquet", tmp_path / "x.json", *flags)
+
+
+def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Sequence, Value
+    from datasets import Image as ImageFeature
+
+    pictures = [Image.fromarray(np.full((32, 32, 3), 9 * k, np.uint8)) for k in range(12)]
+    kinds = {"name": (Value("string"), "ab"), "tags": (Sequence(ClassLabel(names=["a", "b"])), [[0, 1], [1]])}
+    for column, (kind, values) in (kinds | {"label": kinds["name"]}).items():
+        rows = {"image": pictures, column: list(values) * 6}
+        Dataset.from_dict(rows, Features({"image": ImageFeature(), column: kind})).to_parquet(tmp_path / "r.parquet")
+        asked = [] if column == "label" else ["--label_column", column]
+        words = "holds several labels a row" if column == "tags" else "holds text: number its classes first"
+        with pytest.raises(ValueError, match=words):
+            probe(checkpoint, tmp_path / "r.parquet", tmp_path / "x.json", *asked)
+    rows = {"image": pictures, "size": list(range(12)), "id": list(range(12))}
+    kinds = Features({"image": ImageFeature(), "size": Value("int64"), "id": Value("int64")})
+    Dataset.from_dict(rows, kinds).to_parquet(tmp_path / "r.parquet")
+    with pytest.raises(ValueError, match="name one with --label_column: size, id"):
+        probe(checkpoint, tmp_path / "r.parquet", tmp_path / "x.json")
+
+
+def test_a_run_whose_shards_are_gone_is_probed(checkpoint, pictures, tmp_path, capsys):
+
+    import yaml
+
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run / "checkpoints" / "step_000002")
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"shards": str(tmp_path / "gone")}))
+    flags = ("--baselines", "none", "--heads", "ridge", "--layers", "1")
+    found = probe(str(run / "checkpoints" / "step_000002"), pictures, tmp_path / "r.json", *flags)
+    assert found["media"] is None and "are gone" in capsys.readouterr().out
+
+
 def test_too_few_of_the_classes(checkpoint, tmp_path):
     write_parquet(tmp_path / "rows.parquet", [0, 1] * 20, classes=6)
-    with pytest.raises(ValueError, match="2 of 6 classes of 'label', so rows seem sorted"):
+    with pytest.raises(ValueError, match="2 of 6 classes of 'label': rows may be sorted"):
         probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
 
 
@@ -173,13 +228,16 @@ def test_other_heads_predictions_and_comparison(checkpoint, pictures, tmp_path, 
     assert (tmp_path / "both.png").stat().st_size > 10_000 and "paired" in capsys.readouterr().out
 
 
-def test_clips_of_a_video_are_averaged_and_resampled_together(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A video folder with train and test: two classes, bright and dark, 8 + 6 videos of eight frames."""
     import av
 
+    folder = tmp_path_factory.mktemp("videos")
     for split, count in (("train", 8), ("test", 6)):
         for number in range(count):
             name, base = (("bright", 150), ("dark", 20))[number % 2]
-            path = tmp_path / "data" / split / name / f"{number}.mp4"
+            path = folder / split / name / f"{number}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             noise = np.random.default_rng(number).integers(0, 80, (8, 32, 32, 3))
             with av.open(str(path), "w") as container:
@@ -188,12 +246,35 @@ def test_clips_of_a_video_are_averaged_and_resampled_together(checkpoint, tmp_pa
                 for picture in (base + noise).astype(np.uint8):
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
                 container.mux(stream.encode())
+    return str(folder)
+
+
+def test_clips_of_a_video_are_averaged_and_resampled_together(checkpoint, videos, tmp_path):
     flags = ("--num_frames", "4", "--stride", "1", "--baselines", "pixels", "--heads", "linear", "--layers", "2")
-    clips = probe(checkpoint, tmp_path / "data", tmp_path / "a.json", *flags)
-    videos = probe(checkpoint, tmp_path / "data", tmp_path / "b.json", *flags, "--average_clips", "--predictions")
-    assert clips["n_test"] == 12 and videos["n_test"] == 6
-    assert len(set(videos["tasks"]["label"]["predictions"]["items"])) == 6
-    assert videos["baselines"]["pixels"]["accuracy"] == 1
+    clips = probe(checkpoint, videos, tmp_path / "a.json", *flags)
+    whole = probe(checkpoint, videos, tmp_path / "b.json", *flags, "--average_clips", "--predictions")
+    assert clips["n_test"] == 12 and whole["n_test"] == 6
+    assert len(set(whole["tasks"]["label"]["predictions"]["items"])) == 6
+    assert whole["baselines"]["pixels"]["accuracy"] == 1
+
+
+def test_views_of_test_videos_and_the_middle_of_the_others(checkpoint, videos, tmp_path):
+    flags = ("--num_frames", "4", "--stride", "1", "--baselines", "pixels", "--heads", "linear", "--layers", "2")
+    found = probe(checkpoint, videos, tmp_path / "a.json", *flags, "--views", "3", "2", "--predictions")
+    assert found["n_train"] + found["n_validation"] == 8 and found["n_test"] == 6 and found["data"]["views"] == [3, 2]
+    assert found["data"]["splits"]["test"] == {"split": "test", "clips": 36, "sources": 6}
+    assert len(set(found["tasks"]["label"]["predictions"]["items"])) == 6
+    assert found["baselines"]["pixels"]["accuracy"] == 1
+    task = probe(checkpoint, videos, tmp_path / "b.json", *flags, "--task", "ucf101", "--group_by", r"\d+")
+    assert task["data"]["views"] == [5, 3] and task["data"]["splits"]["test"]["clips"] == 90 and task["n_test"] == 6
+    for flags, words in (
+        (("--views", "3"), "--views takes two numbers"),
+        (("--views", "3", "2", "--train_split", "test"), "name one with --test_split"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            probe(checkpoint, videos, tmp_path / "c.json", *flags)
+    with pytest.raises(ValueError, match="leave the views out"):
+        probe(checkpoint, "toyworld", tmp_path / "c.json", "--views", "3", "2")
 
 
 def test_floors_and_orders_of_frames(checkpoint, tmp_path):
@@ -237,6 +318,20 @@ def test_groups_are_left_out_one_by_one(checkpoint, tmp_path):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--leave_one_group_out")
     with pytest.raises(ValueError, match="finds nothing in the name"):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--group_by", "zzz")
+
+
+def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):
+    """Where each class is one recording, heads that never saw it are always wrong, whatever train has of it."""
+    for split in ("train", "validation", "test"):
+        for number in range(12):
+            name, base, recording = (("bright", 150, "x"), ("dark", 20, "y"), ("grey", 90, "z"))[number % 3]
+            path = tmp_path / split / name / f"{recording}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), base + number, np.uint8)).save(path)
+    flags = ("--group_by", r"(\w)_\d", "--baselines", "pixels", "--heads", "knn", "--layers", "1")
+    assert probe(checkpoint, tmp_path, tmp_path / "all.json", *flags)["best"]["accuracy"] > 0.8
+    left_out = probe(checkpoint, tmp_path, tmp_path / "out.json", *flags, "--leave_one_group_out")
+    assert left_out["baselines"]["pixels"]["accuracy"] == left_out["best"]["accuracy"] == 0
 
 
 @pytest.mark.parametrize(

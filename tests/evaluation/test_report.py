@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 
 from evaluation.claims import Comparison, summary, words
-from evaluation.ledger import Media, to_json
 from evaluation.metrics import wilson_interval
 from evaluation.ngrams import predictor_losses
 from evaluation.plots import spread
 from evaluation.report import main, read_probes, read_run
+from training.media import Media, to_json
 
 K, N_TEST = 16, 1000
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from study_files import write_probe, write_tuned
 
-from evaluation.ledger import Media, to_json
 from evaluation.report import main
 from evaluation.results_page import costs_lines
 from evaluation.study_sections import SECTIONS
+from training.media import Media, to_json
 
 FLOORS = {"pixels": 0.4, "untrained": 0.5, "histogram": 0.45, "random_filters": 0.62, "hog": 0.8}
 

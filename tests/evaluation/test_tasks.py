@@ -3,13 +3,11 @@
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 
 from evaluation.metrics import METRICS
 from evaluation.probe import ProbeArgs
-from evaluation.tasks import TASKS, apply_task, average_views, get_task, view_positions
-from tokenization.image_processing_toto import resize_and_crop
+from evaluation.tasks import TASKS, apply_task, get_task
 from tokenization.toyworld import ToyWorld
 
 NEEDED = {"imagenet-1k", "kinetics-400", "cifar10", "cifar100", "something-something-v2", "ucf101", "toyworld"}
@@ -72,29 +70,3 @@ def test_unknown_tasks_and_tasks_without_data_are_one_sentence():
         get_task("zzz")
     with pytest.raises(ValueError, match=r"kinetics-400 is not on the Hub .*: give --dataset FOLDER"):
         apply_task("kinetics-400", {"dataset": None})
-
-
-def test_views_are_spread_evenly():
-    assert view_positions(1, 1) == [(0.5, (0.5, 0.5))]
-    views = view_positions(5, 3)
-    assert len(views) == len(set(views)) == 15
-    assert sorted({time for time, _ in views}) == [0, 0.25, 0.5, 0.75, 1]
-    wide = np.zeros((10, 30, 3), np.uint8)
-    wide[:, :10], wide[:, 10:20], wide[:, 20:] = 10, 20, 30
-    for picture in (wide, wide.transpose(1, 0, 2)):  # along whichever side is longer
-        crops = [resize_and_crop(picture, 10, place) for _, place in view_positions(1, 3)]
-        assert [int(crop[5, 5, 0]) for crop in crops] == [10, 20, 30]
-    with pytest.raises(ValueError, match="1 or more"):
-        view_positions(0, 1)
-
-
-def test_probabilities_are_averaged_over_the_views_of_an_item():
-    rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(4), size=7)
-    items = ["b", "a", "b", "c", "a", "b", "c"]
-    names, means = average_views(probabilities, items)
-    assert names == ["b", "a", "c"]
-    for name, mean in zip(names, means, strict=True):
-        assert mean == pytest.approx(probabilities[[item == name for item in items]].mean(0))
-    with pytest.raises(ValueError, match="as many names"):
-        average_views(probabilities, items[:3])

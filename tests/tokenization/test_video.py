@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from media import grey_of, make_audio, make_truncated, make_video
 
-from tokenization.video import read_clip, read_windows
+from tokenization.image_processing_toto import resize_and_crop
+from tokenization.video import read_clip, read_windows, view_positions
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,24 @@ def test_the_centre_is_taken_and_the_picture_is_not_squeezed(tmp_path):
     assert frame[:, 2:-2].min() > 180
 
 
+def test_views_of_a_test(video, tmp_path):
+    """Windows from the first to the last that fits, overlapping where they must; crops along the longer side."""
+    read = {"num_frames": 4, "stride": 4, "resolution": 16}
+    clips = list(read_windows(video, **read, views=(4, 1)))  # 60 frames, a window spans 13: starts in 0 to 47
+    assert sorted(indices(clip) for clip in clips) == [
+        [start, start + 4, start + 8, start + 12] for start in (0, 16, 31, 47)
+    ]
+    assert [indices(clip) for clip in read_windows(video, **read, views=(1, 3))] == [[24, 28, 32, 36]] * 3
+    by_rate = list(read_windows(video, num_frames=4, fps=25 / 4, resolution=16, views=(2, 1)))
+    assert sorted(clip.start for clip in by_rate) == [0, 47] and len(by_rate) == 2
+    unsaid = make_video(tmp_path / "a.mkv", frames=60)  # whose header does not tell how many frames there are
+    assert sorted(clip.start for clip in read_windows(unsaid, **read, views=(4, 1))) == [0, 16, 31, 47]
+    with pytest.raises(ValueError, match="too short: it has 60 frames"):
+        list(read_windows(video, num_frames=16, stride=4, views=(5, 3)))
+    with pytest.raises(ValueError, match="leave the random crops out"):
+        list(read_windows(video, **read, crops=2, views=(5, 3)))
+
+
 def test_sideways_recordings_are_turned(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
@@ -151,3 +170,17 @@ def test_nonsense_and_missing_files(tmp_path):
         list(read_windows(tmp_path / "nothing.mp4"))
     with pytest.raises(ValueError, match="must be positive"):
         list(read_windows(tmp_path / "nothing.mp4", stride=0))
+
+
+def test_views_are_spread_evenly():
+    assert view_positions(1, 1) == [(0.5, (0.5, 0.5))]
+    views = view_positions(5, 3)
+    assert len(views) == len(set(views)) == 15
+    assert sorted({time for time, _ in views}) == [0, 0.25, 0.5, 0.75, 1]
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, :10], wide[:, 10:20], wide[:, 20:] = 10, 20, 30
+    for picture in (wide, wide.transpose(1, 0, 2)):  # along whichever side is longer
+        crops = [resize_and_crop(picture, 10, place) for _, place in view_positions(1, 3)]
+        assert [int(crop[5, 5, 0]) for crop in crops] == [10, 20, 30]
+    with pytest.raises(ValueError, match="1 or more"):
+        view_positions(0, 1)
