@@ -68,6 +68,13 @@ def costs_lines(costs: dict) -> list[str]:
         width = max(map(len, searched))
         head = ["search of the learning rate", *["rate: validation loss"] * (width - 1)]
         lines.append(table(head, [row + [""] * (width - len(row)) for row in searched]))
+        edges = [
+            f"{model} ({best}, the {'lowest' if best == min(found, key=float) else 'highest'})"
+            for model, found in costs["search"].items()
+            if (best := min(found, key=found.__getitem__)) in (min(found, key=float), max(found, key=float))
+        ]
+        if edges:
+            lines.append(f"At the edge of what was searched, so that a better rate may lie beyond it: {words(edges)}.")
     return lines
 
 
@@ -95,6 +102,7 @@ def section_lines(answer: Answer, image: str | None, told: set[str]) -> list[str
     lines.append(table(["", f"{metric} [95 %]", "seeds", "chosen on validation", "n test"], answer.rows()))
     if answer.differences:
         lines.append(table(["difference", "points [95 %]", "interval", "verdict"], answer.difference_rows()))
+    lines += answer.by_group()
     if image:
         lines.append(f"![Accuracy per layer: {section.title}]({image})")
         lines.append(

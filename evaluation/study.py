@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.metrics import METRICS, bootstrap_interval, unpaired_difference, wilson_interval
+from evaluation.probe_data import group_of
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,15 @@ def interval(seeds: list[Seed], metric: str) -> list[float] | None:
     return wilson_interval(round(mean(seeds) * n_test), n_test)
 
 
-def difference(better: list[Seed], worse: list[Seed], metric: str) -> Difference:
-    """Mean over the seeds of `better` minus that of `worse`, paired where both hold predictions of the same items."""
+def difference(better: list[Seed], worse: list[Seed], metric: str, pattern: str | None = None) -> Difference:
+    """Mean over the seeds of `better` minus that of `worse`, paired where both hold predictions of the same items.
+
+    pattern: of the items' names, what is resampled as a whole (`probe_data.group_of`), such as a recording.
+    """
     why = unlike(better, worse)
     if why is None:
-        return Difference(mean(better) - mean(worse), _resampled([(better, 1.0), (worse, -1.0)], metric), None)
+        ci95 = _resampled([(better, 1.0), (worse, -1.0)], metric, pattern)
+        return Difference(mean(better) - mean(worse), ci95, None)
     intervals = interval(better, metric), interval(worse, metric)
     if None in intervals:
         return Difference(mean(better) - mean(worse), None, why)
@@ -202,7 +207,7 @@ def interaction(first: tuple, second: tuple, metric: str) -> Difference:
     return Difference(found["difference"], found["ci95"], why)
 
 
-def _resampled(signed: list[tuple[list[Seed], float]], metric: str) -> list[float]:
+def _resampled(signed: list[tuple[list[Seed], float]], metric: str, pattern: str | None = None) -> list[float]:
     """Bootstrap interval of a signed sum of means over seeds, all of the same items.
 
     Both metrics are sums over items of a share that depends on the true classes alone, so what the seeds of both sides
@@ -217,6 +222,6 @@ def _resampled(signed: list[tuple[list[Seed], float]], metric: str) -> list[floa
         _, classes = np.unique(references, return_inverse=True)
         return np.mean(np.bincount(classes, weights=rights) / np.bincount(classes))
 
-    names = [item for item, _ in first.items]
+    names = [group_of(item, pattern) for item, _ in first.items]
     groups = names if len(set(names)) < len(names) else None
     return bootstrap_interval(score, rights, first.true, groups=groups)

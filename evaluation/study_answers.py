@@ -86,6 +86,36 @@ class Answer:
             found.append([f"{name(better)} − {name(worse)}", points(each.value) + low_high, kind, verdict])
         return found
 
+    def by_group(self) -> list[str]:
+        """Where groups of the test were left out one by one: how each fared, and the differences with groups resampled.
+
+        A line for the first entry, which every group is told of, and one for its comparisons; nothing elsewhere.
+        """
+        first = self.section.entries[0].name
+        seeds = self.seeds.get(first, [])
+        pattern = self.results[seeds[0].file]["data"].get("leave_one_group_out") if seeds else None
+        if pattern is None or any(seed.items is None for seed in seeds):
+            return []
+        right = sum((seed.predicted == seed.true) / len(seeds) for seed in seeds)
+        groups = [group_of(item, pattern) for item, _ in seeds[0].items]
+        each = {}
+        for name_, value in zip(groups, right, strict=True):
+            each.setdefault(name_, []).append(value)
+        shares = [f"{100 * sum(values) / len(values):.0f} % of {len(values)}" for values in each.values()]
+        found = [f"By recording, {name(first)} has right {words(shares)}."]
+        told = []
+        for (better, worse), _, _ in self.differences:
+            if better == first:
+                whole = difference(seeds, self.seeds[worse], self.section.metric, pattern)
+                told.append(f"{worse} {points(whole.ci95[0])} to {points(whole.ci95[1])}" if whole.ci95 else "")
+        told = [text for text in told if text]
+        if told and len(each) > 1:
+            found.append(
+                f"With these {len(each)} resampled as wholes, too few for such an interval to be wide enough, "
+                f"that of its difference from each is: {words(told)}."
+            )
+        return found
+
     def facts(self) -> list[str]:
         """What was probed, from the files: data, counts, frames, heads; alike files in one sentence."""
         found: dict[str, list[str]] = {}

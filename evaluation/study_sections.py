@@ -63,7 +63,7 @@ CIFAR10 = Section(
     claims=(
         *against(TOTO, UNTRAINED, LAYER_0, "histogram of codes", "raw pixels", "random filters", "HOG"),
         (TOTO, LAST),
-        *against(IMAGES, MAE, IGPT, VIDEOS),
+        *against(IMAGES, MAE, IGPT, VIDEOS, "raw pixels", UNTRAINED, f"untrained {MAE}", f"untrained {IGPT}"),
         (MAE, f"untrained {MAE}"),
         (IGPT, f"untrained {IGPT}"),
     ),

@@ -14,7 +14,6 @@ from .classify import score
 from .device import versions
 from .finetune_args import FinetuneModelArgs, LabelledArgs
 from .labelled import Clips
-from .media import media_on_record
 from .resume import read_recipe
 
 
@@ -29,11 +28,11 @@ def report(
     data: LabelledArgs,
     seed: int,
     batch_size: int,
-    command: str,
+    facts: dict,
 ) -> Path:
     """Scores the checkpoint of the step that was chosen, and writes both files; its folder.
 
-    command: as it was typed; the settings beside it are the run's recipe.
+    facts: what the result says of the run besides: the command as it was typed, the media that the model had seen.
 
     Raises:
         FileNotFoundError: the checkpoint is gone.
@@ -57,10 +56,9 @@ def report(
     head = {"step": chosen["step"], "layer": model.feature_layer, "head": config.pooler}
     scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "ci95": ci95, "loss": found["loss"]}
     result = {
-        "command": command,
+        **facts,
         "settings": read_recipe(run),
         "model": model_args.model,
-        "media": media_on_record(run),
         "checkpoint": str(best),
         "data": {
             "dataset": data.dataset,

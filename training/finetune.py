@@ -24,7 +24,8 @@ KEPT_LARGER = 1.25
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    resumed, command = resumed_run(argv), command_line("finetune", argv)
+    facts = {"command": command_line("finetune", argv)}
+    resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
     model_args, data, augment_args, args, optim = parse(TYPES, argv, "toto finetune", DESCRIPTION)
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from .final_score import report
     from .labelled_rows import LabelledRows
     from .loop import micro_batches, train
+    from .media import media_on_record
     from .mixture import RowStream
     from .optim import layer_factors, make_optimizer
     from .resume import changed_settings, read_recipe
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     model_args = replace(model_args, model=absolute(model_args.model), tokenizer=absolute(model_args.tokenizer))
     # Everything that can be wrong is looked at before there is a process group or a model.
     goes_on = resumed is not None and bool(checkpoints.steps(run))  # else it stopped before its first checkpoint
+    facts["media"] = media_on_record(model_args.model)
     start = checkpoints.resolve_model(str(checkpoints.latest(run) if goes_on else model_args.model))
     refuse_fp16()
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -132,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         if not preempted:
             splits = {"train": train_clips, "validation": validation, "test": test}
             told = (classes, column, model_args, data, args.seed)
-            best = report(accelerator, run, objective.best, splits, *told, micro, command)
+            best = report(accelerator, run, objective.best, splits, *told, micro, facts)
     finally:
         # What holds the process group goes first; see pretrain.py.
         del objective, parts

@@ -84,7 +84,7 @@ def test_sentences_follow_from_the_numbers(page):
         "(+17.0), raw pixels (+22.0) and last layer of Toto (+20.0); below HOG (-18.0); not apart from random "
         "filters (+0.0)." in page
     )
-    assert "Toto (images) is below ViT-MAE (-8.0)." in page
+    assert "Toto (images) is above raw pixels (+22.0) and untrained Toto (+12.0); below ViT-MAE (-8.0)." in page
     assert "ViT-MAE: linear is" not in page and re.search(r"^Attention is below linear", page, flags=re.MULTILINE)
     assert re.search(r"^Of \d+ comparisons \d+ hold, \d+ fail and \d+ are not apart\.$", page, flags=re.MULTILINE)
 
@@ -158,6 +158,24 @@ def test_costs_need_the_models_alone():
     assert "none (not timed) for encoding" in costs_lines({"models": {}, "tokenizer_training_cpu_seconds": 60})[1]
     (lines,) = costs_lines({"models": {"mixed_0": {"kind": "toto", "cpu_seconds": 60.0}}})
     assert lines.splitlines()[-1].endswith("| mixed_0 | 1.0 |")
+
+
+def test_a_search_that_ends_at_an_edge_says_so():
+    search = {"a": {"0.1": 2.0, "0.2": 1.0}, "b": {"0.1": 2.0, "0.2": 1.0, "0.4": 3.0}, "c": {"1e-3": 1.0, "0.1": 4.0}}
+    told = costs_lines({"models": {}, "search": search})[-1]
+    assert told.endswith("a better rate may lie beyond it: a (0.2, the highest) and c (1e-3, the lowest).")
+
+
+def test_recordings_left_out_are_told_one_by_one(tmp_path):
+    data = {"dataset": "org/rooms", "resolution": 64, "leave_one_group_out": r"(\d)\]", "splits": {}}
+    data["splits"] = {part: {"split": part} for part in ("train", "validation", "test")}
+    for name, best in (("room_ordered_0", 0.8), ("room_middle_0", 0.6)):
+        write_probe(tmp_path / f"{name}.json", best, {"pixels": 0.3}, data=data)
+    main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path), "--figures", str(tmp_path)])
+    text = (tmp_path / "r.md").read_text()
+    ten = ", ".join(["80 % of 20"] * 9)  # by the last figure of their number; the first 160 of 200 are right
+    assert f"By recording, frames in order has right {ten} and 80 % of 20." in text
+    assert "With these 10 resampled as wholes" in text and "middle frame only +" in text
 
 
 def test_sections_name_only_what_they_have():

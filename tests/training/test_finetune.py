@@ -92,6 +92,9 @@ def test_colours_are_learnt_and_told(plain, pictures):
     result = json.loads((plain / "results.json").read_text())
     best, splits = result["best"], result["data"]["splits"]
     assert result["n_test"] == 18 and best["accuracy"] == best["correct"] / 18 > 0.8
+    assert best["ci95"][0] < best["accuracy"] <= best["ci95"][1] and result["media"] is None
+    assert result["command"].startswith("toto finetune --model ") and "--max_steps 48" in result["command"]
+    assert result["settings"]["max_steps"] == 48 and result["settings"]["dataset"] == str(pictures)
     assert (splits["train"]["clips"], splits["validation"]["clips"]) == (36, 9)  # a fifth of the files is carved off
     assert "from train" in splits["validation"]["name"] and splits["test"]["name"] == "test: test"
     rows = [json.loads(line) for line in (plain / "metrics.jsonl").open()]
@@ -191,6 +194,9 @@ def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     best = json.loads((run / "results.json").read_text())["best"]["step"]
     left = [int(path.name[5:]) for path in checkpoints.steps(run)]
     assert sorted({best, 12}) == left
+    assert checkpoints.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{best:06d}")
+    moved = shutil.copytree(run, tmp_path / "moved")
+    assert Path(checkpoints.resolve_model(str(moved))).parents[1] == moved
 
 
 @pytest.mark.parametrize(
