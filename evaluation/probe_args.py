@@ -54,7 +54,8 @@ class ProbeArgs:
     image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
     max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
     max_eval: int = field(
-        default=2000, metadata={"help": "Most clips or images to test on; validation gets a quarter."}
+        default=2000,
+        metadata={"help": "Most clips or images (with --views: videos) to test on; validation gets a quarter."},
     )
     num_frames: int | None = field(default=None, metadata={"help": "Frames a clip; the model's own by default."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video (paper: 4)."})

@@ -166,6 +166,8 @@ def fact(result: dict) -> str:
     is_image = data.get("num_frames") == 1 or (task is not None and task.kind == "image")
     frames = "images" if is_image else f"{data['num_frames']} frames" if data.get("num_frames") else "frames"
     said.append(f"{frames} of {data['resolution']} pixels" if "resolution" in data else frames)
+    if views := data.get("views"):
+        said.append(f"each tested by {views[0]} windows and {views[1]} crops")
     if pattern := data.get("leave_one_group_out"):
         kept = result["tasks"][result["label"]].get("predictions", {}).get("items", [])
         groups = len({group_of(item, pattern) for item in kept})
