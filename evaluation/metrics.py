@@ -1,4 +1,4 @@
-"""The scores of this project and their intervals: `evaluate.Metric` classes that need no network, Wilson, bootstrap."""
+"""The scores of this project, `evaluate.Metric` classes that need no network, and intervals of their differences."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,7 +7,8 @@ import datasets
 import evaluate
 import numpy as np
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+from training.intervals import wilson_interval
+
 FEW = 200  # items on which two predictors differ, up to which a bootstrap of them is not left alone
 
 
@@ -107,33 +108,6 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
         raise ValueError(f"class {wrong[0]} is none of the {classes} classes 0..{classes - 1}; check the label column.")
 
 
-def wilson_interval(correct: float, total: int) -> list[float]:
-    """95 % Wilson score interval of a proportion, as ``[low, high]`` fractions."""
-    if total == 0:
-        raise ValueError("an interval needs at least one item; none was scored.")
-    p, n = correct / total, total
-    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
-def accuracy_interval(right, groups: list[str]) -> list[float]:
-    """95 % interval of the share of `right` (N,), booleans: Wilson's, or over whole groups where they hold several.
-
-    groups: what each item belongs to, say its video. With fewer than ten groups or so it is too narrow; where all are
-    right or all wrong, or there is one group, it is Wilson's of as many items as there are groups.
-    """
-    right = np.asarray(right)
-    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) == len(right):
-        return wilson_interval(int(right.sum()), len(right))
-    if len(names) < 2 or right.all() or not right.any():
-        return wilson_interval(float(right.mean()) * len(names), len(names))
-    sizes, hits = np.bincount(numbers), np.bincount(numbers, right)
-    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), 2000)
-    return [float(bound) for bound in np.percentile((draws @ hits) / (draws @ sizes), [2.5, 97.5])]
-
-
 def exact_interval(correct: int, total: int) -> list[float]:
     """95 % interval of a proportion by the binomial distribution itself (Clopper and Pearson 1934)."""
 
@@ -189,7 +163,8 @@ def paired_difference(
 
     A bootstrap of the items on which only one side is right, if they are few, may never see the other outcome: four
     against none would be a sure thing. So an interval of plain accuracy is at least as wide as the exact one of these
-    items (McNemar's test). Of groups of which there is one only nothing is known: [-1, 1].
+    items (McNemar's test), and of groups it holds nought unless the sign test of those that differ excludes it. Of one
+    group alone nothing is known: [-1, 1].
     """
     a, b, references = np.asarray(a), np.asarray(b), np.asarray(references)
     _same_length(references, a, b)
@@ -213,6 +188,12 @@ def paired_difference(
     if metric == "accuracy" and groups is None and 0 < (differ := only_a + only_b) <= FEW:
         exact = [(2 * share - 1) * differ / n for share in exact_interval(only_a, differ)]
         low, high = min(low, exact[0]), max(high, exact[1])
+    elif metric == "accuracy" and groups is not None:
+        _, numbers = np.unique(np.asarray(groups), return_inverse=True)
+        leads = np.bincount(numbers, (a == references).astype(int) - (b == references))
+        ahead, differ = int((leads > 0).sum()), int((leads != 0).sum())
+        if differ <= FEW and exact_interval(ahead, differ)[0] <= 0.5 <= exact_interval(ahead, differ)[1]:
+            low, high = min(low, 0.0), max(high, 0.0)
     return {"difference": difference, "ci95": [low, high]}
 
 

@@ -267,7 +267,7 @@ def probe_section(probe: Probe) -> str:
 
 def tuned_section(tuned: dict[str, dict]) -> str:
     """Results of `toto finetune`, by name."""
-    from evaluation.metrics import wilson_interval
+    from training.intervals import wilson_interval
 
     rows = []
     for name, result in tuned.items():

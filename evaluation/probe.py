@@ -55,18 +55,12 @@ def leave_groups_out(
     groups = [group_of(source, args.group_by) for source in splits[2].sources]
     folds = []
 
-    def outside(part: int, name: str) -> torch.Tensor:
-        """Numbers of the training (0) or validation (1) clips that are not of this group either."""
-        kept = [k for k, group in enumerate(of_part[part]) if group != name]
-        if not kept:
-            raise ValueError(f"all clips of {splits[part].split} are of the group {name!r}, which is to be left out.")
-        return torch.tensor(kept)
-
-    of_part = [[group_of(source, args.group_by) for source in split.sources] for split in splits[:2]]
-    for fold, name in enumerate(sorted(set(groups))):
+    names = sorted(set(groups))
+    outside = [{name: rows_outside(split, name, args.group_by) for name in names} for split in splits[:2]]
+    for fold, name in enumerate(names):
         inside = torch.tensor([group == name for group in groups])
         others, rows = (~inside).nonzero()[:, 0], inside.nonzero()[:, 0]
-        kept, judges = outside(0, name), outside(1, name)
+        kept, judges = outside[0][name], outside[1][name]
         more = [Features.joined(a.take(kept), b.take(others)) for a, b in zip(train, test, strict=True)]
         its_labels = [torch.cat([labels[0][kept], labels[2][others]]), labels[1][judges], None]
         features = [more, [group.take(judges) for group in validation], [group.take(rows) for group in test]]
@@ -74,6 +68,28 @@ def leave_groups_out(
         its_items, numbers = (rows, None) if items is None else items[rows].unique(return_inverse=True)
         folds.append((its_items, train_heads(features, its_labels, numbers, classes, args, file)))
     return {head: merge_folds([(rows, chosen[head]) for rows, chosen in folds]) for head in args.heads}
+
+
+def rows_outside(split, name: str, pattern: str):
+    """Numbers of the clips of a split that are not of this group; clips without a group are of none.
+
+    Raises:
+        ValueError: there are none.
+    """
+    import re
+
+    import torch
+
+    from evaluation.probe_data import group_of
+
+    has_group = [re.search(pattern, source) is not None for source in split.sources]
+    kept = [row for row, source in enumerate(split.sources) if not has_group[row] or group_of(source, pattern) != name]
+    if not kept:
+        raise ValueError(
+            f"{split.split} holds the group {name!r} alone, which test has too and is to be left out: give a "
+            "--validation_split of several groups, or keep the groups of test out of the training split."
+        )
+    return torch.tensor(kept)
 
 
 def score(
@@ -87,7 +103,8 @@ def score(
     """
     import numpy as np
 
-    from evaluation.metrics import BalancedAccuracy, Top1Accuracy, accuracy_interval
+    from evaluation.metrics import BalancedAccuracy, Top1Accuracy
+    from training.intervals import accuracy_interval
 
     references = np.asarray(references)
     rows, keys, predictions = [], [], []

@@ -151,6 +151,8 @@ class ProbeArgs:
                     raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
         if self.views is not None and (len(self.views) != 2 or min(self.views) < 1):
             raise ValueError("--views takes two numbers of 1 or more, windows and crops, such as 5 3.")
+        if self.views is not None and self.average_clips:
+            raise ValueError("--average_clips is over all windows, and --views over some: leave one of them out.")
         if self.leave_one_group_out and self.group_by is None:
             raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
         if self.rope_base is not None and not self.rope_base > 0:
@@ -172,6 +174,8 @@ def of_task(args: ProbeArgs, argv: list[str]) -> ProbeArgs:
     settings = apply_task(args.task, given)
     if Path(settings["dataset"]).is_file():  # one file is one split, whatever the task calls its splits
         settings = {key: value for key, value in settings.items() if not key.endswith("_split") or key in given}
+    if ("average_clips" in given or Path(settings["dataset"]).is_file()) and "views" not in given:
+        settings.pop("views", None)
     return replace(args, **settings)
 
 

@@ -173,8 +173,10 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
     test = find(args.test_split, test_names, "test")
     if test is None and validation is not None and not args.validation_split:
         test, validation = opened(validation[0], "test"), None
-    if test is None and args.views:
-        raise ValueError("--views are of a test split, which is read by itself: name one with --test_split.")
+    if test is None and views["test"] != views["train"]:
+        raise ValueError("--views are of a test split of its own, and there is none: take --views 1 1.")
+    if test is not None and test[1].kind == "image" and args.views and args.views[0] > 1:
+        raise ValueError(f"images have one window: --views 1 {args.views[1]}, not {args.views[0]} {args.views[1]}.")
     extra = (0 if validation else most["validation"]) + (0 if test else most["test"])
     if extra:
         train = opened(args.train_split, "train", extra)
@@ -200,8 +202,9 @@ def check_first(source, split: str, columns: list[str], flag: str, dataset: str)
     for column in columns:
         if column not in source.label_names:
             raise ValueError(f"split {split} of {dataset} has no label column {column!r}.")
-    item = next(iter(source.list_items(0)), None)
-    for column in columns if item is not None and item.labels else ():  # toyworld's are not known undrawn
+    is_drawn = dataset.split(":")[0] == "toyworld"  # whose labels are known once a clip is drawn
+    item = None if is_drawn else next(iter(source.list_items(0)), None)
+    for column in columns if item is not None else ():
         if item.labels.get(column, -1) < 0:
             raise ValueError(
                 f"split {split} of {dataset} has no {column!r} (missing or hidden) from its first item on; name "

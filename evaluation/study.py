@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.metrics import METRICS, bootstrap_interval, unpaired_difference, wilson_interval
+from evaluation.metrics import METRICS, bootstrap_interval, unpaired_difference
 from evaluation.probe_data import group_of
+from training.intervals import wilson_interval
 
 
 @dataclass(frozen=True)

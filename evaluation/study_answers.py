@@ -107,8 +107,8 @@ class Answer:
         for (better, worse), _, _ in self.differences:
             if better == first:
                 whole = difference(seeds, self.seeds[worse], self.section.metric, pattern)
-                told.append(f"{worse} {points(whole.ci95[0])} to {points(whole.ci95[1])}" if whole.ci95 else "")
-        told = [text for text in told if text]
+                if whole.why_unpaired is None:
+                    told.append(f"{worse} {points(whole.ci95[0])} to {points(whole.ci95[1])}")
         if told and len(each) > 1:
             found.append(
                 f"With these {len(each)} resampled as wholes, too few for such an interval to be wide enough, "

@@ -7,6 +7,7 @@ is cheap and decoding is not, so an `Item` puts the second off: any thread may d
 
 import hashlib
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -154,15 +155,17 @@ def open_source(
     first = next(iter(rows), None)
     lists_paths = first is None or (isinstance(first[column], dict) and first[column].get("bytes") is None)
     num_files = 1 if lists_paths else rows.num_shards
+    clips_an_item = crops if views is None else views[1] if kind == "image" else math.prod(views)
     files = []
     if shuffle_seed is not None and limit is not None and not lists_paths:
-        files = larger_parquet(_files(dataset, split, cache.name), items=-(-limit // crops))
+        files = larger_parquet(_files(dataset, split, cache.name), items=-(-limit // clips_an_item))
     num_shards = 1 if files else num_files
 
     def numbered(shard: int) -> Iterator[tuple[int | str, dict]]:
         """(number, row) of a shard; "file:number" where there are several files."""
-        if files:  # how many videos will do is not known: a long one gives many clips
-            for file, index, row in random_rows(files, shuffle_seed, -(-limit // crops) if kind == "image" else 1):
+        if files:  # how many videos will do is not known where a long one gives many clips
+            is_counted = kind == "image" or views is not None
+            for file, index, row in random_rows(files, shuffle_seed, -(-limit // clips_an_item) if is_counted else 1):
                 yield (index if num_files == 1 else f"{file}:{index}"), row
             return
         listed = enumerate(rows if num_files == 1 else rows.shard(num_files, shard))
@@ -312,7 +315,7 @@ def _columns(features, dataset: str, image_column: str | None, kind: str | None)
             continue
         if isinstance(feature, ClassLabel):
             labels[name] = list(feature.names)
-        elif isinstance(feature, Value) and ("int" in feature.dtype or feature.dtype == "bool"):
+        elif isinstance(feature, Value) and "int" in feature.dtype:
             labels[name] = []
     return column, kind or media.get(column, "image"), labels
 
@@ -332,6 +335,8 @@ def _no_labels(features, media: str) -> dict[str, str]:
             found[name] = f"{name!r} holds several labels a row, and a label is one class here"
         elif isinstance(feature, Value) and "float" in feature.dtype:
             found[name] = f"{name!r} holds fractions, and a label is a whole number"
+        elif isinstance(feature, Value) and feature.dtype == "bool":
+            found[name] = f"{name!r} holds true and false: cast it to whole numbers first"
     return found
 
 

@@ -6,6 +6,7 @@ do not overlap. Damage is a ValueError with one sentence; the windows completed 
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -158,7 +159,8 @@ def read_windows(
         resolution: side R of the square frames in pixels: shortest side to R, then an R x R crop (paper Sec. 3.4).
         crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, fixed by seed and source.
         source: name carried by the clips; the path by default.
-        views: (windows, crops) of `view_positions` instead, whatever of the video lies between them; not with crops.
+        views: (windows, crops) of `view_positions` instead, whatever of the video lies between them; not with crops. A
+            header that promises more frames than there are costs the last window.
     Yields:
         Clip, in order of completion.
     Raises:
@@ -176,10 +178,13 @@ def read_windows(
         step = 1 / Fraction(fps).limit_denominator(100_000) if fps else None
         half = Fraction(1, 2) / rate if rate else Fraction(0)  # so that the nearest frame is taken, not the next one
         span = stride if step is None else max(1, round(float(step * (rate or 1))))
+        needed = frames_needed(num_frames, span)
+        if step is not None and rate:  # the frame nearest to the last of the times
+            needed = math.ceil((num_frames - 1) * step * rate - Fraction(1, 2)) + 1
         if views is None:
             looks = _views(num_frames, span, resolution, crops, seed, source, stream.frames)
         else:
-            play = max(0, (stream.frames or _count(file)) - frames_needed(num_frames, span))
+            play = max(0, (stream.frames or _count(file)) - needed)
             looks = [
                 _View(num_frames, resolution, round(time * play), position=position, is_single=True)
                 for time, position in view_positions(*views)
@@ -218,7 +223,7 @@ def read_windows(
         rule = f"at {fps:g} fps" if fps else f"at stride {stride}"
         raise ValueError(
             f"the video is too short: it has {index + 1} frames, and a clip of {num_frames} frames {rule} "
-            f"needs {frames_needed(num_frames, span)}."
+            f"needs {needed}."
         )
 
 

@@ -110,8 +110,9 @@ def _tested(run: Path) -> Path | None:
     """The checkpoint that a fine-tuning was tested with, wherever the run is now; None where there is none."""
     if not (run / "results.json").is_file():
         return None
-    tested = run / "checkpoints" / Path(json.loads((run / "results.json").read_text())["checkpoint"]).name
-    return tested if tested.is_dir() else None
+    named = json.loads((run / "results.json").read_text()).get("checkpoint")  # not in a file of toto probe
+    tested = run / "checkpoints" / Path(named or "").name
+    return tested if named and is_valid(tested) else None
 
 
 @contextlib.contextmanager

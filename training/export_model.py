@@ -19,7 +19,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 class ExportArgs:
     """What to write, from what, where to."""
 
-    model: str | None = option(None, "Hub id, Hugging Face folder or run folder (its newest checkpoint)")
+    model: str | None = option(
+        None, "Hub id, Hugging Face folder or run folder (its newest checkpoint; of a fine-tuning the tested one)"
+    )
     output: str | None = option(None, "folder to write; must be new or empty")
     to: str = option("llama", "the format: llama")
     dtype: str | None = option(None, "float32, bfloat16 or float16 (default: the checkpoint's)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from evaluation.metrics import accuracy_interval
 from modeling_toto import TotoConfig
 from tokenization.parts import write_whole
 
@@ -13,6 +12,7 @@ from .classifier import load_classifier
 from .classify import score
 from .device import versions
 from .finetune_args import FinetuneModelArgs, LabelledArgs
+from .intervals import accuracy_interval
 from .labelled import Clips
 from .resume import read_recipe
 

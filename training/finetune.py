@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from evaluation.results import command_line
 
 from .args import Source, absolute, parse, require, resumed_run
 from .finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
@@ -24,7 +23,7 @@ KEPT_LARGER = 1.25
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    facts = {"command": command_line("finetune", argv)}
+    facts = {"command": shlex.join(["toto", "finetune", *argv])}
     resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
@@ -145,14 +144,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def labelled_media(data: LabelledArgs, config, seed: int):
-    """(the `Media` of the data set, its label column, "image" or "video").
+    """(the `LabelledMedia` of the data set, its label column, "image" or "video").
 
     Raises:
         ValueError, FileNotFoundError: no such data, or no such column.
     """
-    from .splits import Media, label_column
+    from .splits import LabelledMedia, label_column
 
-    media = Media(data, config.num_frames, seed)
+    media = LabelledMedia(data, config.num_frames, seed)
     opened = media.open(data.train_split, 64, "train")
     return media, label_column(opened, data.label_column, data.dataset), opened.kind
 

@@ -43,7 +43,7 @@ def push_folder(
     """Push model, processor, visual tokenizer and card into one repository, in one commit; create it if needed.
 
     Args:
-        folder: a Hugging Face folder or a run folder (its newest valid checkpoint). A README.md in it is the card;
+        folder: a Hugging Face folder or a run folder (see `resolve_model`). A README.md in it is the card;
             otherwise one is written from the run's recipe.yaml and metrics.jsonl, and from `results`.
         repo_id: "user/name", or "name" in one's own namespace. `private` counts only when it is created.
         results: contents of result files of `toto probe`, for the card.

@@ -109,7 +109,7 @@ def same_classes(splits: list[Clips], column: str) -> list[str]:
     Numbers without names are their own names, whatever they are: 1 to 3, or 10, 20 and 40.
 
     Raises:
-        ValueError: one class only, or classes that training never saw.
+        ValueError: one class only, training clips of less than half of the classes, or numbers of rows.
     """
     train = splits[0]
     if train.classes:
@@ -118,14 +118,12 @@ def same_classes(splits: list[Clips], column: str) -> list[str]:
         for split in splits:
             split.labels = np.array([numbers[name] for name in split.classes])[split.labels]
     else:
-        values = np.unique(train.labels)
+        values = np.unique(np.concatenate([split.labels for split in splits]))
+        require(
+            len(values) < sum(map(len, splits)),
+            f"No two clips have the same '{column}', so it numbers them; name another --label_column.",
+        )
         for split in splits:
-            strange = np.setdiff1d(split.labels, values)
-            if len(strange):
-                raise ValueError(
-                    f"{split.name} has '{column}' {strange[0]}, which no training clip has: name another "
-                    "--label_column if it numbers the rows, or raise --max_train."
-                )
             split.labels = np.searchsorted(values, split.labels)
         names = [str(value) for value in values]
     seen = len(np.unique(train.labels))

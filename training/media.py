@@ -8,6 +8,7 @@ trained on is not told. `evaluation.ledger` refuses scores on media that were se
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -105,7 +106,10 @@ def _on_the_hub(model: str) -> str | None:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         return None
     lacking = ("missing_entries", "gated_repo", "connection_errors")
-    return cached_file(model, MEDIA_FILE, **{f"_raise_exceptions_for_{what}": False for what in lacking})
+    try:
+        return cached_file(model, MEDIA_FILE, **{f"_raise_exceptions_for_{what}": False for what in lacking})
+    except OSError:  # no such repository
+        return None
 
 
 def media_on_record(model: str | Path) -> list[dict] | None:
@@ -113,7 +117,8 @@ def media_on_record(model: str | Path) -> list[dict] | None:
     try:
         return to_json(media_seen(model))
     except FileNotFoundError as error:
-        print(f"no record of what {model} saw: {error}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"no record of what {model} saw: {error}")
         return None
 
 
@@ -207,7 +212,12 @@ def _of_run(run: Path) -> list[Media]:
     parent = recipe.get("init_from") or recipe.get("model")  # of toto pretrain, of toto finetune
     found = []
     if parent:
-        before = media_seen(parent)
+        try:
+            before = media_seen(parent)
+        except FileNotFoundError:  # its shards
+            if not (run / MEDIA_FILE).is_file():
+                raise
+            before = None
         if before is None and (run / MEDIA_FILE).is_file():
             return _read_media(run / MEDIA_FILE)
         found = [Media(f"what {Path(parent).name} saw", "not recorded")] if before is None else before

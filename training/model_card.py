@@ -77,7 +77,7 @@ def model_card(
     """The README.md of a model: metadata that the Hub reads, then what a user needs to know.
 
     Args:
-        checkpoint_or_folder: a Hugging Face folder with the processor in it, or a run folder (its newest checkpoint).
+        checkpoint_or_folder: a Hugging Face folder with the processor in it, or a run folder (see `resolve_model`).
         metrics: a validation row of metrics.jsonl: `val_loss` (nats per code token), `step`, other numbers.
         recipe: the resolved recipe; settings of the machine are left out of the card.
         results: contents of result files of `toto probe`.
@@ -125,7 +125,7 @@ def model_card(
 
 
 def complete_folder(folder: str | Path) -> Path:
-    """A folder with a model and its processor: this one, or a run's newest checkpoint.
+    """A folder with a model and its processor: this one, or the checkpoint that stands for a run.
 
     Raises:
         FileNotFoundError: one of the two is missing.

@@ -55,7 +55,7 @@ def other_splits(names: tuple[str, ...], train: str, validation: str | None, tes
     return tuple(name for name in names if name not in flags)
 
 
-class Media:
+class LabelledMedia:
     """Opens the splits of a data set, at any resolution.
 
     Args:

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from evaluation.metrics import balanced_accuracy, wilson_interval
+from evaluation.metrics import balanced_accuracy
+from training.intervals import wilson_interval
 
 N, CLASSES = 200, 4
 TRUE = np.arange(N) % CLASSES

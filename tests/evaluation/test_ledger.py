@@ -111,8 +111,12 @@ def test_what_came_before_is_seen_too(tmp_path):
     assert media_seen(stranger)[0] == Media("what model saw", "not recorded")
     kept = media_seen(second)
     write_media(second, second)
+    recipe = yaml.safe_load((first / "recipe.yaml").read_text())
+    (first / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"sources": [{"data": str(tmp_path / "gone")}]}))
+    assert media_seen(second) == kept  # the first one's shards are gone
     shutil.rmtree(first)
     assert media_seen(second) == kept
+    assert media_seen("runs/a--b") is None  # no folder, and no name of a repository
 
 
 def test_a_model_takes_its_media_along(tmp_path):

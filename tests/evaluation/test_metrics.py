@@ -11,7 +11,6 @@ from evaluation.metrics import (
     BalancedAccuracy,
     Top1Accuracy,
     TopKAccuracy,
-    accuracy_interval,
     bootstrap_interval,
     confusion_matrix,
     exact_interval,
@@ -19,8 +18,8 @@ from evaluation.metrics import (
     per_class_accuracy,
     unpaired_difference,
     verdict,
-    wilson_interval,
 )
+from training.intervals import accuracy_interval, wilson_interval
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(5, size=200, p=[0.5, 0.2, 0.1, 0.1, 0.1])
@@ -163,6 +162,10 @@ def test_intervals_of_few_do_not_collapse():
         found = paired_difference(a, b, references)
         assert verdict(found["ci95"]) == says, (only_a, only_b)
         assert found["ci95"][0] <= found["difference"] <= found["ci95"][1]
+    videos = np.repeat(np.arange(100), 2)
+    for ahead, says in ((4, "not apart"), (8, "above")):  # of a hundred videos of two clips
+        b = (videos < ahead).astype(int)
+        assert verdict(paired_difference(0 * b, b, 0 * b, groups=videos)["ci95"]) == says
     one_video = paired_difference([0, 0, 1], [0, 1, 1], [0, 0, 1], groups=["a"] * 3)
     assert one_video["ci95"] == [-1, 1] and one_video["difference"] == pytest.approx(1 / 3)
     assert accuracy_interval([True] * 8, list("aaaabbbb")) == wilson_interval(2, 2)

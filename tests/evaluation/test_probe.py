@@ -259,22 +259,45 @@ def test_clips_of_a_video_are_averaged_and_resampled_together(checkpoint, videos
 
 
 def test_views_of_test_videos_and_the_middle_of_the_others(checkpoint, videos, tmp_path):
-    flags = ("--num_frames", "4", "--stride", "1", "--baselines", "pixels", "--heads", "linear", "--layers", "2")
-    found = probe(checkpoint, videos, tmp_path / "a.json", *flags, "--views", "3", "2", "--predictions")
+    quick = ("--num_frames", "4", "--stride", "1", "--baselines", "pixels", "--heads", "linear", "--layers", "2")
+    found = probe(checkpoint, videos, tmp_path / "a.json", *quick, "--views", "3", "2", "--predictions")
     assert found["n_train"] + found["n_validation"] == 8 and found["n_test"] == 6 and found["data"]["views"] == [3, 2]
     assert found["data"]["splits"]["test"] == {"split": "test", "clips": 36, "sources": 6}
     assert len(set(found["tasks"]["label"]["predictions"]["items"])) == 6
     assert found["baselines"]["pixels"]["accuracy"] == 1
-    task = probe(checkpoint, videos, tmp_path / "b.json", *flags, "--task", "ucf101", "--group_by", r"\d+")
+    task = probe(checkpoint, videos, tmp_path / "b.json", *quick, "--task", "ucf101", "--group_by", r"\d+")
     assert task["data"]["views"] == [5, 3] and task["data"]["splits"]["test"]["clips"] == 90 and task["n_test"] == 6
     for flags, words in (
         (("--views", "3"), "--views takes two numbers"),
-        (("--views", "3", "2", "--train_split", "test"), "name one with --test_split"),
+        (("--views", "3", "2", "--train_split", "test"), "and there is none: take --views 1 1"),
+        (("--views", "3", "2", "--average_clips"), "leave one of them out"),
     ):
         with pytest.raises(ValueError, match=words):
-            probe(checkpoint, videos, tmp_path / "c.json", *flags)
+            probe(checkpoint, videos, tmp_path / "c.json", *quick, *flags)
     with pytest.raises(ValueError, match="leave the views out"):
         probe(checkpoint, "toyworld", tmp_path / "c.json", "--views", "3", "2")
+    middle = probe(checkpoint, videos, tmp_path / "d.json", *quick, "--views", "1", "1", "--train_split", "test")
+    assert middle["n_test"] + middle["n_train"] + middle["n_validation"] == 6
+    every = probe(
+        checkpoint, videos, tmp_path / "e.json", *quick, "--task", "ucf101", "--group_by", r"\d+", "--average_clips"
+    )
+    assert every["data"]["views"] is None and every["data"]["splits"]["test"]["clips"] == 12
+
+
+def test_views_of_images_are_their_crops(checkpoint, pictures, tmp_path):
+    flags = ("--baselines", "none", "--heads", "ridge", "--layers", "1", "--max_eval", "20")
+    found = probe(checkpoint, pictures, tmp_path / "a.json", *flags, "--views", "1", "3")
+    assert found["n_test"] == 20 and found["data"]["splits"]["test"]["clips"] == 60
+    with pytest.raises(ValueError, match="images have one window: --views 1 3"):
+        probe(checkpoint, pictures, tmp_path / "b.json", *flags, "--views", "5", "3")
+    write_parquet(
+        tmp_path / "test.parquet", [0] * 40 + [1] * 40
+    )  # sorted by class, and drawn from all over all the same
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}.parquet").write_bytes((tmp_path / "test.parquet").read_bytes())
+    found = probe(checkpoint, tmp_path / "data", tmp_path / "c.json", *flags, "--views", "1", "3")
+    assert min(row["n"] for row in found["per_class"]) > 3
 
 
 def test_floors_and_orders_of_frames(checkpoint, tmp_path):
@@ -318,6 +341,19 @@ def test_groups_are_left_out_one_by_one(checkpoint, tmp_path):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--leave_one_group_out")
     with pytest.raises(ValueError, match="finds nothing in the name"):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--group_by", "zzz")
+
+
+def test_a_carved_validation_that_is_to_be_left_out(checkpoint, tmp_path):
+    for split in ("train", "test"):
+        for number in range(12):
+            path = tmp_path / split / "ab"[number % 2] / f"{'xyz'[number % 3]}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(path)
+    flags = ("--group_by", r"(\w)_\d", "--baselines", "none", "--heads", "ridge", "--leave_one_group_out")
+    with pytest.raises(
+        ValueError, match=r"carved from train \(seed 0\) holds the group '[xyz]' alone, which test has too"
+    ):
+        probe(checkpoint, tmp_path, tmp_path / "r.json", *flags)
 
 
 def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):

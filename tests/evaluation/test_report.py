@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from evaluation.claims import Comparison, summary, words
-from evaluation.metrics import wilson_interval
 from evaluation.ngrams import predictor_losses
 from evaluation.plots import spread
 from evaluation.report import main, read_probes, read_run
+from training.intervals import wilson_interval
 from training.media import Media, to_json
 
 K, N_TEST = 16, 1000

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from study_files import CLASSES, TRUE, N, predictions, write_probe, write_tuned
 
-from evaluation.metrics import paired_difference, wilson_interval
+from evaluation.metrics import paired_difference
 from evaluation.study import Entry, difference, interaction, interval, mean, read_seeds
+from training.intervals import wilson_interval
 
 
 def read(folder, *entries, metric="accuracy"):

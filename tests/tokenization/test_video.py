@@ -101,6 +101,11 @@ def test_views_of_a_test(video, tmp_path):
     assert [indices(clip) for clip in read_windows(video, **read, views=(1, 3))] == [[24, 28, 32, 36]] * 3
     by_rate = list(read_windows(video, num_frames=4, fps=25 / 4, resolution=16, views=(2, 1)))
     assert sorted(clip.start for clip in by_rate) == [0, 47] and len(by_rate) == 2
+    # 7.5 of 25 frames: sixteen of them end at the fiftieth frame, and the last window at the sixtieth
+    ends = [round(clip.start + 50) for clip in read_windows(video, fps=7.5, resolution=16, views=(5, 1))]
+    assert len(ends) == 5 and max(ends) == 59
+    short = make_video(tmp_path / "short.mp4", frames=51)
+    assert len(list(read_windows(short, fps=7.5, resolution=16, views=(5, 3)))) == 15
     unsaid = make_video(tmp_path / "a.mkv", frames=60)  # whose header does not tell how many frames there are
     assert sorted(clip.start for clip in read_windows(unsaid, **read, views=(4, 1))) == [0, 16, 31, 47]
     with pytest.raises(ValueError, match="too short: it has 60 frames"):

@@ -195,8 +195,8 @@ def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     left = [int(path.name[5:]) for path in checkpoints.steps(run)]
     assert sorted({best, 12}) == left
     assert checkpoints.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{best:06d}")
-    moved = shutil.copytree(run, tmp_path / "moved")
-    assert Path(checkpoints.resolve_model(str(moved))).parents[1] == moved
+    (run / "results.json").write_text('{"best": {}}')  # of toto probe, say
+    assert checkpoints.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{max(left):06d}")
 
 
 @pytest.mark.parametrize(
@@ -299,11 +299,11 @@ def test_drop_path_drops_rows_in_training_only_and_keeps_the_mean(pretrained):
 def test_validation_is_never_the_test_split(tmp_path):
     """Where the test split is called validation, as in the ImageNet recipes, validation is carved from train."""
     from training.finetune_args import LabelledArgs
-    from training.splits import Media
+    from training.splits import LabelledMedia
 
     folder = save_pictures(tmp_path / "pictures", {"train": 6, "validation": 3})
     args = LabelledArgs(dataset=str(folder), label_column="label", test_split="validation")
-    train, validation, test = Media(args, 1, seed=0).splits(32)
+    train, validation, test = LabelledMedia(args, 1, seed=0).splits(32)
     names = [{item.name for item in split} for split in (train, validation, test)]
     assert not names[0] & names[1] and not names[1] & names[2]
     assert {name.split("/")[0] for name in names[1]} == {"train"}
@@ -316,9 +316,9 @@ def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
     from training.labelled import Clips
     from training.labelled_rows import LabelledRows
     from training.mixture import RowStream
-    from training.splits import Media
+    from training.splits import LabelledMedia
 
-    media = Media(LabelledArgs(dataset=str(pictures)), 1, seed=0)
+    media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1, seed=0)
     clips = Clips(media.splits(40)[0], "label")
     args = AugmentArgs(augment="rand", mixup=0.8, cutmix=1.0)
 
@@ -339,11 +339,11 @@ def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
 def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):
     from training.finetune_args import LabelledArgs
     from training.labelled import Clips, same_classes
-    from training.splits import Media
+    from training.splits import LabelledMedia
 
     folder = save_pictures(tmp_path / "data", {"train": 10, "validation": 4})
     shutil.rmtree(folder / "validation" / "black")  # numbers of a folder without one class differ
-    media = Media(LabelledArgs(dataset=str(folder)), 1, seed=0)
+    media = LabelledMedia(LabelledArgs(dataset=str(folder)), 1, seed=0)
     splits = [Clips(split, "label") for split in media.splits(32)]
     assert same_classes(splits, "label") == sorted(COLOURS)
     train, validation, test = splits
@@ -357,9 +357,9 @@ def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):
 def test_files_that_are_decoded_when_needed_give_the_same_rows(pictures):
     from training.finetune_args import LabelledArgs
     from training.labelled import Clips
-    from training.splits import Media
+    from training.splits import LabelledMedia
 
-    media = Media(LabelledArgs(dataset=str(pictures)), 1, seed=0)
+    media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1, seed=0)
     kept, read = (Clips(media.splits(32)[0], "label", is_kept=is_kept) for is_kept in (True, False))
     assert read.frames is None and np.array_equal(kept.labels, read.labels)
     for k in range(0, len(kept), 5):
@@ -388,7 +388,7 @@ def table(path, labels, as_classes=None):
     [
         ([None] * 12, "has no label column"),
         ([1] * 12, "All training clips have the same 'label'; a classifier needs two"),
-        (list(range(5, 25)), "has 'label' [0-9]+, which no training clip has: name another --label_column"),
+        (list(range(5, 25)), "No two clips have the same 'label'"),
         ([0, 1, -1, 1] * 5, r"has no 'label' \(missing or hidden\)"),
         ([0, 1], "too few to take validation and test from"),
     ],
