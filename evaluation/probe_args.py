@@ -25,7 +25,8 @@ class ProbeArgs:
     )
     dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
     label_column: list[str] | None = field(
-        default=None, metadata={"help": "One label column or several; all of the dataset's by default."}
+        default=None,
+        metadata={"help": "One label column or several; by default all that have class names, or the only one."},
     )
     layers: list[str] = field(
         default_factory=lambda: ["all"],
