@@ -157,8 +157,24 @@ def test_statistics_of_the_preprocessor_file(tmp_path):
 
 
 def test_what_cannot_be_probed(tmp_path):
-    from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+    from transformers import (
+        BertConfig,
+        BertModel,
+        ResNetConfig,
+        ResNetModel,
+        ViTConfig,
+        ViTModel,
+        YolosConfig,
+        YolosModel,
+    )
 
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    YolosModel(YolosConfig(**small, image_size=[32, 32], patch_size=8)).save_pretrained(tmp_path / "yolos")
+    with pytest.raises(ValueError, match="tokens of detections behind its patches"):
+        load_backbone(tmp_path / "yolos", CPU)
+    ViTModel(ViTConfig(**small, image_size=[32, 64], patch_size=8)).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ValueError, match="only square ones can be probed"):
+        load_backbone(tmp_path / "wide", CPU)
     text = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
     text.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match="has no layers of patch tokens"):
