@@ -70,7 +70,7 @@ def test_time_resampling_survives_milliseconds(tmp_path):
 
 def test_random_crops_are_seeded_and_lose_no_window(video):
     def read(seed):
-        return list(read_windows(video, num_frames=4, stride=4, resolution=16, crops=3, seed=seed))
+        return list(read_windows(video, num_frames=4, stride=4, resolution=16, crops=3, seed=seed, source="a"))
 
     first, again, other = read(0), read(0), read(1)
     assert all(np.array_equal(a.frames, b.frames) and a.start == b.start for a, b in zip(first, again, strict=True))
