@@ -65,7 +65,7 @@ class ClipSet:
     split: str
     kind: str
     label_names: dict[str, list[str]]
-    labels: dict[str, torch.Tensor]
+    labels: dict[str, np.ndarray]
     sources: list[str]
     features: list[list[Features]]
     skipped: list[dict] = field(default_factory=list)
@@ -80,7 +80,7 @@ class ClipSet:
             split,
             self.kind,
             self.label_names,
-            {column: values[rows] for column, values in self.labels.items()},
+            {column: values[rows.numpy()] for column, values in self.labels.items()},
             [self.sources[row] for row in rows.tolist()],
             [[_take(group, rows, folder) for group in groups] for groups in self.features],
             self.skipped,
@@ -180,7 +180,7 @@ def extract(
         split,
         source.kind,
         dict(source.label_names),
-        {column: torch.tensor(values) for column, values in items["labels"].items()},
+        {column: np.array(values) for column, values in items["labels"].items()},
         items["sources"],
         [_open(each) for each in folders],
         items["skipped"],
@@ -237,6 +237,10 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
     bar.close()
 
 
+def _columns(source) -> list[str]:
+    return [*source.label_names, *source.text_labels]
+
+
 def _changed(clip, change):
     clip.frames = change(clip.frames, clip.source)
     return clip
@@ -250,12 +254,12 @@ class _Part:
         self.jobs = [(jobs[k], folders[k]) for k in missing]
         self.clips: list = []
         self.kept: list[dict[int, list]] = [{} for _ in self.jobs]
-        self.info = {"rows": 0, "sources": [], "labels": {c: [] for c in source.label_names}, "skipped": []}
+        self.info = {"rows": 0, "sources": [], "labels": {c: [] for c in _columns(source)}, "skipped": []}
 
     def add(self, clip) -> None:
         self.info["sources"].append(clip.source)
         for column, values in self.info["labels"].items():
-            values.append(int(clip.labels.get(column, -1)))
+            values.append(clip.labels.get(column, "" if column in self.source.text_labels else -1))
         self.info["rows"] += 1
         self.clips.append(clip.frames)
         if len(self.clips) == self.batch_size:
@@ -306,7 +310,7 @@ def _merge(source, split, folders, missing, folder) -> None:
     items = {
         "split": split,
         "sources": [name for _, info, taken in parts for name in info["sources"][:taken]],
-        "labels": {c: [v for _, i, taken in parts for v in i["labels"][c][:taken]] for c in source.label_names},
+        "labels": {c: [v for _, i, taken in parts for v in i["labels"][c][:taken]] for c in _columns(source)},
         "skipped": [skip for _, info, _ in parts for skip in info["skipped"]],
     }
     for k in missing:

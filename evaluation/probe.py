@@ -49,7 +49,7 @@ def leave_groups_out(
 
     from evaluation.choosing import merge_folds
     from evaluation.features import Features
-    from evaluation.probe_data import group_of
+    from tokenization.labelled import group_of
 
     train, validation, test = (split.features[job] for split in splits)
     groups = [group_of(source, args.group_by) for source in splits[2].sources]
@@ -80,7 +80,7 @@ def rows_outside(split, name: str, pattern: str):
 
     import torch
 
-    from evaluation.probe_data import group_of
+    from tokenization.labelled import group_of
 
     has_group = [re.search(pattern, source) is not None for source in split.sources]
     kept = [row for row, source in enumerate(split.sources) if not has_group[row] or group_of(source, pattern) != name]
@@ -189,6 +189,7 @@ def table(label: str, task: dict, n_test: int, n_validation: int) -> str:
 
 def run_probe(args: ProbeArgs, command: str) -> dict:
     """The whole probe; returns what the result file holds (`tasks`: every label)."""
+    import numpy as np
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -228,9 +229,10 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
 
     with cache_folder(args.feature_cache) as cache:
         splits = read_splits(args, list(jobs.values()), backbone.resolution, num_frames, cache)
+        from_text = [column for column, values in splits[0].labels.items() if values.dtype.kind == "U"]
         classes = same_classes(splits)
         columns = list(classes)
-        labels = [torch.stack([split.labels[column] for column in columns], dim=1) for split in splits]
+        labels = [torch.from_numpy(np.stack([split.labels[c] for c in columns], axis=1)) for split in splits]
         numbers = [len(names) for names in classes.values()]
         train, validation, test = splits
         items, tested, numbers_of_items = test.sources, labels[2], None
@@ -271,6 +273,8 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "baselines": baselines,
             "per_class": per_class_accuracy(predictions, references, classes[column]),
         }
+        if column in from_text:
+            tasks[column]["class_names"] = classes[column]
         if len(classes[column]) <= MOST_CONFUSED:
             confused = confusion_matrix(predictions, references, len(classes[column]))
             tasks[column]["confusion"] = confused.tolist()  # a row for each true class
@@ -314,7 +318,7 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
             "skipped": [skip for split in splits for skip in split.skipped],
         },
         "versions": versions(backbone.device) | {"features": "bf16" if bf16_is_fast(backbone.device) else "fp32"},
-        "seeds": {"heads": args.seed, "untrained": args.seed},
+        "seeds": {"heads": args.seed, "untrained": args.seed, "split": args.split_seed},
         "label": label,
         **tasks[label],
         "n_train": len(train),
@@ -362,6 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
 
     from evaluation.layer_plots import write_layer_plot
+    from tokenization.labelled import told_classes
 
     results = run_probe(args, command_line("probe", argv))
     state = PartialState()
@@ -376,6 +381,8 @@ def main(argv: list[str] | None = None) -> None:
     if skipped:
         print(f"skipped    {len(skipped):>7,}, the first: {skipped[0]['source']}: {skipped[0]['why']}")
     for label, task in results["tasks"].items():
+        if "class_names" in task:
+            print(told_classes(label, task["class_names"]))
         print(table(label, task, results["n_test"], results["n_validation"]))
     if len(results["tasks"]) > 1:
         print(f"\nlabel with the largest margin over the baselines on validation: {results['label']}")

@@ -26,7 +26,10 @@ class ProbeArgs:
     dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
     label_column: list[str] | None = field(
         default=None,
-        metadata={"help": "One label column or several; by default all that have class names, or the only one."},
+        metadata={
+            "help": "One label column or several, of whole numbers, text, or true and false; by default all that have "
+            "class names, or the only one."
+        },
     )
     layers: list[str] = field(
         default_factory=lambda: ["all"],
@@ -131,7 +134,10 @@ class ProbeArgs:
         metadata={"help": "Folder that keeps features between probes (default: toto_features in HF_HOME), or none."},
     )
     batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
-    seed: int = field(default=0, metadata={"help": "Seed of heads, batches, carved splits and the untrained twin."})
+    seed: int = field(default=0, metadata={"help": "Seed of the heads, their batches and the untrained twin."})
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of carved splits; --seed leaves them as they are, so that seeds compare."}
+    )
 
     def __post_init__(self):
         from evaluation.heads import HEADS

@@ -34,12 +34,13 @@ TOYWORLD_FPS = 7.5
 class Item:
     """A file or row of a source. `clips()` decodes it; ValueError or OSError where it is bad, or from there on.
 
-    labels: those of its clips, as far as they are known without decoding (of toyworld they are not).
+    labels: those of its clips, as far as they are known without decoding (of toyworld they are not): numbers, and text
+    of `text_labels`.
     """
 
     name: str
     clips: Callable[[], Iterator[Clip]]
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int | str] = field(default_factory=dict)
 
 
 class ClipSource:
@@ -47,7 +48,8 @@ class ClipSource:
 
     kind: "video" or "image". skipped: [{"source", "why"}], growing while iterating; a video damaged half-way is there
     too, after the clips before the damage. items: files or rows read so far. label_names: column -> class names (empty
-    for plain integers). no_labels: columns that one could take for labels, and why each is none. expected: number of
+    for plain integers). text_labels: columns of text, or of true and false, whose values can serve as classes (shards
+    do not keep them). no_labels: columns that one could take for labels, and why each is none. expected: number of
     clips where it is known beforehand, else None.
 
     `list_items(k)` gives the items of shard k of `num_shards` without decoding them, always in the same order. Sets of
@@ -65,12 +67,13 @@ class ClipSource:
         num_shards: int = 1,
         lists_paths: bool = True,
         expected: int | None = None,
+        text_labels: list[str] | None = None,
         no_labels: dict[str, str] | None = None,
     ):
         self.list_items, self.kind, self.label_names = list_items, kind, label_names
         self.limit, self.num_shards, self.lists_paths = limit, num_shards, lists_paths
         self.expected = expected if limit is None or expected is None else min(limit, expected)
-        self.no_labels = no_labels or {}
+        self.text_labels, self.no_labels = text_labels or [], no_labels or {}
         self.skipped: list[dict[str, str]] = []
         self.items = 0
 
@@ -140,7 +143,7 @@ def open_source(
     cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
     rows = _open_rows(dataset, split, cache.name)
     rows = rows if rows.features is not None else rows._resolve_features()  # webdataset learns them from its first rows
-    column, kind, labels = _columns(rows.features, dataset, image_column, kind)
+    column, kind, labels, text_labels = _columns(rows.features, dataset, image_column, kind)
     rows = rows.decode(False)  # bytes or paths, so that one bad file does not end the stream
     read = {
         "num_frames": num_frames,
@@ -175,7 +178,7 @@ def open_source(
         for index, row in listed:
             yield (index if num_files == 1 else f"{shard}:{index}"), row
 
-    def decoded(media, name: str, values: dict[str, int]) -> Iterator[Clip]:
+    def decoded(media, name: str, values: dict[str, int | str]) -> Iterator[Clip]:
         content = _content(media)
         if kind == "video":
             clips = read_windows(content, source=name, **read)
@@ -191,10 +194,11 @@ def open_source(
         for index, row in numbered(shard):
             name = _name(row[column], row, dataset, split, index)
             values = {label: int(row[label]) for label in labels if row[label] is not None}
+            values |= {label: str(row[label]) for label in text_labels if row[label] is not None}
             yield Item(name, partial(decoded, row[column], name, values), values)
 
-    facts = {"num_shards": num_shards, "lists_paths": lists_paths, "no_labels": _no_labels(rows.features, column)}
-    source = ClipSource(list_items, kind, labels, limit, **facts)
+    facts = {"num_shards": num_shards, "lists_paths": lists_paths, "no_labels": _no_labels(rows.features)}
+    source = ClipSource(list_items, kind, labels, limit, text_labels=text_labels, **facts)
     source._cache = cache  # lives as long as the rows may be read
     return source
 
@@ -297,7 +301,8 @@ def _named(dataset: str, split: str | None) -> tuple[str, dict]:
 
 
 def _columns(features, dataset: str, image_column: str | None, kind: str | None):
-    """(column of the media, "video" | "image", label columns with their class names, none for plain integers)."""
+    """(column of the media, "video" | "image", label columns with their class names, none for plain integers, and
+    columns of text or of true and false)."""
     from datasets import ClassLabel, Value
 
     types = {name: type(feature).__name__ for name, feature in features.items()}
@@ -309,34 +314,30 @@ def _columns(features, dataset: str, image_column: str | None, kind: str | None)
         raise ValueError(
             f"{dataset} has no {kind or 'image or video'} column: name one with image_column ({', '.join(types)})."
         )
-    labels = {}
+    labels, text_labels = {}, []
     for name, feature in features.items():
-        if name in NO_LABELS:
+        if name in NO_LABELS or name == column or name.startswith("__"):  # webdataset's key and address of a row
             continue
         if isinstance(feature, ClassLabel):
             labels[name] = list(feature.names)
         elif isinstance(feature, Value) and "int" in feature.dtype:
             labels[name] = []
-    return column, kind or media.get(column, "image"), labels
+        elif isinstance(feature, Value) and feature.dtype in ("string", "large_string", "bool"):
+            text_labels.append(name)
+    return column, kind or media.get(column, "image"), labels, text_labels
 
 
-def _no_labels(features, media: str) -> dict[str, str]:
+def _no_labels(features) -> dict[str, str]:
     """Columns that could be meant as labels and are none: why, in words."""
     from datasets import ClassLabel, Value
 
     found = {}
     for name, feature in features.items():
         inner = getattr(feature, "feature", None)
-        if isinstance(feature, Value) and feature.dtype in ("string", "large_string") and name != media:
-            found[name] = (
-                f"{name!r} holds text: number its classes first, say by datasets' class_encode_column({name!r})"
-            )
-        elif isinstance(inner, ClassLabel) or (isinstance(inner, Value) and "int" in inner.dtype):
+        if isinstance(inner, ClassLabel) or (isinstance(inner, Value) and "int" in inner.dtype):
             found[name] = f"{name!r} holds several labels a row, and a label is one class here"
         elif isinstance(feature, Value) and "float" in feature.dtype:
             found[name] = f"{name!r} holds fractions, and a label is a whole number"
-        elif isinstance(feature, Value) and feature.dtype == "bool":
-            found[name] = f"{name!r} holds true and false: cast it to whole numbers first"
     return found
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from modeling_toto import TotoConfig
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 from .classifier import load_classifier
 from .classify import score
@@ -63,6 +63,7 @@ def report(
         "data": {
             "dataset": data.dataset,
             "label_column": column,
+            "class_names": classes,
             "kind": test.kind,
             "num_frames": 1 if test.kind == "image" else config.num_frames,
             "attention_mode": config.attention_mode,

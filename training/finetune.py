@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from accelerate.utils import set_seed
 
+    from tokenization.labelled import told_classes
+
     from . import checkpoints
     from .augment import Augment
     from .begin import end_run, go_on, refuse_fp16, run_folder, start_processes, write_run_files
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     world = int(os.environ.get("WORLD_SIZE", 1))
     micro, accumulation = micro_batches(data.batch_size, data.per_device_batch_size, world, "--batch_size")
     config, processor = model_and_tokenizer(model_args, start, goes_on)
-    media, column, kind = labelled_media(data, config, args.seed)
+    media, column, kind = labelled_media(data, config)
     check_rows(config, kind)
     (train_clips, validation, test), classes = read_clips(media, column, processor, data, augment_args)
     skipped = train_clips.skipped + validation.skipped + test.skipped
@@ -101,13 +103,14 @@ def main(argv: list[str] | None = None) -> None:
         for layer in model.model.layers:
             layer.compile(dynamic=False)
     if accelerator.is_main_process:
+        told = f"; {told_classes(column, classes)}" if train_clips.is_text else ""
         write_run_files(run, accelerator.device, model_args, data, augment_args, args, optim)
         print(
             f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {config.attention_mode} attention, layer "
             f"{model.feature_layer}; {max_steps or args.max_steps} steps of {data.batch_size} {kind}s on {world} x "
             f"{accelerator.device.type} (mixed precision: {accelerator.mixed_precision}); {len(train_clips)} training "
             f"clips of {len(classes)} classes, {len(validation)} for validation ({validation.name}), {len(test)} for "
-            f"the test ({test.name})"
+            f"the test ({test.name}){told}"
             + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else ""),
             flush=True,
         )
@@ -143,17 +146,25 @@ def main(argv: list[str] | None = None) -> None:
     end_run(accelerator, "finetune", run, last, best, args)
 
 
-def labelled_media(data: LabelledArgs, config, seed: int):
-    """(the `LabelledMedia` of the data set, its label column, "image" or "video").
+def labelled_media(data: LabelledArgs, config):
+    """(the `LabelledMedia` of the dataset, its label column, "image" or "video").
 
     Raises:
-        ValueError, FileNotFoundError: no such data, or no such column.
+        ValueError, FileNotFoundError: no such dataset or column, or several columns that can be meant.
     """
-    from .splits import LabelledMedia, label_column
+    from tokenization.labelled import check_first, label_columns
 
-    media = LabelledMedia(data, config.num_frames, seed)
+    from .splits import LabelledMedia
+
+    media = LabelledMedia(data, config.num_frames)
     opened = media.open(data.train_split, 64, "train")
-    return media, label_column(opened, data.label_column, data.dataset), opened.kind
+    columns = label_columns(opened, [data.label_column] if data.label_column else None, data.dataset)
+    require(
+        len(columns) == 1,
+        f"{data.dataset} has several label columns; name one with --label_column: {', '.join(columns)}.",
+    )
+    check_first(opened, data.train_split, columns, "--train_split", data.dataset)
+    return media, columns[0], opened.kind
 
 
 def read_clips(media, column: str, processor, data: LabelledArgs, augment: AugmentArgs):

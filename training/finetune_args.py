@@ -51,7 +51,9 @@ class LabelledArgs:
     dataset: str | None = option(
         None, "Hub id, folder (class folders, or train/ and test/ of them), .parquet or .tar file, or toyworld"
     )
-    label_column: str | None = option(None, "column of the labels; needed where there are several")
+    label_column: str | None = option(
+        None, "column of the labels (whole numbers, text, or true and false); needed where there are several"
+    )
     train_split: str = option("train", "split to train on")
     validation_split: str | None = option(
         None, "split to choose on; default: its own, or a fifth of the training files"
@@ -64,6 +66,12 @@ class LabelledArgs:
     max_test: int | None = option(None, "at most so many of test (toyworld: 500)")
     stride: int = option(4, "every stride-th frame of a video (paper: 4)")
     fps: float | None = option(None, "frames a second, in place of the stride")
+    group_by: str | None = option(
+        None,
+        "regular expression on the files' names, such as '_g\\d+_': files with the same match are never on both sides "
+        "of a carved split",
+    )
+    split_seed: int = option(0, "of splits that are carved, and of what --max_train and its like choose")
     image_column: str | None = option(None, "column with the images or videos, where there are several")
     kind: str | None = option(None, "video or image, where a dataset holds both")
     decode: str = option(
@@ -140,7 +148,7 @@ class FinetuneRunArgs(RunArgs):
 
     max_steps: int = option(1000, "optimiser steps; see also --epochs")
     save_steps: int = option(200, "steps between checkpoints; one is also written at the end")
-    seed: int = option(0, "of the head, the order of the clips, their augmentation, and splits that are carved")
+    seed: int = option(0, "of the head, the order of the clips, and their augmentation")
 
     def __post_init__(self):
         super().__post_init__()

@@ -114,7 +114,7 @@ def test_one_file_is_split_in_three(checkpoint, tmp_path):
 
 def test_one_class_only(checkpoint, tmp_path):
     write_parquet(tmp_path / "rows.parquet", [1] * 20)
-    with pytest.raises(ValueError, match="a probe needs two classes"):
+    with pytest.raises(ValueError, match="at least two classes are needed"):
         probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
 
 
@@ -153,8 +153,37 @@ def test_whole_numbers_without_names(checkpoint, tmp_path):
     found = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "r.json", *flags)
     assert found["classes"] == 3 and [row["class"] for row in found["per_class"]] == ["10", "20", "40"]
     write_parquet(tmp_path / "ids.parquet", [10**8 * number for number in range(40)], classes=None)
-    with pytest.raises(ValueError, match="no two clips have the same 'label'"):
+    with pytest.raises(ValueError, match="No two clips have the same 'label'"):
         probe(checkpoint, tmp_path / "ids.parquet", tmp_path / "x.json", *flags)
+
+
+def test_text_and_truth_values_are_classes(checkpoint, tmp_path, capsys):
+    """Numbered in sorted order; printed and kept. The carved splits follow --split_seed, not --seed."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    pictures = [Image.fromarray(np.full((32, 32, 3), 200 * (k % 2) + k, np.uint8)) for k in range(40)]
+    rows = {"image": pictures, "breed": ["dog", "cat"] * 20, "tame": [True, False] * 20, "weight": [1.5, 2.0] * 20}
+    kinds = {"image": ImageFeature(), "breed": Value("string"), "tame": Value("bool"), "weight": Value("float32")}
+    Dataset.from_dict(rows, Features(kinds)).to_parquet(tmp_path / "rows.parquet")
+    flags = ("--heads", "ridge", "--layers", "1", "--baselines", "pixels", "--predictions")
+
+    def kept(*more):
+        found = probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json", *flags, *more)
+        return found, found["tasks"][found["label"]]["predictions"]
+
+    found, first = kept("--label_column", "breed")
+    assert found["class_names"] == ["cat", "dog"] and found["baselines"]["pixels"]["accuracy"] == 1
+    number = [int(name.split("[")[1][:-1]) for name in first["items"]]
+    assert first["label"] == [1 - row % 2 for row in number], "even rows are dogs"
+    assert "2 classes of 'breed', numbered in the sorted order of their text: cat, dog" in capsys.readouterr().out
+    assert kept("--label_column", "tame")[0]["class_names"] == ["False", "True"]
+    assert kept("--label_column", "breed", "--seed", "1")[1]["items"] == first["items"]
+    assert kept("--label_column", "breed", "--split_seed", "1")[1]["items"] != first["items"]
+    with pytest.raises(ValueError, match="'weight' holds fractions"):
+        kept("--label_column", "weight")
+    with pytest.raises(ValueError, match="several label columns"):
+        kept()
 
 
 def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
@@ -162,18 +191,18 @@ def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
     from datasets import Image as ImageFeature
 
     pictures = [Image.fromarray(np.full((32, 32, 3), 9 * k, np.uint8)) for k in range(12)]
-    kinds = {"name": (Value("string"), "ab"), "tags": (Sequence(ClassLabel(names=["a", "b"])), [[0, 1], [1]])}
-    for column, (kind, values) in (kinds | {"label": kinds["name"]}).items():
+    kinds = {"tags": (Sequence(ClassLabel(names=["a", "b"])), [[0, 1], [1]]), "label": (Value("float32"), [0.5, 1.0])}
+    for column, (kind, values) in kinds.items():
         rows = {"image": pictures, column: list(values) * 6}
         Dataset.from_dict(rows, Features({"image": ImageFeature(), column: kind})).to_parquet(tmp_path / "r.parquet")
         asked = [] if column == "label" else ["--label_column", column]
-        words = "holds several labels a row" if column == "tags" else "holds text: number its classes first"
+        words = "holds several labels a row" if column == "tags" else "holds fractions"
         with pytest.raises(ValueError, match=words):
             probe(checkpoint, tmp_path / "r.parquet", tmp_path / "x.json", *asked)
     rows = {"image": pictures, "size": list(range(12)), "id": list(range(12))}
     kinds = Features({"image": ImageFeature(), "size": Value("int64"), "id": Value("int64")})
     Dataset.from_dict(rows, kinds).to_parquet(tmp_path / "r.parquet")
-    with pytest.raises(ValueError, match="name one with --label_column: size, id"):
+    with pytest.raises(ValueError, match="several label columns; name one with --label_column: size, id"):
         probe(checkpoint, tmp_path / "r.parquet", tmp_path / "x.json")
 
 
@@ -191,7 +220,7 @@ def test_a_run_whose_shards_are_gone_is_probed(checkpoint, pictures, tmp_path, c
 
 def test_too_few_of_the_classes(checkpoint, tmp_path):
     write_parquet(tmp_path / "rows.parquet", [0, 1] * 20, classes=6)
-    with pytest.raises(ValueError, match="2 of 6 classes of 'label': rows may be sorted"):
+    with pytest.raises(ValueError, match=r"2 of 6 classes of 'label'\. Rows may be sorted"):
         probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
 
 
@@ -269,7 +298,7 @@ def test_views_of_test_videos_and_the_middle_of_the_others(checkpoint, videos, t
     assert task["data"]["views"] == [5, 3] and task["data"]["splits"]["test"]["clips"] == 90 and task["n_test"] == 6
     for flags, words in (
         (("--views", "3"), "--views takes two numbers"),
-        (("--views", "3", "2", "--train_split", "test"), "and there is none: take --views 1 1"),
+        (("--views", "3", "2", "--train_split", "test"), "and there is none; give --views 1 1"),
         (("--views", "3", "2", "--average_clips"), "leave one of them out"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -288,7 +317,7 @@ def test_views_of_images_are_their_crops(checkpoint, pictures, tmp_path):
     flags = ("--baselines", "none", "--heads", "ridge", "--layers", "1", "--max_eval", "20")
     found = probe(checkpoint, pictures, tmp_path / "a.json", *flags, "--views", "1", "3")
     assert found["n_test"] == 20 and found["data"]["splits"]["test"]["clips"] == 60
-    with pytest.raises(ValueError, match="images have one window: --views 1 3"):
+    with pytest.raises(ValueError, match="Images have one window; give --views 1 3, not 5 3"):
         probe(checkpoint, pictures, tmp_path / "b.json", *flags, "--views", "5", "3")
     write_parquet(
         tmp_path / "test.parquet", [0] * 40 + [1] * 40
@@ -339,7 +368,7 @@ def test_groups_are_left_out_one_by_one(checkpoint, tmp_path):
     assert results["baselines"]["pixels"]["accuracy"] == 1 and results["data"]["leave_one_group_out"]
     with pytest.raises(ValueError, match="--leave_one_group_out needs --group_by"):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--leave_one_group_out")
-    with pytest.raises(ValueError, match="finds nothing in the name"):
+    with pytest.raises(ValueError, match="does not match the name"):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--group_by", "zzz")
 
 

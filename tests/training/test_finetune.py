@@ -303,10 +303,50 @@ def test_validation_is_never_the_test_split(tmp_path):
 
     folder = save_pictures(tmp_path / "pictures", {"train": 6, "validation": 3})
     args = LabelledArgs(dataset=str(folder), label_column="label", test_split="validation")
-    train, validation, test = LabelledMedia(args, 1, seed=0).splits(32)
+    train, validation, test = LabelledMedia(args, 1).splits(32)
     names = [{item.name for item in split} for split in (train, validation, test)]
     assert not names[0] & names[1] and not names[1] & names[2]
     assert {name.split("/")[0] for name in names[1]} == {"train"}
+
+
+def test_recordings_stay_on_one_side_of_carved_splits(tmp_path):
+    """The 25 groups of UCF101's names: without --group_by nearly every test group was also in train."""
+    from tokenization.labelled import group_of
+    from training.finetune_args import LabelledArgs
+    from training.splits import LabelledMedia
+
+    for group in range(1, 26):
+        for clip in range(1, 6):
+            path = tmp_path / ("Archery", "Bowling")[group % 2] / f"v_Sport_g{group:02d}_c{clip:02d}.png"
+            path.parent.mkdir(exist_ok=True)
+            picture((9 * group, 0, 0), clip, (8, 8)).save(path)
+
+    def groups(**flags):
+        splits = LabelledMedia(LabelledArgs(dataset=str(tmp_path), **flags), 1).splits(32)
+        return [{group_of(item.name, r"_g\d+") for item in split} for split in splits]
+
+    train, validation, test = groups(group_by=r"_g\d+")
+    assert not train & test and not train & validation and not validation & test
+    assert len(train | validation | test) == 25 and min(map(len, (train, validation, test))) >= 4
+    assert groups(group_by=r"_g\d+", split_seed=1)[2] != test
+    train, _, test = groups()
+    assert train & test, "files alone are split without --group_by"
+
+
+def test_text_labels_are_classes(pretrained, tmp_path, capsys):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    rows = {"image": [picture(COLOURS[name], k) for k, name in enumerate(("red", "black") * 12)]}
+    rows["colour"] = ["red", "black"] * 12
+    Dataset.from_dict(rows, Features({"image": ImageFeature(), "colour": Value("string")})).to_parquet(
+        tmp_path / "rows.parquet"
+    )
+    bad(tmp_path, pretrained, tmp_path / "rows.parquet", "--batch_size", "4", "--per_device_batch_size", "4")
+    assert "2 classes of 'colour', numbered in the sorted order of their text: black, red" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert result["data"]["class_names"] == ["black", "red"] == list(result["best"]["accuracy_by_class"])
+    assert TotoConfig.from_pretrained(result["checkpoint"]).id2label == {0: "black", 1: "red"}
 
 
 def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
@@ -318,7 +358,7 @@ def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
     from training.mixture import RowStream
     from training.splits import LabelledMedia
 
-    media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1, seed=0)
+    media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1)
     clips = Clips(media.splits(40)[0], "label")
     args = AugmentArgs(augment="rand", mixup=0.8, cutmix=1.0)
 
@@ -343,7 +383,7 @@ def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):
 
     folder = save_pictures(tmp_path / "data", {"train": 10, "validation": 4})
     shutil.rmtree(folder / "validation" / "black")  # numbers of a folder without one class differ
-    media = LabelledMedia(LabelledArgs(dataset=str(folder)), 1, seed=0)
+    media = LabelledMedia(LabelledArgs(dataset=str(folder)), 1)
     splits = [Clips(split, "label") for split in media.splits(32)]
     assert same_classes(splits, "label") == sorted(COLOURS)
     train, validation, test = splits
@@ -359,7 +399,7 @@ def test_files_that_are_decoded_when_needed_give_the_same_rows(pictures):
     from training.labelled import Clips
     from training.splits import LabelledMedia
 
-    media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1, seed=0)
+    media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1)
     kept, read = (Clips(media.splits(32)[0], "label", is_kept=is_kept) for is_kept in (True, False))
     assert read.frames is None and np.array_equal(kept.labels, read.labels)
     for k in range(0, len(kept), 5):
@@ -387,10 +427,10 @@ def table(path, labels, as_classes=None):
     ("labels", "words"),
     [
         ([None] * 12, "has no label column"),
-        ([1] * 12, "All training clips have the same 'label'; a classifier needs two"),
+        ([1] * 12, "All training clips have the same 'label'"),
         (list(range(5, 25)), "No two clips have the same 'label'"),
-        ([0, 1, -1, 1] * 5, r"has no 'label' \(missing or hidden\)"),
-        ([0, 1], "too few to take validation and test from"),
+        ([0, 1, -1, 1] * 5, r"train have no 'label' \(missing or hidden"),
+        ([0, 1], "one file or row only"),
     ],
 )
 def test_labels_that_are_none(tmp_path, pretrained, labels, words):
@@ -402,7 +442,7 @@ def test_labels_that_are_none(tmp_path, pretrained, labels, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--label_column", "colour"], "has no label column 'colour'; --label_column can be label"),
+        (["--label_column", "colour"], "has no label column 'colour'; it has label"),
         (["--train_split", "training"], "has no split 'training': it has"),
         (["--test_split", "held"], "has no split 'held'"),
         (["--attention_mode", "prefix"], "needs --prefix_length"),
