@@ -32,7 +32,8 @@ def write_shards(folder: Path, rows: int, seed: int) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tokenization.shards import FORMAT, sha256
+    from tokenization.files import sha256
+    from tokenization.shards import FORMAT
 
     folder.mkdir(parents=True)
     generator, listed = np.random.default_rng(seed), []

@@ -117,7 +117,7 @@ def train(args: PeerArgs) -> dict:
 
     from benchmarks.peer_models import PEERS, augmented, order, validation_loss
     from evaluation.results import write_json
-    from tokenization.parts import write_whole
+    from tokenization.files import write_whole
     from training.args import OptimArgs
     from training.device import flush_denormals, versions
     from training.optim import learning_rate, make_optimizer, set_learning_rate

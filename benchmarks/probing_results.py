@@ -87,7 +87,7 @@ def without_folders(result: dict, study: Study) -> dict:
 
 def write_compact(file: Path, content: dict) -> None:
     """JSON with a line for each key of the outermost mapping, since predictions are long lists."""
-    from tokenization.parts import write_whole
+    from tokenization.files import write_whole
 
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     write_whole(file, lambda path: path.write_text(f"{{\n{lines}\n}}\n"))

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +28,13 @@ from tqdm.auto import tqdm
 
 from evaluation.features import Backbone, Features
 from evaluation.results import write_json
-from tokenization.decode_ahead import decode_ahead
-from tokenization.parts import finished_parts, rows_before, steps, write_whole
+from tokenization.files import write_whole
+from tokenization.parts import finished_parts, work_in_parts
 from tokenization.precision import bf16_is_fast
+from tokenization.video import Clip
 
 FORMAT = 1  # of the cache: raised when what is kept of a model changes
 PART_ROWS = 256  # pictures of a part; of clips as many as hold so many frames
-REFRESH_SECONDS = 2  # between looks at what other processes have finished
 IN_MEMORY = 2**28  # bytes of a selection of rows that is not put into a file
 
 
@@ -57,9 +56,9 @@ class Job:
 class ClipSet:
     """Clips of one split with their features.
 
-    split: where they come from, in words. kind: "image" or "video". labels: column -> class numbers (N,), -1 where
-    there is none. sources: file or row of each clip. features: for each `Job` its features, one `Features` for each
-    width of its layers.
+    split: where they come from, in words. kind: "image" or "video". labels: column -> (N,) class numbers, -1 where
+    there is none, or text, empty where there is none. sources: file or row of each clip. features: for each `Job` its
+    features, one `Features` for each width of its layers.
     """
 
     split: str
@@ -192,80 +191,66 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
 
     def finished() -> dict[str, dict]:
         """Parts that every missing job has."""
-        parts = finished_parts(folder / "parts")
-        has_all = {
+        return {
             name: info
-            for name, info in parts.items()
+            for name, info in finished_parts(folder / "parts").items()
             if all((folders[k] / "parts" / f"{name}.safetensors").is_file() for k in missing)
         }
-        return has_all
 
-    done, looked = finished(), time.monotonic()
     frames = 1 if source.kind == "image" else jobs[0].backbone.num_frames
-    per_part = max(1, PART_ROWS // frames)
-    rows_done = sum(info["rows"] for info in done.values())
-    todo = steps(source, per_part, state.process_index, state.num_processes, dict(done))
+    rows_done = sum(info["rows"] for info in finished().values())
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     # Of videos, whose clips are counted as they come, the limit says nothing about how many there are.
     total = source.expected or (source.limit if source.kind == "image" else None)
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
     at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
     bar.set_description(f"{split}: {'features' if missing else 'labels'}{at_most}")
-    part: _Part | None = None
-    wanted = None
-    with contextlib.closing(decode_ahead(todo, min(4, cpus), 4 * batch_size, 4)) as decoded:
-        for step, clip, why in decoded:
-            if part is None:
-                if source.limit is not None:
-                    if state.num_processes > 1 and time.monotonic() - looked > REFRESH_SECONDS:
-                        done, looked = finished() | done, time.monotonic()  # the others' parts count too
-                    wanted = source.limit - rows_before(step.part, done)
-                    if wanted <= 0:
-                        break
-                part = _Part(step.part, source, jobs, folders, missing, folder, batch_size)
-            if clip is not None:
-                part.add(clip if change is None else _changed(clip, change))
-                bar.update()
-            elif why is not None:
-                part.skip(step.item.name, why)
-            enough = part.info["rows"] == wanted
-            if enough or (clip is None and step.part_ends):
-                done[step.part] = part.close(step.index + (step.item is not None), step.shard_ends)
-                part = None
-            if enough:
-                break
-    bar.close()
+    done = work_in_parts(
+        source,
+        lambda name: _Part(name, source, jobs, folders, missing, folder, change, batch_size),
+        finished,
+        items_per_part=max(1, PART_ROWS // frames),
+        limit=source.limit,
+        threads=min(4, cpus),
+        items_ahead=4 * batch_size,
+        clips_each=4,
+        rank=state.process_index,
+        world=state.num_processes,
+    )
+    with contextlib.closing(done), bar:
+        for step in done:
+            bar.update(step.clip is not None)
 
 
 def _columns(source) -> list[str]:
     return [*source.label_names, *source.text_labels]
 
 
-def _changed(clip, change):
-    clip.frames = change(clip.frames, clip.source)
-    return clip
-
-
 class _Part:
     """Clips of some consecutive items; their features go to a file for every missing job."""
 
-    def __init__(self, name, source, jobs, folders, missing, folder, batch_size):
+    def __init__(self, name, source, jobs, folders, missing, folder, change, batch_size):
         self.name, self.source, self.folder, self.batch_size = name, source, folder, batch_size
+        self.change = change
         self.jobs = [(jobs[k], folders[k]) for k in missing]
         self.clips: list = []
         self.kept: list[dict[int, list]] = [{} for _ in self.jobs]
         self.info = {"rows": 0, "sources": [], "labels": {c: [] for c in _columns(source)}, "skipped": []}
 
-    def add(self, clip) -> None:
+    @property
+    def rows(self) -> int:
+        return self.info["rows"]
+
+    def add(self, item: int, clip: Clip) -> None:
         self.info["sources"].append(clip.source)
         for column, values in self.info["labels"].items():
             values.append(clip.labels.get(column, "" if column in self.source.text_labels else -1))
         self.info["rows"] += 1
-        self.clips.append(clip.frames)
+        self.clips.append(clip.frames if self.change is None else self.change(clip.frames, clip.source))
         if len(self.clips) == self.batch_size:
             self._run()
 
-    def skip(self, source: str, why: str) -> None:
+    def skip(self, item: int, source: str, why: str) -> None:
         self.info["skipped"].append({"source": source, "why": why})
 
     def _run(self) -> None:
@@ -297,6 +282,9 @@ class _Part:
         file = self.folder / "parts" / f"{self.name}.json"
         write_whole(file, lambda path: path.write_text(json.dumps(info)))
         return info
+
+    def abandon(self) -> None:
+        """Nothing to delete: all files are written at the end."""
 
 
 def _merge(source, split, folders, missing, folder) -> None:

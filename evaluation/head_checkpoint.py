@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from evaluation.choosing import Array, clips
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 # Seconds of work that a kill may cost at most.
 SAVE_SECONDS = 30

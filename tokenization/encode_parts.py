@@ -11,8 +11,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .decode_ahead import decode_ahead
-from .parts import PartWriter, finished_parts, part_name, rows_before, steps
+from .code_parts import PartWriter
+from .parts import finished_parts, part_name, work_in_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from .processing_toto import TotoProcessor
     from .sources import ClipSource
     from .video import Clip
-
-# How long the progress of other processes may go unnoticed where --max_clips asks how much is done.
-REFRESH_SECONDS = 10
 
 
 class Encoder:
@@ -66,7 +63,7 @@ class PartEncoder:
         side = encoder.processor.resolution
         self.encoder, self.num_frames = encoder, num_frames
         self.frames = np.empty((encoder.batch_frames, side, side, 3), np.uint8)
-        self.filled = self.clips = 0
+        self.filled = self.rows = 0
         self.waiting: deque[tuple[int, Clip]] = deque()  # (item, clip) whose codes are not complete
         self.codes = np.empty((0, h * w), np.uint16)  # of their frames that are encoded
         self.writer = PartWriter(folder, name, num_frames * h * w, labels)
@@ -75,7 +72,7 @@ class PartEncoder:
         self.facts: dict = {}
 
     def add(self, item: int, clip: Clip) -> None:
-        self.clips += 1
+        self.rows += 1
         frames, clip.frames = clip.frames, None  # copied below; a clip may wait long
         self.waiting.append((item, clip))
         while len(frames):
@@ -86,11 +83,17 @@ class PartEncoder:
             if self.filled == len(self.frames):
                 self._encode()
 
-    def close(self, items: int, shard_ends: bool) -> None:
+    def skip(self, item: int, source: str, why: str) -> None:
+        self.writer.skip(item, source, why)
+
+    def close(self, items: int, shard_ends: bool) -> dict:
         """Encode what waits for a full batch, and finish the file."""
         if self.filled:
             self._encode()
-        self.writer.close(items, shard_ends, **self.facts)
+        return self.writer.close(items, shard_ends, **self.facts)
+
+    def abandon(self) -> None:
+        self.writer.abandon()
 
     def _encode(self) -> None:
         import numpy as np
@@ -125,38 +128,24 @@ def encode_parts(
     Raises:
         OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
     """
-    finished, looked = finished_parts(folder), time.monotonic()
     ahead = 2 * -(-encoder.batch_frames // num_frames) + 1  # clips of two batches
-    todo = steps(source, items_per_part, rank, world, dict(finished))
-    part: PartEncoder | None = None
-    wanted, clips, skipped = None, 0, 0
-    with contextlib.closing(decode_ahead(todo, threads, threads + ahead, ahead)) as decoded:
-        try:
-            for step, clip, why in decoded:
-                if part is None:
-                    if limit is not None:
-                        if world > 1 and time.monotonic() - looked > REFRESH_SECONDS:
-                            finished, looked = finished_parts(folder), time.monotonic()
-                        wanted = limit - rows_before(step.part, finished)
-                        if wanted <= 0:
-                            return
-                    part = PartEncoder(encoder, folder, step.part, list(source.label_names), num_frames)
-                if clip is not None:
-                    part.add(step.index, clip)
-                    clips += 1
-                elif why is not None:
-                    part.writer.skip(step.index, step.item.name, why)
-                    skipped += 1
-                enough = part.clips == wanted
-                if enough or (clip is None and step.part_ends):
-                    part.close(step.index + (step.item is not None), step.shard_ends)
-                    finished[step.part], part = part.writer.info, None
-                if clip is None or enough:
-                    rate = encoder.frames / encoder.wall_seconds if encoder.frames else 0
-                    bar.set_postfix_str(f"{clips} clips, {rate:.1f} frames/s, {skipped} skipped", refresh=False)
-                    bar.update(step.item is not None)
-                if enough:
-                    return
-        finally:
-            if part is not None:  # cut off in its middle
-                part.writer.abandon()
+    clips, skipped = 0, 0
+    done = work_in_parts(
+        source,
+        lambda name: PartEncoder(encoder, folder, name, list(source.label_names), num_frames),
+        lambda: finished_parts(folder),
+        items_per_part=items_per_part,
+        limit=limit,
+        threads=threads,
+        items_ahead=threads + ahead,
+        clips_each=ahead,
+        rank=rank,
+        world=world,
+    )
+    with contextlib.closing(done):
+        for progress in done:
+            clips, skipped = clips + (progress.clip is not None), skipped + progress.skipped
+            if progress.item_ends:
+                rate = encoder.frames / encoder.wall_seconds if encoder.frames else 0
+                bar.set_postfix_str(f"{clips} clips, {rate:.1f} frames/s, {skipped} skipped", refresh=False)
+                bar.update()

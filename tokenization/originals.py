@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from tokenization.shards import sha256
+from tokenization.files import sha256
 
 DALL_E, TAMING = "https://github.com/openai/DALL-E", "https://github.com/CompVis/taming-transformers"
 _CDN, _HEIBOX = "https://cdn.openai.com/dall-e", "https://heibox.uni-heidelberg.de/d"

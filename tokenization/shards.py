@@ -1,20 +1,12 @@
 """A folder of token shards: parquet files and a manifest, as `toto tokenize` writes, verifies and reads them."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from .parts import gather, write_whole
+from .code_parts import gather
+from .files import sha256, write_whole
 
 FORMAT = 1
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_manifest(folder: str | Path) -> dict:

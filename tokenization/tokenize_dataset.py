@@ -128,7 +128,7 @@ def _on_main(state, action):
 
 def _prepare(partial: Path, settings: dict) -> None:
     """Make the folder of the work, or find it as a run with the same settings left it."""
-    from tokenization.parts import write_whole
+    from tokenization.files import write_whole
 
     file = partial / "settings.json"
     if file.is_file():
@@ -185,7 +185,9 @@ def _assemble(args: TokenizeArgs, source, processor, partial: Path, precision: s
     """The shards, shared among the processes, and what goes with them; the manifest last."""
     from accelerate.utils import gather_object
 
-    from tokenization.parts import finished_parts, part_name, plan, write_whole
+    from tokenization.code_parts import plan
+    from tokenization.files import write_whole
+    from tokenization.parts import finished_parts, part_name
     from tokenization.processing_toto import SHIPPED
     from tokenization.shard_card import shard_card
     from tokenization.shards import write_shards

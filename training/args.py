@@ -101,7 +101,7 @@ def write_recipe(run: Path, *args) -> None:
     """The resolved settings as recipe.yaml: what `--resume` reads, and what a reader of the run needs."""
     import yaml
 
-    from tokenization.parts import write_whole
+    from tokenization.files import write_whole
 
     settings = {key: value for concern in args for key, value in asdict(concern).items()}
     for key in ("recipe", "resume", "output_dir"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 from . import checkpoints
 from .args import PREEMPTED, RunArgs, require, write_recipe

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tokenization.shards import sha256
+from tokenization.files import sha256
 
 STATE, SUMS = "training_state", "checksums.json"
 STEP = re.compile(r"step_(\d+)$")

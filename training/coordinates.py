@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 from .args import config_fields, option, parse, require
 

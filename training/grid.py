@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 OUTCOME = "outcome.json"
 

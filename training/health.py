@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 # Above this share of the time, rows come more slowly than the device takes them.
 STARVED = 0.1

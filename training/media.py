@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 MEDIA_FILE = "media.json"
 FORMAT = 1

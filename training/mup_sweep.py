@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 from .args import config_fields, option, parse, require
 from .coordinates import PARAMETRISATIONS, config_of_width

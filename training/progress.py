@@ -8,7 +8,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from tokenization.parts import write_whole
+from tokenization.files import write_whole
 
 # Columns of a row of metrics.jsonl that a log line tells beside the loss, where they are there: and their names in it.
 TOLD = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}

@@ -13,8 +13,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
+from tokenization.code_parts import PartWriter, plan
 from tokenization.encode_parts import Encoder, encode_parts
-from tokenization.parts import PartWriter, finished_parts, plan, steps
+from tokenization.parts import finished_parts, steps
 from tokenization.shards import write_shards
 from tokenization.sources import open_source
 from tokenization.video import Clip

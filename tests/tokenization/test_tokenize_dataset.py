@@ -12,7 +12,7 @@ from datasets import load_dataset
 from media import make_image, make_video, tiny_processor, tiny_tokenizer
 
 from tokenization import TotoProcessor, tokenize_dataset
-from tokenization.parts import PartWriter
+from tokenization.code_parts import PartWriter
 from tokenization.tokenize_dataset import main, read_manifest, verify
 
 

@@ -28,14 +28,14 @@ def tokenizer(tmp_path_factory):
 # A run that hangs when the codes of its fourth part are written and the part does not count yet.
 HANG = """
 import time
-from tokenization import parts, tokenize_dataset
-write_whole, written = parts.write_whole, []
+from tokenization import code_parts, files, tokenize_dataset
+write_whole, written = files.write_whole, []
 def hang(file, write):
     written.append(file)
     if len(written) == 5:  # the settings and three parts came before
         time.sleep(600)
     write_whole(file, write)
-parts.write_whole = hang
+files.write_whole = code_parts.write_whole = hang
 tokenize_dataset.main()
 """
 

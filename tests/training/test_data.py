@@ -67,7 +67,7 @@ def test_images_are_packed(shards, tmp_path):
     """A folder of single frames becomes rows of `num_frames` images behind one image start."""
     import numpy as np
 
-    from tokenization.parts import PartWriter, plan
+    from tokenization.code_parts import PartWriter, plan
     from tokenization.shards import write_shards
     from tokenization.video import Clip
 

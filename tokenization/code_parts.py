@@ -1,0 +1,150 @@
+"""Parts of `toto tokenize`: the file of a part's codes, and all parts together as rows in any order."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import write_whole
+from .parts import finished_parts, part_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from .video import Clip
+
+# Rows of a record batch in a part: what a writer holds back, and what a reader maps at a time.
+BATCH_ROWS = 256
+
+
+def columns(num_codes: int, labels: list[str]) -> list[tuple[str, pa.DataType]]:
+    """Columns of a shard: codes of a row, where it comes from, and one int64 per label (-1: unknown)."""
+    import pyarrow as pa
+
+    kinds = [("codes", pa.list_(pa.uint16(), num_codes)), ("source", pa.string()), ("start", pa.int64())]
+    return [*kinds, ("fps", pa.float32()), *((label, pa.int64()) for label in labels)]
+
+
+class PartWriter:
+    """Rows in, one uncompressed Arrow file out, beside it `name.json` with the counts. Holds BATCH_ROWS rows."""
+
+    def __init__(self, folder: Path, name: str, num_codes: int, labels: list[str]):
+        import pyarrow as pa
+
+        self.file, self.labels = folder / f"{name}.arrow", labels
+        self.schema = pa.schema([*columns(num_codes, labels), ("item", pa.int32())])
+        self.info: dict = {"rows": 0, "kept": 0, "items": 0, "skipped": []}
+        self._rows: list[tuple] = []
+        self._last_item = -1
+        self._temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}.partial")
+        self._writer = pa.ipc.new_file(str(self._temporary), self.schema)
+
+    def add(self, item: int, clip: Clip, codes: np.ndarray) -> None:
+        """`codes`: flat uint16; the clip gives the other columns. `item`: its index in the part, never falling."""
+        labels = [clip.labels.get(label, -1) for label in self.labels]
+        self._rows.append((codes, clip.source, clip.start, clip.fps, *labels, item))
+        self.info["rows"] += 1
+        self.info["kept"] += item != self._last_item
+        self._last_item = item
+        if len(self._rows) == BATCH_ROWS:
+            self._flush()
+
+    def skip(self, item: int, source: str, why: str) -> None:
+        self.info["skipped"].append({"item": item, "source": source, "why": why})
+
+    def close(self, items: int, shard_ends: bool, **more) -> dict:
+        """The part counts from here on. `items`: how many it has; `more` goes into its JSON, which is returned."""
+        if self._rows:
+            self._flush()
+        self._writer.close()
+        with self._temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        self._temporary.replace(self.file)
+        info = self.info | {"items": items, "shard_ends": shard_ends, **more}
+        write_whole(self.file.with_suffix(".json"), lambda path: path.write_text(json.dumps(info)))
+        return info
+
+    def abandon(self) -> None:
+        """Delete what was written so far."""
+        self._writer = None  # closes the file; finishing it could fail again where the disk is full
+        self._temporary.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        import numpy as np
+        import pyarrow as pa
+
+        values = list(zip(*self._rows, strict=True))
+        arrays = [pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values[0])), type=self.schema[0].type)]
+        arrays += [
+            pa.array(column, field.type) for column, field in zip(values[1:], list(self.schema)[1:], strict=True)
+        ]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+        self._rows = []
+
+
+def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[str, int]], dict]:
+    """What the shards will hold: [(part, rows taken from its beginning)], and counts for the manifest.
+
+    The first `limit` rows in the order of the source are taken, whatever else was encoded. Counted are the items up to
+    the one that the last row comes from.
+    Raises:
+        ValueError: a part is missing.
+    """
+    finished = finished_parts(folder)
+    parts: list[tuple[str, int]] = []
+    counts: dict = {"rows": 0, "items": 0, "kept": 0, "skipped": []}
+    for shard in range(num_shards):
+        chunk = 0
+        while True:
+            name = part_name(shard, chunk)
+            if name not in finished:
+                raise ValueError(f"{folder} lacks the part {name}: run the same command again.")
+            info = finished[name]
+            if limit is not None and counts["rows"] + info["rows"] >= limit:
+                info = _cut(folder, name, info, limit - counts["rows"])
+            parts.append((name, info["rows"]))
+            for count in ("rows", "items", "kept"):
+                counts[count] += info[count]
+            counts["skipped"] += [{"source": entry["source"], "why": entry["why"]} for entry in info["skipped"]]
+            if limit is not None and counts["rows"] == limit:
+                return parts, counts
+            if info["shard_ends"]:
+                break
+            chunk += 1
+    return parts, counts
+
+
+def _cut(folder: Path, name: str, info: dict, rows: int) -> dict:
+    """What the JSON of a part would say had it been closed after so many rows."""
+    import pyarrow as pa
+
+    items: list[int] = []
+    with pa.memory_map(str(folder / f"{name}.arrow")) as file:
+        reader = pa.ipc.open_file(file)
+        for batch in range(-(-rows // BATCH_ROWS)):
+            items += reader.get_batch(batch)["item"].to_pylist()
+    items = items[:rows]
+    skipped = [entry for entry in info["skipped"] if entry["item"] < items[-1]]
+    return info | {"rows": rows, "items": items[-1] + 1, "kept": len(set(items)), "skipped": skipped}
+
+
+def gather(folder: Path, parts: list[tuple[str, int]], rows: np.ndarray) -> pa.Table:
+    """Rows by their number over all `parts`, in the order asked for. Maps the files: only these rows are in memory."""
+    import numpy as np
+    import pyarrow as pa
+
+    firsts = np.cumsum([0] + [taken for _, taken in parts[:-1]])
+    order = np.argsort(rows)
+    ascending = rows[order]
+    which = np.searchsorted(firsts, ascending, side="right") - 1
+    pieces = []
+    for part in np.unique(which):
+        batches, places = np.divmod(ascending[which == part] - firsts[part], BATCH_ROWS)
+        with pa.memory_map(str(folder / f"{parts[part][0]}.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            for batch in np.unique(batches):
+                pieces.append(reader.get_batch(int(batch)).take(pa.array(places[batches == batch])))
+    return pa.Table.from_batches(pieces).combine_chunks().take(np.argsort(order)).drop_columns("item")

@@ -1,0 +1,24 @@
+"""Files that are whole or not there, and their checksums."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """`write(path)` a temporary file, then rename it: `file` is whole or not there."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    write(temporary)
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
