@@ -1,23 +1,14 @@
-"""`toto report`: results and runs -> one page, HTML or Markdown, that says what holds and what fails."""
+"""`toto report`: results and runs -> one page that says what holds and what fails."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COSTS = "costs.json"  # what the models of a study cost, beside its results
-
 
 @dataclass(frozen=True)
 class ReportArgs:
     output: str = field(default="report.html", metadata={"help": "Page to write (.html)."})
-    markdown: str | None = field(
-        default=None,
-        metadata={"help": "Write the page of the probing study (.md) from --results, in place of --output."},
-    )
-    figures: str | None = field(
-        default=None, metadata={"help": "Folder for the figures (.png) of --markdown; beside it by default."}
-    )
     results: list[str] = field(
         default_factory=list,
         metadata={"help": "Result files (.json) of `toto probe` and `toto finetune`, or folders of them."},
@@ -26,17 +17,11 @@ class ReportArgs:
     generations: list[str] = field(
         default_factory=list, metadata={"help": "Folders written by `toto generate`, or single sheets (.png)."}
     )
-    title: str | None = field(
-        default=None, metadata={"help": "Title of the page (default: Toto report; Results of --markdown)."}
-    )
+    title: str = field(default="Toto report", metadata={"help": "Title of the page."})
 
     def __post_init__(self):
         if not (self.results or self.runs or self.generations):
             raise ValueError("there is nothing to report: give --results, --runs or --generations.")
-        if self.markdown is not None and (self.runs or self.generations or not self.results):
-            raise ValueError("--markdown is written from result files: give it --results alone.")
-        if self.figures is not None and self.markdown is None:
-            raise ValueError("--figures is where the pictures of --markdown go; --output holds its own.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,29 +35,17 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.claims import compare_probe, compare_run, summary
     from evaluation.ledger import check_media
     from evaluation.page import render
-    from evaluation.reading import find, make_probes, read_generations, read_json, read_results, read_run
+    from evaluation.reading import make_probes, read_generations, read_results, read_run
     from evaluation.results import command_line
 
     runs = [read_run(folder) for folder in args.runs]
     generations = read_generations(args.generations) if args.generations else []
     probed, finetuned = read_results(args.results) if args.results else ({}, {})
     media = check_media({file.stem: result for file, result in (probed | finetuned).items()})
-    if args.markdown is not None:
-        from evaluation.results_page import write_results_page
-
-        costs = [file for file in find(args.results, "*.json", "result file") if file.name == COSTS]
-        results = dict(sorted((probed | finetuned).items()))
-        figures = args.figures or Path(args.markdown).parent
-        told = read_json(costs[0]) if costs else None
-        for file in write_results_page(args.markdown, figures, args.title or "Results", results, told, media):
-            print(f"wrote {file}")
-        return
     probes = make_probes(probed)
     tuned = {file.stem: result for file, result in finetuned.items()}
     comparisons = [c for run in runs for c in compare_run(run)] + [c for p in probes for c in compare_probe(p)]
-    page = render(
-        args.title or "Toto report", runs, generations, probes, comparisons, command_line("report", argv), tuned, media
-    )
+    page = render(args.title, runs, generations, probes, comparisons, command_line("report", argv), tuned, media)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")

@@ -8,9 +8,9 @@ from evaluation.claims import words
 from evaluation.layer_plots import comparison_figure
 from evaluation.probe_data import group_of
 from evaluation.reading import controls, percent
-from evaluation.study import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
-from evaluation.study_sections import Section, Side
 from evaluation.tasks import TASKS
+from studies.probing.rows import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
+from studies.probing.sections import Section, Side
 from training.media import identify
 
 OVERLAP = ", but seeds overlap"
