@@ -22,7 +22,7 @@ VERBS = {
     "finetune": ("training.finetune", "a Toto checkpoint and labelled images or clips -> a classifier"),
     "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
     "generate": ("evaluation.generate", "continue a clip, frame by frame"),
-    "report": ("evaluation.report", "results and runs -> one HTML page, or a Markdown page of a study"),
+    "report": ("evaluation.report", "results and runs -> one page of what holds and what fails"),
     "export": ("training.export_model", "a Toto checkpoint -> a plain Llama with the same logits"),
 }
 

@@ -1,59 +1,13 @@
-"""What was measured, and what it shows: every comparison of a report, with its verdict, in plain words."""
+"""What results and runs show: every comparison of a report with its verdict, and sentences that sum them up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from evaluation.plots import PREDICTORS
+from evaluation.reading import AGAINST, NATS, Probe, Run, percent
 
 VALIDATION_LOSS = "validation loss"
-NATS, SQUARED_ERROR = "nats per code token", "mean squared error per patch"
-# Baselines of `toto probe`, as figures, tables and sentences call them.
-AGAINST = {
-    "untrained": "the untrained model",
-    "pixels": "raw pixels",
-    "random_filters": "random filters",
-    "histogram": "the histogram of codes",
-    "hog": "HOG",
-}
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A probe's result. name: of the model, short and unlike the others'. tasks: label -> task, intervals filled in."""
-
-    name: str
-    file: Path
-    result: dict
-    tasks: dict[str, dict]
-
-    @property
-    def n_test(self) -> int:
-        return self.result["n_test"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A pre-training run. rows: of metrics.jsonl. predictors: of `ngrams.run_losses`. unit: of its losses."""
-
-    name: str
-    folder: Path
-    rows: list[dict]
-    predictors: dict | None
-    versions: dict
-    unit: str = NATS
-
-    @property
-    def val_loss(self) -> float | None:
-        """The last validation loss; not the lowest, which would be chosen on validation."""
-        return next((row["val_loss"] for row in reversed(self.rows) if row.get("val_loss") is not None), None)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A continued clip. sheet: PNG. about: the JSON beside it, or empty."""
-
-    sheet: Path
-    about: dict
 
 
 @dataclass(frozen=True)
@@ -74,24 +28,8 @@ class Comparison:
     holds: bool
 
 
-def controls(result: dict) -> list[str]:
-    """What a probe changed on purpose, in words: its accuracy is not that of the model as it was trained."""
-    order = result.get("data", {}).get("frame_order") or "ordered"
-    found = [result["control"]] if "control" in result else []
-    if order != "ordered":
-        found.append("the middle frame only" if order == "middle" else f"frames {order}")
-    return found
-
-
-def percent(row: dict) -> str:
-    low, high = row["ci95"]
-    return f"{100 * row['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def compare_run(run: Run) -> list[Comparison]:
     """The last validation loss against each simple predictor on the same tokens; pixels have no such predictors."""
-    from evaluation.plots import PREDICTORS
-
     if run.val_loss is None or run.predictors is None or run.unit != NATS:
         return []
     found = []

@@ -10,16 +10,14 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-from evaluation.claims import Probe, percent
 from evaluation.layer_plots import comparison_figure
+from evaluation.reading import Probe, percent, read_probes
 
 HEAD = ["model", "head", "layer", "on test [95 %]", "n test", "difference [95 %]", "interval"]
 
 
 def read_results(files: list[str]) -> list[Probe]:
     """Results with names that differ. Raises ValueError for fewer than two, or a file that holds something else."""
-    from evaluation.report import read_probes
-
     if len(files) < 2:
         raise ValueError("a comparison needs two results or more: --compare a.json b.json.")
     probes = []

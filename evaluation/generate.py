@@ -31,7 +31,7 @@ class GenerateArgs:
     )
     recompute: bool = field(
         default=False,
-        metadata={"help": "Encode the frames that stay afresh: exact, slower (evaluation.long_rows compares)."},
+        metadata={"help": "Encode the frames that stay again: exact, slower."},
     )
     num_samples: int = field(default=1, metadata={"help": "Continuations of each clip."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluation.claims import AGAINST
 from evaluation.plots import GREY, MODEL, PIXELS, PURPLE, UNTRAINED, new_figure, to_svg
+from evaluation.reading import AGAINST
 
 # The colours of Okabe and Ito; markers and dashes differ too, so that colour is never the only sign.
 STYLES = {

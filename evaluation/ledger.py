@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
+from evaluation.reading import short_names
 from training.media import ALIASES, Media, from_json, identify, media_seen, of_split
 
 OTHER_NAMES = {"k400": "kinetics400", "k600": "kinetics600", "ilsvrc2012": "imagenet1k", "in1k": "imagenet1k"}
@@ -138,3 +139,22 @@ def ledger_rows(
             row = {"model": name, "medium": media.dataset, "split": media.split, "kind": media.kind, "items": items}
             rows.append(row | {"tokens": media.tokens, "epochs": media.epochs, "read_by_probes": read})
     return rows
+
+
+def check_media(results: dict[str, dict]) -> list[dict]:
+    """The rows of the ledger of all models that results, by name, are of (`ledger_rows`).
+
+    Raises:
+        ValueError: a result on test media that its model was trained on.
+    """
+    models = list(dict.fromkeys(result.get("model", name) for name, result in results.items()))
+    seen, tested = {}, {}
+    for name, result in results.items():
+        model = result.get("model", name)
+        seen[model] = media_of_result(result) if "model" in result else None
+        if seen[model] is not None:
+            parts = media_tested(result)
+            require_no_overlap(f"The model of {name} ({model})", seen[model], parts)
+            tested[model] = tested.get(model, []) + parts
+    names = dict(zip(models, short_names(models, models), strict=True))
+    return ledger_rows({names[m]: seen[m] for m in models}, {names[m]: parts for m, parts in tested.items()})

@@ -7,10 +7,11 @@ import json
 import shlex
 from html import escape
 
-from evaluation.claims import AGAINST, Comparison, Generation, Probe, Run, controls, percent, summary
+from evaluation.claims import Comparison, summary
 from evaluation.layer_plots import STYLES, layers_svg
 from evaluation.plots import MODEL, PIXELS, UNTRAINED, loss_svg
-from evaluation.run_plots import frames_svg, map_svg, overlay_svg, read_loss_maps
+from evaluation.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
+from evaluation.run_plots import frames_svg, map_svg, overlay_svg
 
 MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
 STYLE = """

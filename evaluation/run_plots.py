@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from evaluation.claims import NATS
 from evaluation.plots import MODEL, PREDICTORS, new_figure, to_svg
+from evaluation.reading import NATS
 
 # Toto-large on Kinetics-400 validation, mean of each frame (paper Fig. 10, read off the figure).
 PAPER_FRAMES = (6.59, 3.48, 3.19, 3.07, 3.01, 2.97, 2.95, 2.93, 2.91, 2.90, 2.89, 2.88, 2.88, 2.87, 2.87, 2.87)
@@ -16,12 +13,6 @@ RUN_STYLES = [
 ]
 # Frames whose maps are shown, at most.
 SHOWN = 8
-
-
-def read_loss_maps(run: Path) -> dict | None:
-    """RUN/loss_maps.json of `training.health.write_loss_maps`, or None where the run has not validated."""
-    file = run / "loss_maps.json"
-    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def short(unit: str) -> str:

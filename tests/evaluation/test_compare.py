@@ -184,7 +184,7 @@ def test_mistakes_get_a_sentence(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match=r"other\.json is no single result of toto probe"):
         compare_files([a, str(tmp_path / "other.json")])
-    with pytest.raises(FileNotFoundError, match="there is no result file"):
+    with pytest.raises(FileNotFoundError, match="There is no result file"):
         compare_files([a, str(tmp_path / "none.json")])
     with pytest.raises(ValueError, match="no label in common"):
         compare(read_results([a, write(tmp_path / "b.json", label="motion")]))

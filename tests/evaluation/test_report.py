@@ -15,7 +15,8 @@ from PIL import Image
 from evaluation.claims import Comparison, summary, words
 from evaluation.ngrams import predictor_losses
 from evaluation.plots import spread
-from evaluation.report import main, read_probes, read_run
+from evaluation.reading import read_probes, read_run
+from evaluation.report import main
 from training.intervals import wilson_interval
 from training.media import Media, to_json
 
@@ -269,14 +270,14 @@ def test_words_and_labels():
 def test_mistakes_get_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="nothing to report"):
         main([])
-    with pytest.raises(FileNotFoundError, match="no result file"):
+    with pytest.raises(FileNotFoundError, match="There is no result file"):
         main(["--results", str(tmp_path / "none.json")])
-    with pytest.raises(FileNotFoundError, match="holds no sheet of frames"):
+    with pytest.raises(FileNotFoundError, match="contains no sheet of frames"):
         main(["--generations", str(tmp_path)])
-    with pytest.raises(FileNotFoundError, match="no run folder"):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
         main(["--runs", str(tmp_path)])
     (tmp_path / "torn.json").write_text('{"layers": [')
-    with pytest.raises(ValueError, match=r"torn.json is no JSON file"):
+    with pytest.raises(ValueError, match=r"torn.json is not a valid JSON file"):
         main(["--results", str(tmp_path)])
 
 

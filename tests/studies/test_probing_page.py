@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from study_files import write_probe, write_tuned
 
-from evaluation.report import main
-from evaluation.results_page import costs_lines
-from evaluation.study_sections import SECTIONS
+from studies.probing.page import costs_lines, main
+from studies.probing.sections import SECTIONS
 from training.media import Media, to_json
 
 FLOORS = {"pixels": 0.4, "untrained": 0.5, "histogram": 0.45, "random_filters": 0.62, "hog": 0.8}
@@ -48,7 +47,7 @@ def study(tmp_path_factory):
 def run(study, markdown="docs/results.md", *flags):
     output = study / markdown
     files = study / "docs" / "studies" / "probing"
-    main(["--markdown", str(output), "--results", str(files), "--figures", str(files), *flags])
+    main(["--output", str(output), "--results", str(files), "--figures", str(files), *flags])
     return output.read_text()
 
 
@@ -95,7 +94,7 @@ def test_names_and_numbers_read_well(tmp_path):
     for seed in range(2):
         write_probe(tmp_path / f"cifar10_igpt_{seed}.json", 0.6, {"untrained": 0.4}, heads=("linear",), data=data)
     write_probe(tmp_path / "room_middle_0.json", 0.6, data=data | {"dataset": "room", "frame_order": "middle"})
-    main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path)])
+    main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path)])
     page = (tmp_path / "r.md").read_text()
     assert "Of 1 comparison 1 holds." in page and "\n\niGPT is above untrained iGPT (+20.0)." in page
     assert "test items; images of 16 pixels; 5 layers" in page  # whatever a clip of this model would have
@@ -106,7 +105,7 @@ def test_seeds_that_overlap_are_told(tmp_path):
     for seed, (toto, mae) in enumerate(((0.5, 0.45), (0.6, 0.55), (0.7, 0.65))):
         write_probe(tmp_path / f"cifar10_images_{seed}.json", toto)
         write_probe(tmp_path / f"cifar10_mae_{seed}.json", mae)
-    main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path)])
+    main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path)])
     page = (tmp_path / "r.md").read_text()
     assert "ViT-MAE (+5.0, but seeds overlap)" in page and "| paired | holds, but seeds overlap |" in page
 
@@ -122,7 +121,7 @@ def test_the_committed_page_is_that_of_the_committed_files(tmp_path):
     docs = Path(__file__).parents[2] / "docs"
     shutil.copytree(docs / "studies" / "probing", tmp_path / "studies" / "probing")
     files = str(tmp_path / "studies" / "probing")
-    main(["--markdown", str(tmp_path / "results.md"), "--results", files, "--figures", files])
+    main(["--output", str(tmp_path / "results.md"), "--results", files, "--figures", files])
     assert (tmp_path / "results.md").read_text() == (docs / "results.md").read_text()
 
 
@@ -149,7 +148,7 @@ def test_an_overlap_writes_nothing(study, tmp_path):
     before = file.read_text()
     file.write_text(json.dumps(json.loads(before) | {"media": to_json([Media("cats", "test")])}))
     with pytest.raises(ValueError, match=r"The model of cifar10_mae_0 .* was trained on cats \(test\)"):
-        main(["--markdown", str(tmp_path / "new" / "r.md"), "--results", str(file.parent)])
+        main(["--output", str(tmp_path / "new" / "r.md"), "--results", str(file.parent)])
     file.write_text(before)
     assert not (tmp_path / "new").exists()
 
@@ -171,7 +170,7 @@ def test_recordings_left_out_are_told_one_by_one(tmp_path):
     data["splits"] = {part: {"split": part} for part in ("train", "validation", "test")}
     for name, best in (("room_ordered_0", 0.8), ("room_middle_0", 0.6)):
         write_probe(tmp_path / f"{name}.json", best, {"pixels": 0.3}, data=data)
-    main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path), "--figures", str(tmp_path)])
+    main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path), "--figures", str(tmp_path)])
     text = (tmp_path / "r.md").read_text()
     ten = ", ".join(["80 % of 20"] * 9)  # by the last figure of their number; the first 160 of 200 are right
     assert f"By recording, frames in order has right {ten} and 80 % of 20." in text
@@ -188,11 +187,7 @@ def test_sections_name_only_what_they_have():
         assert set(section.curves) <= set(known) and bool(section.curves) == bool(section.figure)
 
 
-def test_flags_that_do_not_go_together(tmp_path):
-    with pytest.raises(ValueError, match="--markdown is written from result files"):
-        main(["--markdown", "a.md", "--runs", "r"])
+def test_costs_alone_are_no_results(tmp_path):
     (tmp_path / "costs.json").write_text("{}")
     with pytest.raises(ValueError, match="no result of toto probe"):
-        main(["--markdown", str(tmp_path / "r.md"), "--results", str(tmp_path)])
-    with pytest.raises(ValueError, match="--figures is where"):
-        main(["--results", "a.json", "--figures", "f"])
+        main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.long_rows import main, mean_interval, score_ways, summary
+from studies.long_rows import main, mean_interval, score_ways, summary
 
 
 def test_both_ways_score_the_same_rows(model):
@@ -41,7 +41,7 @@ def test_the_command(checkpoint, tmp_path, capsys):
     flags = ["--num_frames", "6", "--num_clips", "3", "--drop_frames", "1", "3", "--batch_size", "2"]
     main(["--model", checkpoint, "--output", str(output), *flags])
     about = json.loads(output.read_text())
-    assert about["command"].startswith("python -m evaluation.long_rows --model ")
+    assert about["command"].startswith("python -m studies.long_rows --model ")
     assert about["context_frames"] == 4 and about["data"]["num_clips"] == 3
     assert [way["drop_frames"] for way in about["ways"]] == [1, 3]
     assert len(about["ways"][0]["nats_per_frame"]["kept"]) == 6

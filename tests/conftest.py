@@ -1,18 +1,18 @@
-"""A tiny Toto with its processor, in memory and on disk, for the tests of this folder."""
+"""A tiny Toto with its processor, in memory and on disk, for the tests of evaluation and of studies."""
 
 import pytest
-import torch
-
-from modeling_toto import TotoConfig, TotoForCausalLM
-from tokenization.configuration_vqgan import TotoVQGANConfig
-from tokenization.image_processing_toto import TotoImageProcessor
-from tokenization.modeling_vqgan import TotoVQGANModel
-from tokenization.processing_toto import TotoProcessor
 
 
 @pytest.fixture(scope="package")
-def processor() -> TotoProcessor:
-    """32 x 32 pixels -> 4 x 4 tokens of 64 codes."""
+def processor():
+    """A TotoProcessor: 32 x 32 pixels -> 4 x 4 tokens of 64 codes."""
+    import torch
+
+    from tokenization.configuration_vqgan import TotoVQGANConfig
+    from tokenization.image_processing_toto import TotoImageProcessor
+    from tokenization.modeling_vqgan import TotoVQGANModel
+    from tokenization.processing_toto import TotoProcessor
+
     torch.manual_seed(0)
     config = TotoVQGANConfig(
         num_codes=64,
@@ -30,8 +30,12 @@ def processor() -> TotoProcessor:
 
 
 @pytest.fixture(scope="package")
-def model() -> TotoForCausalLM:
-    """3 blocks of width 32, rows of at most 4 frames of 16 codes."""
+def model():
+    """A TotoForCausalLM: 3 blocks of width 32, rows of at most 4 frames of 16 codes."""
+    import torch
+
+    from modeling_toto import TotoConfig, TotoForCausalLM
+
     torch.manual_seed(1)
     config = TotoConfig(
         vocab_size=64 + 64,

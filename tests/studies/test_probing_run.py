@@ -3,17 +3,18 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from transformers.hf_argparser import HfArgumentParser
 
-from benchmarks import study_steps
-from benchmarks.pretrain_peer import PeerArgs
-from benchmarks.probing_results import add_floors, collect
-from benchmarks.probing_study import Study, StudyArgs
-from benchmarks.study_steps import best_rate, carry_out
 from evaluation.probe_args import ProbeArgs, of_task
+from studies.probing import steps as study_steps
+from studies.probing.collect import add_floors
+from studies.probing.pretrain_peer import PeerArgs
+from studies.probing.run import Study, StudyArgs
+from studies.probing.steps import PEER, ROOT, best_rate, carry_out
 from tokenization.tokenize_args import TokenizeArgs
 from training import finetune
 from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse
@@ -55,7 +56,7 @@ def test_every_command_is_one_that_its_verb_takes(args):
             model, _, _, run, _ = parse(finetune.TYPES, flags, "toto finetune", "")
             assert model.model in trained and step.made.parent.name == f"finetune_{step.name.split('/')[1]}"
         else:
-            assert verb == "pretrain_peer.py"
+            assert verb == PEER
             trained.add(of_dataclass(PeerArgs, flags).output_dir)
 
 
@@ -118,7 +119,7 @@ def test_collected_results_name_no_folder_and_carry_their_media(args):
     tuned.mkdir()
     (tuned / "results.json").write_text(json.dumps({"model": str(model), "checkpoint": str(tuned), "n_test": 2}))
     (tuned / "predictions.json").write_text('{"predictions": [1, 0]}')
-    collect(study)
+    study.collect()
     found = json.loads((study.work.parent / "out" / "finetune_images_full.json").read_text())
     assert found["checkpoint"] == "WORK/runs/finetune_images_full" and found["predictions"] == {"predictions": [1, 0]}
     found = json.loads((study.work.parent / "out" / "cifar10_mae_0.json").read_text())
@@ -167,6 +168,10 @@ def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
     assert first[1:3] == ["-m", "training.pretrain"] and how["env"]["OMP_NUM_THREADS"] == "1"
     assert second[1:] == ["-m", "training.pretrain", "--resume", str(study.run("lr_0.001"))]
     assert "$ toto pretrain --resume" in capsys.readouterr().out
+    peer = next(step for step in study.steps if step.name == "search/mae_0.001")
+    carry_out(peer, study.work, 1)
+    assert ran[2][0][1:4] == ["-m", PEER, "--kind"] and ran[2][1]["cwd"] == ROOT and find_spec(PEER)
+    assert f"$ python -m {PEER} --kind mae" in capsys.readouterr().out
     assert json.loads((study.work / "times/search/mixed_0.001.json").read_text())["seconds"] > 0
 
 
@@ -190,7 +195,7 @@ def test_searches_and_models_of_another_machine_stay(args):
     run = study.run("images_lr_0.0005")
     (run / "checkpoints" / "step_000003").mkdir(parents=True)
     (run / "metrics.jsonl").write_text('{"step": 2, "val_loss": 4.5}\n')
-    collect(study)
+    study.collect()
     costs = json.loads((output / "costs.json").read_text())
     assert costs["models"] == known["models"] and costs["search"]["mae"] == losses
     assert costs["search"]["images"] == {"0.0005": 4.5, "0.001": 5.0}

@@ -1,19 +1,24 @@
-"""`toto report --markdown`: a page of the probing study, from committed result files and nothing else.
+"""Write docs/results.md, the page of the probing study, from committed result files and nothing else.
 
-The same files give the same bytes. No number stands in this file or in `study_sections`: all come from the results.
+    python -m studies.probing.page
+
+The same files give the same bytes. No number is written in this file or in `sections`: all come from the results.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.claims import words
 from evaluation.page import MEDIA_HEAD, media_cells
-from evaluation.study import files_of
-from evaluation.study_answers import Answer
-from evaluation.study_sections import COSTS, SECTIONS
+from studies.probing.answers import Answer
+from studies.probing.rows import files_of
+from studies.probing.sections import COSTS, SECTIONS
 
+RESULTS, PAGE = "docs/studies/probing", "docs/results.md"
+COSTS_FILE = "costs.json"  # what the models of the study cost, next to its results
 READING = (
     "How to read the numbers. The value of a model is the mean over its pre-training seeds, each of which stands "
     "beside it. Brackets are 95 % intervals over test items, which are drawn anew (whole videos, where one gave "
@@ -31,6 +36,19 @@ COUNTED = {
     "not apart": ("is not apart", "are not apart"),
     "no interval": ("has no interval", "have no interval"),
 }
+
+
+@dataclass(frozen=True)
+class PageArgs:
+    """Flags."""
+
+    results: list[str] = field(
+        default_factory=lambda: [RESULTS],
+        metadata={"help": "result files (.json) of `toto probe` and `toto finetune`, or folders of them"},
+    )
+    output: str = field(default=PAGE, metadata={"help": "page to write (.md)"})
+    figures: str | None = field(default=None, metadata={"help": "folder for the figures (.png); that of --results"})
+    title: str = field(default="Results", metadata={"help": "title of the page"})
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -164,7 +182,7 @@ def write_results_page(
         ValueError: no results.
     """
     if not results:
-        raise ValueError("there is no result of toto probe or toto finetune among the files of --results.")
+        raise ValueError("There is no result of toto probe or toto finetune among the files of --results.")
     markdown, figures = Path(markdown), Path(figures)
     answers = [Answer(section, results) for section in SECTIONS]
     drawn = {figures / f"{answer.section.figure}.png": answer.figure() for answer in answers if answer.section.figure}
@@ -172,7 +190,7 @@ def write_results_page(
     where = words([f"[{folder}]({folder})" for folder in folders])
     blocks = [
         f"# {title}",
-        f"Written by `toto report --markdown` from the JSON files in {where}; do not edit.",
+        f"Written by `python -m studies.probing.page` from the JSON files in {where}; do not edit.",
         *summary_lines(answers),
         READING,
         "## What was trained, and what it cost",
@@ -198,3 +216,28 @@ def write_results_page(
         figure.savefig(file, dpi=110, metadata={"Software": None})
     markdown.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return [markdown, *drawn]
+
+
+def main(argv: list[str] | None = None) -> None:
+    from transformers.hf_argparser import HfArgumentParser
+
+    parser = HfArgumentParser(PageArgs, prog="python -m studies.probing.page", description=__doc__.splitlines()[0])
+    (args,) = parser.parse_args_into_dataclasses(argv)
+
+    from evaluation.ledger import check_media
+    from evaluation.reading import find, read_json, read_results
+
+    files = find(args.results, "*.json", "result file")
+    costs = next((read_json(file) for file in files if file.name == COSTS_FILE), None)
+    probed, tuned = read_results([str(file) for file in files if file.name != COSTS_FILE])
+    results = dict(sorted((probed | tuned).items()))
+    media = check_media({file.stem: result for file, result in (probed | tuned).items()})
+    figures = args.figures or files[0].parent
+    for file in write_results_page(args.output, figures, args.title, results, costs, media):
+        print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    from toto_cli import run
+
+    run(main)

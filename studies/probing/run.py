@@ -1,6 +1,6 @@
 """The probing study from raw data to docs/studies/probing/*.json: every command printed before it runs.
 
-    python benchmarks/probing_study.py --data DATA --work WORK --list
+    python -m studies.probing.run --data DATA --work WORK --list
 
 DATA holds cifar10/, pretrain_clips/ and room_actions/; WORK gets shards, runs and raw results. A step is done once the
 file or folder that it makes is there, so a study that was stopped goes on where it stood; a step that fails does not
@@ -23,10 +23,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.probing_results import read_costs
-from benchmarks.study_steps import ROOT, Step, carry_out, flags
+from studies.probing.collect import collect, read_costs
+from studies.probing.steps import PEER, ROOT, Step, carry_out, flags
 
 # Of the comparisons; of the Toto of all media, whose search takes three times as long, the middle three.
 RATES = ("0.0005", "0.001", "0.002", "0.004", "0.008")
@@ -106,6 +104,10 @@ class Study:
         self.probe_room()
         self.finetune()
         self.grids()
+
+    def collect(self) -> None:
+        """Write what is finished into the output folder."""
+        collect(self.steps, self.data, self.work, Path(self.args.output))
 
     def run(self, name: str) -> Path:
         return self.work / "runs" / name
@@ -194,12 +196,12 @@ class Study:
             for rate, folder in rates.items():
                 given = common | {"minutes": minutes * self.args.search_share, "learning_rate": rate}
                 given |= {"output_dir": folder}
-                self.add(f"search/{kind}_{rate}", folder / "study.json", ["pretrain_peer.py", *flags(**given)])
+                self.add(f"search/{kind}_{rate}", folder / "study.json", [PEER, *flags(**given)])
             rates |= self.searched.get(kind, {})
             for seed in range(self.args.comparison_seeds):
                 folder = self.run(f"{kind}_{seed}")
                 given = common | {"minutes": minutes, "seed": seed, "output_dir": folder}
-                self.add(f"pretrain/{kind}_{seed}", folder / "study.json", ["pretrain_peer.py", *flags(**given)], rates)
+                self.add(f"pretrain/{kind}_{seed}", folder / "study.json", [PEER, *flags(**given)], rates)
 
     # numbers
 
@@ -283,10 +285,8 @@ class Study:
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
-    from benchmarks.probing_results import collect
-
-    description = __doc__.splitlines()[0]
-    (args,) = HfArgumentParser(StudyArgs, description=description).parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser(StudyArgs, prog="python -m studies.probing.run", description=__doc__.splitlines()[0])
+    (args,) = parser.parse_args_into_dataclasses(argv)
     study = Study(args)
     steps = [step for step in study.steps if not args.only or step.name.startswith(tuple(args.only))]
     if args.show:
@@ -300,11 +300,11 @@ def main(argv: list[str] | None = None) -> None:
             continue
         try:
             carry_out(step, study.work, args.threads)
-            collect(study)
+            study.collect()
         except (subprocess.CalledProcessError, FileNotFoundError) as error:
             print(f"{step.name} failed: {error}", file=sys.stderr, flush=True)
             failed.append(step.name)
-    collect(study)
+    study.collect()
     if failed:
         raise SystemExit(f"these steps failed: {', '.join(failed)}")
 

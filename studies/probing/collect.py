@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from benchmarks.probing_study import Study
+from studies.probing.steps import ROOT, Step, validation_loss
 
 # Of the tokenizer that ships: 54 minutes on two cores (docs/log.md, 2026-11-23).
 TOKENIZER_TRAINING_CPU_SECONDS = 54 * 60 * 2
 
 
-def collect(study: Study) -> None:
-    """Write every finished result, and costs.json, into the study's output folder."""
+def collect(steps: list[Step], data: Path, work: Path, output: Path) -> None:
+    """Write every finished result, and costs.json, into the folder `output`.
+
+    steps: all of the study. data, work: its folders, which the files then name DATA and WORK.
+    """
     from training.media import media_seen, to_json
 
-    output = Path(study.args.output)
     output.mkdir(parents=True, exist_ok=True)
-    files = {file.stem: file for file in sorted((study.work / "results").glob("*.json"))}
-    files |= {run.parent.name: run for run in sorted((study.work / "runs").glob("finetune_*/results.json"))}
+    files = {file.stem: file for file in sorted((work / "results").glob("*.json"))}
+    files |= {run.parent.name: run for run in sorted((work / "runs").glob("finetune_*/results.json"))}
     for name, file in files.items():
         if name.startswith("cifar10_floors_"):
             continue
@@ -34,9 +34,9 @@ def collect(study: Study) -> None:
             result.pop("predictions", None)  # those of its label stand in tasks as well
         else:  # a fine-tuning keeps them in a file of their own
             result["predictions"] = json.loads((file.parent / "predictions.json").read_text())
-        write_compact(output / f"{name}.json", without_folders(result, study))
+        write_compact(output / f"{name}.json", without_folders(result, data, work))
     told = read_costs(output)  # of models and searches that another machine may hold
-    found = without_folders(costs(study), study)
+    found = without_folders(costs(steps, work), data, work)
     for model, losses in found["search"].items():
         losses = told.get("search", {}).get(model, {}) | losses
         found["search"][model] = dict(sorted(losses.items(), key=lambda row: float(row[0])))
@@ -75,12 +75,10 @@ def add_floors(result: dict, floors: dict) -> None:
     result["floors_command"] = floors["command"]
 
 
-def without_folders(result: dict, study: Study) -> dict:
-    """The same with DATA and WORK for the study's folders, and paths of this clone from its root."""
-    from benchmarks.study_steps import ROOT
-
+def without_folders(result: dict, data: Path, work: Path) -> dict:
+    """The same with DATA and WORK for the study's folders, and with paths of this clone relative to its root."""
     text = json.dumps(result)
-    for folder, name in ((study.data, "DATA"), (study.work, "WORK")):
+    for folder, name in ((data, "DATA"), (work, "WORK")):
         text = text.replace(str(folder), name)
     return json.loads(text.replace(f"{ROOT}/", ""))
 
@@ -93,25 +91,23 @@ def write_compact(file: Path, content: dict) -> None:
     write_whole(file, lambda path: path.write_text(f"{{\n{lines}\n}}\n"))
 
 
-def costs(study: Study) -> dict:
+def costs(steps: list[Step], work: Path) -> dict:
     """{"models": {name: costs}, "search": {name: {rate: validation loss}}, "steps": {step: time}, ...}.
 
     Of a model: cpu_seconds of its steps; process_cpu_seconds of the whole command with reading and validation (None
     where the study did not run it). What a Toto's tokens cost stands apart: training the tokenizer, and encoding.
     """
-    from benchmarks.study_steps import validation_loss
-
-    times = study.work / "times"
-    steps = {
+    times = work / "times"
+    spent_by = {
         str(file.relative_to(times).with_suffix("")): json.loads(file.read_text()) for file in times.rglob("*.json")
     }
     models, search = {}, {}
-    for step in study.steps:
+    for step in steps:
         kind, name = step.name.split("/")
         is_pretraining = kind == "pretrain" or name.startswith("pretrain_")
         if is_pretraining and step.made.exists():
             run = step.made.parent if step.made.name == "study.json" else step.made.parent.parent
-            spent = steps.get(step.name, {}).get("cpu_seconds")
+            spent = spent_by.get(step.name, {}).get("cpu_seconds")
             found = of_peer(run) if step.made.name == "study.json" else of_toto(run, spent)
             models[name.replace("pretrain_", "grid_")] = found | {"process_cpu_seconds": spent}
         elif kind == "search" and step.made.exists():
@@ -122,7 +118,7 @@ def costs(study: Study) -> dict:
         "models": models,
         "search": search,
         "tokenizer_training_cpu_seconds": TOKENIZER_TRAINING_CPU_SECONDS,
-        "steps": dict(sorted(steps.items())),
+        "steps": dict(sorted(spent_by.items())),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation.study import Entry
+from studies.probing.rows import Entry
 
 # An entry's name, or a pair of them: how much better the first is than the second.
 Side = str | tuple[str, str]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import pretrain_peer
-from benchmarks.peer_models import PEERS, MaskedAutoencoder, PixelGPT, augmented, order
-from benchmarks.pretrain_peer import PeerArgs, train
 from evaluation.backbones import load_backbone
+from studies.probing import pretrain_peer
+from studies.probing.peer_models import PEERS, MaskedAutoencoder, PixelGPT, augmented, order
+from studies.probing.pretrain_peer import PeerArgs, train
 from training.data import is_held_out
 from training.media import media_seen
 

@@ -1,6 +1,6 @@
 """Pre-train a peer of the probing study, a ViT-MAE or an ImageGPT of transformers, on images: its budget is CPU time.
 
-    python benchmarks/pretrain_peer.py --kind mae --dataset DATA/cifar10 --output_dir runs/mae_0 --minutes 60
+    python -m studies.probing.pretrain_peer --kind mae --dataset DATA/cifar10 --output_dir runs/mae_0 --minutes 60
 
 Writes a folder that `toto probe --model` reads, with study.json: what was seen and what it cost. Images that `toto
 pretrain` holds out of its shards are held out here too. With --minutes the schedule follows the CPU time of the steps,
@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 WARMUP = 1 / 15  # share of the budget; the study's Toto: 60 of 900 steps
 LOW = 0.05  # end of the cosine, as of the study's Toto
@@ -115,8 +112,8 @@ def train(args: PeerArgs) -> dict:
     from torch.nn.utils import clip_grad_norm_
     from tqdm.auto import tqdm
 
-    from benchmarks.peer_models import PEERS, augmented, order, validation_loss
     from evaluation.results import write_json
+    from studies.probing.peer_models import PEERS, augmented, order, validation_loss
     from tokenization.files import write_whole
     from training.args import OptimArgs
     from training.device import flush_denormals, versions
@@ -232,8 +229,8 @@ def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
-    description = __doc__.splitlines()[0]
-    train(HfArgumentParser(PeerArgs, description=description).parse_args_into_dataclasses(argv)[0])
+    prog, description = "python -m studies.probing.pretrain_peer", __doc__.splitlines()[0]
+    train(HfArgumentParser(PeerArgs, prog=prog, description=description).parse_args_into_dataclasses(argv)[0])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+
+# What pre-trains a ViT-MAE or an ImageGPT: `python -m PEER`.
+PEER = "studies.probing.pretrain_peer"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. made: what exists once it is done. command: a verb of `toto`, or a file of this folder, and flags.
+    """One command.
+
+    made: what exists once it is done. command: a verb of `toto`, or PEER for a peer's pre-training, and its flags.
     rates: {learning rate: run, or its validation loss} of the search that its rate comes from; None where it needs
-    none."""
+    none.
+    """
 
     name: str
     made: Path
@@ -80,14 +86,13 @@ def carry_out(step: Step, work: Path, threads: int) -> None:
     if verb in ("pretrain", "finetune"):
         run = Path(rest[rest.index("--output_dir") + 1])
         rest = ["--resume", str(run)] if (run / "recipe.yaml").is_file() else rest
-    is_file = verb.endswith(".py")
-    told = ["python", f"benchmarks/{verb}"] if is_file else ["toto", verb]
-    print(f"$ {shlex.join([*told, *rest])}", flush=True)
-    program = [str(ROOT / "benchmarks" / verb)] if is_file else ["-m", VERBS[verb][0]]
+    shown = ["python", "-m", PEER] if verb == PEER else ["toto", verb]
+    print(f"$ {shlex.join([*shown, *rest])}", flush=True)
+    module = PEER if verb == PEER else VERBS[verb][0]
     surroundings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     try:
-        subprocess.run([sys.executable, *program, *rest], cwd=ROOT, env=os.environ | surroundings, check=True)
+        subprocess.run([sys.executable, "-m", module, *rest], cwd=ROOT, env=os.environ | surroundings, check=True)
     finally:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

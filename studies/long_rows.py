@@ -2,7 +2,7 @@
 
 `generate_frames` drops the oldest frames of a row that outgrows the model and keeps the cached states of the others.
 Those were computed when the dropped frames could be seen; encoding the frames afresh is the exact reference. Here both
-predict the same true clips: `python -m evaluation.long_rows --model M --num_frames 64 --output results/long_rows.json`.
+predict the same true clips: `python -m studies.long_rows --model M --num_frames 64 --output results/long_rows.json`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def plot(path: str | Path, title: str, ways: list[dict], context: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
-    parser = HfArgumentParser(LongRowsArgs, prog="python -m evaluation.long_rows", description=__doc__)
+    parser = HfArgumentParser(LongRowsArgs, prog="python -m studies.long_rows", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
     import torch
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     write_json(
         args.output,
         {
-            "command": command_line("", argv).replace("toto ''", "python -m evaluation.long_rows"),
+            "command": command_line("", argv).replace("toto ''", "python -m studies.long_rows"),
             "model": args.model,
             "data": {"dataset": args.dataset, "split": args.split, "num_clips": len(clips), "skipped": source.skipped},
             "num_frames": args.num_frames,
