@@ -77,8 +77,8 @@ def make_side(name: str, args, compiled: bool = False):
 def random_ids(config, rows: int, seed: int = 0):
     import torch
 
-    length = 2 + config.num_frames * config.tokens_per_frame
-    return torch.randint(64, config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+    shape = (rows, config.row_length())
+    return torch.randint(64, config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def speed(args) -> tuple[dict, dict]:

@@ -46,9 +46,9 @@ class TotoBackbone(Backbone):
             if resolution % stride:
                 raise ValueError(f"--resolution {resolution} is no multiple of the tokenizer's {stride} pixels a code.")
             processor = processor.with_sizes(resolution, processor.num_frames)
-            tokens, config = math.prod(processor.grid), TotoConfig.from_pretrained(path)
-            length = max(config.max_position_embeddings, 2 + config.num_frames * tokens)
-            changes |= {"tokens_per_frame": tokens, "max_position_embeddings": length}
+            config = TotoConfig.from_pretrained(path, tokens_per_frame=math.prod(processor.grid))
+            length = max(config.max_position_embeddings, config.row_length())
+            changes |= {"tokens_per_frame": config.tokens_per_frame, "max_position_embeddings": length}
         model = TotoModel.from_pretrained(path, dtype=torch.float32, **changes)
         return cls(model, processor, name=str(path), device=device)
 
@@ -70,9 +70,9 @@ class TotoBackbone(Backbone):
 
         frames = torch.as_tensor(frames)
         batch, time = frames.shape[:2]
-        length, limit = 1 + time * math.prod(self.grid), self.model.config.max_position_embeddings
-        if length > limit:
-            most = (limit - 1) // math.prod(self.grid)
+        config = self.model.config
+        if config.row_length(time) - 1 > config.max_position_embeddings:  # these rows have no end token
+            most = config.context_frames
             raise ValueError(
                 f"{self.name} reads at most {most} frames and clips have {time}; pass --num_frames {most}."
             )

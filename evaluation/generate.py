@@ -54,7 +54,7 @@ def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) 
     Together they may exceed the model's context: the oldest frames then leave it. Raises ValueError where the prompt
     alone does.
     """
-    most = (config.max_position_embeddings - 2) // config.tokens_per_frame
+    most = config.context_frames
     half = max(1, min(config.num_frames // 2, most))
     if num_prompt_frames is not None:
         prompt = num_prompt_frames

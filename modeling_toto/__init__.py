@@ -1,4 +1,4 @@
-"""What the model is: importing this package makes the Auto classes of transformers know Toto."""
+"""The Toto model family. Importing this package registers Toto with the Auto classes of transformers."""
 
 from transformers import (
     AutoConfig,
@@ -9,20 +9,28 @@ from transformers import (
     AutoModelForVideoClassification,
 )
 
-from .classification_toto import TotoClassifierOutput, TotoForImageClassification, TotoForVideoClassification
 from .configuration_toto import PRESETS, TotoConfig
-from .modeling_toto import TotoCausalLMOutput, TotoForCausalLM, TotoModel, TotoPreTrainedModel
-from .patch_prediction_toto import TotoForPatchPrediction, TotoPatchPredictionOutput
+from .modeling_toto import (
+    TotoCausalLMOutput,
+    TotoClassifierOutput,
+    TotoForCausalLM,
+    TotoForImageClassification,
+    TotoForPatchPrediction,
+    TotoForVideoClassification,
+    TotoModel,
+    TotoPatchPredictionOutput,
+    TotoPreTrainedModel,
+)
 
 AutoConfig.register(TotoConfig.model_type, TotoConfig, exist_ok=True)
 AutoModel.register(TotoConfig, TotoModel, exist_ok=True)
 AutoModelForCausalLM.register(TotoConfig, TotoForCausalLM, exist_ok=True)
 AutoModelForImageClassification.register(TotoConfig, TotoForImageClassification, exist_ok=True)
 AutoModelForVideoClassification.register(TotoConfig, TotoForVideoClassification, exist_ok=True)
-# Of several classes the Auto class takes the one that the checkpoint names as its architecture, or else the first.
+# The Auto class picks the one that the checkpoint names as its architecture, or else the first.
 AutoModelForPreTraining.register(TotoConfig, (TotoForCausalLM, TotoForPatchPrediction), exist_ok=True)
 
-# What is saved carries its code, so that a pushed repository opens where this package is not installed.
+# Models are saved with their code, so that a pushed repository loads where this package is not installed.
 TotoConfig.register_for_auto_class()
 TotoModel.register_for_auto_class("AutoModel")
 TotoForCausalLM.register_for_auto_class("AutoModelForCausalLM")

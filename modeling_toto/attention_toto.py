@@ -1,4 +1,4 @@
-"""Who sees whom: causal, prefix and full attention, and what a call must fulfil before anything is computed."""
+"""Attention modes (causal, prefix, full) and their masks, and checks of a call's inputs."""
 
 import copy
 
@@ -12,35 +12,46 @@ from .configuration_toto import ATTENTION_MODES, TotoConfig
 def resolve_mode(
     config: TotoConfig, attention_mode: str | None, prefix_length: int | torch.Tensor | None
 ) -> tuple[str, int | torch.Tensor | None]:
-    """The mode and prefix length of a call: what it asks for, or else what the config says.
+    """The attention mode and prefix length of a call: its arguments, or else the config's values.
 
     Raises:
-        ValueError: an unknown mode, a prefix without its length or a length without prefix mode, or a mode that the
-            attention implementation cannot do.
+        ValueError: If the mode is unknown, prefix mode has no length or another mode has one, or the attention
+            implementation does not support the mode.
     """
     mode = attention_mode or config.attention_mode
     if mode not in ATTENTION_MODES:
-        raise ValueError(f"attention_mode {mode!r} is unknown; choose one of {', '.join(ATTENTION_MODES)}.")
+        raise ValueError(f"attention_mode is {mode!r}; choose one of {', '.join(ATTENTION_MODES)}.")
     if mode != "prefix":
         if prefix_length is not None:
-            raise ValueError(f"prefix_length belongs to attention_mode='prefix', but the mode is {mode!r}.")
+            raise ValueError(f"prefix_length is set but attention_mode is {mode!r}; use attention_mode='prefix'.")
         return mode, None
     length = config.prefix_length if prefix_length is None else prefix_length
     if length is None:
-        raise ValueError("attention_mode='prefix' needs prefix_length, the number of first tokens that see each other.")
+        raise ValueError("attention_mode is 'prefix' but prefix_length is None; set the prefix's length in tokens.")
     if isinstance(length, int) and length < 0:
-        raise ValueError(f"prefix_length must be 0 or more, not {length}.")
+        raise ValueError(f"prefix_length is {length}; set 0 or more.")
     implementation = config._attn_implementation or ""
     if "flash" in implementation or "paged" in implementation:
         raise ValueError(
-            f"{implementation} cannot mask a prefix; load the model with attn_implementation='sdpa', 'flex_attention' "
-            "or 'eager'."
+            f"{implementation} does not support prefix attention; load the model with attn_implementation='sdpa', "
+            "'flex_attention' or 'eager'."
         )
     return mode, length
 
 
+def exactly_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    """Whichever of input_ids (B, L) and inputs_embeds (B, L, D) was passed.
+
+    Raises:
+        ValueError: If both or neither were passed.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")  # transformers' own message
+    return input_ids if inputs_embeds is None else inputs_embeds
+
+
 def is_padding_mask(attention_mask) -> bool:
-    """True for (B, past + L) with 0 for padding; False for None and for masks that say everything, 4-D or flex."""
+    """True for a mask (B, past + L) with 0 for padding; False for None and for complete masks (4-D or flex)."""
     return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
 
@@ -51,11 +62,11 @@ def in_prefix(
     device: torch.device,
     past: int | torch.Tensor = 0,
 ) -> torch.BoolTensor:
-    """True for the first `prefix_length` tokens of each row, left padding not counted: (1 or B, L).
+    """True for the first `prefix_length` tokens of each row, not counting left padding: (1 or B, L).
 
     Args:
-        length: L, the tokens to tell about, which come after `past` others.
-        prefix_length: an integer, or one per row (B,).
+        length: L, the number of tokens, which follow `past` others.
+        prefix_length: An integer, or one per row (B,).
         attention_mask: (B, past + L), 0 for padding, or None.
     """
     if isinstance(prefix_length, torch.Tensor):
@@ -73,15 +84,15 @@ def next_token_labels(
     attention_mask: torch.Tensor | None,
     past: int | torch.Tensor = 0,
 ) -> torch.LongTensor:
-    """Labels (B, L) without those whose token has been seen by what predicts it: -100 inside a prefix.
+    """Labels (B, L) with -100 for tokens that are visible to the position that predicts them: those in a prefix.
 
     Raises:
-        ValueError: full attention, under which every token sees the next one.
+        ValueError: If the mode is full attention, under which every token attends to the next one.
     """
     if mode == "full":
         raise ValueError(
-            "There is no next-token loss under full attention: every token sees the one it should predict. "
-            "Use attention_mode='causal' or 'prefix'."
+            "There is no next-token loss under full attention, because every token attends to the one it predicts; use "
+            "attention_mode='causal' or 'prefix'."
         )
     if mode == "causal":
         return labels
@@ -89,9 +100,10 @@ def next_token_labels(
 
 
 def _at_this_length(cache: Cache) -> Cache:
-    """The cache for a flex mask, which is evaluated in the attention, after a static cache has counted the new tokens.
+    """The cache with its present length fixed, for a flex mask.
 
-    transformers hands the mask the cache's own counter, and so every query would see one position too many.
+    A flex mask is evaluated in the attention, after a static cache has counted the new tokens. transformers passes the
+    cache's own counter, with which every query would attend to too many positions.
     """
     offset = cache.get_query_offset()
     if not isinstance(offset, torch.Tensor):
@@ -110,15 +122,15 @@ def make_mask(
     mode: str = "causal",
     prefix_length: int | torch.Tensor | None = None,
 ):
-    """The mask that the attention implementation takes; None where `is_causal` (or nothing) says the same.
+    """The mask in the attention implementation's format, or None where `is_causal` (or no mask) is equivalent.
 
-    A mask that is already 4-D, or a flex BlockMask, is passed through.
+    A mask that is already 4-D, or a flex BlockMask, is returned as it is.
 
     Args:
-        inputs_embeds: (B, L, D), of which only the shape, dtype and device are read.
+        inputs_embeds: (B, L, D); only its shape, dtype and device are used.
         attention_mask: (B, past + L), 0 for padding, or None.
     Raises:
-        ValueError: a prefix that reaches beyond the first call of a cached sequence.
+        ValueError: If the prefix extends beyond the first call of a cached sequence.
     """
     given = (config, inputs_embeds, attention_mask)
     if mode == "full":
@@ -131,94 +143,92 @@ def make_mask(
     batch, length = inputs_embeds.shape[:2]
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
     if isinstance(past, torch.Tensor) and torch.compiler.is_compiling():
-        raise ValueError("With a static cache, torch.compile needs the prefix mask made outside, by make_mask.")
+        raise ValueError(
+            "The prefix mask of a static cache cannot be made under torch.compile; pass the result of make_mask."
+        )
     if past == 0:
         inside = in_prefix(length, prefix_length, attention_mask, inputs_embeds.device).expand(batch, -1)
-        # equal ids see each other; -1 stays causal
+        # equal ids attend to each other; -1 stays causal
         return create_causal_mask(*given, **shared, block_sequence_ids=torch.where(inside, 0, -1))
     longest = int(torch.as_tensor(prefix_length).max())
     if longest > past:
         raise ValueError(
-            f"The prefix of {longest} tokens must come in one call, but the cache holds only {past} of them: its first "
-            "tokens have not seen the others. Pass the whole prefix at once."
+            f"The prefix has {longest} tokens but the cache holds only {past} of them, which have not attended to the "
+            "others; pass the whole prefix in one call."
         )
     return create_causal_mask(*given, **shared)
 
 
 def check_backward(config: TotoConfig, module: torch.nn.Module, device: torch.device) -> None:
-    """Refuse what would need a gradient that the attention implementation does not have.
+    """Raise ValueError if the call needs a gradient that the attention implementation lacks.
 
-    Raises:
-        ValueError: FlexAttention on a CPU outside `torch.no_grad()`.
+    This is the case for FlexAttention on a CPU outside `torch.no_grad()`.
     """
     if config._attn_implementation != "flex_attention" or device.type != "cpu" or not torch.is_grad_enabled():
         return
     if any(weight.requires_grad for weight in module.parameters()):
         raise ValueError(
-            "flex_attention has no backward pass on a CPU: call the model under torch.no_grad(), or load it with "
+            "flex_attention has no backward pass on a CPU; call the model under torch.no_grad(), or load it with "
             "attn_implementation='sdpa' to train."
         )
 
 
 def check_ids(input_ids: torch.LongTensor, vocab_size: int) -> None:
-    """Refuse ids outside the vocabulary: at once on a CPU, without waiting for the device elsewhere.
+    """Raise ValueError if ids are outside the vocabulary.
 
-    Raises:
-        ValueError: on a CPU. On other devices an assertion of the device fails, as a check here would have to wait
-            for the device at every call.
+    On devices other than a CPU a device-side assertion fails instead, because reading the result here would wait for
+    the device at every call.
     """
     if torch.compiler.is_compiling() or input_ids.numel() == 0 or input_ids.device.type == "meta":
         return
     low, high = input_ids.aminmax()
     if input_ids.device.type != "cpu":
-        torch._assert_async((low >= 0) & (high < vocab_size), f"an id is outside the vocabulary of {vocab_size}")
+        torch._assert_async((low >= 0) & (high < vocab_size), f"An id is outside the vocabulary of {vocab_size}.")
     elif low < 0 or high >= vocab_size:
         wrong = int(low if low < 0 else high)
         raise ValueError(
-            f"The id {wrong} is outside the vocabulary of {vocab_size}: the ids come from another tokenizer than the "
-            "model's, or the padding of labels (-100) was passed as ids."
+            f"The id {wrong} is outside the vocabulary of {vocab_size}; use the tokenizer that the model was trained "
+            "with, and do not pass labels (padded with -100) as ids."
         )
 
 
 def check_cache(cache: Cache, batch: int, length: int, num_layers: int, attention_mask: torch.Tensor | None) -> None:
-    """Refuse a cache that does not continue with `batch` rows of `length` more tokens.
+    """Raise ValueError unless `batch` rows of `length` more tokens can continue this cache.
 
-    Raises:
-        ValueError: another model's cache, other rows, no room left, or an attention mask of another length.
+    They cannot if it is another model's cache, has another number of rows or no room left, or if the attention mask has
+    another length.
     """
     past = cache.get_seq_length()
     if torch.compiler.is_compiling() or (isinstance(past, torch.Tensor) and past.device.type != "cpu"):
-        return  # a look at the number would break the graph, or wait for the device
+        return  # reading the length would break the graph, or wait for the device
     room = cache.get_max_length() if cache.layers else -1
     if 0 < room < past + length:
         raise ValueError(
-            f"The cache has room for {room} tokens, {int(past)} are in it and {length} more do not fit; make it with "
+            f"The cache has room for {room} tokens and holds {int(past)}, so {length} more do not fit; create it with "
             f"max_cache_len={int(past) + length} or more."
         )
     if past == 0:
         return
     if len(cache.layers) != num_layers:
-        raise ValueError(f"The cache has {len(cache.layers)} layers and the model {num_layers}: it is another model's.")
+        raise ValueError(
+            f"The cache has {len(cache.layers)} layers but the model has {num_layers}; pass a cache of this model."
+        )
     keys = cache.layers[0].keys
     if keys is not None and keys.ndim == 4 and keys.shape[0] != batch:
-        raise ValueError(f"The cache holds {keys.shape[0]} rows and the input {batch}; start with an empty cache.")
+        raise ValueError(f"The cache holds {keys.shape[0]} rows but the input has {batch}; start with an empty cache.")
     if is_padding_mask(attention_mask) and attention_mask.shape[1] not in (past + length, room):
         raise ValueError(
             f"attention_mask covers {attention_mask.shape[1]} tokens, but the cache holds {int(past)} and {length} "
-            f"are new: it must be ({batch}, {int(past) + length})."
+            f"are new; pass a mask of shape ({batch}, {int(past) + length})."
         )
 
 
 def check_length(length: int, past: int | torch.Tensor, most: int) -> None:
-    """Refuse a row longer than the positions that the model was trained on.
-
-    Raises:
-        ValueError: with both numbers.
-    """
+    """Raise ValueError if a row of `past` + `length` tokens is longer than `most`, the model's number of positions."""
     if torch.compiler.is_compiling() or (isinstance(past, torch.Tensor) and past.device.type != "cpu"):
         return
     if past + length > most:
         raise ValueError(
             f"The sequence of {int(past) + length} tokens is longer than the model's {most} positions "
-            "(max_position_embeddings): pass fewer frames, or raise it in the config together with a RoPE scaling."
+            "(max_position_embeddings); pass fewer frames, or raise it in the config together with a RoPE scaling."
         )

@@ -1,12 +1,12 @@
-"""A decoder block for training: Llama's numbers, keeping half as much for the backward pass and in fewer sweeps.
+"""A decoder block for training: Llama's results with half the memory for the backward pass and fewer memory sweeps.
 
-Autograd keeps every intermediate result of a block: two copies of each normed input, the casts that autocast makes,
-the activation and its product. Here two functions, before and after the attention, keep the residual stream, the
-queries, keys and values, the gate and the up projection; the rest, all elementwise, is made again in the backward pass.
-No matrix product is repeated.
+Autograd saves every intermediate result of a block: two copies of each normalised input, autocast's casts, the
+activation and its product. Here two autograd functions, before and after the attention, save only the residual stream,
+the queries, keys and values, and the gate and up projections. The rest is elementwise and recomputed in the backward
+pass; no matrix product is repeated.
 
-Under bfloat16 autocast what is kept is bfloat16. The products are too, except on a CPU where they are slower than in
-float32: there they are taken in float32 (which is never less exact).
+Under bfloat16 autocast the saved tensors are bfloat16. So are the products, except on a CPU where bfloat16 is slower
+than float32: there they are computed in float32, which is at least as exact.
 """
 
 import torch
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-# Numbers of the widest matrix that is made at a time: float32 temporaries stay small, and bfloat16 products, which are
-# quick where they are taken at all, need not add up their weights' gradients in pieces.
+# Number of elements of the widest temporary matrix: small in float32, to save memory; larger in bfloat16, which is used
+# only where its products are fast, so that the weights' gradients are summed over fewer pieces.
 PIECE = {torch.float32: 3 * 2**20, torch.bfloat16: 12 * 2**20, torch.float16: 12 * 2**20}
-# Numbers swept by elementwise work at a time: what it needs stays in a core's cache.
+# Number of elements processed by elementwise operations at a time, which fit in a core's cache.
 SWEEP = 2**19
 
 
 def cpu_bf16_is_fast() -> bool:
-    """Whether this CPU multiplies in bfloat16 faster than in float32.
+    """Whether matrix products on this CPU are faster in bfloat16 than in float32.
 
-    Of those with AVX512-BF16 and no AMX, AMD's gain by it and Intel's lose (docs/log.md). `tokenization.precision` asks
-    the same; files that go to the Hub with a model and those that go with a tokenizer cannot share it.
+    Of the CPUs with AVX512-BF16 but no AMX, AMD's are faster and Intel's slower (docs/log.md). `tokenization.precision`
+    has the same function, because a model's files on the Hub cannot import a tokenizer's.
     """
     cpu = torch.cpu.get_capabilities()
     amd = cpu.get("cpu_name", "").startswith("AMD")
@@ -38,22 +38,22 @@ CPU_BF16_IS_FAST = cpu_bf16_is_fast()
 
 
 def kept_dtype(x: torch.Tensor) -> torch.dtype:
-    """What activations are kept in: autocast's dtype where it is on, otherwise their own."""
+    """The dtype in which activations are saved: autocast's if enabled, otherwise their own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What matrix products of `dtype` are taken in on this device."""
+    """The dtype in which matrix products of `dtype` are computed on this device."""
     if dtype is torch.bfloat16 and device.type == "cpu" and not CPU_BF16_IS_FAST:
         return torch.float32
     return dtype
 
 
 def _slices(tensor: torch.Tensor, step: int | None = None) -> list[slice]:
-    """The rows of a tensor in steps, by default of SWEEP numbers.
+    """Slices of a tensor's rows, `step` rows or by default SWEEP elements each.
 
-    All at once on other devices than CPUs, and under torch.compile, which fuses.
+    A single slice on devices other than a CPU, and under torch.compile, which fuses the operations.
     """
     length = len(tensor)
     if step is None:
@@ -71,7 +71,7 @@ def _unit(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
-    """RMSNorm of (N, D), computed in float32, given in `dtype`."""
+    """RMSNorm of (N, D), computed in float32 and returned in `dtype`."""
     out = torch.empty_like(x, dtype=dtype)
     for rows in _slices(x):
         torch.mul(_unit(x[rows], eps)[0], weight, out=out[rows])
@@ -81,7 +81,7 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype)
 def _norm_backward(
     d_out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, d_weight: torch.Tensor, d_x: torch.Tensor
 ) -> None:
-    """Adds the gradient of `_norm`'s input to d_x (N, D), and its weight's to d_weight (D,), float32."""
+    """Add the gradient of `_norm`'s input to d_x (N, D) and that of its weight to d_weight (D,), float32."""
     for rows in _slices(x):
         unit, inverse = _unit(x[rows], eps)
         part = d_out[rows].float()
@@ -91,7 +91,7 @@ def _norm_backward(
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, back: bool = False) -> None:
-    """out (N, H, d) = RoPE of x (N, H, d) by cos, sin (N, 1, d / 2), or with `back` its inverse."""
+    """Write RoPE of x (N, H, d) by cos, sin (N, 1, d / 2), or with `back` its inverse, to out (N, H, d)."""
     for rows in _slices(x):
         first, second = x[rows].float().chunk(2, dim=-1)
         c, s = cos[rows], -sin[rows] if back else sin[rows]
@@ -101,7 +101,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Te
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """x (N, I) weight^T, (N, O), in x's dtype; written to `out`, whose dtype may be another, to be kept."""
+    """x (N, I) weight^T -> (N, O) in x's dtype, also written to `out`, whose dtype may differ."""
     if out.dtype == x.dtype:
         return torch.mm(x, weight.T, out=out)
     product = F.linear(x, weight)
@@ -110,20 +110,20 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.T
 
 
 def add_outer(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left^T right of (N, O) and (N, I), a weight's gradient (O, I), added to the sum so far."""
+    """The sum of `total`, if any, and left^T right (O, I), a weight's gradient; left is (N, O), right (N, I)."""
     if total is None:
         return left.T @ right
     return total.addmm_(left.T, right) if total.dtype == left.dtype else total.add_(left.T @ right)
 
 
 class _BeforeAttention(torch.autograd.Function):
-    """x (B, T, D) -> norm -> queries, keys (both turned by RoPE) and values, (B, T, H, d) each."""
+    """x (B, T, D) -> norm -> queries and keys (both rotated by RoPE) and values, (B, T, H, d) each."""
 
     @staticmethod
     def forward(ctx, x, norm, w_q, w_k, w_v, cos, sin, eps, head_dim):
         kept = kept_dtype(x)
         dtype = product_dtype(kept, x.device)
-        # one row of the tables a token: (B * T, 1, d / 2)
+        # one row of the tables per token: (B * T, 1, d / 2)
         tables = [
             table[..., : head_dim // 2].expand(len(x), -1, -1).reshape(-1, 1, head_dim // 2) for table in (cos, sin)
         ]
@@ -171,7 +171,7 @@ class _BeforeAttention(torch.autograd.Function):
 
 
 class _AfterAttention(torch.autograd.Function):
-    """x (B, T, D) and what attention gave (B, T, H * d) -> y = x + attention W_o, then y + MLP(norm(y))."""
+    """x (B, T, D) and the attention's output (B, T, H * d) -> y + MLP(norm(y)), where y = x + attention W_o."""
 
     @staticmethod
     def forward(ctx, x, attention, w_o, norm, w_gate, w_up, w_down, eps):
@@ -229,7 +229,7 @@ class _AfterAttention(torch.autograd.Function):
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Causal attention on a CPU in float32 of bfloat16 inputs (B, H, T, d), which are what is kept."""
+    """Causal attention on a CPU, computed in float32 from bfloat16 inputs (B, H, T, d), which are saved."""
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
@@ -254,10 +254,10 @@ class _CausalAttention(torch.autograd.Function):
 
 
 class TotoDecoderLayer(LlamaDecoderLayer):
-    """Llama's block; in training it goes by the functions above wherever they compute the same."""
+    """Llama's block, which in training uses the functions above wherever they give the same result."""
 
     def forward(self, hidden_states, attention_mask=None, past_key_values=None, position_embeddings=None, **kwargs):
-        """Residual stream (B, T, D) -> (B, T, D); the arguments are Llama's."""
+        """Residual stream (B, T, D) -> (B, T, D); arguments as in Llama."""
         if past_key_values is not None or not self._goes_lean():
             return super().forward(
                 hidden_states,
@@ -297,8 +297,11 @@ class TotoDecoderLayer(LlamaDecoderLayer):
         )
 
     def _goes_lean(self) -> bool:
-        """Whether a backward pass will come and nothing here differs from the plain block: no bias, dropout or other
-        activation, and no part replaced, sharded or watched (adapters, tensor parallelism, hooks)."""
+        """Whether gradients are needed and this is a plain block.
+
+        A plain block has no biases, no dropout, SiLU, and no part that is replaced, sharded or hooked (adapters, tensor
+        parallelism, hooks).
+        """
         attention, mlp = self.self_attn, self.mlp
         config = attention.config
         if not (self.training and torch.is_grad_enabled()) or config._attn_implementation in ("eager", None):

@@ -1,29 +1,32 @@
-"""The numbers that define a Toto model, and the paper's sizes as presets."""
+"""The configuration of a Toto model, with the paper's sizes as presets."""
 
 import math
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-# transformers' own name for huggingface_hub's decorator: code that travels to the Hub imports only transformers here
+# huggingface_hub's decorator, imported from transformers because code on the Hub may import only transformers
 from transformers.configuration_utils import strict
 
-# Where each Auto class finds its code in a pushed repository. A saved model alone would only name itself and the
-# config, and then a repository saved from TotoForCausalLM could not be opened with AutoModel.
+# Where each Auto class finds its code in a pushed repository. transformers itself would list only the config and the
+# class that was saved, and a repository saved from TotoForCausalLM could not be opened with AutoModel.
 AUTO_MAP = {
     "AutoConfig": "configuration_toto.TotoConfig",
     "AutoModel": "modeling_toto.TotoModel",
     "AutoModelForCausalLM": "modeling_toto.TotoForCausalLM",
-    "AutoModelForPreTraining": "modeling_toto.TotoForCausalLM",  # TotoForPatchPrediction names itself when saved
-    "AutoModelForImageClassification": "classification_toto.TotoForImageClassification",
-    "AutoModelForVideoClassification": "classification_toto.TotoForVideoClassification",
+    "AutoModelForPreTraining": "modeling_toto.TotoForCausalLM",  # replaced when a TotoForPatchPrediction is saved
+    "AutoModelForImageClassification": "modeling_toto.TotoForImageClassification",
+    "AutoModelForVideoClassification": "modeling_toto.TotoForVideoClassification",
 }
+OWN_CLASSES = {*AUTO_MAP.values(), "modeling_toto.TotoForPatchPrediction"}
+# Earlier versions saved these files as well; their classes are now in modeling_toto.py.
+FORMER_FILES = ("classification_toto", "patch_prediction_toto")
 
 ATTENTION_MODES = ("causal", "prefix", "full")
 POOLERS = ("mean", "attention", "cross_attention_mlp")
 NEXT_TOKEN_LOSSES = ("backbone", "stop_gradient")
 PREDICTION_TARGETS = ("patch", "code")
 
-# Ids 0..63 are pad, video start, end, image start and rows reserved for prompts; code k is id 64 + k.
+# Ids 0..3 are padding, video start, end and image start; 4..63 are reserved for prompts; code k is id 64 + k.
 CODE_OFFSET = 64
 DVAE_VOCAB = CODE_OFFSET + 8192
 VQGAN_1K_VOCAB = CODE_OFFSET + 1024
@@ -42,10 +45,10 @@ def _mup_family(hidden_size: int, num_hidden_layers: int, intermediate_size: int
     }
 
 
-# base, large, 1b: paper Table 1. Paper silent on the MLP width and on tying; these are the only ordinary choices that
-# give its 120M, 280M and 1.1B. a1..a6: paper Table 15 (appendix); an MLP of about 4.7 x hidden and untied embeddings of
-# a 1k-code VQGAN give its counts; they use muP with learning rate 2^-7 (App. A.7, silent on the base: ours is a1).
-# tiny is ours: 64-token frames of the tokenizer that ships, made for a CPU.
+# base, large, 1b: paper Table 1. The paper is silent on the MLP width and on tying; these are the only common choices
+# that give its 120M, 280M and 1.1B parameters. a1..a6: paper Table 15 (appendix); an MLP of about 4.7 x hidden_size and
+# untied embeddings of a 1k-code VQGAN give its counts. They use muP with learning rate 2^-7 (App. A.7, silent on the
+# base; ours is a1). tiny is ours: for a CPU, with the 64-token frames of the tokenizer that ships.
 PRESETS: dict[str, dict] = {
     "tiny": {
         "vocab_size": CODE_OFFSET + 512,
@@ -54,7 +57,7 @@ PRESETS: dict[str, dict] = {
         "num_hidden_layers": 6,
         "num_attention_heads": 4,
         "tokens_per_frame": 64,
-        "max_position_embeddings": 1 + 16 * 64 + 1,
+        "max_position_embeddings": 1026,  # 16 frames
     },
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 16},
@@ -68,35 +71,53 @@ PRESETS: dict[str, dict] = {
 }
 
 
+def _current_reference(reference: str) -> str:
+    """An entry of auto_map as this version saves it.
+
+    A config read from the Hub has entries like "user/repo--modeling_toto.TotoModel". Without the prefix, a model saved
+    from it runs the code that is saved with it instead of that repository's.
+    """
+    module, _, name = str(reference).split("--")[-1].rpartition(".")
+    own = f"{'modeling_toto' if module in FORMER_FILES else module}.{name}"
+    return own if own in OWN_CLASSES else reference
+
+
 @strict
 class TotoConfig(LlamaConfig):
-    """A Llama configuration that also knows how frames are laid out in a row of ids (defaults: Toto-base).
+    """Configuration of a Toto model: LlamaConfig plus the layout of a row of ids. The defaults are Toto-base.
 
-    Fields beyond LlamaConfig's:
-        tokens_per_frame: codes of one frame (paper Sec. 3.4: 256 = 16 x 16).
-        num_frames: frames of a full row (paper Sec. 3.4: 16). A row is start + frames + end.
-        grid_size: (rows, columns) of a frame's codes; derived when `tokens_per_frame` is a square number.
-        image_start_token_id: start of a row of images; bos_token_id starts a video (paper: 3 and 1, end 2).
-        code_offset: id of code 0 (paper silent; 64 leaves room for prompt ids).
-        attention_mode, prefix_length: who sees whom, unless a call says otherwise: "causal", "prefix" (the first
-            `prefix_length` tokens see each other; App. A.3) or "full" (all see all; App. A.4).
-        feature_layer: the layer that classification heads read: the residual stream after that block, 0 the embeddings.
-            None: half depth, where the paper finds the best features (Sec. 4).
-        pooler: how heads make one vector of the tokens: "mean", "attention" (paper Sec. 3.5) or "cross_attention_mlp"
-            (paper Table 17, silent on its depth).
-        next_token_loss: None, or a joint next-token loss of classification models: "backbone" trains both losses
-            through the backbone, "stop_gradient" trains the backbone by next tokens alone, the head beside it.
-        next_token_loss_weight: its factor (paper silent; 1).
-        patch_size, prediction_target: of TotoForPatchPrediction (paper Table 3): RGB patches of this many pixels a side
-            in, the next normalised "patch" or its dVAE "code" out.
-        mup_base_width, mup_base_head_dim: with them, muP (App. A.7): at this width and head size the model is a plain
-            Llama, at others it takes the same learning rate (see mup.py). None: standard parametrisation.
-        embedding_multiplier, output_multiplier: factors of the embeddings and of the logits (paper silent; 1).
-    Raises ValueError when sizes or names contradict each other.
+    A row is a start token, whole frames of `tokens_per_frame` codes each, and an end token; see `row_length`.
+
+    Args:
+        tokens_per_frame: Number of codes per frame (paper Sec. 3.4: 256 = 16 x 16).
+        num_frames: Number of frames, or of packed images, in a full row (paper Sec. 3.4: 16).
+        grid_size: Rows and columns of a frame's codes. Derived from `tokens_per_frame` if that is a square number.
+        image_start_token_id: Id of the token that starts a row of images. A video starts with `bos_token_id`, and
+            both end with `eos_token_id` (paper: 3, 1 and 2).
+        code_offset: Id of code 0 (paper silent; 64 leaves ids for prompts).
+        attention_mode: Default attention mask: "causal", "prefix" (the first `prefix_length` tokens attend to each
+            other; App. A.3) or "full" (every token attends to every token; App. A.4).
+        prefix_length: Default length of the prefix in tokens.
+        feature_layer: Layer that the classification heads read: the residual stream after that many blocks, 0 being
+            the embeddings. None selects half depth, where the paper finds the best features (Sec. 4).
+        pooler: How a classification head pools the tokens: "mean", "attention" (paper Sec. 3.5) or
+            "cross_attention_mlp" (paper Table 17; silent on its depth).
+        next_token_loss: Auxiliary next-token loss of the classifiers. "backbone" trains the backbone with both losses;
+            "stop_gradient" trains it with the next-token loss alone, and the head on detached features. None: no such
+            loss.
+        next_token_loss_weight: Weight of that loss (paper silent; 1).
+        patch_size: Side of an RGB patch in pixels, for TotoForPatchPrediction (paper Table 3).
+        prediction_target: What TotoForPatchPrediction predicts: the next normalised "patch" or its dVAE "code".
+        mup_base_width, mup_base_head_dim: Hidden size and head size at which muP (App. A.7) equals a plain Llama; at
+            other sizes the same learning rate applies (see mup.py). None: standard parametrisation.
+        embedding_multiplier, output_multiplier: Factors of the embeddings and of the logits (paper silent; 1).
+
+    Raises:
+        ValueError: If fields contradict each other, or a value is not one of those listed.
     """
 
     model_type = "toto"
-    # losses stay out of what the Trainer's evaluation collects as predictions
+    # the Trainer must not collect losses as predictions when it evaluates
     keys_to_ignore_at_inference = ["past_key_values", "token_losses", "task_loss", "next_token_loss"]
 
     vocab_size: int = DVAE_VOCAB
@@ -104,7 +125,7 @@ class TotoConfig(LlamaConfig):
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    max_position_embeddings: int = 1 + 16 * 256 + 1
+    max_position_embeddings: int = 4098  # 16 frames
     rms_norm_eps: float | int = 1e-6
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
@@ -134,23 +155,19 @@ class TotoConfig(LlamaConfig):
             if math.prod(self.grid_size) != self.tokens_per_frame:
                 raise ValueError(
                     f"grid_size {self.grid_size} holds {math.prod(self.grid_size)} codes but tokens_per_frame is "
-                    f"{self.tokens_per_frame}; set both, or leave grid_size out for square frames."
+                    f"{self.tokens_per_frame}; set both, or omit grid_size for square frames."
                 )
         elif math.isqrt(self.tokens_per_frame) ** 2 == self.tokens_per_frame:
             self.grid_size = (math.isqrt(self.tokens_per_frame),) * 2
         self._check_choices()
-        # A config read from the Hub says "user/repo--modeling_toto.TotoModel"; without the prefix, what is saved from
-        # it runs the code saved beside it and not that of another repository.
         given = kwargs.pop("auto_map", None) or {}
-        self.auto_map = AUTO_MAP | {
-            auto: ref for auto, ref in given.items() if str(ref).split("--")[-1] != AUTO_MAP.get(auto)
-        }
+        self.auto_map = AUTO_MAP | {auto_class: _current_reference(ref) for auto_class, ref in given.items()}
         super().__post_init__(**kwargs)
 
     def _check_choices(self) -> None:
-        """Refuse names out of their lists and layers that do not exist, as the ValueError that it is.
+        """Raise ValueError for names that are not in their lists and for layers that do not exist.
 
-        transformers would wrap what a `validate_*` method raises into an error of another kind.
+        Not a `validate_*` method: transformers would wrap its ValueError in an error of another type.
         """
         choices = {
             "attention_mode": ATTENTION_MODES,
@@ -162,22 +179,19 @@ class TotoConfig(LlamaConfig):
             if getattr(self, name) not in allowed:
                 listed = ", ".join(map(repr, allowed))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {listed}.")
-        if self.feature_layer is not None and not 0 <= self.feature_layer <= self.num_hidden_layers:
-            raise ValueError(
-                f"feature_layer is {self.feature_layer}, but the model has layers 0 (the embeddings) to "
-                f"{self.num_hidden_layers}."
-            )
+        if self.feature_layer is not None:
+            self.check_layer("feature_layer", self.feature_layer)
         for name in ("mup_base_width", "mup_base_head_dim"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a size, or None for no muP.")
+                raise ValueError(f"{name} is {getattr(self, name)}; set a positive size, or None for no muP.")
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers, but fields given by keyword are there from the start, so that they are checked.
+        """As in transformers, but fields given by keyword are set before the config is validated.
 
-        `from_pretrained(path, tokens_per_frame=1024, num_frames=4, rope_theta=50_000)`, of a config or a model, is
-        another resolution and another RoPE base (paper Table 4): the grid follows from tokens_per_frame, and
-        rope_theta is put into rope_parameters.
+        For example, `from_pretrained(path, tokens_per_frame=1024, num_frames=4, rope_theta=50_000)`, of a config or a
+        model, changes the resolution and the RoPE base (paper Table 4): the grid follows from tokens_per_frame, and
+        rope_theta is stored in rope_parameters.
         """
         own = set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
         changes = {key: kwargs.pop(key) for key in own & set(kwargs)}
@@ -189,24 +203,46 @@ class TotoConfig(LlamaConfig):
             config_dict.pop("grid_size", None)
         return super().from_dict(config_dict, **kwargs)
 
+    def check_layer(self, name: str, layer: int) -> None:
+        """Raise ValueError, naming the argument `name`, unless the model has this layer; 0 is the embeddings."""
+        if not 0 <= layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"{name} is {layer}, but the model has layers 0 (the embeddings) to {self.num_hidden_layers}; choose "
+                "one of these."
+            )
+
+    def row_length(self, frames: int | None = None) -> int:
+        """Number of ids in a row of `frames` frames or packed images: start token, codes, end token.
+
+        Args:
+            frames: Number of frames; `num_frames` by default. A row of one image has 1.
+        """
+        return 2 + (self.num_frames if frames is None else frames) * self.tokens_per_frame
+
+    @property
+    def context_frames(self) -> int:
+        """Number of whole frames that fit into `max_position_embeddings` with the start and end tokens."""
+        return (self.max_position_embeddings - 2) // self.tokens_per_frame
+
     @property
     def num_codes(self) -> int:
-        """Size of the visual codebook: the ids from `code_offset` on."""
+        """Number of codes in the visual codebook: the ids from `code_offset` on."""
         return self.vocab_size - self.code_offset
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of an RGB patch."""
+        """Number of values in an RGB patch."""
         return 3 * self.patch_size**2
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "TotoConfig":
-        """The configuration of a named size (tiny, base, large, 1b, a1..a6) with any field replaced.
+        """The configuration of a preset (tiny, base, large, 1b, a1..a6), with any fields overridden.
 
-        Raises ValueError for an unknown name.
+        Raises:
+            ValueError: If there is no such preset.
         """
         if name not in PRESETS:
-            raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(PRESETS)}.")
+            raise ValueError(f"Preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **overrides})
 
 

@@ -1,4 +1,4 @@
-"""One token at a time, fast: a cache with room, a lean decode step, and the window of a row longer than the context."""
+"""Fast decoding: a preallocated cache, a lean decode step, and a sliding window for rows longer than the context."""
 
 import torch
 from torch import nn
@@ -11,10 +11,10 @@ from .block_toto import TotoDecoderLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer with room for `room` positions, written in place.
+    """A cache layer preallocated for `room` positions and written in place.
 
-    transformers' own copies all keys and values at every step (for 8 rows on a CPU as long as attending to them); its
-    static cache attends to the empty positions as well.
+    transformers' dynamic cache copies all keys and values at every step (which for 8 rows on a CPU takes as long as
+    attending to them); its static cache also attends to the empty positions.
     """
 
     def __init__(self, room: int):
@@ -22,7 +22,7 @@ class RoomyLayer(DynamicLayer):
         self.room, self.length = room, 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """key_states, value_states (B, H, new, D) -> everything seen so far (B, H, seen, D)."""
+        """Append key_states, value_states (B, H, new, D) and return all keys and values so far, (B, H, seen, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.room, key_states.shape[3])
@@ -37,21 +37,21 @@ class RoomyLayer(DynamicLayer):
         return self.length
 
     def clear(self) -> None:
-        """Forget everything and keep the room."""
+        """Empty the cache and keep its memory."""
         self.length = 0
         if self.is_initialized:
             self._show()
 
     def drop(self, count: int, inv_freq: torch.Tensor) -> None:
-        """Forget positions 1..count: what follows moves down by `count`, its keys turned to where they now are.
+        """Drop positions 1..count; later ones move down by `count`, with their keys rotated to the new positions.
 
-        inv_freq (D/2,): RoPE's frequencies. Turning a key by -count positions gives the key of the lower position
+        inv_freq (D/2,): RoPE's frequencies. Rotating a key by -count positions gives the key at the lower position
         exactly (up to rounding), since rotations add; values carry no position.
         """
         angles = count * torch.cat((inv_freq, inv_freq)).float()
         keys = self.keys[:, :, 1 + count :].float()
         keys = keys * angles.cos() - rotate_half(keys) * angles.sin()
-        values = self.values[:, :, 1 + count :].clone()  # source and goal overlap
+        values = self.values[:, :, 1 + count :].clone()  # source and destination overlap
         self.length -= count
         self._show()
         self.keys[:, :, 1:] = keys
@@ -62,10 +62,10 @@ class RoomyLayer(DynamicLayer):
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int):
-    """x (rows, D) -> x W^T + b (rows, out), as a function to be called many times, without gradients.
+    """The function x (rows, D) -> x W^T + b (rows, out), for many calls without gradients.
 
-    On a CPU the weight is laid out as oneDNN's kernels want it, once, where a plain call does so every time (up to half
-    of a step's time in bfloat16); that is a copy of it.
+    On a CPU it holds a copy of the weight in oneDNN's layout, to which a plain call converts the weight every time (up
+    to half of a step's time in bfloat16).
     """
     if packing_pays(weight, rows):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
@@ -74,7 +74,7 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int):
 
 
 def joined(rows: int, *layers: nn.Linear):
-    """One product for several linear layers of the same input: their outputs side by side."""
+    """One product for several linear layers with the same input; their outputs are concatenated."""
     if len(layers) == 1:
         return product(layers[0].weight, layers[0].bias, rows)
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
@@ -82,7 +82,7 @@ def joined(rows: int, *layers: nn.Linear):
 
 
 def packing_pays(weight: torch.Tensor, rows: int) -> bool:
-    """Whether oneDNN's own layout is faster: in bfloat16 where the CPU has it, in float32 from two rows on."""
+    """Whether oneDNN's layout is faster: in bfloat16 if the CPU supports it, in float32 for two rows or more."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
@@ -91,10 +91,10 @@ def packing_pays(weight: torch.Tensor, rows: int) -> bool:
 
 
 def why_not_fast(model: nn.Module) -> str | None:
-    """What keeps a causal Toto from `DecodeStep`, as a phrase; None where nothing does.
+    """The reason why a causal Toto cannot use `DecodeStep`, as a phrase, or None.
 
-    The step calls the model's embeddings, norms and activation but applies the weights of its linear layers itself, so
-    whatever replaces or watches those layers would go unseen: adapters, quantised layers, hooks, patched forwards.
+    The step calls the model's embeddings, norms and activation but applies the weights of its linear layers itself. It
+    would bypass anything that replaces or observes those layers: adapters, quantised layers, hooks, patched forwards.
     """
     if "dynamic" in model.model.rotary_emb.rope_type or model.model.rotary_emb.rope_type == "longrope":
         return "RoPE frequencies that depend on the length of the row"
@@ -116,7 +116,7 @@ def why_not_fast(model: nn.Module) -> str | None:
         passed_by += [layer, attention, mlp, *linears]
     for module in (model, model.model, *passed_by):
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        # those of transformers record hidden states when a call asks for them, and stay in place afterwards
+        # transformers' own hooks record hidden states on request, and stay in place afterwards
         if any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks):
             return "forward hooks"
         if "forward" in vars(module):
@@ -127,9 +127,9 @@ def why_not_fast(model: nn.Module) -> str | None:
 class DecodeStep:
     """The model's forward for one new id per row, over the filled part of a cache, with logits of codes only.
 
-    The same numbers as the plain forward, up to rounding: q, k, v and gate, up are one matmul each, the head has only
-    the rows of codes, RoPE's tables are made once, no mask and no output object is made. Holds a copy of the weights
-    while it lives (on a CPU), so weights that change later go unseen.
+    It equals the plain forward up to rounding. q, k and v are one matmul, as are gate and up; the head has only the
+    rows of codes; RoPE's tables are computed once; no mask and no output object is created. On a CPU it holds a copy of
+    the weights, so later changes to the weights have no effect on it.
     """
 
     def __init__(self, model: nn.Module, cache: DynamicCache):
@@ -155,7 +155,7 @@ class DecodeStep:
 
     @torch.no_grad()  # with gradients, oneDNN falls back to a reference loop a hundred times slower
     def __call__(self, ids: torch.LongTensor) -> torch.Tensor:
-        """ids (B,), which enter the cache -> logits of the codes that may follow, (B, num_codes)."""
+        """Append ids (B,) to the cache and return the logits of the next codes, (B, num_codes)."""
         config, base = self.model.config, self.model.model
         heads, groups = config.num_attention_heads, config.num_key_value_heads
         position = self.cache.get_seq_length()
@@ -168,7 +168,7 @@ class DecodeStep:
             turned, value = mixed[:, : heads + groups], mixed[:, heads + groups :]
             turned = turned * cos + rotate_half(turned) * sin
             keys, values = memory.update(turned[:, heads:], value)  # (B, G, seen, D)
-            # the heads that share keys stand in as several queries of one head: keys are read once
+            # heads that share keys are treated as several queries of one head, so that keys are read once
             queries = turned[:, :heads].reshape(len(ids), groups, heads // groups, -1)
             attended = scaled_dot_product_attention(queries, keys, values, scale=layer.self_attn.scaling)
             x = x + out(attended.reshape(len(ids), -1))
@@ -181,12 +181,12 @@ class DecodeStep:
 
 
 class FrameWindow:
-    """What a causal Toto sees of rows that may outgrow its context: the start token and the newest whole frames.
+    """The visible part of rows that may outgrow a causal Toto's context: the start token and the newest whole frames.
 
-    Where the next frame does not fit, `drop_frames` oldest frames leave and the others move down, so that no position
-    is one that the model was not trained on. With `recompute` the frames kept are encoded afresh each time: the exact
-    reference. Otherwise their keys are turned to the new positions; but keys and values of the upper layers were made
-    when the dropped frames could still be seen, and go on remembering them.
+    When the next frame does not fit, the `drop_frames` oldest frames are dropped and the others move down, so that the
+    model never sees a position it was not trained on. With `recompute`, the exact reference, the remaining frames are
+    encoded again each time. Otherwise their keys are rotated to the new positions, but the keys and values of the upper
+    layers were computed while the dropped frames were visible and still depend on them.
     """
 
     def __init__(
@@ -198,10 +198,10 @@ class FrameWindow:
         use_cache: bool = True,
     ):
         config = model.config
-        self.model, self.ids = model, ids  # (B, total), read up to the position asked for
+        self.model, self.ids = model, ids  # (B, total), of which only the filled part is read
         self.size = window_size(config, ids.shape[1])
         self.drop_ids, self.recompute = frames_to_drop(config, drop_frames) * config.tokens_per_frame, recompute
-        self.dropped = 0  # ids that have left
+        self.dropped = 0  # number of ids dropped so far
         self.cache = self.step = None
         if use_cache:
             self.cache = DynamicCache()
@@ -213,7 +213,7 @@ class FrameWindow:
         while end - self.dropped > self.size:
             self.dropped += self.drop_ids
             if self.cache is None or self.cache.get_seq_length() == 0:
-                continue  # nothing was encoded yet
+                continue  # nothing is encoded yet
             for layer in self.cache.layers:
                 if self.recompute:
                     layer.clear()
@@ -231,7 +231,7 @@ class FrameWindow:
     def code_logits(self, end: int) -> torch.Tensor:
         """Logits of the code that follows the ids before `end`: (B, num_codes)."""
         seen = self.cache.get_seq_length() if self.fast else 0
-        if seen == 0 or seen + self.dropped != end - 1:  # the first pass, or frames to be encoded afresh
+        if seen == 0 or seen + self.dropped != end - 1:  # the first pass, or frames to be encoded again
             return self.plain_logits(end, 1)[:, -1, self.model.config.code_offset :]
         if self.step is None:
             self.step = DecodeStep(self.model, self.cache)
@@ -239,23 +239,19 @@ class FrameWindow:
 
 
 def window_size(config, total: int) -> int:
-    """Ids that the model sees at once: all of `total`, or where they do not fit a start and as many frames as do.
+    """Number of ids visible at once: all of `total`, or a start token and as many frames as fit.
 
-    The end token keeps its position: a full row is start + frames + end.
+    A position is kept for the end token, which neither includes.
     """
     if total + 1 <= config.max_position_embeddings:
         return total
-    return 1 + context_frames(config) * config.tokens_per_frame
-
-
-def context_frames(config) -> int:
-    """Whole frames between start and end token in the model's context."""
-    return (config.max_position_embeddings - 2) // config.tokens_per_frame
+    return config.row_length(config.context_frames) - 1
 
 
 def frames_to_drop(config, drop_frames: int | None) -> int:
-    """How many frames leave at a time: what was asked for, or a quarter of the context.
+    """Number of frames dropped at a time: `drop_frames`, or by default a quarter of the context.
 
-    Measured with toto-nano: one at a time costs more than four, whether states are kept or made afresh (docs/log.md).
+    Measured with toto-nano: dropping one at a time costs more than four, whether states are kept or recomputed
+    (docs/log.md).
     """
-    return max(1, context_frames(config) // 4) if drop_frames is None else drop_frames
+    return max(1, config.context_frames // 4) if drop_frames is None else drop_frames

@@ -1,4 +1,4 @@
-"""A Toto as a plain Llama with the same logits: every multiplier folded into the weights, the ids told in its card."""
+"""Export of a Toto to a plain Llama with the same logits, with a model card that explains its ids."""
 
 import shutil
 from pathlib import Path
@@ -29,22 +29,22 @@ codes, not text**: there is no text tokenizer, and none is missing.
 | other ids below {config.code_offset} | reserved |
 | {config.code_offset} to {last} | the {config.num_codes:,} visual codes: code k is id {config.code_offset} + k |
 
-A row is a start, frames of {config.tokens_per_frame} codes{grid} without anything between them, and an end: at most
+A row is a start, frames of {config.tokens_per_frame} codes{grid} without separators, and an end: at most
 {config.max_position_embeddings:,} ids.
 
 ```python
 import torch
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{source}")  # or where this folder lies
+model = AutoModelForCausalLM.from_pretrained("{source}")  # or the path of this folder
 prompt = torch.tensor([[{config.bos_token_id}, *frame_ids]])  # frame_ids: ids of the first frames
 no_code = list(range({config.code_offset}))
 row = model.generate(prompt, max_new_tokens={config.tokens_per_frame}, do_sample=True, suppress_tokens=no_code)
 ```
 
-Pixels become ids, and ids pixels, in the processor of `{source}`: `processor(videos="clip.mp4",
-add_end_token=False).input_ids` and `processor.decode(row)`. A server must take ids instead of text (in vLLM:
-`skip_tokenizer_init=True`, `prompt_token_ids`) and should draw only from the codes (`allowed_token_ids`).
+The processor of `{source}` converts pixels to ids and ids to pixels: `processor(videos="clip.mp4",
+add_end_token=False).input_ids` and `processor.decode(row)`. A server must accept ids instead of text (in vLLM:
+`skip_tokenizer_init=True`, `prompt_token_ids`) and should sample only codes (`allowed_token_ids`).
 """
 
 
@@ -52,13 +52,13 @@ def llama_config(model: TotoForCausalLM) -> LlamaConfig:
     """The Llama part of a Toto's configuration.
 
     Raises:
-        ValueError: an attention mode that Llama does not have.
+        ValueError: If the attention mode is not causal.
     """
     config = model.config
     if config.attention_mode != "causal":
         raise ValueError(
-            f"The model's attention_mode is {config.attention_mode!r} and a Llama's is always causal, so its logits "
-            "would differ; only causal models can be exported."
+            f"attention_mode is {config.attention_mode!r}, but a Llama is always causal, so its logits would differ; "
+            "export only causal models."
         )
     known = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
     return LlamaConfig(**{key: value for key, value in config.to_dict().items() if key in known})
@@ -66,15 +66,15 @@ def llama_config(model: TotoForCausalLM) -> LlamaConfig:
 
 @torch.no_grad()
 def to_llama(model: TotoForCausalLM, dtype: torch.dtype | None = None) -> LlamaForCausalLM:
-    """The plain Llama with the same logits, tied where the Toto is tied.
+    """The plain Llama with the same logits, tied if the Toto is tied.
 
-    With embeddings times e, logits times o and attention scores times s (see mup.py), where Llama's score is
-    times 1 / sqrt(d): e goes into the embeddings; s * sqrt(d) into the queries; o into the gain of the final norm,
-    divided by e where the readout is the embeddings. Products are taken in float32, then rounded to `dtype` (the
-    model's own by default).
+    A Toto multiplies embeddings by e, logits by o and attention scores by s (see mup.py); Llama multiplies only scores,
+    by 1 / sqrt(d). So e is folded into the embeddings, s * sqrt(d) into the query projections, and o into the gain of
+    the final norm, divided by e if the readout is tied to the embeddings. Products are computed in float32 and rounded
+    to `dtype` (the model's own by default).
 
     Raises:
-        ValueError: the model is not causal.
+        ValueError: If the model is not causal.
     """
     config = llama_config(model)
     state = model.state_dict()
@@ -94,10 +94,13 @@ def to_llama(model: TotoForCausalLM, dtype: torch.dtype | None = None) -> LlamaF
 
 
 def write_llama(model: TotoForCausalLM, output: str | Path, source: str, dtype: torch.dtype | None = None) -> Path:
-    """Write the folder of `to_llama(model, dtype)` and its card, under a temporary name that is then renamed.
+    """Write `to_llama(model, dtype)` and its card to a folder, and return its path.
+
+    The folder is written under a temporary name and then renamed.
 
     Args:
-        output: a folder that does not exist, or is empty. source: what the card calls the Toto.
+        output: A folder that does not exist or is empty.
+        source: Name of the Toto in the card.
     """
     output, config = Path(output).resolve(), model.config
     llama = to_llama(model, dtype)

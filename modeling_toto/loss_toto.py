@@ -1,4 +1,4 @@
-"""The cross-entropy of next tokens, computed from hidden states without ever holding the logits of a whole row."""
+"""Next-token cross-entropy from hidden states, computed without holding the logits of a whole row."""
 
 import torch
 from torch import nn
@@ -7,16 +7,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .block_toto import add_outer, kept_dtype, product_dtype
 
-# Logits held at once: 16 MB in float32, so that they stay in a CPU's cache.
+# Number of logits held at once: 16 MB in float32, which fit in a CPU's cache.
 CHUNK_ELEMENTS = 2**22
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """(states, weight, targets) -> (sum of the losses, losses): the head's gradient is made in the forward pass.
+    """(states, weight, targets) -> (sum of the losses, losses), with the gradients computed in the forward pass.
 
-    The logits of a chunk are there when its loss is known, and so is the gradient of the plain sum; making it at once
-    saves the product that recomputes the logits. Where each position's loss is used on its own, the backward pass
-    makes it anew with its own weight for each position.
+    When the loss of a chunk is computed its logits are available, and so is the gradient of the sum; computing it then
+    saves the product that would recompute the logits. If the losses of positions are used individually, the backward
+    pass computes the gradients again with a weight for each position.
     """
 
     @staticmethod
@@ -44,9 +44,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _passes(states, weight, targets, dtype, ignore_index, factor, needed):
-    """Losses (N,) and the gradients of their sum, or of `factor` (N,) times them, for the inputs that are `needed`.
+    """Losses (N,) and the gradients of their sum, weighted by `factor` (N,) if given, for the inputs that are `needed`.
 
-    Products of states (N, D) and weight (V, D) are taken in `dtype`; losses and sums are float32.
+    Products of states (N, D) and weight (V, D) are computed in `dtype`; losses and sums are float32.
     """
     with torch.autocast(states.device.type, enabled=False):
         states, weight = states.to(dtype), weight.to(dtype)
@@ -78,16 +78,16 @@ def _passes(states, weight, targets, dtype, ignore_index, factor, needed):
 def token_cross_entropy(
     states: torch.Tensor, targets: torch.Tensor, head: nn.Module, ignore_index: int = -100
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of `head(states)` against `targets` without holding all the logits.
+    """Cross-entropy of `head(states)` against `targets`, without holding all logits.
 
-    states (N, D), targets (N,) -> their sum () and float32 nats (N,), 0 where the target is `ignore_index`. Use the sum
-    to train: its gradient is ready when the loss is. Both are differentiable.
+    states (N, D), targets (N,) -> the sum () and float32 nats (N,), 0 where the target is `ignore_index`. Both are
+    differentiable; use the sum to train, because its gradient is already computed.
     """
     plain = type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter
     if plain and not torch.compiler.is_compiling():
         return _LinearCrossEntropy.apply(states, head.weight, targets, ignore_index)
 
-    # A wrapped head (an adapter, a sharded weight) is called as a module; its logits are made again in backward.
+    # A wrapped head (an adapter, a sharded weight) is called as a module; backward recomputes its logits.
     def chunk_loss(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(head(rows).float(), wanted, reduction="none", ignore_index=ignore_index)
 
@@ -107,9 +107,10 @@ def next_token_losses(
 ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
     """Losses of predicting labels[:, t] from states[:, t - 1]: their sum () and float32 nats (B, L), 0 at t = 0.
 
-    states (B, L, D), or logits (B, L, V) without a head; labels (B, L), not shifted, -100 where nothing is predicted.
+    states is (B, L, D), or logits (B, L, V) if head is None; labels is (B, L), not shifted, -100 where nothing is
+    predicted.
     """
-    # as in transformers, the labels move and not the states: a slice of those would be a copy
+    # as in transformers, the labels are shifted, not the states, because a slice of the states would be copied
     targets = F.pad(labels[:, 1:], (0, 1), value=-100).to(states.device)
     if head is None:
         losses = F.cross_entropy(states.flatten(0, 1).float(), targets.flatten(), reduction="none")

@@ -1,4 +1,4 @@
-"""Turn the features of many tokens into one vector: the poolings that heads and probes share."""
+"""Pooling of token features into one vector, shared by the classification heads and the probes."""
 
 import math
 
@@ -7,9 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .configuration_toto import TotoConfig
+
 
 def normalise(tokens: torch.Tensor) -> torch.Tensor:
-    """Layer normalisation without parameters, in float32, that every layer gets before a head: (..., D) -> (..., D)."""
+    """Layer normalisation without parameters, in float32, applied to any layer before a head: (..., D) -> (..., D)."""
     return F.layer_norm(tokens.float(), tokens.shape[-1:])
 
 
@@ -20,20 +22,20 @@ def attention_pool(
     value: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """M independent attention poolings over the same tokens, each with one query.
+    """M independent attention poolings over the same tokens, with one query each.
+
+    With a single query, both matrices move out of the sum over tokens: ``q . W_k x = (W_k^T q) . x`` and
+    ``sum_n a_n W_v x_n = W_v sum_n a_n x_n``. The result is the same with N D instead of N D^2 multiplications.
 
     Args:
-        tokens: features, (B, N, D).
-        query: (M, d), d = D or a head's share of it.
-        key, value: the matrices W_k and W_v of each pooling, (M, d, D), applied as ``W x``. Without `value`, W_v is
-            left to the caller (who may standardise the weighted means first).
+        tokens: Features, (B, N, D).
+        query: (M, d), where d is D or a head's share of it.
+        key, value: Matrices W_k and W_v of each pooling, (M, d, D), applied as ``W x``. Without `value`, applying W_v
+            is left to the caller, who may standardise the weighted means first.
         mask: True where a token counts, (B, N). None: all count.
 
     Returns:
         (B, M, d), or (B, M, D) without `value`: ``sum_n softmax_n(q . W_k x_n / sqrt(d)) W_v x_n``.
-
-    One query lets both matrices move out of the sum over tokens, ``q . W_k x = (W_k^T q) . x`` and
-    ``sum_n a_n W_v x_n = W_v sum_n a_n x_n``: the same numbers for N D instead of N D^2 multiplications.
     """
     direction = torch.einsum("md,mde->me", query, key) / math.sqrt(query.shape[-1])  # (M, D)
     scores = tokens @ direction.T  # (B, N, M)
@@ -43,12 +45,12 @@ def attention_pool(
     return pooled if value is None else torch.einsum("bme,mde->bmd", pooled, value)
 
 
-# Queries start near zero, so that training starts from mean pooling.
+# Queries start near zero, so that training starts close to mean pooling.
 QUERY_STD = 0.02
 
 
 class MeanPooling(nn.Module):
-    """The average of the tokens (paper Sec. 3.5: average pooling, then a linear layer)."""
+    """Mean of the tokens (paper Sec. 3.5: average pooling, then a linear layer)."""
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """tokens (B, N, D), mask (B, N) True where a token counts -> (B, D)."""
@@ -59,9 +61,9 @@ class MeanPooling(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """One learnable query attends to all tokens through learned W_k and W_v (paper Sec. 3.5).
+    """A learnable query attends to all tokens through learned W_k and W_v (paper Sec. 3.5).
 
-    The paper names no output matrix and no number of heads; we use one head of the feature's own width.
+    The paper mentions no output matrix and no number of heads; we use one head as wide as the features.
     """
 
     def __init__(self, dim: int):
@@ -72,7 +74,7 @@ class AttentionPooling(nn.Module):
         self.reset_query()
 
     def reset_query(self) -> None:
-        """Draw the query anew, unless it was loaded."""
+        """Initialise the query, unless it was loaded."""
         init.normal_(self.query, std=QUERY_STD)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -82,11 +84,11 @@ class AttentionPooling(nn.Module):
 
 
 class CrossAttentionPooling(AttentionPooling):
-    """One learnable query attends to all tokens with several heads; an MLP follows (paper Table 17's larger head).
+    """A learnable query attends to all tokens with several heads, followed by an MLP (paper Table 17's larger head).
 
     The paper is silent on its depth. We follow the attentive pooler of V-JEPA 2 without its self-attention blocks:
-    cross-attention and an MLP of four times the width, each added to what it reads. What a single query and normalised
-    tokens make redundant is left out: a matrix on the query, a bias of the keys, a norm of the tokens.
+    cross-attention and an MLP of four times the width, both with residual connections. Left out is what a single query
+    and normalised tokens make redundant: a matrix on the query, a bias of the keys, a norm of the tokens.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -107,4 +109,13 @@ class CrossAttentionPooling(AttentionPooling):
         return pooled + self.contract(F.gelu(self.expand(self.norm(pooled))))
 
 
-__all__ = ["AttentionPooling", "CrossAttentionPooling", "MeanPooling", "attention_pool", "normalise"]
+def make_pooler(config: TotoConfig) -> nn.Module:
+    """The pooling module named by `config.pooler`: tokens (B, N, D), mask (B, N) -> (B, D)."""
+    if config.pooler == "mean":
+        return MeanPooling()
+    if config.pooler == "attention":
+        return AttentionPooling(config.hidden_size)
+    return CrossAttentionPooling(config.hidden_size, config.num_attention_heads)
+
+
+__all__ = ["AttentionPooling", "CrossAttentionPooling", "MeanPooling", "attention_pool", "make_pooler", "normalise"]

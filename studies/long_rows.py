@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.features import default_device
     from evaluation.results import command_line, write_json
     from modeling_toto import TotoForCausalLM
-    from modeling_toto.decoding_toto import context_frames, frames_to_drop
+    from modeling_toto.decoding_toto import frames_to_drop
     from modeling_toto.generation_toto import check_rows
     from tokenization.processing_toto import TotoProcessor
     from tokenization.sequences import video_rows
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     path, device = resolve_model(args.model), default_device()
     model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
     processor = TotoProcessor.from_pretrained(path).to(device)
-    context = context_frames(model.config)
+    context = model.config.context_frames
     if args.num_frames <= context:
         raise ValueError(f"--num_frames is {args.num_frames}, which the model's {context} frames hold; ask for more.")
     drop_frames = args.drop_frames or [frames_to_drop(model.config, None)]

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,72 @@ def reachable(path: Path) -> set[Path]:
             found.add(path)
             waiting += siblings(path)
     return found
+
+
+def imported_files(path: Path, root: Path) -> set[Path]:
+    """Files of the project that a file imports by name, relatively or absolutely, wherever the import stands.
+
+    `from package.x import y` is package/x/y.py, package/x.py or package/x/__init__.py, whichever exists first. The
+    packages on the way, whose `__init__` Python runs as well, do not count.
+    """
+
+    def file_of(parts: list[str]) -> Path | None:
+        base = root.joinpath(*parts)
+        return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if parts and f.is_file()), None)
+
+    found = set()
+    for node, _, _ in imports(path):
+        if isinstance(node, ast.Import):
+            found |= {file_of(alias.name.split(".")) for alias in node.names}
+            continue
+        start = list(path.relative_to(root).parent.parts)
+        start = start[: len(start) - node.level + 1] if node.level else []
+        module = start + (node.module.split(".") if node.module else [])
+        found |= {file_of([*module, alias.name]) or file_of(module) for alias in node.names}
+    return found - {None}
+
+
+def circle(package: Path) -> list[str]:
+    """Files of a package that import each other in a circle, the first one last again; empty where there is none."""
+    graph = {path: imported_files(path, package.parent) for path in package.rglob("*.py")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [path.relative_to(package).as_posix() for path in reversed(error.args[1])]
+    return []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_imports_another_in_a_circle(package):
+    """Imports inside functions and under TYPE_CHECKING count."""
+    assert not circle(ROOT / package)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from .a import f",
+        "from . import a",
+        "import package.a",
+        "from package import a",
+        "from package.a import f",
+        "from ..package.a import f",
+        "def f():\n    from .a import f",
+        "if TYPE_CHECKING:\n    from .a import f",
+        "try:\n    import package.a as b\nexcept ImportError:\n    pass",
+        "from package import f",  # the package's face, which imports a
+    ],
+)
+def test_a_circle_is_found(tmp_path, back):
+    for name, text in {"__init__": "from .a import f", "a": "import torch\nfrom .room.c import g", "b": back}.items():
+        (tmp_path / "package" / "room").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "package" / f"{name}.py").write_text(text)
+    (tmp_path / "package" / "room" / "c.py").write_text("from package import b\nfrom os import path")
+    found = circle(tmp_path / "package")
+    assert found[0] == found[-1] and {"a.py", "b.py", "room/c.py"} <= set(found)
+    (tmp_path / "package" / "b.py").write_text("from os import path")
+    (tmp_path / "package" / "room" / "c.py").write_text("from package import b")
+    assert not circle(tmp_path / "package")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -64,7 +64,7 @@ def _with_sizes(config: TotoConfig, args: FinetuneModelArgs, processor: TotoProc
     fields = args.fields()
     fields["tokens_per_frame"] = (args.resolution // stride) ** 2 if args.resolution else config.tokens_per_frame
     fields["num_frames"] = args.num_frames or config.num_frames
-    length = 2 + fields["num_frames"] * fields["tokens_per_frame"]
+    length = TotoConfig(tokens_per_frame=fields["tokens_per_frame"]).row_length(fields["num_frames"])
     fields["max_position_embeddings"] = max(config.max_position_embeddings, length)
     if config.feature_layer is None:  # half depth is for frozen features; here all blocks learn (paper silent)
         fields["feature_layer"] = config.num_hidden_layers
@@ -85,7 +85,7 @@ def check_rows(config: TotoConfig, kind: str) -> None:
     Raises:
         ValueError: a prefix that is longer than the row, or next tokens under full attention.
     """
-    length = 2 + (1 if kind == "image" else config.num_frames) * config.tokens_per_frame
+    length = config.row_length(1 if kind == "image" else config.num_frames)
     if config.attention_mode == "prefix":
         require(config.prefix_length is not None, "--attention_mode prefix needs --prefix_length.")
         require(

@@ -51,7 +51,7 @@ class Classify(Objective):
         self.model, self.processor, self.validation, self.drop_path = model, processor, validation, drop_path
         self.micro, self.accumulation = micro, accumulation
         self.tokens_per_step = rows_per_step * validation.codes[0].size
-        self.flops_per_token = classifier_flops(model, validation.codes[0].size)
+        self.flops_per_token = classifier_flops(model, len(validation.codes[0]))
         self.has_next = model.config.next_token_loss is not None
         self.is_mixed = bool(args.mixup or args.cutmix)
         self.average = None if average is None else Average(model, average)
@@ -169,11 +169,14 @@ def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
     }
 
 
-def classifier_flops(model, codes: int) -> float:
-    """Training FLOPs of a code token of a row: 6 a weight of the blocks that run, 6 a causal pair (12 where all see
-    all), and the readout of a next-token loss. The head and the visual tokenizer are not counted."""
+def classifier_flops(model, frames: int) -> float:
+    """Training FLOPs per code token of a row of `frames` frames.
+
+    Counted are 6 per weight of the blocks that run, 6 per causal pair (12 under full attention), and the readout of a
+    next-token loss; the head and the visual tokenizer are not.
+    """
     config = model.config
     has_next = config.next_token_loss is not None
     d, layers = config.hidden_size, config.num_hidden_layers if has_next else model.feature_layer
     weights = layers * (4 * d * d + 3 * d * config.intermediate_size) + has_next * config.vocab_size * d
-    return 6 * weights + (12 if config.attention_mode == "full" else 6) * layers * d * (codes + 2)
+    return 6 * weights + (12 if config.attention_mode == "full" else 6) * layers * d * config.row_length(frames)

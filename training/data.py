@@ -78,6 +78,8 @@ def check_fit(manifest: dict, config) -> None:
     Raises:
         ValueError: what differs, and the model settings that would fit.
     """
+    from modeling_toto import TotoConfig
+
     h, w = manifest["grid"]
     frames = manifest["num_frames"] if manifest["kind"] == "video" else config.num_frames
     wanted = {
@@ -88,15 +90,16 @@ def check_fit(manifest: dict, config) -> None:
     unlike = {k: v for k, v in wanted.items() if getattr(config, k) != v}
     if unlike:
         told = ", ".join(f"{k} {getattr(config, k)} (shards: {v})" for k, v in unlike.items())
-        fit = {**wanted, "max_position_embeddings": 2 + frames * h * w}
+        length = TotoConfig(tokens_per_frame=h * w).row_length(frames)
+        fit = {**wanted, "max_position_embeddings": length}
         raise ValueError(
             f"These shards do not fit the model: {told}. Tokenize with the model's tokenizer, or give the model "
             f"--config '{str(fit).replace(chr(39), chr(34))}'."
         )
-    if config.max_position_embeddings < 2 + frames * h * w:
+    if config.max_position_embeddings < config.row_length():
         raise ValueError(
-            f"A row of these shards has {2 + frames * h * w} ids but the model takes {config.max_position_embeddings}; "
-            f"raise max_position_embeddings in --config."
+            f"A row of these shards has {config.row_length()} ids but the model takes "
+            f"{config.max_position_embeddings}; raise max_position_embeddings in --config."
         )
 
 

@@ -37,7 +37,7 @@ def shrink(
         "vocab_size": full.code_offset + (CODES if full.num_codes else 0),
         "tokens_per_frame": side**2,
         "num_frames": frames,
-        "max_position_embeddings": 2 + frames * side**2,
+        "max_position_embeddings": TotoConfig(tokens_per_frame=side**2).row_length(frames),
         "tie_word_embeddings": full.tie_word_embeddings,
         "prediction_target": full.prediction_target,
         "patch_size": full.patch_size,

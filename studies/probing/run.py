@@ -32,8 +32,8 @@ STEPS_PER_MINUTE = 15
 CONFIG = {"hidden_size": 192, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 6}
 CONFIG |= {"head_dim": 32, "intermediate_size": 512}
 # Of eight frames each, so that the fine grid fits a row.
-GRID_8 = {"num_frames": 8, "max_position_embeddings": 2 + 8 * 64}
-GRID_16 = {"num_frames": 8, "tokens_per_frame": 256, "max_position_embeddings": 2 + 8 * 256}
+GRID_8 = {"num_frames": 8, "max_position_embeddings": 514}
+GRID_16 = {"num_frames": 8, "tokens_per_frame": 256, "max_position_embeddings": 2050}
 HEAD_LAYERS = (0, 4, 8)
 # {model: {shards: weight}}; the names of the sources are those of the data sets.
 MIXTURES = {

@@ -13,7 +13,7 @@ SMALL = {
     "num_attention_heads": 2,
     "tokens_per_frame": 4,
     "num_frames": 4,
-    "max_position_embeddings": 1 + 4 * 4 + 1,
+    "max_position_embeddings": 18,
 }
 
 

@@ -264,14 +264,15 @@ def refused(pattern: str, call, *args, **kwargs):
 
 
 def test_modes_refused(untouched, rows):
+    refused("attention_mode is 'block'; choose one of causal, prefix, full", untouched, rows, attention_mode="block")
+    refused("'prefix' but prefix_length is None; set the prefix's length", untouched, rows, attention_mode="prefix")
     refused(
-        "attention_mode 'block' is unknown; choose one of causal, prefix, full", untouched, rows, attention_mode="block"
+        "prefix_length is set but attention_mode is 'causal'; use attention_mode='prefix'",
+        untouched,
+        rows,
+        prefix_length=3,
     )
-    refused("needs prefix_length", untouched, rows, attention_mode="prefix")
-    refused(
-        "prefix_length belongs to attention_mode='prefix', but the mode is 'causal'", untouched, rows, prefix_length=3
-    )
-    refused("must be 0 or more, not -1", untouched, rows, attention_mode="prefix", prefix_length=-1)
+    refused("prefix_length is -1; set 0 or more", untouched, rows, attention_mode="prefix", prefix_length=-1)
     refused("no next-token loss under full attention", untouched, rows, labels=rows, attention_mode="full")
     refused("Full attention has no cache", untouched, rows, attention_mode="full", past_key_values=DynamicCache())
     refused("needs labels", untouched, rows, skip_logits=True)
@@ -282,7 +283,7 @@ def test_flash_attention_cannot_mask_a_prefix(untouched, rows, implementation):
     untouched.config._attn_implementation_internal = implementation  # as if it were installed
     for call in (untouched, untouched.model):
         refused(
-            f"{implementation} cannot mask a prefix; .*'sdpa', 'flex_attention' or 'eager'",
+            f"{implementation} does not support prefix attention; .*'sdpa', 'flex_attention' or 'eager'",
             call,
             rows,
             attention_mode="prefix",
@@ -292,7 +293,7 @@ def test_flash_attention_cannot_mask_a_prefix(untouched, rows, implementation):
 
 def test_flex_attention_has_no_backward_on_a_cpu(untouched, rows):
     untouched.set_attn_implementation("flex_attention")
-    refused("flex_attention has no backward pass on a CPU: .*torch.no_grad.*'sdpa' to train", untouched, rows)
+    refused("flex_attention has no backward pass on a CPU; .*torch.no_grad.*'sdpa' to train", untouched, rows)
 
 
 def test_bad_ids_and_lengths_refused(untouched, rows):
@@ -325,18 +326,18 @@ def filled(layers: int = 2, rows: int = 2, length: int = 5, room: int | None = N
 def test_caches_that_do_not_fit_refused(untouched, rows):
     new = rows[:, :4]
     refused(
-        r"attention_mask covers 7 tokens, but the cache holds 5 and 4 are new: it must be \(2, 9\)",
+        r"attention_mask covers 7 tokens, but the cache holds 5 and 4 are new; pass a mask of shape \(2, 9\)",
         untouched,
         new,
         attention_mask=torch.ones(2, 7),
         past_key_values=filled(),
     )
-    refused("room for 8 tokens, 5 are in it and 4 more do not fit", untouched, new, past_key_values=filled(room=8))
-    refused("The cache has 3 layers and the model 2", untouched, new, past_key_values=filled(layers=3))
-    refused("The cache holds 3 rows and the input 2", untouched, new, past_key_values=filled(rows=3))
+    refused("room for 8 tokens and holds 5, so 4 more do not fit", untouched, new, past_key_values=filled(room=8))
+    refused("The cache has 3 layers but the model has 2; pass", untouched, new, past_key_values=filled(layers=3))
+    refused("The cache holds 3 rows but the input has 2; start", untouched, new, past_key_values=filled(rows=3))
     refused("sequence of 19 tokens is longer than the model's 18", untouched, new, past_key_values=filled(length=15))
     refused(
-        "prefix of 7 tokens must come in one call, but the cache holds only 5",
+        "prefix has 7 tokens but the cache holds only 5 of them, .*; pass the whole prefix in one call",
         untouched,
         new,
         past_key_values=filled(),

@@ -53,8 +53,20 @@ def test_the_row_of_the_paper():
 def test_overrides_and_unknown_presets():
     config = TotoConfig.from_preset("large", num_hidden_layers=3, rope_theta=50000.0)
     assert config.num_hidden_layers == 3 and config.rope_parameters["rope_theta"] == 50000.0
-    with pytest.raises(ValueError, match=r"Unknown preset 'huge'.*tiny, base, large, 1b, a1"):
+    with pytest.raises(ValueError, match=r"Preset 'huge' is unknown; choose one of tiny, base, large, 1b, a1"):
         TotoConfig.from_preset("huge")
+
+
+def test_row_length_and_context_frames():
+    config = TotoConfig.from_preset("base")  # paper: start + 16 x 256 codes + end
+    assert config.row_length() == 4098 and config.context_frames == 16
+    assert (config.row_length(0), config.row_length(1), config.row_length(5)) == (2, 258, 1282)
+    assert [TotoConfig.from_preset(name).context_frames for name in PRESETS] == [16] * len(PRESETS)
+    # a context that ends inside a frame, or has no room for the end token, holds one frame less
+    for length, frames in ((4, 0), (5, 1), (7, 1), (8, 2), (10, 2)):
+        assert TotoConfig(tokens_per_frame=3, max_position_embeddings=length).context_frames == frames
+    longer = TotoConfig(tokens_per_frame=4, num_frames=2, max_position_embeddings=18)
+    assert longer.row_length() == 10 and longer.context_frames == 4  # the context may exceed a row
 
 
 def test_grids():
@@ -76,3 +88,22 @@ def test_config_roundtrip_and_auto_map(tmp_path):
     assert config.auto_map["AutoModel"] == "modeling_toto.TotoModel"
     assert config.auto_map["AutoProcessor"] == "own.Processor"
     assert config.auto_map["AutoConfig"] == "configuration_toto.TotoConfig"
+
+
+def test_auto_map_of_earlier_versions_and_of_others():
+    former = {
+        "AutoModelForImageClassification": "classification_toto.TotoForImageClassification",
+        "AutoModelForVideoClassification": "a/b--classification_toto.TotoForVideoClassification",
+        "AutoModelForPreTraining": "a/b--patch_prediction_toto.TotoForPatchPrediction",
+    }
+    others = {
+        "AutoModelForImageSegmentation": "a/b--modeling_toto.TotoForSegmentation",
+        "AutoModelForMaskedLM": "classification_toto.TheirOwn",
+        "AutoTokenizer": ["own.Slow", None],
+    }
+    config = TotoConfig(auto_map=former | others)
+    for auto_class, reference in former.items():
+        assert config.auto_map[auto_class] == f"modeling_toto.{reference.split('.')[1]}"
+    for auto_class, reference in others.items():
+        assert config.auto_map[auto_class] == reference
+    assert TotoConfig().auto_map["AutoModelForPreTraining"] == "modeling_toto.TotoForCausalLM"

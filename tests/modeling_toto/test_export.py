@@ -147,5 +147,5 @@ def test_it_opens_where_this_project_is_not_installed(perturbed, rows, tmp_path)
 @pytest.mark.parametrize("mode", ["prefix", "full"])
 def test_other_attention_is_refused(perturbed, mode):
     model = perturbed(attention_mode=mode, prefix_length=2 if mode == "prefix" else None)
-    with pytest.raises(ValueError, match=f"attention_mode is '{mode}'.*only causal models"):
+    with pytest.raises(ValueError, match=f"attention_mode is '{mode}'.*export only causal models"):
         to_llama(model)

@@ -159,6 +159,6 @@ def test_presets_of_the_family_share_one_base():
 
 
 def test_sizes_that_are_none(small_config):
-    with pytest.raises(ValueError, match="mup_base_width is 0; give a size, or None for no muP"):
+    with pytest.raises(ValueError, match="mup_base_width is 0; set a positive size, or None for no muP"):
         TotoConfig(mup_base_width=0)
     assert TotoConfig().mup_base_width is None

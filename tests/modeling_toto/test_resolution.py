@@ -22,7 +22,7 @@ def test_the_papers_rows_at_32_x_32():
     for name in ("base", "large"):
         config = TotoConfig.from_preset(name, tokens_per_frame=1024, num_frames=4, rope_theta=50_000)
         assert config.grid_size == (32, 32) and config.max_position_embeddings == 4098
-        assert config.max_position_embeddings == 2 + config.num_frames * config.tokens_per_frame
+        assert config.row_length() == 4098 and config.context_frames == 4
         assert config.rope_parameters["rope_theta"] == 50_000
         with torch.device("meta"):
             model = TotoForCausalLM(config)

@@ -4,13 +4,31 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+    LlamaForCausalLM,
+)
 from transformers.dynamic_module_utils import get_imports
 
-from modeling_toto import TotoConfig, TotoForCausalLM, TotoModel
+from modeling_toto import (
+    TotoConfig,
+    TotoForCausalLM,
+    TotoForImageClassification,
+    TotoForPatchPrediction,
+    TotoForVideoClassification,
+    TotoModel,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,6 +47,65 @@ def test_auto_classes(saved, small_model, rows):
     assert type(AutoModelForCausalLM.from_config(small_model.config)) is TotoForCausalLM
     # asking for remote code where the package is imported changes nothing
     assert type(AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)) is TotoForCausalLM
+
+
+# What earlier versions saved, whose classes were in three files.
+FORMER_MAP = {
+    "AutoConfig": "configuration_toto.TotoConfig",
+    "AutoModel": "modeling_toto.TotoModel",
+    "AutoModelForCausalLM": "modeling_toto.TotoForCausalLM",
+    "AutoModelForPreTraining": "modeling_toto.TotoForCausalLM",
+    "AutoModelForImageClassification": "classification_toto.TotoForImageClassification",
+    "AutoModelForVideoClassification": "classification_toto.TotoForVideoClassification",
+}
+FORMER_PATCH_MAP = FORMER_MAP | {"AutoModelForPreTraining": "patch_prediction_toto.TotoForPatchPrediction"}
+
+
+@pytest.mark.parametrize("trust_remote_code", [None, False, True])
+@pytest.mark.parametrize(
+    ("auto_class", "cls", "auto_map"),
+    [
+        (AutoModelForImageClassification, TotoForImageClassification, FORMER_MAP),
+        (AutoModelForVideoClassification, TotoForVideoClassification, FORMER_MAP),
+        (AutoModelForPreTraining, TotoForPatchPrediction, FORMER_PATCH_MAP),
+        (AutoModelForPreTraining, TotoForCausalLM, FORMER_MAP),
+    ],
+)
+def test_a_checkpoint_with_the_former_files(small_config, tmp_path, auto_class, cls, auto_map, trust_remote_code):
+    """It loads with the code of this package, and is saved with the auto_map and the files of today."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    saved = cls(small_config)
+    saved.save_pretrained(old)
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    for name in ("classification_toto", "patch_prediction_toto"):
+        (old / f"{name}.py").write_text("raise RuntimeError('the former code ran')")
+    flags = {} if trust_remote_code is None else {"trust_remote_code": trust_remote_code}
+    model = auto_class.from_pretrained(old, **flags)
+    assert type(model) is cls and type(model.config) is TotoConfig
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    model.save_pretrained(new)
+    again = json.loads((new / "config.json").read_text())["auto_map"]
+    assert again.keys() == auto_map.keys() and again[auto_class.__name__] == f"modeling_toto.{cls.__name__}"
+    assert all((new / f"{reference.split('.')[0]}.py").is_file() for reference in again.values())
+
+
+def test_the_committed_checkpoint_loads_through_every_auto_class(tmp_path):
+    folder = ROOT / "checkpoints" / "toto-nano"
+    assert type(AutoConfig.from_pretrained(folder)) is TotoConfig
+    for trust in ({}, {"trust_remote_code": True}):
+        for auto_class, cls in (
+            (AutoModel, TotoModel),
+            (AutoModelForCausalLM, TotoForCausalLM),
+            (AutoModelForPreTraining, TotoForCausalLM),
+            (AutoModelForImageClassification, TotoForImageClassification),
+            (AutoModelForVideoClassification, TotoForVideoClassification),
+        ):
+            assert type(auto_class.from_pretrained(folder, **trust)) is cls
+    AutoModelForImageClassification.from_pretrained(folder, num_labels=3).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert {reference.split(".")[0] for reference in saved.values()} == {"configuration_toto", "modeling_toto"}
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -158,7 +158,7 @@ def test_the_verb_teaches(capsys):
         (["--widths", "64", "60"], "A width of 60 gives 4 heads no even size"),
         (["--steps", "0"], "--steps and --seeds must be above 0"),
         (["--output", "check"], "--output check must end in .json"),
-        (["--preset", "huge"], "Unknown preset 'huge'"),
+        (["--preset", "huge"], "Preset 'huge' is unknown"),
         (["--config", '{"layers": 1}'], "--config has the unknown key 'layers'"),
     ],
 )

@@ -255,7 +255,7 @@ def test_more_frames_and_another_rope_base(pretrained, tmp_path):
     frames = ["--num_frames", "8", "--rope_theta", "50000", "--batch_size", "2"]
     run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *frames)
     config = TotoConfig.from_pretrained(checkpoints.latest(run))
-    assert (config.num_frames, config.max_position_embeddings) == (8, 2 + 8 * 16)
+    assert (config.num_frames, config.max_position_embeddings) == (8, 130)
     assert config.rope_parameters["rope_theta"] == 50000
     assert json.loads((checkpoints.latest(run) / "processor_config.json").read_text())["num_frames"] == 8
 

@@ -208,6 +208,9 @@ def test_one_repository_holds_everything_and_no_optimiser(hub, pushed):
         weights = {name for name in files if "safetensors" in name}
         assert weights == {"model.safetensors", "visual_tokenizer/model.safetensors"}, "shards of the first push"
     assert f"{hub}/tester/run/commit/" in pushed[2]
+    with urlopen(f"{hub}/tester/run/resolve/{run['sha']}/config.json") as answer:
+        auto_map = json.load(answer)["auto_map"]
+    assert {f"{reference.split('.')[0]}.py" for reference in auto_map.values()} <= set(run["files"])
 
 
 def test_it_opens_where_the_project_is_not_installed(pushed, tmp_path):

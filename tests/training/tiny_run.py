@@ -14,7 +14,7 @@ CONFIG = {
     "num_attention_heads": 2,
     "tokens_per_frame": 16,
     "num_frames": FRAMES,
-    "max_position_embeddings": 2 + FRAMES * 16,
+    "max_position_embeddings": 66,
 }
 # A visual tokenizer that trains in seconds.
 VQGAN = {

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForPreTraining
 
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForPatchPrediction
-from modeling_toto.patch_prediction_toto import normalise_patches
+from modeling_toto.modeling_toto import normalise_patches
 from tokenization.patches import Patches
 
 PIXELS = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # 3 frames of 4 x 4 patches
@@ -140,9 +140,9 @@ def test_bad_input(make):
 
     for module in (model.patch_embedding, model.model.layers[0]):
         module.register_forward_pre_hook(fail)
-    with pytest.raises(ValueError, match=r"patches must be \(batch, number, 12\), RGB patches of 2 x 2 pixels, not"):
+    with pytest.raises(ValueError, match=r"\(2, 48, 11\); pass \(batch, number, 12\), RGB patches of 2 x 2 pixels"):
         model(PATCHES[..., :11])
-    with pytest.raises(ValueError, match=r"labels of prediction_target='patch' must be \(2, 48, 12\), not \(2, 48\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 48\); pass \(2, 48, 12\) for prediction_target='patch'"):
         model(PATCHES, labels=CODES)
     with pytest.raises(ValueError, match="sequence of 50 tokens is longer than the model's 49"):
         model(F.pad(PATCHES, (0, 0, 0, 1)))
