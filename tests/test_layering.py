@@ -142,36 +142,6 @@ def test_dependencies_run_one_way(package):
             assert "tests" not in names
 
 
-def modules_imported(path: Path) -> set[Path]:
-    """Files of the project that a file imports, wherever the import stands."""
-    found = set()
-    for node, _, _ in imports(path):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            folder = path.parents[node.level - 1].relative_to(ROOT).parts if node.level else ()
-            base = ".".join([*folder, *(node.module.split(".") if node.module else ())])
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for name in names:
-            place = ROOT / name.replace(".", "/")
-            found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
-    return found - {path}
-
-
-def test_no_file_imports_another_in_a_circle():
-    """modeling_toto is left out: its files import each other until they are one."""
-    files = {path for package in PACKAGES[1:] for path in (ROOT / package).rglob("*.py")}
-    graph = {path: modules_imported(path) & files for path in files}
-    assert sum(map(len, graph.values())) > len(files), "the imports are found"
-    for path in files:
-        seen, waiting = set(), [path]
-        while waiting:
-            for imported in graph[waiting.pop()] - seen:
-                assert imported != path, f"{path.relative_to(ROOT)} imports itself by way of other files"
-                seen.add(imported)
-                waiting.append(imported)
-
-
 @pytest.mark.parametrize("root", REMOTE_ROOTS)
 def test_remote_code_imports_little(root):
     """transformers demands every import of remote code, even one inside a function, unless it stands in a `try`."""

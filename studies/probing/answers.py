@@ -6,11 +6,11 @@ from pathlib import Path
 
 from evaluation.claims import words
 from evaluation.layer_plots import comparison_figure
-from evaluation.probe_data import group_of
 from evaluation.reading import controls, percent
 from evaluation.tasks import TASKS
 from studies.probing.rows import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
 from studies.probing.sections import Section, Side
+from tokenization.labelled import group_of
 from training.media import identify
 
 OVERLAP = ", but seeds overlap"
