@@ -178,7 +178,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
     def _decoder_output(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.decoder is None:
             raise ValueError(
-                "this dVAE can encode only, as it was converted without a decoder: convert it again with "
+                "This dVAE can only encode, as it was converted without a decoder; convert it again with "
                 "toto convert-tokenizer --decoder decoder.pkl."
             )
         mean, log_scale = self.decoder(codes).float().chunk(2, dim=1)
