@@ -19,8 +19,8 @@ from .image_processing_toto import TotoImageProcessor, list_of_images, resize_an
 from .modeling_dvae import TotoDVAEModel
 from .modeling_vqgan import TotoVQGANModel
 from .precision import bf16_encoder
-from .push_beside import SUBFOLDER
 from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
+from .tokenizer_base import SUBFOLDER
 from .video import read_clip
 
 VISUAL_TOKENIZERS = {"toto_vqgan": TotoVQGANModel, "toto_dvae": TotoDVAEModel}
