@@ -1,4 +1,4 @@
-"""Settings of the discrete VAE image tokenizer (Ramesh et al. 2021, DALL-E's published shapes by default)."""
+"""Configuration of the discrete VAE image tokenizer (Ramesh et al. 2021); the defaults are DALL-E's shapes."""
 
 from transformers import PreTrainedConfig
 
@@ -7,17 +7,17 @@ class TotoDVAEConfig(PreTrainedConfig):
     """Configuration of `TotoDVAEModel`; the defaults are OpenAI's published dVAE, the paper's tokenizer (Sec. 3.4).
 
     Args:
-        n_hid: channels of the finest group of blocks; every coarser group has twice as many. A multiple of 4.
+        n_hid: channels of the finest group of blocks, doubled in each coarser group. A multiple of 4.
         n_init: channels of the decoder's first layer, which embeds the codes.
-        n_blk_per_group: residual blocks in a group.
-        group_count: groups of blocks; the side halves between them, so the stride is 2 ** (group_count - 1).
-        num_codes: entries of the codebook.
-        resolution: native side of the pictures in pixels (128 -> 16 x 16 = 256 codes, paper Sec. 3.4); other sides work
-            too, as the network is convolutional.
-        has_decoder: False for a model converted from a file without one, which can encode only.
+        n_blk_per_group: residual blocks per group.
+        group_count: groups of blocks; the side is halved between them, so the stride is 2 ** (group_count - 1).
+        num_codes: size of the codebook.
+        resolution: native side of the pictures in pixels (128 -> 16 x 16 = 256 codes, paper Sec. 3.4); other sides also
+            work, as the network is convolutional.
+        has_decoder: False for a model converted from a file without a decoder, which can only encode.
 
     Raises:
-        ValueError: sizes that no network can have, or a resolution that the stride does not divide.
+        ValueError: a size is not valid, or `resolution` is not a multiple of the stride.
     """
 
     model_type = "toto_dvae"
@@ -43,5 +43,5 @@ class TotoDVAEConfig(PreTrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels along one side of the square that a code stands for."""
+        """Side in pixels of the square that one code stands for."""
         return 2 ** (self.group_count - 1)

@@ -1,4 +1,4 @@
-"""Settings of the VQGAN image tokenizer (Esser et al. 2021, the published taming-transformers shapes by default)."""
+"""Configuration of the VQGAN image tokenizer (Esser et al. 2021); the defaults are taming-transformers' shapes."""
 
 from transformers import PreTrainedConfig
 
@@ -7,21 +7,21 @@ class TotoVQGANConfig(PreTrainedConfig):
     """Configuration of `TotoVQGANModel`; the defaults are taming's f16 model with 1,024 codes.
 
     Args:
-        num_codes: entries of the codebook (the paper uses 1,024 and 16,384).
+        num_codes: size of the codebook (the paper uses 1,024 and 16,384).
         embed_dim: size of a codebook vector.
-        base_channels, channel_multipliers: channels of level i are their product; each level but the last halves the
-            side, so the stride is patch_size * 2 ** (levels - 1).
-        num_res_blocks: residual blocks a level in the encoder; the decoder has one more, as published.
+        base_channels, channel_multipliers: level i has base_channels * channel_multipliers[i] channels; each level but
+            the last halves the side, so the stride is patch_size * 2 ** (levels - 1).
+        num_res_blocks: residual blocks per level in the encoder; the decoder has one more, as published.
         attention_resolutions: sides (in pixels, at the native resolution) at which self-attention is applied.
         mid_attention: self-attention between the two innermost blocks, as published.
         z_channels: channels of the encoder's output.
         norm_groups: groups of every GroupNorm.
-        patch_size: pixels folded into channels before the first convolution, and unfolded after the last (ours, for
-            tokenizers that must be quick on a CPU; 1 is the published network).
+        patch_size: side of the squares of pixels folded into channels before the first convolution and unfolded after
+            the last (our addition, for fast tokenizers on a CPU; 1 is the published network).
         resolution: native side of the pictures in pixels.
 
     Raises:
-        ValueError: sizes that no network can have, or a resolution that the stride does not divide.
+        ValueError: a size is not valid, or `resolution` is not a multiple of the stride.
     """
 
     model_type = "toto_vqgan"
@@ -46,7 +46,7 @@ class TotoVQGANConfig(PreTrainedConfig):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         if not self.channel_multipliers:
-            raise ValueError("channel_multipliers needs at least one level.")
+            raise ValueError("channel_multipliers must have at least one level, got none.")
         if any(self.base_channels * m % self.norm_groups for m in (1, *self.channel_multipliers)):
             raise ValueError(
                 f"norm_groups must divide the channels of every level, {self.base_channels} times 1 and "
@@ -58,5 +58,5 @@ class TotoVQGANConfig(PreTrainedConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels along one side of the area that a code stands for."""
+        """Side in pixels of the square that one code stands for."""
         return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)

@@ -1,7 +1,7 @@
-"""`toto convert-tokenizer`: the published tokenizers' original files in, a safetensors folder that loads anywhere out.
+"""`toto convert-tokenizer`: converts the original files of a published tokenizer to a safetensors folder.
 
 The originals are OpenAI's `encoder.pkl` and `decoder.pkl`, taming-transformers' `last.ckpt` with `model.yaml`, and
-transformers' FlavaImageCodebook (the dVAE's encoder). They are parsed by `pickles.py` and never unpickled.
+transformers' FlavaImageCodebook (the dVAE's encoder). `pickles.py` reads them without running anything in them.
 """
 
 import json
@@ -15,15 +15,12 @@ from transformers.hf_argparser import HfArg, HfArgumentParser
 from tokenization.originals import DALL_E, ORIGINALS, TAMING, gather
 
 PUBLISHED_CODES = {"dvae": 8192, "vqgan-1k": 1024, "vqgan-16k": 16384}
-_MIT = (
-    "mit",
-    f"the repository that publishes the files, {TAMING}, is under the MIT licence; we found no other for them",
-)
+_MIT = "mit", f"the repository that publishes the files, {TAMING}, is under the MIT licence; we found no other for them"
 LICENCES = {
     "dvae": (
         f"other\nlicense_name: modified-mit\nlicense_link: {DALL_E}/blob/master/LICENSE",
-        f"the repository that publishes the files, {DALL_E}, is under a modified MIT licence, which asks to "
-        "say clearly that the dVAE was used; we found no other for them",
+        f"the repository that publishes the files, {DALL_E}, is under a modified MIT licence, which asks users "
+        "to state clearly that the dVAE was used; we found no other for them",
     ),
     "vqgan-1k": _MIT,
     "vqgan-16k": _MIT,
@@ -37,10 +34,10 @@ class ConvertArgs:
     source: str | None = HfArg(
         default=None,
         aliases=["--from"],
-        help="dvae, vqgan-1k, vqgan-16k: fetch the published files that are not given; flava needs --checkpoint. "
-        "Left out: told from the files",
+        help="dvae, vqgan-1k, vqgan-16k: download the published files that are not given; flava needs --checkpoint. "
+        "Default: inferred from the files",
     )
-    output: str | None = field(default=None, metadata={"help": "folder to write; it must be new or empty"})
+    output: str | None = field(default=None, metadata={"help": "folder to write; must be new or empty"})
     encoder: str | None = field(default=None, metadata={"help": "OpenAI's encoder.pkl"})
     decoder: str | None = field(
         default=None, metadata={"help": "OpenAI's decoder.pkl; it also completes a FlavaImageCodebook"}
@@ -48,15 +45,15 @@ class ConvertArgs:
     checkpoint: str | None = field(
         default=None, metadata={"help": "taming's last.ckpt, or a FlavaImageCodebook's folder or weights file"}
     )
-    config: str | None = field(default=None, metadata={"help": "taming's model.yaml, which belongs to last.ckpt"})
+    config: str | None = field(default=None, metadata={"help": "taming's model.yaml, for last.ckpt"})
     mirror: str | None = field(
         default=None,
         metadata={
-            "help": "folder or https address to take the originals from instead: encoder.pkl, decoder.pkl, "
+            "help": "folder or https address to read the originals from instead: encoder.pkl, decoder.pkl, "
             "vqgan_imagenet_f16_1024.ckpt and .yaml, vqgan_imagenet_f16_16384.ckpt and .yaml"
         },
     )
-    cache_dir: str = field(default="~/.cache/toto", metadata={"help": "where fetched originals are kept"})
+    cache_dir: str = field(default="~/.cache/toto", metadata={"help": "folder for downloaded originals"})
     sha256: list[str] = field(
         default_factory=list, metadata={"help": "expected hashes, as FILENAME=HEX; checked before a file is parsed"}
     )
@@ -65,29 +62,30 @@ class ConvertArgs:
         if self.source is not None and self.source not in ORIGINALS:
             raise ValueError(f"--from must be one of {', '.join(ORIGINALS)}, not {self.source!r}.")
         if self.output is None:
-            raise ValueError("name the folder to write: --output DIR.")
+            raise ValueError("--output is missing; name the folder to write.")
         if (self.source is None or self.source == "flava") and not (self.encoder or self.checkpoint):
             raise ValueError(
-                "name what to convert: --from dvae, vqgan-1k or vqgan-16k, which fetch the published files, or your "
-                "files (--encoder with --decoder; --checkpoint with --config; --checkpoint of a FlavaImageCodebook)."
+                "There is nothing to convert; pass --from dvae, vqgan-1k or vqgan-16k to download the published files, "
+                "or pass your own (--encoder and --decoder; --checkpoint and --config; a FlavaImageCodebook's "
+                "--checkpoint)."
             )
         named = [flag for flag in ("encoder", "checkpoint", "config") if getattr(self, flag)]
         allowed = {None: named, "flava": ["checkpoint"]}.get(self.source) or list(ORIGINALS[self.source])
         mixed = {"encoder", "checkpoint"} <= set(named) or (self.config and (self.encoder or self.decoder))
         if mixed or set(named) - set(allowed) or (self.decoder and self.source in ("vqgan-1k", "vqgan-16k")):
-            raise ValueError("the files do not belong together: see toto convert-tokenizer --help.")
+            raise ValueError("The given files do not belong together; see toto convert-tokenizer --help.")
         for item in self.sha256:
             if not re.fullmatch(r"[^=]+=[0-9a-fA-F]{64}", item):
                 raise ValueError(f"--sha256 must be FILENAME=HEX with 64 hex digits, not {item!r}.")
         if (self.mirror or "").lower().startswith("http:"):
-            raise ValueError(f"--mirror {self.mirror} is not safe: it must be https, or a folder.")
+            raise ValueError(f"--mirror {self.mirror} is not safe; it must be an https address or a folder.")
 
 
 # --- names and sizes
 
 
 def _weights(path: Path) -> dict:
-    """Named tensors of a file of torch.save or of safetensors; those of torch.save still lie in the file."""
+    """Named tensors of a file of torch.save or of safetensors; those of torch.save are not yet read."""
     from tokenization.pickles import read_state_dict
 
     if path.suffix != ".safetensors":
@@ -98,19 +96,17 @@ def _weights(path: Path) -> dict:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}): fetch it again.") from error
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
 
 
 def _dvae_name(name: str) -> str:
-    """A name of the dall_e package or of FlavaImageCodebook -> our name, without `encoder.` or `decoder.`."""
+    """Our name, without `encoder.` or `decoder.`, of a tensor of the dall_e package or of FlavaImageCodebook."""
     name = re.sub(r"(group_\d+)\.group\.", r"\1.", name).replace("res_path.path.", "res_path.")
     return re.sub(r"\.w$", ".weight", re.sub(r"\.b$", ".bias", name))
 
 
 def _dvae(encoder: Path, decoder: Path | None):
-    """The model of an encoder's file (dall_e or FLAVA) and a decoder's; sizes are read off the tensors' shapes."""
-    import torch
-
+    """The model in the files of an encoder (dall_e or FLAVA) and of a decoder; its sizes follow from the tensors."""
     from tokenization.configuration_dvae import TotoDVAEConfig
     from tokenization.modeling_dvae import TotoDVAEModel
 
@@ -123,15 +119,12 @@ def _dvae(encoder: Path, decoder: Path | None):
         shapes[part] = [tuple(found[end].shape) for end in ends if end in found]
         if any(len(shape) != 4 for shape in shapes[part]) or [s[2] for s in shapes[part]] != [kernel, 1]:
             hint = "; a VQGAN's checkpoint needs its model.yaml, --config" if "quantize" in "".join(found) else ""
-            raise ValueError(f"{path} is not the dVAE's {part}: its first and last layers are not there{hint}.")
+            raise ValueError(f"{path} is not the dVAE's {part}: its first and last layers are missing{hint}.")
         weights |= found
-    blocks = [
-        tuple(map(int, found))
-        for found in re.findall(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", " ".join(weights))
-    ]
-    groups, per_group = (max(column) for column in zip(*blocks, strict=True)) if blocks else (0, 0)
+    blocks = re.findall(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", " ".join(weights)) or [(0, 0)]
+    groups, per_group = (max(map(int, column)) for column in zip(*blocks, strict=True))
     if not 0 < groups * per_group <= len(weights):
-        raise ValueError(f"{encoder} is not the dVAE's encoder: its blocks are not there.")
+        raise ValueError(f"{encoder} is not the dVAE's encoder: its blocks are missing.")
     config = TotoDVAEConfig(
         n_hid=shapes["encoder"][0][0],
         num_codes=shapes["encoder"][1][0],
@@ -139,14 +132,11 @@ def _dvae(encoder: Path, decoder: Path | None):
         group_count=groups,
         **({"n_init": shapes["decoder"][0][0]} if decoder else {"has_decoder": False}),
     )
-    with torch.device("meta"):
-        model = TotoDVAEModel(config)
-    return _filled(model, weights, f"{encoder} and {decoder}" if decoder else str(encoder))
+    return _filled(TotoDVAEModel, config, weights, f"{encoder} and {decoder}" if decoder else str(encoder))
 
 
 def _vqgan(weights: dict, checkpoint: Path, yaml_file: Path):
-    """The model of taming's checkpoint; what belongs to its loss (LPIPS, discriminator) is dropped."""
-    import torch
+    """The model in taming's checkpoint, without the tensors of its loss (LPIPS, discriminator)."""
     import yaml
 
     from tokenization.configuration_vqgan import TotoVQGANConfig
@@ -170,36 +160,38 @@ def _vqgan(weights: dict, checkpoint: Path, yaml_file: Path):
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{yaml_file} is not the model.yaml of a taming VQGAN ({type(error).__name__}).") from error
     if target != "taming.models.vqgan.VQModel" or asked != (False, 3, 3, None):
-        raise ValueError(f"{yaml_file} describes {target} with other channels or codes than a plain VQModel's.")
+        raise ValueError(f"{yaml_file} describes {target} with other channels or codes than those of a plain VQModel.")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("loss.")}
     numbers = [n for value in config.values() for n in (value if type(value) is list else [value])]
     if not all(type(n) is int and 0 < n < 2**20 for n in numbers):
-        raise ValueError(f"{yaml_file} gives a size that is no positive number, or far too large.")
+        raise ValueError(f"{yaml_file} gives a size that is not a positive integer below 2**20.")
     if config["num_res_blocks"] * len(config["channel_multipliers"]) > len(kept):
-        raise ValueError(f"{checkpoint} does not fit {yaml_file}: it holds fewer layers.")
-    config = TotoVQGANConfig(**config)
-    with torch.device("meta"):
-        model = TotoVQGANModel(config)
-    return _filled(model, kept, str(checkpoint))
+        raise ValueError(f"{checkpoint} does not match {yaml_file}: it holds fewer layers.")
+    return _filled(TotoVQGANModel, TotoVQGANConfig(**config), kept, str(checkpoint))
 
 
-def _filled(model, weights: dict, files: str):
-    """A model of the meta device with these weights in fp32: every name and shape must fit, none may be left over."""
+def _filled(model_class, config, weights: dict, files: str):
+    """A model with these weights in fp32; names and shapes must match exactly."""
+    import torch
     from tqdm import tqdm
 
+    with torch.device("meta"):
+        model = model_class(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     missing, extra = sorted(set(shapes) - set(weights)), sorted(set(weights) - set(shapes))
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"also holds {extra[0]}"
-        raise ValueError(f"{files} does not fit a {model.config.model_type} of these sizes: it {what}.")
+        raise ValueError(f"{files} does not match a {config.model_type} of these sizes: it {what}.")
     state = {}
     for name, shape in tqdm(shapes.items(), unit=" tensors", desc="convert", leave=False):
         tensor = weights[name]
         if tuple(tensor.shape) != shape or not tensor.dtype.is_floating_point:
-            raise ValueError(f"{files}: {name} is {list(tensor.shape)}, {tensor.dtype}, not {list(shape)} floats.")
+            raise ValueError(
+                f"{files}: {name} is {list(tensor.shape)}, {tensor.dtype}; it must be {list(shape)} floats."
+            )
         tensor = (tensor.read() if hasattr(tensor, "read") else tensor).float()
         if not tensor.isfinite().all():
-            raise ValueError(f"{files}: {name} holds numbers that are not finite: the file is damaged.")
+            raise ValueError(f"{files}: {name} holds numbers that are not finite; the file is damaged.")
         state[name] = tensor
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -209,21 +201,21 @@ def _filled(model, weights: dict, files: str):
 
 
 def _card(kind: str, published: bool, config, records: list[dict], contaminated: bool) -> str:
-    header, licence = LICENCES[kind] if published else ("unknown", "not known; it is that of the source files")
+    header, licence = LICENCES[kind] if published else ("unknown", "unknown; that of the source files applies")
     rows = "".join(
-        f"| {r['file']} | {r['address'] or 'given by hand'} | {r['bytes']:,} | `{r['sha256']}` |\n" for r in records
+        f"| {r['file']} | {r['address'] or 'local file'} | {r['bytes']:,} | `{r['sha256']}` |\n" for r in records
     )
     side = config.resolution // config.stride
     notes = [f"Licence: {licence}."]
     if published and any(r["address"] is None for r in records):
-        notes.append("Files given by hand are taken to be the published ones; no published hash confirms it.")
+        notes.append("Local files are assumed to be the published ones; no published hash confirms it.")
     if contaminated:
         notes.append(
-            "**Label-contaminated**: the checkpoint holds a perceptual loss (LPIPS), whose network was trained on "
-            "ImageNet's labels."
+            "**Label-contaminated**: the checkpoint holds a perceptual loss (LPIPS) whose network was trained on "
+            "ImageNet labels."
         )
     if not getattr(config, "has_decoder", True):
-        notes.append("**Encoder only**: the source holds no decoder, so codes cannot be turned into pictures.")
+        notes.append("**Encoder only**: the source holds no decoder, so codes cannot be decoded to pictures.")
     notes.append("Measure it with `toto evaluate-tokenizer`.")
     return f"""---
 library_name: transformers
@@ -232,9 +224,9 @@ tags: [toto, visual-tokenizer{", label-contaminated" if contaminated else ""}]
 ---
 # A {config.model_type.removeprefix("toto_")} tokenizer for Toto, converted from {kind}
 
-{config.resolution} x {config.resolution} pixels, stride {config.stride}: {side * side} codes a frame,
-of {config.num_codes}. Pixels are RGB floats in [0, 1].
-The weights are the source's, in fp32 and under our names; nothing was trained.
+{config.resolution} x {config.resolution} pixels, stride {config.stride}: {side * side} codes per frame,
+from a codebook of {config.num_codes}. Pixels are RGB floats in [0, 1].
+The weights are those of the source, renamed and in fp32; nothing was trained.
 
 | source file | address | bytes | sha256 |
 |---|---|---|---|
@@ -243,14 +235,14 @@ The weights are the source's, in fp32 and under our names; nothing was trained.
 
 
 def convert(args: ConvertArgs) -> Path:
-    """Write the folder that `args` describes; returns it.
+    """Write the folder that `args` describes and return it.
 
     Raises:
-        ValueError: files that do not fit, are damaged or are refused. OSError: files that are not there.
+        ValueError: files do not match, are damaged or are refused. OSError: files do not exist.
     """
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} is not empty: name a new folder, or delete this one.")
+        raise ValueError(f"--output {output} is not empty; name a new folder, or delete this one.")
     paths, records = gather(args)
     from tokenization.image_processing_toto import TotoImageProcessor
 
@@ -266,9 +258,11 @@ def convert(args: ConvertArgs) -> Path:
         kind = "flava"
         model = _dvae(paths["checkpoint"], paths.get("decoder"))
     if model.config.num_codes != PUBLISHED_CODES.get(args.source, model.config.num_codes):
-        raise ValueError(f"--from {args.source}: the files hold {model.config.num_codes} codes; leave --from out.")
+        raise ValueError(
+            f"--from {args.source} does not match the files, which hold {model.config.num_codes} codes; omit it."
+        )
     partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left over from a run that was killed
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
@@ -285,13 +279,13 @@ def convert(args: ConvertArgs) -> Path:
     side = model.config.resolution // model.config.stride
     print(f"wrote {output} ({model.config.num_codes} codes, {side} x {side} for {model.config.resolution} pixels)")
     if getattr(model.config, "has_decoder", True) is False:
-        print("it can encode only: the source holds no decoder; --decoder decoder.pkl adds OpenAI's.")
+        print("it can only encode: the source holds no decoder; --decoder decoder.pkl adds OpenAI's.")
     return output
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(
-        ConvertArgs, prog="toto convert-tokenizer", description="Turn a published tokenizer's original files into ours."
+        ConvertArgs, prog="toto convert-tokenizer", description="Convert the original files of a published tokenizer."
     )
     (args,) = parser.parse_args_into_dataclasses(argv)
     convert(args)

@@ -69,7 +69,7 @@ def _comparable(true: torch.Tensor, copy: torch.Tensor) -> tuple[torch.Tensor, t
     """Both as float64 (B, 3, H, W) in [0, 1], without gradients."""
     import torch
 
-    from .checks import check_pixels
+    from .tokenizer_base import check_pixels
 
     pair = []
     for pictures in (true, copy):

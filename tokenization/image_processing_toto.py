@@ -1,6 +1,6 @@
-"""Pictures of any mode and size in, square RGB pixels in [0, 1] out; the one place that resizes and crops.
+"""The image processor: pictures of any mode and size to square RGB pixels in [0, 1].
 
-Needs PIL and numpy only: torchvision stays optional.
+All resizing and cropping of the project is done here. It needs only PIL and numpy; torchvision stays optional.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image:
-    """(H, W), (H, W, C) or (C, H, W) numbers -> an 8-bit RGB picture; C is 1, 3 or 4 (alpha is dropped).
+    """The 8-bit RGB picture of an array (H, W), (H, W, C) or (C, H, W); C is 1, 3 or 4 (alpha is dropped).
 
-    With keep_channels, grey stays grey and alpha stays.
+    With keep_channels, grey stays grey and alpha is kept.
     """
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
@@ -26,7 +26,7 @@ def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image
             f"a picture must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {array.shape}."
         )
     if 0 in array.shape:
-        raise ValueError(f"a picture must have pixels, not the shape {array.shape}.")
+        raise ValueError(f"a picture must have pixels, got the shape {array.shape}.")
     if array.dtype.kind not in "bui" and not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"a picture must hold numbers, uint8 or floats in [0, 1], not {array.dtype}.")
     if array.dtype == np.bool_:
@@ -35,11 +35,11 @@ def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image
         array = (array // 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # also catches NaN
-            raise ValueError("float pictures must lie in [0, 1]: divide by the largest value, or pass uint8 in 0..255.")
+            raise ValueError("float pictures must lie in [0, 1]; divide by the largest possible value, or pass uint8.")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         if not (array.min() >= 0 and array.max() <= 255):
-            raise ValueError(f"{array.dtype} pictures must lie in 0..255: pass uint8, uint16, or floats in [0, 1].")
+            raise ValueError(f"{array.dtype} pictures must lie in 0..255; pass uint8, uint16, or floats in [0, 1].")
         array = array.astype(np.uint8)
     grey = array.ndim == 2 or array.shape[-1] == 1
     if keep_channels:
@@ -50,17 +50,18 @@ def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image
 
 
 def to_rgb(image, keep_channels: bool = False) -> Image.Image:
-    """Any picture as 8-bit RGB, upright; of an animation, the frame that the image stands at (the first when opened).
+    """Any picture as upright 8-bit RGB; for an animation, its current frame (the first one after opening).
 
-    Grey is repeated, a palette is looked up, alpha and transparent colours are dropped (what they hide is seen, as by
-    torchvision's loaders), EXIF rotation is carried out, 16-bit values (PNG, TIFF) are scaled to 8 bits, which PIL's
-    own convert("RGB") would clip to white, and floats (TIFF) are read as 0..1 or, where one is above 1, as 0..255.
+    Grey is repeated over the channels and palettes are resolved. Alpha and transparent colours are dropped, which
+    shows the colours below them, as in torchvision's loaders. EXIF rotation is applied. 16-bit values (PNG, TIFF) are
+    scaled to 8 bits, where PIL's convert("RGB") would clip them to white. Floats (TIFF) are read as 0..1 or, if any is
+    above 1, as 0..255.
 
     Args:
         image: PIL image, or numpy array / torch tensor (H, W), (H, W, C), (C, H, W): uint8, uint16, or float in [0, 1].
-        keep_channels: leave grey and RGBA as they are, still in 8 bits.
+        keep_channels: keep grey and RGBA pictures as they are, in 8 bits.
     Raises:
-        ValueError: a shape or a range that is none of these.
+        ValueError: any other type, shape or range.
     """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
@@ -80,17 +81,17 @@ def to_rgb(image, keep_channels: bool = False) -> Image.Image:
         wide = low >= 0 and high < 2**16 and (high > 255 or image.mode != "I")
         return _array_to_pil(values.astype(np.uint16) if wide else values, keep_channels)
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA").convert("RGB")  # PIL warns of the direct way
+        image = image.convert("RGBA").convert("RGB")  # PIL warns about the direct conversion
     return image if keep_channels and image.mode in ("L", "RGBA") else image.convert("RGB")
 
 
 def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENTRE) -> np.ndarray:
-    """Shortest side to `resolution`, then a square crop (paper Sec. 3.4), both in one bicubic antialiased step.
+    """Resize the shorter side to `resolution` and crop a square (paper Sec. 3.4), in one antialiased bicubic step.
 
     Args:
         image: see `to_rgb`.
         resolution: side R of the result in pixels.
-        position: where the crop lies along the free axis, (y, x) as fractions 0..1; (0.5, 0.5) is the centre.
+        position: (y, x) of the crop as fractions 0..1 of the free space; (0.5, 0.5) is the centre.
     Returns:
         uint8 (R, R, 3).
     """
@@ -98,19 +99,19 @@ def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENT
 
 
 def _square(image: Image.Image, resolution: int, position: tuple[float, float]) -> np.ndarray:
-    """`resize_and_crop` of a picture of any number of channels: uint8 (R, R, C), or (R, R) of a grey one."""
+    """`resize_and_crop` for any number of channels: uint8 (R, R, C), or (R, R) if the picture is grey."""
     width, height = image.size
     side = min(width, height)
     top, left = (height - side) * position[0], (width - side) * position[1]
-    # Resizing the square box of the source is the same as resizing all of it and cropping, without the wasted part.
+    # Resizing only the square box of the source equals resizing all of it and cropping, without the wasted work.
     box = (left, top, left + side, top + side)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
 
 
 def limit_detail(frames: np.ndarray, detail: int) -> np.ndarray:
-    """Frames reduced to `detail` pixels a side and enlarged again: as many tokens as before, and less to see.
+    """Frames reduced to `detail` pixels per side and enlarged again: the same number of tokens with less detail.
 
-    A control of what a resolution tells beside the number of tokens it makes.
+    A control that separates the effect of resolution from that of the number of tokens.
 
     Args:
         frames: uint8 (T, R, R, 3).
@@ -123,13 +124,13 @@ def limit_detail(frames: np.ndarray, detail: int) -> np.ndarray:
 
 
 def list_of_images(images) -> list:
-    """One picture, a list of them, or a batch (B, H, W, C) / (B, C, H, W), as a flat list.
+    """A flat list of the pictures in one picture, a list, or a batch (B, H, W, C) / (B, C, H, W).
 
     Raises:
-        ValueError: an empty list or batch.
+        ValueError: the list or batch is empty.
     """
     if isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) and len(images) == 0:
-        raise ValueError("there is no picture to encode: the list or batch is empty.")
+        raise ValueError("There is no picture to encode: the list or batch is empty.")
     if isinstance(images, (list, tuple)):
         return [picture for item in images for picture in list_of_images(item)]
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
@@ -145,25 +146,25 @@ class TotoImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def _same_side(kwargs: dict) -> dict:
-    """`kwargs` with `resolution` set from transformers' own `size` and `crop_size`, where these are given.
+    """`kwargs` with `resolution` set from transformers' `size` and `crop_size`, if they are given.
 
     Raises:
-        ValueError: a size that is no square, or two of the three that disagree.
+        ValueError: a size is not square, or two of the three disagree.
     """
     given = {name: kwargs[name] for name in ("resolution", "size", "crop_size") if kwargs.get(name) is not None}
     sides = {side for value in given.values() for side in dict(get_size_dict(value)).values() if side is not None}
     if len(sides) > 1:
-        raise ValueError(f"the result is one square, but {given} name several sides: give resolution alone.")
+        raise ValueError(f"The result is one square, but {given} name several sides; pass only resolution.")
     return {**kwargs, "resolution": sides.pop()} if sides else kwargs
 
 
 class TotoImageProcessor(PilBackend):
-    """Pictures -> `pixel_values` (B, 3, R, R): float32 RGB in [0, 1], no mean or deviation taken off.
+    """Pictures -> `pixel_values` (B, 3, R, R): float32 RGB in [0, 1], without normalisation.
 
-    `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` takes what `to_rgb` takes, alone, in a list or
-    stacked. Shortest side to R, then the centre R x R crop, or the one at `crop_position` (paper Sec. 3.4). R may also
-    be given as transformers' `size` or `crop_size`; do_convert_rgb, do_resize, do_rescale and do_normalize switch the
-    steps as elsewhere, but a visual tokenizer needs the defaults.
+    `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` accepts any input of `to_rgb`, alone, in a list or
+    stacked. The shorter side is resized to R, then the R x R square at the centre or at `crop_position` is cropped
+    (paper Sec. 3.4). R can also be given as transformers' `size` or `crop_size`. do_convert_rgb, do_resize, do_rescale
+    and do_normalize switch the steps as in other image processors; visual tokenizers need the defaults.
     """
 
     valid_kwargs = TotoImageProcessorKwargs
@@ -174,7 +175,7 @@ class TotoImageProcessor(PilBackend):
     do_resize = True
     do_rescale = True
     resample = Image.Resampling.BICUBIC
-    # Saved files name this class, so that a repository on the Hub loads it without this package.
+    # Recorded in saved files, so that a repository on the Hub loads this class without the package.
     _auto_class = "AutoImageProcessor"
 
     def __init__(self, **kwargs):
@@ -184,10 +185,10 @@ class TotoImageProcessor(PilBackend):
         return super().preprocess(images, *args, **_same_side(kwargs))
 
     def _standardize_kwargs(self, crop_position=CENTRE, **kwargs) -> dict:
-        return {**super()._standardize_kwargs(**kwargs), "crop_position": list(crop_position)}  # a list, as in JSON
+        return {**super()._standardize_kwargs(**kwargs), "crop_position": list(crop_position)}  # a list, as JSON has it
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
-        side = kwargs["resolution"]  # resizing asks for a size
+        side = kwargs["resolution"]  # the base class requires a size for resizing
         super()._validate_preprocess_kwargs(**{**kwargs, "size": kwargs["size"] or {"height": side, "width": side}})
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3):
@@ -215,7 +216,7 @@ class TotoImageProcessor(PilBackend):
             array = _square(image, resolution, tuple(crop_position)) if do_resize else np.asarray(image)
             array = np.atleast_3d(array).transpose(2, 0, 1).astype(np.float32)
             if do_rescale:
-                array /= np.float32(1 / rescale_factor)  # by 255: its inverse is not a float32
+                array /= np.float32(1 / rescale_factor)  # divide by 255: its inverse is not exact in float32
             if do_normalize:
                 array = self.normalize(array, image_mean, image_std)
             pixels.append(array)

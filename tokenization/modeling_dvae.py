@@ -1,11 +1,11 @@
 """DALL-E's discrete VAE: pictures to codes and back (Ramesh et al. 2021, Sec. 2.1 and App. A), the paper's tokenizer.
 
-Pixels are floats in [0, 1], RGB, (B, 3, H, W), at both ends; the mapping to [0.1, 0.9] that the logit-Laplace
+Pixels are RGB floats in [0, 1], (B, 3, H, W), for input and output; the mapping to [0.1, 0.9] that the logit-Laplace
 likelihood needs is internal.
 
-Modules are named as in OpenAI's `dall_e` package, so that a name there becomes a name here by two rules: put `encoder.`
-or `decoder.` in front (the original has two files), and write `.weight` for a final `.w`, `.bias` for a final `.b`.
-Shapes are equal. For example
+Modules are named as in OpenAI's `dall_e` package. A name there becomes a name here by two rules: prepend `encoder.` or
+`decoder.` (the original has one file for each), and replace a final `.w` by `.weight`, a final `.b` by `.bias`. Shapes
+are equal. For example
 
     encoder file, blocks.group_2.block_1.res_path.conv_1.w -> encoder.blocks.group_2.block_1.res_path.conv_1.weight
     decoder file, blocks.output.conv.b                     -> decoder.blocks.output.conv.bias
@@ -17,13 +17,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .checks import check_codes, check_pixels
 from .configuration_dvae import TotoDVAEConfig
-from .push_beside import PushBesideMixin
+from .tokenizer_base import VisualTokenizer, check_pixels
 
 LOGIT_LAPLACE_EPS = 0.1
 
@@ -50,7 +48,7 @@ class TotoDVAEOutput(ModelOutput):
 class TotoDVAECodeLogits(nn.Conv2d):
     """The encoder's last layer: (B, C, h, w) -> logits (B, K, h, w), always computed in fp32.
 
-    So does the original (`use_float16=False`): among thousands of logits rounded to bf16, ties would decide the code.
+    As in the original (`use_float16=False`): among thousands of logits rounded to bf16, ties would decide the code.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,7 +59,7 @@ class TotoDVAECodeLogits(nn.Conv2d):
 class TotoDVAECodeEmbedding(nn.Conv2d):
     """The decoder's first layer: a 1 x 1 convolution of code probabilities (B, K, h, w), or of codes (B, h, w).
 
-    Codes take their columns of the weight, which is the convolution of their one-hot vectors without building these.
+    Codes select columns of the weight, which equals the convolution of their one-hot vectors.
     """
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:  # -> (B, n_init, h, w)
@@ -72,7 +70,7 @@ class TotoDVAECodeEmbedding(nn.Conv2d):
 
 
 class TotoDVAEBlock(nn.Module):
-    """Residual block with a bottleneck of four convolutions; its output is scaled by 1 / n_layers^2 as published."""
+    """Residual block: a bottleneck of four convolutions, scaled by 1 / n_layers^2 as published."""
 
     def __init__(self, config: TotoDVAEConfig, in_channels: int, out_channels: int, kernel_sizes: tuple[int, ...]):
         super().__init__()
@@ -93,7 +91,7 @@ class TotoDVAEBlock(nn.Module):
 def _groups(
     config: TotoDVAEConfig, in_channels: int, widths: list[int], kernel_sizes: tuple[int, ...], resample: str
 ) -> OrderedDict:
-    """The groups of blocks, `group_1` first, with max pooling or upsampling (`resample`) after all but the last."""
+    """Groups of blocks, `group_1` first, each but the last followed by `resample`: max pooling or upsampling."""
     groups = OrderedDict()
     for g, width in enumerate(widths):
         group = OrderedDict()
@@ -138,12 +136,10 @@ class TotoDVAEDecoder(nn.Module):
         return self.blocks(x)
 
 
-class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
+class TotoDVAEModel(VisualTokenizer):
     """Image tokenizer: `encode` pictures (B, 3, H, W) in [0, 1] to codes (B, h, w), `decode` them back."""
 
     config: TotoDVAEConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
     _no_split_modules = ["TotoDVAEBlock"]
 
     def __init__(self, config: TotoDVAEConfig):
@@ -154,7 +150,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):  # dall_e's own: normal, variance 1 / fan-in, zero bias
+        if isinstance(module, nn.Conv2d):  # as in dall_e: normal, variance 1 / fan-in, zero bias
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             init.zeros_(module.bias)
 
@@ -162,13 +158,13 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
         """Logits of every code: pictures (B, 3, H, W) in [0, 1] -> fp32 (B, K, H / stride, W / stride).
 
         Raises:
-            ValueError: pictures of another type, shape or range, or whose sides are not multiples of the stride.
+            ValueError: wrong type, shape or range, or sides that are not multiples of the stride.
         """
         check_pixels(pixel_values, self.config.stride)
         return self.encoder(map_pixels(pixel_values).to(self.dtype))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.LongTensor:
-        """The likeliest codes of pictures: (B, 3, H, W) floats in [0, 1] -> (B, H / stride, W / stride).
+        """The most likely codes of pictures: (B, 3, H, W) floats in [0, 1] -> (B, H / stride, W / stride).
 
         Raises:
             ValueError: as `encode_logits`.
@@ -178,7 +174,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
     def _decoder_output(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.decoder is None:
             raise ValueError(
-                "this dVAE can encode only, as it was converted without a decoder: convert it again with "
+                "This dVAE can only encode, as it was converted without a decoder; convert it again with "
                 "toto convert-tokenizer --decoder decoder.pkl."
             )
         mean, log_scale = self.decoder(codes).float().chunk(2, dim=1)
@@ -200,7 +196,7 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
         if not soft_codes.is_floating_point() or soft_codes.ndim != 4 or soft_codes.shape[1] != self.config.num_codes:
             raise ValueError(
                 f"soft codes must be floats of the shape (B, {self.config.num_codes}, h, w), "
-                f"got {soft_codes.dtype} of the shape {tuple(soft_codes.shape)}; integer codes go to decode."
+                f"got {soft_codes.dtype} of the shape {tuple(soft_codes.shape)}; pass integer codes to decode."
             )
         return self._decoder_output(soft_codes)
 
@@ -210,17 +206,15 @@ class TotoDVAEModel(PushBesideMixin, PreTrainedModel):
         Raises:
             ValueError: not integers, another shape, or a code outside the codebook.
         """
-        check_codes(codes, self.config.num_codes)
-        if codes.ndim != 3:
-            raise ValueError(f"codes must have the shape (B, h, w), got {tuple(codes.shape)}.")
+        self.check_code_grids(codes)
         mean, _ = self._decoder_output(codes.long())
         return unmap_pixels(mean.sigmoid())
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> TotoDVAEOutput:
-        """Auto-encoding through the likeliest codes, for measuring reconstructions.
+        """Auto-encoding through the most likely codes, for measuring reconstructions.
 
-        No gradient passes the codes; training relaxes them: `encode_logits`, then `decode_stats` of soft codes.
+        No gradient flows through the codes. Training relaxes them: `encode_logits`, then `decode_stats` of soft codes.
         """
         logits = self.encode_logits(pixel_values)
         codes = logits.argmax(dim=1)

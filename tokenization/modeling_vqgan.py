@@ -1,6 +1,6 @@
 """VQGAN: pictures to codes of a learned codebook and back (Esser et al. 2021), with taming-transformers' module names.
 
-Pixels are floats in [0, 1], RGB, (B, 3, H, W), at both ends; the published range [-1, 1] is internal.
+Pixels are RGB floats in [0, 1], (B, 3, H, W), for input and output; the published range [-1, 1] is internal.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,11 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .checks import check_codes, check_pixels
 from .configuration_vqgan import TotoVQGANConfig
-from .push_beside import PushBesideMixin
+from .tokenizer_base import VisualTokenizer, check_pixels
 
 
 @dataclass
@@ -73,7 +71,7 @@ class TotoVQGANDownsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # taming pads right and below only
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # taming pads the right and the bottom only
 
 
 class TotoVQGANUpsample(nn.Module):
@@ -86,7 +84,7 @@ class TotoVQGANUpsample(nn.Module):
 
 
 class TotoVQGANLevel(nn.Module):
-    """The residual (and attention) blocks at one resolution, with the change of resolution that follows them."""
+    """The residual (and attention) blocks at one resolution, then the change to the next resolution."""
 
     def __init__(self, config: TotoVQGANConfig, channels: list[int], side: int):
         super().__init__()
@@ -177,7 +175,7 @@ class TotoVQGANQuantizer(nn.Module):
         self.embedding = nn.Embedding(config.num_codes, config.embed_dim)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:  # (B, E, h, w) -> nearest codes (B, h, w)
-        # In fp32 even under autocast: in bf16 near neighbours tie and the codes would depend on the machine.
+        # fp32 even under autocast: in bf16 near neighbours tie, and the codes would depend on the machine.
         with torch.autocast(z.device.type, enabled=False):
             flat = z.float().permute(0, 2, 3, 1).flatten(0, 2)
             table = self.embedding.weight.float()
@@ -185,12 +183,10 @@ class TotoVQGANQuantizer(nn.Module):
         return distances.argmin(1).view(z.shape[0], *z.shape[2:])
 
 
-class TotoVQGANModel(PushBesideMixin, PreTrainedModel):
+class TotoVQGANModel(VisualTokenizer):
     """Image tokenizer: `encode` pictures (B, 3, H, W) in [0, 1] to codes (B, h, w), `decode` them back."""
 
     config: TotoVQGANConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
 
     def __init__(self, config: TotoVQGANConfig):
         super().__init__(config)
@@ -203,7 +199,7 @@ class TotoVQGANModel(PushBesideMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):  # torch's own default, as taming leaves it
+        if isinstance(module, nn.Conv2d):  # torch's default, which taming keeps
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
@@ -215,12 +211,20 @@ class TotoVQGANModel(PushBesideMixin, PreTrainedModel):
             init.uniform_(module.weight, -1.0 / self.config.num_codes, 1.0 / self.config.num_codes)
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Vectors before quantisation: (B, 3, H, W) in [0, 1] -> (B, embed_dim, h, w)."""
+        """Vectors before quantisation: pictures (B, 3, H, W) in [0, 1] -> (B, embed_dim, h, w).
+
+        Raises:
+            ValueError: wrong type, shape or range, or sides that are not multiples of the stride.
+        """
         check_pixels(pixel_values, self.config.stride)
         return self.quant_conv(self.encoder(2 * pixel_values.to(self.dtype) - 1))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.LongTensor:
-        """Codes of pictures: (B, 3, H, W) floats in [0, 1] -> (B, H / stride, W / stride)."""
+        """Nearest codes of pictures: (B, 3, H, W) floats in [0, 1] -> (B, H / stride, W / stride).
+
+        Raises:
+            ValueError: as `encode_latents`.
+        """
         return self.quantize(self.encode_latents(pixel_values))
 
     def decode(self, codes: torch.LongTensor) -> torch.Tensor:
@@ -229,9 +233,7 @@ class TotoVQGANModel(PushBesideMixin, PreTrainedModel):
         Raises:
             ValueError: not integers, another shape, or a code outside the codebook.
         """
-        check_codes(codes, self.config.num_codes)
-        if codes.ndim != 3:
-            raise ValueError(f"codes must have the shape (B, h, w), got {tuple(codes.shape)}.")
+        self.check_code_grids(codes)
         return self.decode_latents(self.quantize.embedding(codes.long()).permute(0, 3, 1, 2)).clamp(0, 1)
 
     def decode_latents(self, quantized: torch.Tensor) -> torch.Tensor:

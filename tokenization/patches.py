@@ -1,24 +1,25 @@
 """The continuous tokenizer: frames to normalised patches and back, for the paper's patch-patch and patch-dVAE rows.
 
-The paper says "normalised patches" and no more. We follow MAE (He et al. 2022, Sec. 4): each patch is normalised by its
-own mean and unbiased variance over its 3 * P * P values.
+The paper says only "normalised patches". We follow MAE (He et al. 2022, Sec. 4): each patch is normalised by its own
+mean and unbiased variance over its 3 * P * P values.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from .checks import check_pixels
+from .tokenizer_base import check_pixels
 
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class NormalisedPatches:
-    """What `Patches.encode` returns, h x w patches a frame.
+    """Output of `Patches.encode`, with h x w patches per frame.
 
-    values (..., h, w, 3 * P * P): normalised pixels of a patch, row by row, RGB last. `values.flatten(-3, -2)` is the
-    raster order (..., h * w, 3 * P * P) of token rows. mean, variance (..., h, w, 1): the patch's before normalisation.
+    values (..., h, w, 3 * P * P): normalised pixels of a patch, row by row, RGB last. `values.flatten(-3, -2)` gives
+    the raster order (..., h * w, 3 * P * P) of token rows. mean, variance (..., h, w, 1): of each patch, before
+    normalisation.
     """
 
     values: torch.Tensor
@@ -31,7 +32,7 @@ class Patches:
     """Frames <-> normalised patches of P x P pixels. The paper's 16 x 16 patches of a 128-pixel frame have P = 8.
 
     Raises:
-        ValueError: a patch size that is no positive integer.
+        ValueError: `patch_size` is not a positive integer.
     """
 
     patch_size: int = 8
@@ -44,7 +45,7 @@ class Patches:
         """Frames (B, 3, H, W) or (B, T, 3, H, W), floats in [0, 1], sides multiples of P.
 
         Raises:
-            ValueError: frames of another type, shape or range.
+            ValueError: wrong type, shape or range.
         """
         is_video = isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 5
         frames = pixel_values.flatten(0, 1) if is_video else pixel_values
@@ -61,10 +62,10 @@ class Patches:
         """The inverse of `encode`, not clipped: (..., h, w, 3 * P * P) -> frames (..., 3, h * P, w * P).
 
         Args:
-            values: patches, those of `encode` or predicted ones.
-            mean, variance: (..., h, w, 1), from `encode`: a prediction of normalised patches alone is no picture.
+            values: patches from `encode`, or predicted ones.
+            mean, variance: (..., h, w, 1), from `encode`; normalised patches alone do not determine the pixels.
         Raises:
-            ValueError: shapes that do not belong together.
+            ValueError: the shapes do not match.
         """
         p = self.patch_size
         if values.ndim < 4 or values.shape[-1] != 3 * p * p:

@@ -1,4 +1,4 @@
-"""Where bfloat16 pays, and a visual tokenizer whose encoder computes in it."""
+"""Whether bfloat16 is fast on a device, and copies of visual tokenizers that encode in bfloat16."""
 
 import copy
 
@@ -8,15 +8,15 @@ from torch import nn
 from .modeling_dvae import TotoDVAECodeLogits
 from .modeling_vqgan import TotoVQGANQuantizer
 
-# What chooses among the codes stays in fp32: in bf16 near neighbours tie.
+# The layers that choose the code stay in fp32: in bf16 near neighbours tie.
 KEPT_IN_FP32 = (TotoDVAECodeLogits, TotoVQGANQuantizer)
 
 
 def bf16_is_fast(device: torch.device) -> bool:
     """True on recent GPUs, on CPUs with AMX, and on AMD's with AVX512-BF16.
 
-    CPUs without either emulate bfloat16, tens of times slower. AVX512-BF16 alone does not tell: on an Intel CPU that
-    has it without AMX, products took 1.6 times as long as in float32, on an AMD EPYC 0.4 times (docs/log.md).
+    Other CPUs emulate bfloat16, tens of times slower. AVX512-BF16 alone is not sufficient: matrix products took 1.6
+    times as long as in float32 on an Intel CPU that has it without AMX, and 0.4 times on an AMD EPYC (docs/log.md).
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -28,12 +28,12 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def bf16_encoder(model: nn.Module) -> nn.Module:
-    """A copy of a visual tokenizer for `encode` only: weights cast to bf16 once, the choice of the code in fp32.
+    """A copy of a visual tokenizer for `encode` only: weights in bf16, the choice of the code in fp32.
 
-    Autocast would cast them again for every batch: it keeps no casts under `inference_mode`, nor after its block.
+    Autocast would cast the weights again for every batch: it caches no casts under `inference_mode` or after its block.
     """
     fp32 = {name: module for name, module in model.named_modules() if isinstance(module, KEPT_IN_FP32)}
-    memo = {id(module): module for module in fp32.values()}  # shared with the original, and spared the cast below
+    memo = {id(module): module for module in fp32.values()}  # shared with the original and not cast below
     if isinstance(model.decoder, nn.Module):
         memo[id(model.decoder)] = nn.Identity()  # not needed, and half of the memory
     half = copy.deepcopy(model, memo)

@@ -1,7 +1,7 @@
-"""Pixels to rows of ids and back: an image processor and the visual tokenizer, saved and loaded as one thing.
+"""The processor: pixels to rows of ids and back, with an image processor and a visual tokenizer saved as one object.
 
-transformers stores only the *name* of a processor's tokenizer model, which dangles after a push. Here its weights live
-in `visual_tokenizer/` beside the model's own files.
+transformers stores only the *name* of a processor's tokenizer model, which is a dangling reference after a push. Here
+the weights are saved in `visual_tokenizer/`, next to the files of the model.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from .image_processing_toto import TotoImageProcessor, list_of_images, resize_an
 from .modeling_dvae import TotoDVAEModel
 from .modeling_vqgan import TotoVQGANModel
 from .precision import bf16_encoder
-from .push_beside import SUBFOLDER
 from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
+from .tokenizer_base import SUBFOLDER
 from .video import read_clip
 
 VISUAL_TOKENIZERS = {"toto_vqgan": TotoVQGANModel, "toto_dvae": TotoDVAEModel}
@@ -30,18 +30,25 @@ _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 
 def shipped() -> Path:
-    """The folder of the small tokenizer that ships with this package."""
+    """The folder of the small tokenizer that is shipped with this package.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+    """
     if not (SHIPPED / "config.json").is_file():
         raise FileNotFoundError(
-            f"the shipped tokenizer is not at {SHIPPED}: install the modeling-toto package, or name a tokenizer."
+            f"The shipped tokenizer is not at {SHIPPED}; install the modeling-toto package, or name a tokenizer."
         )
     return SHIPPED
 
 
 def load_visual_tokenizer(path, subfolder: str = "", **hub_kwargs) -> PreTrainedModel:
-    """The visual tokenizer of a folder or Hub id, in fp32 and eval mode; its class follows the config's model_type.
+    """The visual tokenizer in a folder or Hub id, in fp32 and eval mode; the config's model_type selects its class.
 
-    Never through AutoModel, so that a processor loaded as remote code needs no registration and no second consent.
+    AutoModel is not used, so that a processor loaded as remote code needs no registration and no second consent.
+
+    Raises:
+        ValueError: the config is not that of a visual tokenizer. OSError: there is no such folder or id.
     """
     config, _ = PreTrainedConfig.get_config_dict(path, subfolder=subfolder, **hub_kwargs)
     model_type = config.get("model_type")
@@ -54,16 +61,16 @@ def load_visual_tokenizer(path, subfolder: str = "", **hub_kwargs) -> PreTrained
 
 
 class TotoImagesKwargs(TypedDict, total=False):
-    """crop_position: (y, x) of the crop as fractions 0..1; by default the image processor's."""
+    """crop_position: (y, x) of the crop as fractions 0..1; default: that of the image processor."""
 
     crop_position: tuple | list
     return_tensors: str
 
 
 class TotoVideosKwargs(TypedDict, total=False):
-    """How a video *file* is sampled: every `stride`-th frame (default and paper: 4), or at `fps` frames a second.
+    """How a video *file* is sampled: every `stride`-th frame (default and paper: 4), or `fps` frames per second.
 
-    Arrays are always taken frame by frame, as transformers' `do_sample_frames=False` asks.
+    Every frame of an array is used, as with transformers' `do_sample_frames=False`.
     """
 
     stride: int
@@ -73,7 +80,7 @@ class TotoVideosKwargs(TypedDict, total=False):
 
 
 class TotoProcessorKwargs(ProcessingKwargs, total=False):
-    """add_end_token: leave the end out of a prompt that is to be continued. return_tensors: "pt" or "np"."""
+    """add_end_token: False for a prompt that is to be continued. return_tensors: "pt" or "np"."""
 
     images_kwargs: TotoImagesKwargs
     videos_kwargs: TotoVideosKwargs
@@ -85,9 +92,12 @@ class TotoProcessor(ProcessorMixin):
     """`processor(images=..., videos=...) -> input_ids, attention_mask`; `processor.decode(ids) -> uint8 frames`.
 
     Args:
-        image_processor: TotoImageProcessor; its resolution R fixes the grid, (R / stride, R / stride).
-        visual_tokenizer: TotoVQGANModel or TotoDVAEModel; by default the small one that ships with this package.
+        image_processor: TotoImageProcessor; its resolution R determines the grid, (R / stride, R / stride).
+        visual_tokenizer: TotoVQGANModel or TotoDVAEModel; default: the small one that is shipped with this package.
         num_frames: frames taken from a video file (paper: 16).
+
+    Raises:
+        ValueError: R is not a multiple of the visual tokenizer's stride.
     """
 
     valid_processor_kwargs = TotoProcessorKwargs
@@ -95,7 +105,7 @@ class TotoProcessor(ProcessorMixin):
     add_end_token = True
     return_tensors = "pt"
 
-    # Saved files name this class, so that a repository on the Hub loads it without this package.
+    # Recorded in saved files, so that a repository on the Hub loads this class without the package.
     _auto_class = "AutoProcessor"
 
     def __init__(self, image_processor, visual_tokenizer=None, num_frames: int = 16):
@@ -104,24 +114,28 @@ class TotoProcessor(ProcessorMixin):
             visual_tokenizer = load_visual_tokenizer(shipped())
         stride, resolution = visual_tokenizer.config.stride, image_processor.resolution
         if resolution % stride:
-            raise ValueError(f"resolution {resolution} is no multiple of the visual tokenizer's stride {stride}.")
+            raise ValueError(f"resolution {resolution} is not a multiple of the visual tokenizer's stride {stride}.")
         self.visual_tokenizer = visual_tokenizer.eval()
         self.num_frames = num_frames
         self._bf16: tuple[list, PreTrainedModel] | None = None
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        # transformers would take `visual_tokenizer` for a text tokenizer, because of its name.
+        # transformers would treat `visual_tokenizer` as a text tokenizer, because of its name.
         return ["image_processor"]
 
     @classmethod
     def default(cls) -> "TotoProcessor":
-        """A processor around the small tokenizer that ships with this package (8 x 8 tokens for 64 x 64 pixels)."""
+        """A processor with the small tokenizer that is shipped with this package (8 x 8 tokens for 64 x 64 pixels)."""
         return cls.from_visual_tokenizer(shipped())
 
     @classmethod
     def from_visual_tokenizer(cls, path, **hub_kwargs) -> "TotoProcessor":
-        """A processor from a folder or Hub id that holds a visual tokenizer, or a whole processor."""
+        """A processor from a folder or Hub id that holds a visual tokenizer or a whole processor.
+
+        Raises:
+            FileNotFoundError: there is no such folder or id, or it holds neither.
+        """
         try:
             found = [
                 cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
@@ -129,7 +143,7 @@ class TotoProcessor(ProcessorMixin):
             ]
         except OSError as error:
             raise FileNotFoundError(
-                f"there is no tokenizer {path}: no such folder, and no such id on the Hub."
+                f"There is no tokenizer {path}: no such folder and no such id on the Hub."
             ) from error
         if found[0]:
             return cls.from_pretrained(path, **hub_kwargs)
@@ -143,7 +157,7 @@ class TotoProcessor(ProcessorMixin):
         image_processor = TotoImageProcessor(resolution=resolution or self.resolution)
         return type(self)(image_processor, self.visual_tokenizer, num_frames or self.num_frames)
 
-    # --- what the tokenizer says about itself
+    # --- properties of the tokenizer
 
     @property
     def resolution(self) -> int:
@@ -163,7 +177,7 @@ class TotoProcessor(ProcessorMixin):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of a sha256 over the tokenizer's class, names and fp32 weights: equal means equal codes."""
+        """16 hex digits of a sha256 of the tokenizer's class, names and fp32 weights; if equal, codes are equal."""
         digest = hashlib.sha256(type(self.visual_tokenizer).__name__.encode())
         for name, tensor in sorted(self.visual_tokenizer.state_dict().items()):
             digest.update(name.encode())
@@ -171,7 +185,7 @@ class TotoProcessor(ProcessorMixin):
         return digest.hexdigest()[:16]
 
     def to(self, device) -> "TotoProcessor":
-        """Move the visual tokenizer; pictures and ids stay on the CPU."""
+        """Move the visual tokenizer to a device; pictures and ids stay on the CPU."""
         self.visual_tokenizer.to(device)
         return self
 
@@ -182,10 +196,12 @@ class TotoProcessor(ProcessorMixin):
 
         Args:
             frames: uint8 (N, R, R, 3), numpy or torch.
-            batch_size: frames at a time; by default 8 on a CPU, where more is slower, and 64 elsewhere.
-            exact: fp32. False computes in bf16: faster where `precision.bf16_is_fast`, and some codes differ.
+            batch_size: frames at a time; default: 8 on a CPU, where more is slower, and 64 elsewhere.
+            exact: compute in fp32. False computes in bf16: faster where `precision.bf16_is_fast`, some codes differ.
         Returns:
             codes (N, h, w), int64, on the CPU.
+        Raises:
+            ValueError: wrong type or shape.
         """
         if not isinstance(frames, (np.ndarray, torch.Tensor)):
             raise ValueError(f"frames must be a uint8 array (N, R, R, 3), not {type(frames).__name__}.")
@@ -199,47 +215,49 @@ class TotoProcessor(ProcessorMixin):
         if not len(frames):
             return torch.empty(0, *self.grid, dtype=torch.long)
         device = self.visual_tokenizer.device
-        self.visual_tokenizer.to(memory_format=torch.channels_last)  # on a CPU 1.5 times the speed, and the same codes
+        self.visual_tokenizer.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU, with the same codes
         tokenizer = self.visual_tokenizer if exact else self._in_bf16()
         codes = []
         for batch in frames.split(batch_size or (8 if device.type == "cpu" else 64)):
             pixels = batch.to(device).permute(0, 3, 1, 2).float() / 255  # (B, 3, R, R), channels last in memory
             with torch.inference_mode():
                 codes.append(tokenizer.encode(pixels).cpu())
-        return torch.cat(codes)  # outside inference mode: an ordinary tensor, which training may use
+        return torch.cat(codes)  # outside inference mode: an ordinary tensor that training can use
 
     def _in_bf16(self) -> PreTrainedModel:
-        """The bf16 copy of the visual tokenizer, made anew when its weights were moved or changed."""
+        """The bf16 copy of the visual tokenizer, copied again after its weights were moved or changed."""
         state = [(weight.data_ptr(), weight._version) for weight in self.visual_tokenizer.parameters()]
         if self._bf16 is None or self._bf16[0] != state:
             self._bf16 = state, bf16_encoder(self.visual_tokenizer)
         return self._bf16[1]
 
     def _video_frames(self, video, stride: int, fps: float | None) -> np.ndarray:
-        """A path, (T, H, W, 3) array or list of pictures -> uint8 (T, R, R, 3)."""
+        """Frames, uint8 (T, R, R, 3), of a path, an array (T, H, W, 3) or a list of pictures."""
         if isinstance(video, (str, Path)):
             return read_clip(video, self.num_frames, stride=stride, fps=fps, resolution=self.resolution).frames
         return np.stack([resize_and_crop(frame, self.resolution) for frame in list_of_images(video)])
 
     def __call__(self, images=None, videos=None, **kwargs: Unpack[TotoProcessorKwargs]) -> BatchFeature:
-        """Rows of ids: those of the images, then those of the videos.
+        """Rows of ids of the images, followed by those of the videos.
 
         Args:
             images: one picture or several (PIL, arrays): each becomes a row `3, codes, 2`.
-            videos: (T, H, W, 3) or (B, T, H, W, 3) uint8, a path, or a list of such: each a row `1, codes, 2`.
-            kwargs: see TotoProcessorKwargs; those of images and videos may stand alone or in `images_kwargs` and
+            videos: (T, H, W, 3) or (B, T, H, W, 3) uint8, a path, or a list of these: each becomes a row `1, codes, 2`.
+            kwargs: see TotoProcessorKwargs; those of images and videos can also be passed in `images_kwargs` and
                 `videos_kwargs`.
         Returns:
             input_ids (B, L) int64 and attention_mask (B, L); shorter rows are padded on the right with id 0.
         Raises:
-            ValueError: neither images nor videos, or some that cannot be encoded.
-            TypeError: an argument that nothing here takes.
+            ValueError: neither images nor videos are given, or some cannot be encoded.
+            TypeError: an unknown argument.
         """
         if images is None and videos is None:
-            raise ValueError("there is nothing to encode: give images or videos.")
+            raise ValueError("There is nothing to encode; pass images or videos.")
         known = {"add_end_token", *TotoImagesKwargs.__annotations__, *TotoVideosKwargs.__annotations__}
         if unknown := sorted(set(kwargs) - known - set(TotoProcessorKwargs.__annotations__)):
-            raise TypeError(f"TotoProcessor takes no {', '.join(unknown)}; it takes {', '.join(sorted(known))}.")
+            raise TypeError(
+                f"TotoProcessor does not accept {', '.join(unknown)}; it accepts {', '.join(sorted(known))}."
+            )
         merged = self._merge_kwargs(**kwargs)
         end, rows = merged["add_end_token"], []
         if images is not None:
@@ -263,9 +281,10 @@ class TotoProcessor(ProcessorMixin):
     def decode(self, ids, batch_size: int = 64) -> np.ndarray:
         """Frames of a row of ids (L,) -> uint8 (T, R, R, 3), or of rows (B, L) -> (B, T, R, R, 3).
 
-        Specials are skipped; what stands after an end token is not decoded.
+        Special tokens are skipped; ids after an end token are not decoded.
+
         Raises:
-            ValueError: no integers, a row that does not end on a whole frame, or rows of different lengths.
+            ValueError: not integers, a row that does not end on a whole frame, or rows of different lengths.
         """
         ids = torch.as_tensor(ids).cpu()
         if ids.is_floating_point():
@@ -292,9 +311,10 @@ class TotoProcessor(ProcessorMixin):
         }
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, repo_id: str | None = None, **kwargs):
-        """Write processor_config.json, the code it needs, and the tokenizer in `visual_tokenizer/`.
+        """Write processor_config.json, the code that it needs, and the tokenizer in `visual_tokenizer/`.
 
-        Touches no file of a model saved in the same folder. push_to_hub passes a `max_shard_size`, of no use here.
+        The files of a model saved in the same folder are not changed. `max_shard_size`, which push_to_hub passes, is
+        ignored.
         """
         kwargs.pop("max_shard_size", None)
         self.visual_tokenizer.save_pretrained(Path(save_directory) / SUBFOLDER)
@@ -319,17 +339,17 @@ class TotoProcessor(ProcessorMixin):
 
 
 def _list_of_videos(videos) -> list:
-    """One video or several, as a list.
+    """A list of the given video or videos.
 
     Raises:
-        ValueError: none, or something that is no video.
+        ValueError: there is none, or the input is not a video.
     """
     if isinstance(videos, (str, Path)):
         return [videos]
     if not isinstance(videos, (np.ndarray, torch.Tensor, list, tuple)):
-        raise ValueError(f"a video must be a path, an array (T, H, W, 3) or a list, not {type(videos).__name__}.")
+        raise ValueError(f"A video must be a path, an array (T, H, W, 3) or a list, not {type(videos).__name__}.")
     if len(videos) == 0:
-        raise ValueError("there is no video to encode: the list or array is empty.")
+        raise ValueError("There is no video to encode: the list or array is empty.")
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         return list(videos) if videos.ndim == 5 else [videos]
     first = videos[0]

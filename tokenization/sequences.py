@@ -1,8 +1,8 @@
-"""The one owner of ids: special tokens, the code offset, raster order, packs of images, rows in and grids out.
+"""The layout of ids: special tokens, the code offset, raster order, packs of images, grids to rows and back.
 
-A row is `start, codes..., end` (paper Sec. 3.4, and its ids 1, 2, 3). Codes run in raster order inside a frame and
-frames follow in time order, with no separator between frames. Ids 4..63 are reserved for prompts. Rows of images hold
-16 of them in the paper: one start token, the packed images, one end token.
+A row is `start, codes..., end` (paper Sec. 3.4, which gives the ids 1, 2, 3). Codes are in raster order within a frame
+and frames in time order, without separators. Ids 4..63 are reserved for prompts. In the paper, a row of images packs 16
+of them: one start token, the images, one end token.
 """
 
 import numpy as np
@@ -16,27 +16,27 @@ CODE_OFFSET = 64
 
 
 def vocab_size(num_codes: int) -> int:
-    """Size of the id space of a tokenizer with `num_codes` codes: 8192 codes make 8256 ids."""
+    """Size of the vocabulary for a tokenizer with `num_codes` codes: 8192 codes give 8256 ids."""
     return CODE_OFFSET + num_codes
 
 
 def _as_codes(codes) -> torch.Tensor:
-    """Integer codes of any dtype, numpy's uint16 included, as int64."""
+    """Codes of any integer dtype, including numpy's uint16, as int64."""
     if isinstance(codes, np.ndarray):
         codes = torch.from_numpy(codes.astype(np.int64))
     codes = torch.as_tensor(codes)
     if codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(
-            f"codes must be integers, not {codes.dtype}: pass the output of a visual tokenizer's encode()."
+            f"codes must be integers, not {codes.dtype}; pass the output of a visual tokenizer's encode()."
         )
     codes = codes.long()
     if codes.numel() and codes.min() < 0:
-        raise ValueError(f"codes must be 0 or more, but the smallest is {int(codes.min())}.")
+        raise ValueError(f"codes must be 0 or more, got {int(codes.min())}.")
     return codes
 
 
 def _rows(codes: torch.Tensor, start: int, end: bool) -> torch.Tensor:
-    """(B, ...) codes -> (B, 1 + n [+ 1]) ids; flattening keeps raster order in a frame and time order across."""
+    """Codes (B, ...) -> ids (B, 1 + n [+ 1]); flattening keeps raster order within frames and time order across."""
     codes = codes.flatten(1) + CODE_OFFSET
     parts = [codes.new_full((len(codes), 1), start), codes]
     if end:
@@ -49,9 +49,11 @@ def video_rows(codes, end: bool = True) -> torch.LongTensor:
 
     Args:
         codes: integers 0..K-1, torch or numpy, (B, T, h, w) or already flat (B, T*h*w).
-        end: append the end token; leave it out when the row is a prompt to be continued.
+        end: append the end token; False for a prompt that is to be continued.
     Returns:
-        ids (B, 1 + T*h*w + 1), or one fewer column without the end.
+        ids (B, 1 + T*h*w + 1), or one column fewer without the end token.
+    Raises:
+        ValueError: not integers, negative codes, or another shape.
     """
     codes = _as_codes(codes)
     if codes.dim() not in (2, 4):
@@ -60,12 +62,13 @@ def video_rows(codes, end: bool = True) -> torch.LongTensor:
 
 
 def image_rows(codes, end: bool = True) -> torch.LongTensor:
-    """Rows of images: (B, h, w) gives one image a row, (B, N, h, w) packs of N images (16 in the paper).
+    """Rows of images: (B, h, w) gives one image per row, (B, N, h, w) packs of N images (16 in the paper).
 
-    A pack is one plain causal sequence: one start token, no separator, no position reset, one end token.
+    A pack is one plain causal sequence: one start token, no separators, no position reset, one end token.
 
+    Args, Raises: as `video_rows`.
     Returns:
-        ids (B, 1 + N*h*w + 1), or one fewer column without the end.
+        ids (B, 1 + N*h*w + 1), or one column fewer without the end token.
     """
     codes = _as_codes(codes)
     if codes.dim() not in (3, 4):
@@ -74,20 +77,20 @@ def image_rows(codes, end: bool = True) -> torch.LongTensor:
 
 
 def code_positions(ids: torch.Tensor) -> torch.BoolTensor:
-    """True where an id is a visual code, not a special or reserved token. Any shape; usually (B, L)."""
+    """Mask of the ids that are visual codes, not special or reserved tokens. Any shape, usually (B, L)."""
     return ids >= CODE_OFFSET
 
 
 def codes_of(ids, grid: tuple[int, int]) -> torch.LongTensor:
-    """The codes inside rows of ids: specials stripped, offset removed, cut into frames.
+    """The codes in rows of ids, without special tokens and offset, as frames.
 
     Args:
         ids: (B, L) or (L,) ids; every row must hold the same number of whole frames.
         grid: tokens per frame as (h, w).
     Returns:
-        codes (B, T, h, w); a single (L,) row is treated as B = 1.
+        codes (B, T, h, w); B = 1 for a single row (L,).
     Raises:
-        ValueError: rows of different lengths, or a row that does not end on a whole frame.
+        ValueError: rows hold different numbers of codes, or a row does not end on a whole frame.
     """
     ids = torch.as_tensor(ids).long()
     if ids.dim() == 1:
@@ -97,12 +100,12 @@ def codes_of(ids, grid: tuple[int, int]) -> torch.LongTensor:
     is_code = code_positions(ids)
     counts = is_code.sum(1).unique().tolist()
     if len(counts) > 1:
-        raise ValueError(f"rows hold different numbers of codes ({counts}): decode them one at a time.")
+        raise ValueError(f"The rows hold different numbers of codes ({counts}); decode them one at a time.")
     h, w = grid
     count = counts[0] if counts else 0
     if count == 0 or count % (h * w):
         raise ValueError(
-            f"a row holds {count} codes, which is no whole number of {h} x {w} frames ({h * w} codes each): "
-            "check the grid, or cut the row at a frame border."
+            f"A row holds {count} codes, which is not a whole number of {h} x {w} frames ({h * w} codes each); "
+            "check the grid, or cut the row at the end of a frame."
         )
     return (ids[is_code] - CODE_OFFSET).view(len(ids), count // (h * w), h, w)

@@ -1,7 +1,7 @@
-"""A video file or its bytes in, fixed-size clips out: one sequential decode with PyAV, never a seek.
+"""Clips of fixed size from a video file or its bytes, decoded sequentially with PyAV and without seeking.
 
 Seeking lands on different frames in different containers, so a file is streamed once and cut into all its windows that
-do not overlap. Damage is a ValueError with one sentence; the windows completed before it are kept.
+do not overlap. Damage raises a ValueError; the windows completed before it are kept.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 
 from .image_processing_toto import CENTRE, resize_and_crop
 
-try:  # optional where only the model is wanted: a repository on the Hub may not demand it
+try:  # optional: remote code on the Hub cannot require it
     import av
 except ImportError:
     av = None
@@ -26,7 +26,7 @@ except ImportError:
 class Clip:
     """A window of a video, or an image (T = 1).
 
-    frames: uint8 (T, R, R, 3) RGB. source: file or row it came from. start: index of its first frame in the source.
+    frames: uint8 (T, R, R, 3) RGB. source: its file or row. start: index of its first frame in the source.
     fps: frames per second of `frames`, after the stride; 0.0 for an image. labels: column name -> class number.
     """
 
@@ -38,10 +38,14 @@ class Clip:
 
 
 def view_positions(views: int, crops: int) -> list[tuple[float, tuple[float, float]]]:
-    """(time, (y, x)) of each view as fractions 0..1: windows evenly spaced from first to last, times crops.
+    """(time, (y, x)) of each view as fractions 0..1: evenly spaced windows times evenly spaced crops.
 
-    A time of 0 is the first window that fits and 1 the last; one window is the middle. Crops lie evenly along the
-    longer side (`resize_and_crop` leaves the other no play); one crop is the centre. So 5 x 3 are 15 views.
+    Time 0 is the first window that fits and 1 the last; a single window is the middle one. Crops are spaced along the
+    longer side, the only one along which `resize_and_crop` can move; a single crop is the centre. So 5 x 3 gives 15
+    views.
+
+    Raises:
+        ValueError: `views` or `crops` is below 1.
     """
     if views < 1 or crops < 1:
         raise ValueError(f"views and crops must be 1 or more, not {views} and {crops}.")
@@ -53,8 +57,10 @@ def _spaced(count: int) -> list[float]:
 
 
 class _View:
-    """One way of looking at a file: a temporal offset, and a crop: the same for every window, or drawn anew by
-    `generator`. is_single: one window only."""
+    """Windows of a file from one temporal offset, with one crop for all or one per window drawn by `generator`.
+
+    is_single: stop after one window.
+    """
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class _View:
         self.filled, self.is_done = 0, False
 
     def add(self, picture: np.ndarray, index: int) -> np.ndarray | None:
-        """Put a frame into the window; the (T, R, R, 3) window when that completes it."""
+        """Add a frame to the window; returns the window (T, R, R, 3) once it is complete, else None."""
         if self.filled == 0:
             self.frames, self.start = np.empty(self.shape, np.uint8), index
             if self.generator is not None:
@@ -83,14 +89,14 @@ class _View:
 
 
 def frames_needed(num_frames: int, stride: int) -> int:
-    """Source frames that a clip spans: 16 frames at stride 4 need 61."""
+    """Number of source frames that a clip spans: 61 for 16 frames at stride 4."""
     return (num_frames - 1) * stride + 1
 
 
 def _views(
     num_frames: int, stride: int, resolution: int, crops: int, seed: int, source: str, total: int
 ) -> list[_View]:
-    """One centred view, or `crops` random ones: view 0 starts at frame 0, the others where a window still fits."""
+    """One centred view, or `crops` random ones; view 0 starts at frame 0, the others wherever a window still fits."""
     if crops == 1:
         return [_View(num_frames, resolution, 0)]
     digest = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
@@ -103,10 +109,14 @@ def _views(
 
 
 def _open(file: str | Path | bytes):
-    """The container and its first video stream, or a sentence."""
+    """The container and its first video stream.
+
+    Raises:
+        ValueError: PyAV is missing, or the file is not a video. FileNotFoundError: there is no such file.
+    """
     if av is None:
-        raise ValueError("reading videos needs PyAV: pip install av.")
-    unreadable = "the file cannot be opened as a video: it is corrupt, truncated or no video at all."
+        raise ValueError("reading videos requires PyAV; pip install av.")
+    unreadable = "the file cannot be opened as a video: it is corrupt, truncated or not a video."
     try:
         container = av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file))
     except FileNotFoundError as error:
@@ -121,7 +131,7 @@ def _open(file: str | Path | bytes):
 
 
 def _decode(container, stream) -> Iterator:
-    """Frames in display order; damage anywhere is one ValueError."""
+    """Frames in display order; damage anywhere raises a ValueError."""
     stream.thread_type = "AUTO"
     count = 0
     try:
@@ -149,34 +159,35 @@ def read_windows(
     source: str | None = None,
     views: tuple[int, int] | None = None,
 ) -> Iterator[Clip]:
-    """All non-overlapping windows of one video, in one pass; or with `views` those of a test.
+    """All non-overlapping windows of a video in one pass or, with `views`, evenly spaced ones for evaluation.
 
     Args:
         file: a path, or the bytes of a file.
-        num_frames: frames T of a clip (paper: 16).
-        stride: take every stride-th frame (paper: 4, for media of 24 to 30 fps); not used when `fps` is given.
-        fps: resample by timestamps to this rate instead; 7.5 is the paper's time step on any media.
-        resolution: side R of the square frames in pixels: shortest side to R, then an R x R crop (paper Sec. 3.4).
-        crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, fixed by seed and source.
-        source: name carried by the clips; the path by default.
-        views: (windows, crops) of `view_positions` instead, whatever of the video lies between them; not with crops. A
-            header that promises more frames than there are costs the last window.
+        num_frames: frames T per clip (paper: 16).
+        stride: take every stride-th frame (paper: 4, for videos of 24 to 30 fps); ignored if `fps` is given.
+        fps: resample to this rate by timestamps; 7.5 gives the paper's time step for any video.
+        resolution: side R of the square frames in pixels: shorter side to R, then an R x R crop (paper Sec. 3.4).
+        crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, determined by seed and source.
+        seed: of the random crops.
+        source: name recorded in the clips; default: the path.
+        views: (windows, crops) of `view_positions` instead; cannot be combined with `crops`. If the header announces
+            more frames than there are, the last window is lost.
     Yields:
         Clip, in order of completion.
     Raises:
-        ValueError: no video stream, damage (after the windows before it were yielded), or too few frames for a window.
-        FileNotFoundError: no such file.
+        ValueError: no video stream, damage (after yielding the windows before it), or too few frames for a window.
+        FileNotFoundError: there is no such file.
     """
     if num_frames < 1 or stride < 1 or crops < 1 or (fps is not None and fps <= 0):
         raise ValueError("num_frames, stride, fps and crops must be positive.")
     if views is not None and crops != 1:
-        raise ValueError("views place their own crops: leave the random crops out.")
+        raise ValueError("views cannot be combined with random crops; omit crops.")
     source = source if source is not None else ("bytes" if isinstance(file, bytes) else str(file))
     container, stream = _open(file)
     with container:
         rate = stream.average_rate or stream.guessed_rate
         step = 1 / Fraction(fps).limit_denominator(100_000) if fps else None
-        half = Fraction(1, 2) / rate if rate else Fraction(0)  # so that the nearest frame is taken, not the next one
+        half = Fraction(1, 2) / rate if rate else Fraction(0)  # to take the nearest frame, not the next one
         span = stride if step is None else max(1, round(float(step * (rate or 1))))
         needed = frames_needed(num_frames, span)
         if step is not None and rate:  # the frame nearest to the last of the times
@@ -190,9 +201,7 @@ def read_windows(
                 for time, position in view_positions(*views)
             ]
         effective = float(fps) if fps else float(rate or 0) / stride
-        converter = (
-            av.video.reformatter.VideoReformatter()
-        )  # one for all frames: setting it up costs as much as a frame
+        converter = av.video.reformatter.VideoReformatter()  # shared: its setup costs as much as a frame
         index, windows = -1, 0
         for index, frame in enumerate(_decode(container, stream)):
             picture = None
@@ -206,7 +215,7 @@ def read_windows(
                     view.next_time = time if view.next_time is None else view.next_time
                     copies = max(0, (time + half - view.next_time) // step + 1)
                     view.next_time += copies * step
-                for _ in range(copies):  # more than one where the asked rate is above the video's own
+                for _ in range(copies):  # more than one if the requested rate exceeds that of the video
                     if view.is_done:
                         break
                     if picture is None:
@@ -217,8 +226,10 @@ def read_windows(
                         yield Clip(full, source, view.start, effective)
     if index < 0:
         raise ValueError("no frame of the video could be decoded.")
-    if stream.frames and index + 1 < 0.9 * stream.frames:  # edit lists may hide a few frames, not a tenth of them
-        raise ValueError(f"the video is truncated: its header promises {stream.frames} frames, {index + 1} are there.")
+    if stream.frames and index + 1 < 0.9 * stream.frames:  # edit lists may hide a few frames, but not a tenth
+        raise ValueError(
+            f"the video is truncated: its header announces {stream.frames} frames, but it has {index + 1}."
+        )
     if windows == 0:
         rule = f"at {fps:g} fps" if fps else f"at stride {stride}"
         raise ValueError(
@@ -228,14 +239,14 @@ def read_windows(
 
 
 def _count(file: str | Path | bytes) -> int:
-    """Frames of a file whose header does not tell (Matroska, WebM): its packets, undecoded."""
+    """Number of frames of a file whose header does not state it (Matroska, WebM), counted as packets."""
     container, stream = _open(file)
     with container:
         return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def _upright(frame, converter) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as the file's display matrix asks (phones record sideways)."""
+    """The frame as (H, W, 3) uint8 RGB, rotated by the file's display matrix (phones record sideways)."""
     picture = converter.reformat(frame, format="rgb24").to_ndarray()
     turns = round(frame.rotation / 90) % 4  # degrees counter-clockwise
     return np.rot90(picture, turns) if turns else picture
@@ -244,10 +255,10 @@ def _upright(frame, converter) -> np.ndarray:
 def read_clip(
     path: str | Path, num_frames: int = 16, stride: int = 4, fps: float | None = None, resolution: int = 64
 ) -> Clip:
-    """The first `num_frames` frames of a video at a stride or rate, centre crop; see `read_windows`.
+    """The first clip of a video, with the centre crop; arguments as `read_windows`.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence that names the file.
+        ValueError, FileNotFoundError: as `read_windows`; the message names the file.
     """
     try:
         return next(read_windows(path, num_frames=num_frames, stride=stride, fps=fps, resolution=resolution))

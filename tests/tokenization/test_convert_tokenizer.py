@@ -192,7 +192,7 @@ def test_flavas_codebook(pictures, tmp_path, form, capsys):
         given = tmp_path / "pytorch_model.bin"
         torch.save(flava.state_dict(), given)
     main(["--from", "flava", "--checkpoint", str(given), "--output", str(tmp_path / "out")])
-    assert "it can encode only" in capsys.readouterr().out
+    assert "it can only encode" in capsys.readouterr().out
     assert "Encoder only" in (tmp_path / "out" / "README.md").read_text()
     model = AutoModel.from_pretrained(tmp_path / "out")
     logits = flava(map_pixels(pictures))
@@ -201,7 +201,7 @@ def test_flavas_codebook(pictures, tmp_path, form, capsys):
     assert torch.equal(model.encode(pictures)[keep], logits.argmax(1)[keep])
     assert not any(name.startswith("decoder") for name in model.state_dict())
     for decode in (lambda: model.decode(model.encode(pictures)), lambda: model.decode_stats(logits.softmax(1))):
-        with pytest.raises(ValueError, match=r"can encode only.*--decoder"):
+        with pytest.raises(ValueError, match=r"can only encode.*--decoder"):
             decode()
 
 
@@ -267,7 +267,7 @@ def test_every_published_address_is_https_and_has_its_name():
 
 def test_http_is_refused(tmp_path, monkeypatch, capsys):
     out = ["--output", tmp_path / "out"]
-    assert "must be https" in sentence(capsys, ["--from", "dvae", "--mirror", "http://127.0.0.1:1/", *out])
+    assert "must be an https address" in sentence(capsys, ["--from", "dvae", "--mirror", "http://127.0.0.1:1/", *out])
     with pytest.raises(ValueError, match="is not https"):
         fetch("http://127.0.0.1:1/a", tmp_path / "a")
     request = urllib.request.Request("https://mirror.example/a")
@@ -305,7 +305,7 @@ def test_a_wrong_hash_stops_before_parsing(dvae_files, tmp_path, monkeypatch, ca
     files = ["--encoder", dvae_files[0], "--decoder", dvae_files[1], "--output", tmp_path / "out"]
     error = sentence(capsys, [*files, "--sha256", f"decoder.pkl={'0' * 64}"])
     assert "decoder.pkl has the sha256" in error and "was not read" in error
-    assert "none of the files" in sentence(capsys, [*files, "--sha256", f"other.pkl={'0' * 64}"])
+    assert "not among the files" in sentence(capsys, [*files, "--sha256", f"other.pkl={'0' * 64}"])
     assert "64 hex digits" in sentence(capsys, [*files, "--sha256", "decoder.pkl=12"])
     known = {"encoder": ("encoder.pkl", "https://x", "1" * 64), "decoder": ("decoder.pkl", "https://x", None)}
     monkeypatch.setitem(ORIGINALS, "dvae", known)  # a published hash counts as well
@@ -349,7 +349,7 @@ def test_an_unsafe_or_foreign_yaml_is_refused(taming, tmp_path, monkeypatch, cap
         ("models.vqgan.VQModel", "models.vqgan.GumbelVQ", "GumbelVQ"),
         ("double_z: false", "double_z: true", "other channels or codes"),
         ("n_embed: 64", "n_embed: 65", "quantize.embedding.weight is"),
-        ("n_embed: 64", "n_embed: many", "no positive number"),
+        ("n_embed: 64", "n_embed: many", "not a positive integer"),
         ("num_res_blocks: 1", "num_res_blocks: 100000", "fewer layers"),
         ("num_res_blocks: 1", "num_res_blocks: 2", "lacks decoder"),
         ("ch: 32", "ch: 30", "norm_groups"),
@@ -367,14 +367,14 @@ def test_files_that_do_not_fit(dvae_files, taming, tmp_path, monkeypatch, capsys
     out = ["--output", tmp_path / "out"]
     assert "is not the dVAE's encoder" in sentence(capsys, ["--encoder", decoder, "--decoder", encoder, *out])
     assert "needs its model.yaml, --config" in sentence(capsys, [*checkpoint[:2], *out])
-    assert "there is no such file" in sentence(capsys, ["--encoder", tmp_path / "none.pkl", *out])
+    assert "none.pkl does not exist" in sentence(capsys, ["--encoder", tmp_path / "none.pkl", *out])
     files = ["--encoder", encoder, "--decoder", decoder]
     assert "hold 64 codes" in sentence(capsys, ["--from", "dvae", *files, *out])
     state = torch.load(encoder, weights_only=True)
     for change, words in (
         ({"blocks.extra.w": torch.zeros(1)}, "also holds encoder.blocks.extra.weight"),
         ({"blocks.output.conv.b": torch.full((64,), float("nan"))}, "not finite"),
-        ({"blocks.output.conv.b": torch.zeros(64, dtype=torch.int64)}, "torch.int64, not"),
+        ({"blocks.output.conv.b": torch.zeros(64, dtype=torch.int64)}, "torch.int64; it must be"),
         ({"blocks.group_3.block_1.id_path.b": torch.zeros(3)}, r"is [3]"),
     ):
         torch.save({**state, **change}, tmp_path / "changed.pkl")
@@ -389,8 +389,8 @@ def test_files_that_do_not_fit(dvae_files, taming, tmp_path, monkeypatch, capsys
     ("argv", "words"),
     [
         (["--from", "vae"], "--from must be one of dvae, vqgan-1k, vqgan-16k, flava, not 'vae'"),
-        ([], "name what to convert"),
-        (["--from", "flava"], "name what to convert"),
+        ([], "There is nothing to convert"),
+        (["--from", "flava"], "There is nothing to convert"),
         (["--encoder", "a", "--checkpoint", "b"], "do not belong together"),
         (["--from", "dvae", "--checkpoint", "b"], "do not belong together"),
         (["--from", "vqgan-1k", "--decoder", "b"], "do not belong together"),

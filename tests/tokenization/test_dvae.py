@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from modeling_toto.block_toto import cpu_bf16_is_fast
-from tokenization.checks import check_codes, check_pixels
 from tokenization.configuration_dvae import TotoDVAEConfig
 from tokenization.modeling_dvae import TotoDVAEModel, map_pixels, unmap_pixels
 from tokenization.precision import bf16_is_fast
+from tokenization.tokenizer_base import check_codes, check_pixels
 
 TINY = {"n_hid": 16, "n_init": 8, "num_codes": 64, "resolution": 32}
 

@@ -174,6 +174,7 @@ def test_the_attacks_would_work(tmp_path):
 
 
 OD = b"ccollections\nOrderedDict\n"
+RELU = b"ctorch.nn.modules.activation\nReLU\n"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x03tQ"
 REBUILT = TENSOR + b"(" + STORAGE
@@ -184,33 +185,41 @@ REBUILT = TENSOR + b"(" + STORAGE
     [
         (b"", "truncated|exhausted"),
         (b"0.", "POP"),
-        (b".", "value that is not there"),
-        (b"h\x05.", "value that is not there"),  # an empty place of the memo
+        (b".", "malformed"),
+        (b"h\x05.", "malformed .*not found at index 5"),
         (b"}q\x00K\x01h\x00s.", "holds no state_dict"),  # a dictionary that holds itself
-        (b"(K\x01h\x07t.", "value that is not there"),
-        (b"tR.", "value that is not there"),
-        (b"K\x01)R.", "calls something that is no name"),
-        (b"]K\x01K\x02s.", "fills something"),
+        (b"(K\x01h\x07t.", "malformed .*not found at index 7"),
+        (b"tR.", "malformed"),
+        (b"K\x01)R.", "calls something that is not a name"),
+        (b"X\x09\x00\x00\x00os.system)R.", "calls something that is not a name"),  # text is no name
+        (OD + b"]R.", "calls something that is not a name"),  # nor is a list a tuple of arguments
+        (b"]K\x01K\x02s.", "malformed"),  # sets an item of an empty list
+        (b"K\x01K\x02a.", "malformed"),  # appends to a number
+        (b"}(K\x01K\x02K\x03u.", "malformed"),
         (b"})K\x01s.", "neither text nor a number"),
         (OD + b")R}X\x01\x00\x00\x00ac" + b"os\nsystem\nsb.", "os.system"),
         (OD + b"(K\x01tR.", "calls collections.OrderedDict"),
         (OD + b"}X\x0a\x00\x00\x00__init__xxK\x01sb.", "sets attributes"),  # attributes of a class
         (TENSOR + b"}b.", "sets attributes"),
-        (b"ctorch.nn.modules.activation\nReLU\n)R.", "calls torch.nn"),
-        (b"ctorch.nn.modules.activation\nReLU\nK\x01\x85\x81.", "builds torch.nn"),
-        (TENSOR + b")\x81.", "builds torch"),
+        (RELU + b")R.", "lacks its tensors"),  # a module without attributes
+        (RELU + b"K\x01\x85\x81.", "calls torch.nn"),
+        (RELU + b"K\x01\x85R.", "calls torch.nn"),
+        (RELU + b")\x81N}X\x04\x00\x00\x00pathK\x01s\x86b.", "sets attributes"),  # the state of __slots__
+        (STORAGE + b"}X\x05\x00\x00\x00numelK\x01sb.", "sets attributes"),
+        (REBUILT + b"K\x00K\x03\x85K\x01\x85tR}X\x06\x00\x00\x00offsetK\x09sb.", "sets attributes"),
+        (TENSOR + b")\x81.", "malformed"),
         (b"cdall_e.utils\nConv2d.w\n.", "Conv2d.w"),
         (b"\x82\x01.", "EXT1"),
         (b"(cos\nsystem\nX\x02\x00\x00\x00lsios\nsystem\n.", "os.system"),
         (b"(X\x02\x00\x00\x00lsios\nsystem\n.", "INST"),
         (b"\x8c\x02os\x8c\x06system\x93.", "SHORT_BINUNICODE"),
-        (b"X\x01\x00\x00\x000Q.", "something outside"),
+        (b"X\x01\x00\x00\x000Q.", "outside object"),
         (STORAGE.replace(b"FloatStorage", b"OtherStorage") + b".", "torch.OtherStorage"),
         (STORAGE.replace(b"K\x03tQ", b"J\xfe\xff\xff\xfftQ") + b".", "in two ways"),
         (STORAGE + b"0" + STORAGE.replace(b"Float", b"Double") + b".", "POP"),
         (b"(" + STORAGE + STORAGE.replace(b"Float", b"Double") + b"t.", "in two ways"),
-        (STORAGE.replace(b"K\x03tQ", b"J\xff\xff\xff\x7ftQ") + b".", "should be 8,589,934,588 bytes"),
-        (STORAGE.replace(b"K\x03tQ", b"\x8a\x09" + b"\xff" * 8 + b"\x7ftQ") + b".", "should be"),
+        (STORAGE.replace(b"K\x03tQ", b"J\xff\xff\xff\x7ftQ") + b".", "is not the 8,589,934,588 bytes"),
+        (STORAGE.replace(b"K\x03tQ", b"\x8a\x09" + b"\xff" * 8 + b"\x7ftQ") + b".", "is not the .* bytes"),
         (REBUILT + b"K\x00K\x04\x85K\x01\x85tR.", "larger than its storage"),
         (REBUILT + b"K\x01K\x03\x85K\x01\x85tR.", "larger than its storage"),
         (REBUILT + b"K\x00K\x02\x85K\x09\x85tR.", "larger than its storage"),
@@ -219,22 +228,30 @@ REBUILT = TENSOR + b"(" + STORAGE
         (REBUILT + b"K\x00K\x01\x85K\x01K\x01\x86tR.", "impossible shape"),
         (REBUILT + b"K\x00]K\x01\x85tR.", "impossible shape"),
         (TENSOR + b"(K\x01K\x00K\x01\x85K\x01\x85tR.", "no storage"),
+        (b"\x95\x02\x00\x00\x00\x00\x00\x00\x00}.", "FRAME"),
+        (b"\xff.", "opcode 255"),
     ],
 )
-def test_every_misuse_of_the_machine_is_a_sentence(tmp_path, body, words):
+def test_every_misuse_of_the_format_is_a_sentence(tmp_path, body, words):
     path = with_pickle(save({"a": torch.zeros(3)}, tmp_path / "odd.pt", True), b"\x80\x02" + body)
     with pytest.raises(ValueError, match=words) as refusal:
         read_state_dict(path)
     assert "odd.pt" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "instruction", [b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 7 + b"\x7f", b"\x96" + b"\xff" * 7 + b"\0"]
-)
+LONG = {
+    "BINUNICODE": b"X\xff\xff\xff\xff",
+    "BINUNICODE8": b"\x8d" + b"\xff" * 7 + b"\x7f",
+    "BYTEARRAY8": b"\x96" + b"\xff" * 7 + b"\0",
+    "LONG_BINPUT": b"}r\xff\xff\xff\xff",  # pickle.Unpickler allocates a memo of that length, 64 GiB
+}
+
+
+@pytest.mark.parametrize("opcode", list(LONG))
 @FORMATS
-def test_a_claimed_length_is_not_allocated(tmp_path, instruction, zipped):
-    """BINUNICODE, BINUNICODE8 and BYTEARRAY8 that say they are gigabytes to exabytes long."""
-    body, path = b"\x80\x02" + instruction + b"short.", tmp_path / "long.pt"
+def test_a_claimed_length_is_not_allocated(tmp_path, opcode, zipped):
+    """Opcodes that say that they are, or that the memo is, gigabytes to exabytes long."""
+    body, path = b"\x80\x02" + LONG[opcode] + b"short.", tmp_path / "long.pt"
     whole = save({}, path, zipped).read_bytes()
     if zipped:
         with_pickle(path, body)
@@ -250,6 +267,25 @@ def test_a_claimed_length_is_not_allocated(tmp_path, instruction, zipped):
         resource.setrlimit(resource.RLIMIT_AS, limit)
 
 
+@pytest.mark.parametrize("start", [b"}", OD + b")R"])
+@pytest.mark.parametrize("mark, end", [(b"", b"K\x01s."), (b"(", b"K\x01u.")])
+def test_a_key_that_can_take_hours_to_hash_is_not_hashed(tmp_path, start, mark, end):
+    """A tuple of 2 ** 20 references to one; of 2 ** 60 it would never end, as tuples do not keep their hash."""
+    bomb = b")" + b"q\x00h\x00\x86" * 20
+    path = with_pickle(save({}, tmp_path / "bomb.pt", True), b"\x80\x02" + start + mark + bomb + end)
+    with pytest.raises(ValueError, match="neither text nor a number"):
+        read_torch_file(path)
+
+
+@FORMATS
+def test_the_length_of_a_pickle_is_limited(tmp_path, monkeypatch, zipped):
+    path = save({"a" * 1000: torch.zeros(2)}, tmp_path / "long.pt", zipped)
+    read_state_dict(path)
+    monkeypatch.setattr(pickles, "MAX_PICKLE_BYTES", 1000)
+    with pytest.raises(ValueError, match="is longer than 1,000 bytes"):
+        read_state_dict(path)
+
+
 def test_an_extension_code_registered_elsewhere_is_not_used(tmp_path):
     copyreg.add_extension("os", "system", 250)
     try:
@@ -261,10 +297,9 @@ def test_an_extension_code_registered_elsewhere_is_not_used(tmp_path):
 
 
 def test_a_module_that_holds_itself_ends(tmp_path):
-    relu = b"ctorch.nn.modules.activation\nReLU\n)\x81q\x00"
     keys = (b"X\x0b\x00\x00\x00_parameters}", b"X\x08\x00\x00\x00_buffers}")
     children = b"X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00ah\x00s"
-    body = relu + b"}(" + b"".join(keys) + children + b"ub."
+    body = RELU + b")\x81q\x00}(" + b"".join(keys) + children + b"ub."
     path = with_pickle(save({}, tmp_path / "loop.pt", True), b"\x80\x02" + body)
     with pytest.raises(ValueError, match="occurs twice"):
         read_state_dict(path)
@@ -329,9 +364,9 @@ def test_a_changed_number_is_noticed_in_a_zip(tmp_path):
         (b"<!DOCTYPE html><html>gone</html>", "web page"),
         (b"\n<html lang=en>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git-lfs pointer"),
-        (b"no torch", "no file of torch.save"),
+        (b"no torch", "not a file of torch.save"),
         (pickle.dumps({"a": 1}, protocol=2), "not one of torch.save|damaged"),
-        (pickle.dumps({"a": 1}, protocol=4), "no file of torch.save"),
+        (pickle.dumps({"a": 1}, protocol=4), "not a file of torch.save"),
     ],
 )
 def test_other_files_are_told_apart(tmp_path, data, words):

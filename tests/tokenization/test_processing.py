@@ -75,7 +75,7 @@ def test_every_kind_of_picture_becomes_rgb(picture, expected):
         (np.full((8, 8, 3), 300), r"lie in 0\.\.255"),
         (np.zeros((8, 8, 2), np.uint8), "1, 3 or 4 channels"),
         ("cat.png", "not str"),
-        (Image.new("I", (8, 8), 2**16), r"lie in 0\.\.255: pass uint8, uint16"),
+        (Image.new("I", (8, 8), 2**16), r"lie in 0\.\.255; pass uint8, uint16"),
         (Image.new("I", (8, 8), -1), r"lie in 0\.\.255"),
         (Image.new("F", (8, 8), 256.0), r"lie in \[0, 1\]"),
         (Image.new("F", (8, 8), np.nan), r"lie in \[0, 1\]"),
@@ -159,7 +159,7 @@ def test_steps_and_sizes_as_in_other_image_processors(tmp_path):
     "sizes", [{"size": {"height": 8, "width": 9}}, {"resolution": 8, "size": 9}, {"size": 20, "crop_size": 18}]
 )
 def test_sizes_that_are_no_square_are_one_sentence(sizes):
-    with pytest.raises(ValueError, match=r"the result is one square, but .* give resolution alone"):
+    with pytest.raises(ValueError, match=r"The result is one square, but .* pass only resolution"):
         TotoImageProcessor(**sizes)
 
 
@@ -205,9 +205,9 @@ def test_images_and_videos_in_one_call(processor, pictures):
     top, middle = (processor(images=pictures[0], crop_position=(0, x)).input_ids for x in (0, 0.5))
     assert not torch.equal(top, middle) and torch.equal(middle, processor(images=pictures[0]).input_ids)
     assert torch.equal(top, processor(images=pictures[0], images_kwargs={"crop_position": [0, 0]}).input_ids)
-    with pytest.raises(ValueError, match="nothing to encode: give images or videos"):
+    with pytest.raises(ValueError, match="nothing to encode; pass images or videos"):
         processor()
-    with pytest.raises(TypeError, match=r"takes no num_frames, strid; it takes add_end_token, .*stride"):
+    with pytest.raises(TypeError, match=r"does not accept num_frames, strid; it accepts add_end_token, .*stride"):
         processor(videos=pictures, strid=2, num_frames=3)
 
 
@@ -251,14 +251,14 @@ def test_wrong_pictures_are_one_sentence(processor, pictures, change, words):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p: p(images=[]), "there is no picture to encode"),
-        (lambda p: p(images=np.empty((0, 8, 8, 3), np.uint8)), "there is no picture to encode"),
-        (lambda p: p(images=np.empty((0, 8, 3), np.uint8)), "there is no picture to encode"),
+        (lambda p: p(images=[]), "There is no picture to encode"),
+        (lambda p: p(images=np.empty((0, 8, 8, 3), np.uint8)), "There is no picture to encode"),
+        (lambda p: p(images=np.empty((0, 8, 3), np.uint8)), "There is no picture to encode"),
         (lambda p: p(images=np.empty((8, 0, 3), np.uint8)), "a picture must have pixels"),
         (lambda p: p(images=np.full((8, 8, 3), 1j)), "a picture must hold numbers, .* not complex128"),
         (lambda p: p(images=np.full((8, 8, 3), None)), "a picture must hold numbers, .* not object"),
-        (lambda p: p(videos=[]), "there is no video to encode"),
-        (lambda p: p(videos=3), "a video must be a path, an array .* not int"),
+        (lambda p: p(videos=[]), "There is no video to encode"),
+        (lambda p: p(videos=3), "A video must be a path, an array .* not int"),
         (lambda p: p.encode_frames(None), "frames must be a uint8 array .* not NoneType"),
         (lambda p: p.encode_frames(np.zeros((1, 16, 16, 3))), r"must be uint8 \(N, 16, 16, 3\), not float64"),
         (lambda p: p.encode_frames(np.zeros((1, 8, 8, 3), np.uint8)), r"not uint8 \(1, 8, 8, 3\); call the processor"),

@@ -59,7 +59,7 @@ def test_code_positions():
     [
         (
             lambda: seq.codes_of(torch.tensor([[1, 64, 65, 66, 2]]), (2, 2)),
-            "3 codes, which is no whole number of 2 x 2",
+            "3 codes, which is not a whole number of 2 x 2",
         ),
         (lambda: seq.codes_of(torch.tensor([[1, 2]]), (2, 2)), "0 codes"),
         (lambda: seq.codes_of(torch.tensor([[64, 65], [64, 2]]), (1, 1)), "different numbers"),

@@ -73,7 +73,7 @@ def test_bad_videos_are_skipped_and_named(tmp_path):
     assert "too short: it has 5 frames" in why["short.mp4"]
     assert "only audio" in why["sound.mp4"]
     assert "truncated" in why["cut.mp4"]
-    assert "corrupt, truncated or no video" in why["noise.mp4"]
+    assert "corrupt, truncated or not a video" in why["noise.mp4"]
     assert len(source.skipped) == 4 and source.items == 5
 
 
@@ -155,7 +155,7 @@ def test_files_of_all_modes_become_rgb(tmp_path):
     grey.point(lambda value: 255 * (value > 100)).convert("1").save(tmp_path / "one_bit.png")
     source = open_source(str(tmp_path), **SIZES)
     clips = {clip.source: clip.frames for clip in source}
-    assert [(skip["source"], skip["why"].split(":")[0]) for skip in source.skipped] == [
+    assert [(skip["source"], skip["why"].split(";")[0]) for skip in source.skipped] == [
         ("out_of_range.tiff", "float pictures must lie in [0, 1]")
     ]
     assert len(clips) == 12

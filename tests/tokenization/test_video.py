@@ -110,7 +110,7 @@ def test_views_of_a_test(video, tmp_path):
     assert sorted(clip.start for clip in read_windows(unsaid, **read, views=(4, 1))) == [0, 16, 31, 47]
     with pytest.raises(ValueError, match="too short: it has 60 frames"):
         list(read_windows(video, num_frames=16, stride=4, views=(5, 3)))
-    with pytest.raises(ValueError, match="leave the random crops out"):
+    with pytest.raises(ValueError, match="cannot be combined with random crops"):
         list(read_windows(video, **read, crops=2, views=(5, 3)))
 
 
@@ -166,7 +166,7 @@ def test_a_truncated_video_keeps_the_windows_before_the_damage(tmp_path):
 def test_a_video_cut_before_its_index_is_a_sentence(tmp_path):
     path = make_video(tmp_path / "a.mp4")
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match="corrupt, truncated or no video"):
+    with pytest.raises(ValueError, match="corrupt, truncated or not a video"):
         list(read_windows(path))
 
 
