@@ -78,7 +78,7 @@ def plan(model: ModelArgs, data: DataArgs, run: RunArgs, args: PlanArgs) -> dict
 
     from .architectures import make_model, training_flops
     from .data import HELD_OUT
-    from .loop import accumulation_steps
+    from .objective import accumulation_steps
     from .pretrain import row_layout
 
     config = row_layout(model, None, False)

@@ -19,7 +19,7 @@ from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassificatio
 from tokenization import TotoProcessor
 from training import checkpoints
 from training.architectures import load_model
-from training.classifier import load_classifier
+from training.classification import load_classifier
 from training.finetune import main
 from training.finetune_args import AugmentArgs
 from training.optim import layer_factors
@@ -271,7 +271,7 @@ def test_layers_learn_more_slowly_the_deeper_they_are(pretrained):
 
 
 def test_drop_path_drops_rows_in_training_only_and_keeps_the_mean(pretrained):
-    from training.drop_path import DropPath
+    from training.architectures import DropPath
 
     model = TotoForImageClassification.from_pretrained(pretrained, feature_layer=2, num_labels=3)
     ids = torch.full((1, 18), 70)

@@ -1,0 +1,280 @@
+"""Fine-tuning to classes: the classifier made from a pre-trained Toto, its objective, and its scores."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.nn.functional import cross_entropy
+from transformers import PretrainedConfig
+
+from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoClassification
+from tokenization import TotoProcessor
+from tokenization.sequences import image_rows, video_rows
+from training import checkpoints
+from training.architectures import DropPath
+from training.args import require
+from training.device import in_own_memory
+from training.finetune_args import FinetuneModelArgs
+from training.labelled import Clips
+from training.objective import Objective
+from training.optim import Average
+from training.progress import finite
+
+# Architectures that a fine-tuning can start from.
+CLASSES = ("TotoForCausalLM", "TotoModel", "TotoForImageClassification", "TotoForVideoClassification")
+
+
+def model_and_tokenizer(args: FinetuneModelArgs, start: str, resumed: bool) -> tuple[TotoConfig, TotoProcessor]:
+    """(TotoConfig of the classifier to train, TotoProcessor at its resolution).
+
+    Raises:
+        ValueError: not a Toto, a tokenizer with other codes than the model's, or settings that contradict each other.
+    """
+    kinds = PretrainedConfig.get_config_dict(start)[0]
+    (kind,) = kinds.get("architectures") or ["no model"]
+    require(kind in CLASSES, f"{start} is a {kind}, and only a Toto of tokens can be fine-tuned: {', '.join(CLASSES)}.")
+    has_processor = (Path(start) / "processor_config.json").is_file() or not Path(start).is_dir()
+    require(
+        has_processor or args.tokenizer is not None,
+        f"{start} comes without its visual tokenizer; name it with --tokenizer (a folder or Hub id).",
+    )
+    processor = TotoProcessor.from_visual_tokenizer(start if args.tokenizer is None or resumed else args.tokenizer)
+    try:
+        config = TotoConfig.from_pretrained(start, **({} if resumed else args.fields()))
+        if not resumed:
+            config = _with_sizes(config, args, processor, start)
+    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
+        raise ValueError(f"The model's settings are refused: {error.__cause__}") from error
+    require(
+        processor.num_codes == config.num_codes,
+        f"The visual tokenizer has {processor.num_codes} codes and the model {config.num_codes}: name the one that "
+        "the model was trained with (--tokenizer).",
+    )
+    side = math.isqrt(config.tokens_per_frame)
+    require(
+        side**2 == config.tokens_per_frame,
+        f"Frames are square, and tokens_per_frame {config.tokens_per_frame} is no square number.",
+    )
+    return config, processor.with_sizes(side * processor.visual_tokenizer.config.stride, config.num_frames)
+
+
+def _with_sizes(config: TotoConfig, args: FinetuneModelArgs, processor: TotoProcessor, start: str) -> TotoConfig:
+    """The config with the requested resolution and number of frames, enough positions for them, and a layer."""
+    stride = processor.visual_tokenizer.config.stride
+    require(
+        args.resolution is None or args.resolution % stride == 0,
+        f"--resolution {args.resolution} is no multiple of the visual tokenizer's stride {stride}.",
+    )
+    fields = args.fields()
+    fields["tokens_per_frame"] = (args.resolution // stride) ** 2 if args.resolution else config.tokens_per_frame
+    fields["num_frames"] = args.num_frames or config.num_frames
+    length = 2 + fields["num_frames"] * fields["tokens_per_frame"]
+    fields["max_position_embeddings"] = max(config.max_position_embeddings, length)
+    if config.feature_layer is None:  # half depth is for frozen features; here all blocks learn (paper silent)
+        fields["feature_layer"] = config.num_hidden_layers
+    return TotoConfig.from_pretrained(start, **fields)
+
+
+def name_classes(config: TotoConfig, classes: list[str]) -> None:
+    """Set the number and names of the classes in the config, in place."""
+    config.num_labels = len(classes)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
+
+
+def check_rows(config: TotoConfig, kind: str) -> None:
+    """Check that the attention mode is possible for a row of this data.
+
+    Raises:
+        ValueError: a prefix longer than the row, or a next-token loss under full attention.
+    """
+    length = 2 + (1 if kind == "image" else config.num_frames) * config.tokens_per_frame
+    if config.attention_mode == "prefix":
+        require(config.prefix_length is not None, "--attention_mode prefix needs --prefix_length.")
+        require(
+            config.prefix_length < length,
+            f"--prefix_length {config.prefix_length} is longer than a row, which has {length} ids; take "
+            "--attention_mode full, or a shorter prefix.",
+        )
+    require(
+        config.next_token_loss is None or config.attention_mode != "full",
+        "There are no next tokens to learn under full attention, where all are seen; leave --next_token_loss out.",
+    )
+
+
+def load_classifier(start: str, config: TotoConfig, kind: str):
+    """The float32 classifier of a checkpoint; its head is new where the checkpoint has none for these classes."""
+    cls = TotoForImageClassification if kind == "image" else TotoForVideoClassification
+    model = cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    return in_own_memory(model)
+
+
+class Classify(Objective):
+    """The classes of clips, from ids or from pixels that are tokenized in every step.
+
+    The sums of a row are the loss of its label, 1, its next-token loss (0 without) and whether it was right. The
+    checkpoint that is best on validation (of equal ones, that of the lower loss) is never deleted. With averaged
+    weights, the averages are validated and saved in a checkpoint's model files.
+
+    Args:
+        model: unwrapped, but as prepared by the accelerator.
+        processor: tokenizes rows that come as pixels.
+        validation: clips as codes.
+        batches: (rows of a micro-batch on a device, micro-batches of a step), as `micro_batches` gives them.
+        rows_per_step: of all devices.
+        is_mixed: rows are blends of clips, so that none has one class.
+        drop_path: of the model's blocks, or None.
+        ema_decay: decay of the weights' moving average, or None.
+    """
+
+    verb = "finetune"
+    validates = True
+
+    def __init__(
+        self,
+        model,
+        processor,
+        validation: Clips,
+        batches: tuple[int, int],
+        rows_per_step: int,
+        *,
+        is_mixed: bool,
+        drop_path: DropPath | None,
+        ema_decay: float | None,
+    ):
+        self.model, self.processor, self.validation, self.drop_path = model, processor, validation, drop_path
+        self.micro, self.accumulation = batches
+        self.tokens_per_step = rows_per_step * validation.codes[0].size
+        self.flops_per_token = classifier_flops(model, validation.codes[0].size)
+        self.has_next = model.config.next_token_loss is not None
+        self.is_mixed = is_mixed
+        self.average = None if ema_decay is None else Average(model, ema_decay)
+        self.best: dict | None = None
+        self.validated: dict | None = None
+
+    def losses(self, model, rows: list[dict], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.drop_path is not None:
+            self.drop_path.draw([row["number"] for row in rows], device)
+        if "codes" in rows[0]:
+            codes = np.stack([row["codes"] for row in rows])  # (B, T, h, w)
+        else:
+            frames = np.concatenate([row["frames"] for row in rows])  # (B * T, R, R, 3)
+            codes = self.processor.encode_frames(frames).unflatten(0, (len(rows), -1))
+        targets = torch.from_numpy(np.stack([row["target"] for row in rows])).to(device)  # (B, C)
+        labels = targets.argmax(1)
+        ids = ids_of(codes, self.validation.kind).to(device)
+        # A model with a next-token loss computes it where it is given labels.
+        outputs = model(input_ids=ids, **({"labels": labels} if self.has_next else {}))
+        nats = cross_entropy(outputs.logits.float(), targets, reduction="none")  # (B,), of soft targets
+        loss, next_tokens = nats.mean(), torch.zeros(())
+        if self.has_next:
+            next_tokens = outputs.next_token_loss
+            loss = loss + self.model.config.next_token_loss_weight * next_tokens
+        right = outputs.logits.argmax(1) == labels
+        ones = torch.ones(len(rows), dtype=torch.float64)
+        sums = [nats.detach().cpu(), ones, ones * next_tokens.item(), right.cpu()]
+        return loss / self.accumulation, torch.stack([each.double() for each in sums], 1)
+
+    def figures(self, sums: list[float]) -> dict[str, float | None]:
+        nats, rows, next_tokens, right = sums
+        found = {"loss": nats / rows}
+        found |= {"next_token_loss": next_tokens / rows} if self.has_next else {}
+        return found | ({} if self.is_mixed else {"accuracy": right / rows})  # a mixed clip has no one class
+
+    def stepped(self, step: int) -> None:
+        if self.average is not None:
+            self.average.update(step)
+
+    def validate(self, accelerator, model, run: Path, step: int) -> dict:
+        with self.saved_weights():
+            found = score(accelerator, model, self.validation, self.micro)
+        row = {"val_loss": finite(found["loss"]), "val_accuracy": found["correct"] / found["total"]}
+        self.validated = {"step": step, **row}
+        return row | {"val_rows": found["total"]}
+
+    def starved(self, waited: float) -> str:
+        return (
+            f"The data cannot feed the device: {waited:.0%} of the time since the last line was waiting; raise "
+            "--workers, or take --augment none, which makes tokens once."
+        )
+
+    def saved_weights(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def save(self, folder: Path, distributed: bool) -> None:
+        if self.average is not None:
+            checkpoints.save_tensors(folder / "weights", self.average.put_aside(), distributed)
+
+    def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
+        self.best = loop_state["best"]
+        if (folder / "weights").is_dir():  # the model files hold averages
+            weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+            checkpoints.load_tensors(folder / "weights", weights, distributed)
+
+    def state_dict(self, step: int) -> dict:
+        is_new = self.validated is not None and self.validated["step"] == step
+        if is_new and (self.best is None or _rank(self.validated) > _rank(self.best)):
+            self.best = self.validated
+        return {"best": self.best}
+
+    def spared(self) -> set[int]:
+        return {self.best["step"]} if self.best else set()
+
+
+def _rank(row: dict) -> tuple[float, float]:
+    return row["val_accuracy"], -(row["val_loss"] if row["val_loss"] is not None else float("inf"))
+
+
+def ids_of(codes, kind: str) -> torch.LongTensor:
+    """Codes (B, T, h, w) -> rows of ids (B, 1 + T*h*w + 1), of images (T = 1) or of videos."""
+    rows: Callable = image_rows if kind == "image" else video_rows
+    return rows(codes)
+
+
+@torch.no_grad()
+def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
+    """Scores of a classifier on clips that are codes, the work shared between the ranks.
+
+    Returns:
+        {"correct", "total", "loss" (mean nats), "predictions" (N,) class numbers}
+    """
+    was_training = model.training
+    model.eval()
+    rank, world, count = accelerator.process_index, accelerator.num_processes, len(clips)
+    found = torch.zeros(count, 2, dtype=torch.float32)  # nats and prediction of every clip, 0 on the other ranks
+    for start in range(0, count, batch_size * world):
+        mine = torch.arange(start, min(count, start + batch_size * world))[rank::world]
+        # Every rank makes as many calls, since those of a sharded model wait for each other.
+        taken = mine if len(mine) else torch.zeros(1, dtype=torch.long)
+        ids = ids_of(clips.codes[taken.numpy()], clips.kind).to(accelerator.device)
+        with accelerator.autocast():
+            logits = model(input_ids=ids).logits.float().cpu()
+        if len(mine):
+            nats = cross_entropy(logits, torch.from_numpy(clips.labels[mine.numpy()]), reduction="none")
+            found[mine] = torch.stack([nats, logits.argmax(1).float()], 1)
+    model.train(was_training)
+    found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()
+    predictions = found[:, 1].long().numpy()
+    return {
+        "correct": int((predictions == clips.labels).sum()),
+        "total": count,
+        "loss": float(found[:, 0].double().mean()),
+        "predictions": predictions,
+    }
+
+
+def classifier_flops(model, codes: int) -> float:
+    """Training FLOPs per code token of a row of `codes` codes: 6 per weight of the blocks that run, 6 per causal pair
+    (12 under full attention), and the readout of a next-token loss. Head and visual tokenizer are not counted."""
+    config = model.config
+    has_next = config.next_token_loss is not None
+    d, layers = config.hidden_size, config.num_hidden_layers if has_next else model.feature_layer
+    weights = layers * (4 * d * d + 3 * d * config.intermediate_size) + has_next * config.vocab_size * d
+    return 6 * weights + (12 if config.attention_mode == "full" else 6) * layers * d * (codes + 2)
