@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_run import FLAGS
 
-from training.memory import block_bytes, memory_of
-from training.plan import ALL, main
+from training.plan import ALL, block_bytes, main, memory_of
 
 
 def planned(capsys, *flags):
