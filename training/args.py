@@ -89,14 +89,14 @@ def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
     Args:
         argv: None is the command line.
     Raises:
-        FileNotFoundError: it is no run folder.
+        FileNotFoundError: it is not a run folder.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = argparse.ArgumentParser(add_help=False)
     finder.add_argument("--resume")
     run = finder.parse_known_args(argv)[0].resume
     if run is not None and not (Path(run) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it holds no recipe.yaml.")
+        raise FileNotFoundError(f"{run} is not a run folder: it holds no recipe.yaml.")
     return (argv, None) if run is None else (["--recipe", str(Path(run) / "recipe.yaml"), *argv], Path(run))
 
 

@@ -158,7 +158,7 @@ def running(
         require_together(accelerator.num_processes)
         require(
             report_to is None or bool(accelerator.log_with),
-            f"--report_to {report_to}: Accelerate knows no such tracker, or it is not installed.",
+            f"--report_to {report_to}: Accelerate has no such tracker, or it is not installed.",
         )
         folder = Path(broadcast_object_list([str(beginning.folder)])[0])  # a name with the time differs by process
         if push_to is not None and accelerator.is_main_process:

@@ -59,7 +59,7 @@ def model_and_tokenizer(args: FinetuneModelArgs, start: str, resumed: bool) -> t
     side = math.isqrt(config.tokens_per_frame)
     require(
         side**2 == config.tokens_per_frame,
-        f"Frames are square, and tokens_per_frame {config.tokens_per_frame} is no square number.",
+        f"Frames are square, and tokens_per_frame {config.tokens_per_frame} is not a square number.",
     )
     return config, processor.with_sizes(side * processor.visual_tokenizer.config.stride, config.num_frames)
 
@@ -69,7 +69,7 @@ def _with_sizes(config: TotoConfig, args: FinetuneModelArgs, processor: TotoProc
     stride = processor.visual_tokenizer.config.stride
     require(
         args.resolution is None or args.resolution % stride == 0,
-        f"--resolution {args.resolution} is no multiple of the visual tokenizer's stride {stride}.",
+        f"--resolution {args.resolution} is not a multiple of the visual tokenizer's stride {stride}.",
     )
     fields = args.fields()
     fields["tokens_per_frame"] = (args.resolution // stride) ** 2 if args.resolution else config.tokens_per_frame
@@ -105,7 +105,7 @@ def check_rows(config: TotoConfig, kind: str) -> None:
         )
     require(
         config.next_token_loss is None or config.attention_mode != "full",
-        "There are no next tokens to learn under full attention, where all are seen; leave --next_token_loss out.",
+        "There are no next tokens to learn under full attention, which sees them all; leave --next_token_loss out.",
     )
 
 

@@ -216,9 +216,9 @@ def labelled_media(data: LabelledArgs, config, seed: int):
     """(the `LabelledMedia` of the data set, its label column, "image" or "video").
 
     Raises:
-        ValueError, FileNotFoundError: no such data, or no such column.
+        ValueError, FileNotFoundError: the data or the column do not exist.
     """
-    from .splits import LabelledMedia, label_column
+    from training.splits import LabelledMedia, label_column
 
     media = LabelledMedia(data, config.num_frames, seed)
     opened = media.open(data.train_split, 64, "train")
@@ -226,14 +226,14 @@ def labelled_media(data: LabelledArgs, config, seed: int):
 
 
 def read_clips(media, column: str, processor, data: LabelledArgs, augment: AugmentArgs):
-    """([train, validation, test] as `Clips`, names of the classes). Training clips are codes where nothing varies them,
-    and else pixels, larger than the model's where they are to be cropped.
+    """([train, validation, test] as `Clips`, names of the classes). Training clips are codes without augmentation, and
+    pixels larger than the model's frames with it.
 
     Raises:
-        ValueError: nothing to read, one class, or labels out of range.
+        ValueError: there is nothing to read, one class only, or a label out of range.
     """
-    from .labelled import Clips, same_classes
-    from .splits import Split
+    from training.labelled import Clips, same_classes
+    from training.splits import Split
 
     side = processor.resolution
     found = media.splits(side)

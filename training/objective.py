@@ -53,7 +53,7 @@ class Objective:
         return contextlib.nullcontext()
 
     def save(self, folder: Path, distributed: bool) -> None:
-        """Write what resuming needs besides the model files and the moments into a checkpoint's training state;
+        """Write what resuming needs in addition to the model files and the moments into a checkpoint's training state;
         called inside `saved_weights()`."""
 
     def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
@@ -77,7 +77,7 @@ def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple
     rows = args.tokens_per_step // tokens_per_row
     require(
         rows > 0 and rows * tokens_per_row == args.tokens_per_step,
-        f"--tokens_per_step {args.tokens_per_step} is no multiple of the {tokens_per_row} code tokens of a row.",
+        f"--tokens_per_step {args.tokens_per_step} is not a multiple of the {tokens_per_row} code tokens of a row.",
     )
     return micro_batches(rows, args.per_device_batch_size, world, "--tokens_per_step")
 
@@ -92,6 +92,6 @@ def micro_batches(rows: int, per_device: int, world: int, flag: str) -> tuple[in
     micro = min(per_device, rows // world)
     require(
         rows // world % micro == 0,
-        f"{rows // world} rows a step and process are no multiple of --per_device_batch_size {micro}.",
+        f"{rows // world} rows per step and process are not a multiple of --per_device_batch_size {micro}.",
     )
     return micro, rows // world // micro

@@ -277,13 +277,13 @@ def measured(run: Path, mfu: float) -> dict:
     The peak is the one that the run measured when it began.
 
     Raises:
-        ValueError: too few rows. FileNotFoundError: not a run.
+        ValueError: too few rows. FileNotFoundError: not a run folder.
     """
     from statistics import median
 
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it holds no metrics.jsonl.")
+        raise FileNotFoundError(f"{run} is not a run folder: it holds no metrics.jsonl.")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first holds the warm-up
     require(bool(rows), f"{run} has logged too little; train some more steps, or set a lower --logging_steps.")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.shards import read_manifest
 from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, absolute, config_fields, parse, require, resumed_run
 from training.tiny_scale import shrink
 
@@ -79,6 +78,7 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
     Raises:
         ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
     """
+    from tokenization.shards import read_manifest
     from training import checkpoints
     from training.architectures import check_architecture
     from training.mixture import check_tokenizers, open_rows, warn_of_other_codes
@@ -204,7 +204,7 @@ def reading(architecture: str, data: DataArgs, layout):
         return processor, patch_row(layout.patch_size, processor), side * layout.patch_size
     require(
         all(source.is_shards for source in mixture) or side**2 == layout.tokens_per_frame,
-        f"Frames of pixels are square, and tokens_per_frame {layout.tokens_per_frame} is no square number.",
+        f"Frames of pixels are square, and tokens_per_frame {layout.tokens_per_frame} is not a square number.",
     )
     if processor is None:
         return None, None, 0

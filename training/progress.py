@@ -16,9 +16,9 @@ from tokenization.parts import write_whole
 
 # Optional columns of metrics.jsonl that a log line shows after the loss -> their names there.
 SHOWN = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}
-# Above this share of the time, rows come more slowly than the device takes them.
+# Share of the time spent waiting above which the data are too slow for the device.
 STARVED = 0.1
-# Parts of a model whose weights are measured together, by a piece of the weights' names; the first that fits counts.
+# Part of a model -> pieces of the names of its weights; the first part that matches a weight counts.
 PARTS = {
     "norm": ("norm", "ln_"),
     "embedding": ("embed", "wte", "wpe"),
@@ -29,7 +29,7 @@ PARTS = {
 
 
 class MetricsFile:
-    """metrics.jsonl of a run: a row at a time, flushed at once; cut back to a checkpoint's step on resume."""
+    """metrics.jsonl of a run: rows are flushed at once; on resume, rows after the checkpoint's step are removed."""
 
     def __init__(self, path: Path, keep_up_to: int):
         rows = []
@@ -50,7 +50,7 @@ class MetricsFile:
 
 
 def flat(row: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of a row for a tracker, those inside it by "outer/inner"."""
+    """The numbers of a row for a tracker; nested ones are named "outer/inner"."""
     found = {}
     for key, value in row.items():
         if isinstance(value, dict):
@@ -66,7 +66,7 @@ def finite(value: float) -> float | None:
 
 
 class Clock:
-    """Time of the steps since the last log line, and of the whole training, also before it was resumed."""
+    """Time of the steps since the last log line, and of the whole training, with the time before it was resumed."""
 
     def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
         self.peak, self.tokens_per_step, self.flops_per_token = peak, tokens_per_step, flops_per_token
@@ -88,7 +88,7 @@ class Clock:
         self.steps, self.busy, self.seconds = self.steps + 1, self.busy + self.last, self.seconds + self.last
 
     def steps_in(self, seconds: float) -> int:
-        """Steps that fit into what is left of `seconds`. The first step warms caches up; the latest is the measure."""
+        """Steps that fit into what is left of `seconds`, each as long as the latest (the first ones warm caches up)."""
         return max(1, int((seconds - self.seconds) / self.last))
 
     def left(self, steps: int) -> timedelta:
@@ -123,10 +123,10 @@ def validation_line(row: dict) -> str:
 
 @torch.no_grad()
 def update_ratios(model, optimizer) -> dict[str, float]:
-    """Part of the model -> size of AdamW's last step over the size of its weights, both as root mean squares.
+    """Part of the model -> size of AdamW's last step divided by the size of its weights, both as root mean squares.
 
-    Taken from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual; far more is a
-    learning rate about to diverge, far less one that does nothing.
+    Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual; a much
+    larger ratio announces divergence, a much smaller one a learning rate without effect.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     sums: dict[str, list[float]] = {}
@@ -152,7 +152,7 @@ def _norm(tensor: torch.Tensor) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most that this process has held so far, in MB: of the device, or of the process on a CPU."""
+    """Peak memory of this process so far, in MB: of the device, or on a CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -160,13 +160,13 @@ def peak_memory(device: torch.device) -> float:
 
 
 def starved(waited: float, has_pixels: bool) -> str:
-    """The sentence for a run that waits for its data. has_pixels: whether rows are tokenized while training."""
+    """The warning for a run that waits for its data. has_pixels: whether rows are tokenized while training."""
     advice = "tokenize the media first (toto tokenize)" if has_pixels else "put the shards on a faster disk"
     return f"The data cannot feed the device: {waited:.0%} of the time since the last line was waiting; {advice}."
 
 
 def write_loss_maps(run: Path, step: int, config, maps: dict[str, torch.Tensor]) -> None:
-    """RUN/loss_maps.json: mean validation loss of every place in a row, by source.
+    """Write RUN/loss_maps.json: the mean validation loss at every place in a row, by source.
 
     maps: name -> (T * tokens_per_frame,) in the order of a row.
     """

@@ -129,14 +129,14 @@ def main(argv: list[str] | None = None) -> None:
     settings = args, relaxation, adversarial, _ = parse(TYPES, argv, "toto train-tokenizer", DESCRIPTION)
     unused = adversarial if args.kind == "dvae" else relaxation
     idle = [key for key, value in asdict(unused).items() if value != asdict(type(unused)())[key]]
-    require(not idle, f"--{', --'.join(idle)} would do nothing: not of a {args.kind}.")
+    require(not idle, f"--{', --'.join(idle)} has no effect on a {args.kind}; leave it out.")
 
     from training.begin import begin, end_run, running
 
     beginning = begin("train-tokenizer", args, resumed, name=f"tokenizer-{args.kind}")
     changes = beginning.changes(*settings, settled=settled(beginning, settings))
     config = tokenizer_config(args)
-    # Before the training: a source without such a split should not be found out after it.
+    # Before the training, so that a source without such a split is refused at once.
     held_out = read_held_out(args, config.resolution) if os.environ.get("RANK", "0") == "0" else {}
     with running(beginning, args, changes) as run:
         last, preempted = train_tokenizer(run, config, held_out, settings)
@@ -250,7 +250,7 @@ def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) ->
     model.save_pretrained(partial)
     (partial / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     (partial / "README.md").write_text(tokenizer_card(model, settings, results, seconds))
-    # The configuration last: without it the folder is no tokenizer yet.
+    # The configuration last: a folder without it is not taken for a tokenizer.
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(run / file.name)
     partial.rmdir()

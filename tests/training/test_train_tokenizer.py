@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -196,6 +197,32 @@ def test_sigterm_writes_a_checkpoint_from_which_the_run_goes_on_exactly(
     assert everything(run) == everything(whole)
 
 
+def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    run = tmp_path / "run"
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    here |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    arguments = [*command("vqgan", VQGAN, run), "--max_steps", "1000", "--logging_steps", "1", "--save_steps", "2000"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training.train_tokenizer", *arguments],
+            env=os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    deadline = time.time() + 200
+    while time.time() < deadline and not ((run / "metrics.jsonl").is_file() and rows(run)):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=200) for process in processes] == [PREEMPTED, PREEMPTED]
+    (checkpoint,) = checkpoints.steps(run)
+    state = checkpoints.load_loop(checkpoint)
+    assert state["world"] == len(state["streams"]) == 2 and state["step"] == rows(run)[-1]["step"] < 1000
+
+
 def test_a_checkpoint_between_two_log_lines_keeps_what_the_next_line_counts(dvae, tmp_path):
     run = train("dvae", DVAE, tmp_path / "run", "--ema_decay", "0.9", "--save_steps", "5", "--keep_checkpoints", "9")
     assert everything(run) == everything(dvae)
@@ -288,7 +315,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         (["--kind", "jpeg"], "--kind must be vqgan or dvae, not 'jpeg'"),
         (["--max_steps", "0"], "--max_steps must be above 0"),
         (["--revive_every", "-1"], "--revive_every must be 0 .never. or more"),
-        (["--kl_weight", "1"], "--kl_weight would do nothing: not of a vqgan"),
+        (["--kl_weight", "1"], "--kl_weight has no effect on a vqgan; leave it out"),
         (["--ema_decay", "0.9"], "--ema_decay is for the dVAE"),
         (["--perceptual", "vgg"], "--perceptual must be lpips or efficientnet-lite0"),
         (["--model", '{"num_code": 3}'], "unknown key 'num_code'; did you mean 'num_codes'"),
