@@ -149,8 +149,7 @@ def run_losses(run: str | Path) -> dict | None:
     Returns None where there is nothing to count: shards gone and nothing kept, sources of pixels, no validation rows.
     """
     from evaluation.results import write_json
-    from training.args import DataArgs
-    from training.resume import read_recipe
+    from training.args import DataArgs, read_recipe
 
     run, kept = Path(run), Path(run) / "predictors.json"
     recipe = read_recipe(run)

@@ -1,7 +1,8 @@
 """What is trained: Toto, its patch variant, or GPT-2 and Mamba of the same size on the same rows (paper Tables 3, 6).
 
-GPT-2 and Mamba are transformers' own classes. Their width is the Toto's and their depth is what makes their parameters
-as many as possible the same, as the paper compares 280M LLaMA and GPT-2 and 290M Mamba.
+GPT-2 and Mamba are transformers' own classes. They have the Toto's width, and the depth that brings their number of
+parameters closest to the Toto's: the paper compares 280M LLaMA and GPT-2 and 290M Mamba. Liger's kernels and stochastic
+depth change the blocks of any Toto in training.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from tokenization.sequences import code_positions
-
-from .args import require
-from .device import in_own_memory
+from training.args import require
+from training.device import in_own_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -27,7 +29,7 @@ LAYOUT = ("tokens_per_frame", "num_frames", "code_offset", "image_start_token_id
 
 
 def peer_config(architecture: str, config: TotoConfig) -> PretrainedConfig:
-    """The config of a gpt2 or mamba as large as the Toto of `config`."""
+    """The config of a GPT-2 or Mamba with about as many parameters as the Toto of `config`."""
     from transformers import GPT2Config, MambaConfig
 
     d = config.hidden_size
@@ -51,7 +53,7 @@ def peer_config(architecture: str, config: TotoConfig) -> PretrainedConfig:
 
 
 def parameters(config: PretrainedConfig) -> int:
-    """Parameters of the causal model of a config, tied weights counted once, without making it."""
+    """Number of parameters of the causal model of a config, tied weights counted once; nothing is allocated."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -60,7 +62,7 @@ def parameters(config: PretrainedConfig) -> int:
 
 
 def make_model(architecture: str, config: TotoConfig) -> PreTrainedModel:
-    """A fresh model. `config` is the Toto's, also for a peer of its size."""
+    """A model with new weights. `config` is the Toto's, also for GPT-2 and Mamba."""
     from transformers import AutoModelForCausalLM
 
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
@@ -89,12 +91,12 @@ def check_architecture(architecture: str, folder: str) -> None:
     require(
         found == CLASSES[architecture],
         f"{folder} is a {found}, and --architecture {architecture} is to be trained; "
-        + (f"take --architecture {names[found]}." if found in names else "it is none that pre-training knows."),
+        + (f"take --architecture {names[found]}." if found in names else "pre-training does not support it."),
     )
 
 
 def load_model(architecture: str, folder: str, config: TotoConfig) -> PreTrainedModel:
-    """The float32 model of a checkpoint; a Toto with `config`, which may have changed what its weights leave open."""
+    """The float32 model of a checkpoint; a Toto gets `config`, which may differ in fields that no weight depends on."""
     from transformers import AutoModelForCausalLM
 
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
@@ -123,7 +125,7 @@ def training_flops(model: PreTrainedModel, config: TotoConfig) -> float:
 
 
 def flops_per_token(config) -> float:
-    """Training FLOPs of one token at full rows: 6 a weight (the head included), 6 a causal attention pair."""
+    """Training FLOPs of a Toto per token of a full row: 6 per weight (with the head), 6 per causal attention pair."""
     d, layers = config.hidden_size, config.num_hidden_layers
     weights = layers * (4 * d * d + 3 * d * config.intermediate_size) + config.vocab_size * d
     return 6 * weights + 6 * layers * d * config.max_position_embeddings
@@ -131,10 +133,12 @@ def flops_per_token(config) -> float:
 
 @dataclass
 class Losses:
-    """Of one micro-batch.
+    """The losses of one micro-batch.
 
-    loss: () to go back through. token_losses: (B, L) nats, or squared errors of patches, without a gradient. codes,
-    ends: (B, L), which of them are predictions of codes (or patches) and of end tokens; on the CPU.
+    Fields:
+        loss: () to back-propagate.
+        token_losses: (B, L) nats, or squared errors of patches, without a gradient.
+        codes, ends: (B, L) booleans on the CPU, which of them are predictions of codes (or patches) and of end tokens.
     """
 
     loss: torch.Tensor
@@ -146,7 +150,9 @@ class Losses:
 def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses:
     """The losses of a micro-batch of rows, of ids (L,) or patches (`pixels.patch_row`).
 
-    model: prepared by the accelerator. accumulation: the loss is the mean over so many micro-batches.
+    Args:
+        model: prepared by the accelerator.
+        accumulation: micro-batches of a step; the loss is divided by it.
     """
     if isinstance(rows[0], dict):
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
@@ -173,3 +179,57 @@ def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses
 
 def _is_toto(model) -> bool:
     return getattr(model, "module", model).config.model_type == "toto"
+
+
+def use_liger(model: nn.Module, device: torch.device) -> None:
+    """Replace RMSNorm, SwiGLU and RoPE in a Toto's blocks by Liger's fused Triton kernels; the loss stays Toto's own.
+
+    A block with a replaced part runs Llama's plain code path, so which is faster depends on the shapes: measure.
+
+    Raises:
+        ValueError: no GPU, or the package liger-kernel is missing.
+    """
+    if device.type not in ("cuda", "xpu"):
+        raise ValueError(f"--liger needs a GPU, and this run is on {device.type}: leave it out.")
+    try:
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+    except ImportError as error:
+        raise ValueError("--liger needs Liger's kernels: pip install 'modeling-toto[liger]'.") from error
+    apply_liger_kernel_to_llama(
+        rope=True, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True, model=model
+    )
+
+
+class DropPath:
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, a row skips some of the blocks of a Toto.
+
+    Hooks drop a block's change of the residual stream for a row, or divide it by the probability of keeping it. The
+    probability of dropping grows linearly from 0 at the first block to `rate` at the last. A block is skipped as a
+    whole, attention and MLP together, so that Toto's fused training block stays in use. Which blocks a row skips
+    depends on the seed and the row's number alone. It adds no weight and no field of the config.
+
+    Args:
+        layers: the blocks that are trained, in order.
+    """
+
+    def __init__(self, layers: list[nn.Module], rate: float, seed: int):
+        self.seed, self.rates = seed, np.linspace(0, rate, len(layers))
+        self.scales: torch.Tensor | None = None
+        for k, layer in enumerate(layers):
+            layer.register_forward_hook(self._hook(k))
+
+    def draw(self, numbers: list[int], device: torch.device) -> None:
+        """Draw, for the rows of the next forward and backward pass, the scale of each block: 0 or 1 / (1 - rate)."""
+        draws = np.stack([np.random.default_rng([self.seed, k, 2]).random(len(self.rates)) for k in numbers])
+        scales = (draws >= self.rates) / (1 - self.rates)
+        self.scales = torch.from_numpy(scales).float().to(device)  # (B, blocks)
+
+    def _hook(self, k: int):
+        def change(block: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+            if not block.training:
+                return output
+            (before,) = inputs  # (B, L, D)
+            scale = self.scales[:, k, None, None].to(output.dtype)
+            return before + scale * (output - before)
+
+        return change

@@ -83,18 +83,21 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"There is no recipe '{name}'; give a YAML file or one of: {shipped}.")
 
 
-def resumed_run(argv: list[str]) -> Path | None:
-    """The run folder that `--resume` in `argv` names; its own recipe.yaml then gives every default.
+def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
+    """(flags, the run folder that `--resume` names): its own recipe.yaml then gives every default.
 
+    Args:
+        argv: None is the command line.
     Raises:
-        FileNotFoundError: it is no run folder.
+        FileNotFoundError: it is not a run folder.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
     finder = argparse.ArgumentParser(add_help=False)
     finder.add_argument("--resume")
     run = finder.parse_known_args(argv)[0].resume
     if run is not None and not (Path(run) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it holds no recipe.yaml.")
-    return None if run is None else Path(run)
+        raise FileNotFoundError(f"{run} is not a run folder: it holds no recipe.yaml.")
+    return (argv, None) if run is None else (["--recipe", str(Path(run) / "recipe.yaml"), *argv], Path(run))
 
 
 def write_recipe(run: Path, *args) -> None:
@@ -110,6 +113,16 @@ def write_recipe(run: Path, *args) -> None:
         settings["sources"] = [json.loads(source) for source in settings["sources"]]
     text = yaml.safe_dump(settings, sort_keys=False)
     write_whole(run / "recipe.yaml", lambda path: path.write_text(text))
+
+
+def read_recipe(run: Path) -> dict:
+    """The settings of a run's recipe.yaml, sources as they are in `DataArgs`."""
+    import yaml
+
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    if recipe.get("sources"):
+        recipe["sources"] = [json.dumps(source) for source in recipe["sources"]]
+    return recipe
 
 
 def json_fields(text: str, flag: str, known: list[str], example: str = '{"hidden_size": 512}') -> dict:

@@ -1,9 +1,9 @@
 """Checkpoints of a run: written whole or not at all, found again, read without unpickling.
 
-A checkpoint is a Hugging Face folder (model, processor) with the training state beside it:
+A checkpoint is a Hugging Face folder (model, processor) that also holds the training state:
 checkpoints/step_000500/{config.json, model.safetensors, processor_config.json, visual_tokenizer/, training_state/}.
-AdamW's moments are safetensors too, by the names of the weights; where the weights are sharded every process writes its
-own part, and any number of processes reads them.
+AdamW's moments are safetensors too, named after the weights. Where the weights are sharded, every process writes a
+part of its own, and any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STEP = re.compile(r"step_(\d+)$")
 
 
 def steps(run: str | Path) -> list[Path]:
-    """The valid checkpoints of a run, oldest first; a damaged one is passed over."""
+    """The valid checkpoints of a run, oldest first; damaged ones are left out."""
     folders = [p for p in (Path(run) / "checkpoints").glob("step_*") if STEP.search(p.name)]
     return [p for p in sorted(folders, key=lambda p: int(STEP.search(p.name)[1])) if is_valid(p)]
 
 
 def is_valid(checkpoint: Path) -> bool:
-    """Whether all files are there and as long as they were; without a list of them, whether the weights are."""
+    """Whether all listed files exist with their sizes; without a list, whether the weights can be opened."""
     from safetensors import SafetensorError, safe_open
 
     listed = checkpoint / STATE / SUMS
@@ -66,9 +66,9 @@ def latest(run: str | Path) -> Path:
 
 
 def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint whose files have the checksums they were written with, and what was passed over for it.
+    """(the newest checkpoint whose files have their checksums, one sentence for each newer one without).
 
-    What is passed over is renamed to damaged_step_XXXXXX, so that no rotation keeps it in place of a sound one.
+    Damaged checkpoints are renamed to damaged_step_XXXXXX, so that no rotation keeps one in place of a sound one.
 
     Raises:
         FileNotFoundError: there is none.
@@ -86,10 +86,10 @@ def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
 
 
 def resolve_model(model: str) -> str:
-    """What `--model` may be: a run folder, a Hugging Face folder, or a Hub id.
+    """The model folder or Hub id that `--model` names: a run folder, a Hugging Face folder, or a Hub id.
 
-    Of a run the newest valid checkpoint is taken; of a fine-tuning that has been tested, the one that its results.json
-    is about.
+    A run stands for its newest valid checkpoint; a fine-tuning that has been tested, for the checkpoint named in its
+    results.json.
 
     Raises:
         FileNotFoundError: a folder that is neither.
@@ -107,7 +107,7 @@ def resolve_model(model: str) -> str:
 
 
 def _tested(run: Path) -> Path | None:
-    """The checkpoint that a fine-tuning was tested with, wherever the run is now; None where there is none."""
+    """The checkpoint that a fine-tuning was tested with, also where the run was moved; None where there is none."""
     if not (run / "results.json").is_file():
         return None
     named = json.loads((run / "results.json").read_text()).get("checkpoint")  # not in a file of toto probe
@@ -124,11 +124,11 @@ def writing(
     wait: Callable[[], None] = lambda: None,
     spared: frozenset[int] | set[int] = frozenset(),
 ) -> Iterator[Path]:
-    """A folder to write checkpoints/step_XXXXXX into: given its name when all is in it, and dropped when not.
+    """A temporary folder that becomes checkpoints/step_XXXXXX when the body ends, and is deleted where it fails.
 
-    Its files are listed with their checksums, flushed to the disk, and the folder is renamed in one go; then all but
-    the newest `keep` checkpoints, and those of the steps `spared`, are dropped. Every process may write into it:
-    `is_main` is the one that does the rest, and `wait` is their barrier.
+    Its files are listed with their checksums and flushed to the disk, and the folder is renamed; then all but the
+    newest `keep` checkpoints, and those of the steps `spared`, are deleted. Every process may write into it: `is_main`
+    is the one that does the rest, and `wait` is their barrier.
 
     Raises:
         OSError: the disk is full; nothing that was there before is touched.
@@ -189,7 +189,7 @@ def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, 
 
 
 def _drop(checkpoint: Path) -> None:
-    """Delete a checkpoint; a kill meanwhile leaves it whole or hidden, never half of it by its name."""
+    """Delete a checkpoint; it is hidden first, so that a kill never leaves half of it under its name."""
     if checkpoint.exists():
         hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -207,7 +207,7 @@ def _checksums(folder: Path) -> dict[str, list]:
 
 
 def _flush(folder: Path) -> None:
-    """Hand the files to the disk: what was renamed must outlive a power cut too."""
+    """Flush the files to the disk, so that a renamed checkpoint survives a power cut."""
     for path in (*_files(folder), folder / STATE / SUMS):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -216,7 +216,7 @@ def _flush(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Hand the names in a folder to the disk, where the system can."""
+    """Flush the names in a folder to the disk, where the system supports it."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -235,12 +235,12 @@ def _disk_is_full(error: Exception) -> bool:
 
 
 def save_loop(folder: Path, loop_state: dict) -> None:
-    """The loop's own state, as JSON."""
+    """Write the loop's own state, as JSON."""
     (folder / STATE / "loop.json").write_text(json.dumps(loop_state) + "\n")
 
 
 def load_loop(checkpoint: Path) -> dict:
-    """What `save_loop` wrote.
+    """The loop's state that `save_loop` wrote.
 
     Raises:
         FileNotFoundError: the checkpoint has no training state.
@@ -261,12 +261,12 @@ def load_state(checkpoint: Path) -> tuple[dict, dict]:
 
 
 def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """AdamW's moments to `folder`; see `save_tensors`."""
+    """Write AdamW's moments to `folder`; see `save_tensors`."""
     save_tensors(folder, _moments(model, optimizer), distributed)
 
 
 def save_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
-    """Name -> tensor to `folder`; every process of a distributed run calls it, and writes the shards that it holds.
+    """Write named tensors to `folder`; every process of a distributed run calls it, and writes its own shards.
 
     Raises:
         OSError: the disk is full. RuntimeError: another failure of a process.
@@ -286,7 +286,7 @@ def save_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
 
 
 def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """Moments of `save_optimizer` into a fresh optimiser, whatever the number of processes that wrote them."""
+    """Read the moments of `save_optimizer` into a new optimiser; any number of processes may have written them."""
     import torch
 
     for group in optimizer.param_groups:
@@ -298,7 +298,7 @@ def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
 
 
 def load_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
-    """Fill the tensors with those of `save_tensors`, whatever the number of processes that wrote them."""
+    """Fill the tensors with those of `save_tensors`; any number of processes may have written them."""
     import torch.distributed.checkpoint as dcp
 
     with _quiet():

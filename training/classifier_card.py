@@ -1,4 +1,4 @@
-"""What the model card says of a fine-tuned classifier: its classes, how it is called, its accuracy."""
+"""Sections of the model card of a fine-tuned classifier: its classes, how to call it, its accuracy."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ print(model.config.id2label[logits.argmax(-1).item()])
 """
 MEDIA = {"TotoForImageClassification": "image", "TotoForVideoClassification": "video"}
 CALLS = {"image": "images=[picture]", "video": 'videos="clip.mp4"'}
-SHOWN = 20  # classes named
+SHOWN = 20  # classes listed
 
 
 def classifier_facts(config) -> dict:
-    """What the sections need of the config of a classifier; {"medium": None} of another model."""
+    """What the sections need from the config of a classifier; {"medium": None} for another model."""
     kind = (config.architectures or [""])[0]
     if kind not in MEDIA:
         return {"medium": None}
@@ -63,7 +63,7 @@ def classifier_sections(name: str, repo: str, facts: dict) -> list[str]:
 
 
 def classifier_numbers(metrics: dict) -> str:
-    """The accuracy that a validation row tells, or the test's where it has "test", the run's results.json."""
+    """A sentence with the validation accuracy of a row, or with the test accuracy where the row has "test"."""
     if "test" not in metrics:
         return f"Validation accuracy: {100 * metrics['val_accuracy']:.2f} % of {metrics['val_rows']:,}.\n"
     best, count = metrics["test"]["best"], metrics["test"]["n_test"]

@@ -1,4 +1,4 @@
-"""What a number was made on: whether bfloat16 pays there, the matmul FLOPs it reaches, the versions installed."""
+"""The machine: its accelerator, whether bfloat16 is fast there, its matmul FLOPs, the versions installed."""
 
 import contextlib
 import importlib.metadata
@@ -19,23 +19,23 @@ from tokenization.precision import bf16_is_fast
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where it pays, nothing elsewhere. Weights stay float32 in either case."""
+    """bfloat16 autocast where it is faster, nothing elsewhere. Weights stay float32 in either case."""
     return torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else contextlib.nullcontext()
 
 
 def flush_denormals() -> None:
-    """Let a CPU take numbers below 1e-38 for zero, for the rest of the process.
+    """Treat numbers below 1e-38 as zero on a CPU, for the rest of the process.
 
-    Softmax and its gradients are full of them once attention has learnt to look at few tokens; each costs a CPU a
-    hundred cycles or more, and a backward pass four times its time. GPUs do not slow down for them.
+    Softmax and its gradients are full of them once attention has learnt to look at few tokens. Each costs a CPU a
+    hundred cycles or more, and they can make a backward pass four times slower. GPUs are not affected.
     """
     torch.set_flush_denormal(True)
 
 
 def make_accelerator(**settings) -> Accelerator:
-    """An Accelerator in bfloat16 where that pays; fp16 or fp8 that `accelerate launch` was given is kept.
+    """An Accelerator in bfloat16 where that is faster; fp16 or fp8 from `accelerate launch` is kept.
 
-    `no` is what the launcher sets when it is not told, so it counts as not told.
+    The launcher sets `no` by default, so `no` counts as not set.
 
     Args:
         settings: further arguments of `Accelerator`.
@@ -50,16 +50,16 @@ def make_accelerator(**settings) -> Accelerator:
         # Accelerate would make the residual stream and the sums of gradients bfloat16. With this, only what autocast
         # multiplies is, as with DDP: the same numbers, for twice the bytes between devices.
         settings["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
-    # Gradients live in the buckets in which they are exchanged, and not a second time beside them.
+    # Gradients live in the buckets in which they are exchanged, instead of in a second copy.
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     return Accelerator(kwargs_handlers=handlers, **settings)
 
 
 def require_together(num_processes: int) -> None:
-    """Refuse processes that were launched together and do not know of each other.
+    """Check that processes that were launched together form one group.
 
     Raises:
-        ValueError: `num_processes` is not what was launched.
+        ValueError: `num_processes` is not the number launched.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if num_processes != world:
@@ -69,7 +69,7 @@ def require_together(num_processes: int) -> None:
 
 
 def require_free_port() -> None:
-    """Refuse a port on which this process could not gather the others, before they wait for it.
+    """Check that this process can listen on MASTER_PORT, before the others wait for it.
 
     Raises:
         ValueError: another program listens there.
@@ -88,7 +88,7 @@ def require_free_port() -> None:
 
 
 def matmul_peak(device: torch.device) -> float:
-    """Measured FLOPs a second of a large matmul in the dtype that training uses: the 100 % of MFU."""
+    """Measured FLOPs per second of a large matmul in the dtype of training: 100 % of MFU."""
     dtype = torch.bfloat16 if bf16_is_fast(device) else torch.float32
     side = 4096 if device.type != "cpu" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -113,7 +113,7 @@ def surroundings(accelerator: Accelerator) -> dict:
 
 
 def versions(device: torch.device | str | None = None) -> dict:
-    """What a number depends on: packages, commit of this project, threads, device. None where it cannot be told."""
+    """Versions of packages, commit of this project, threads, device; None where one is unknown."""
     found = {"python": platform.python_version(), "threads": torch.get_num_threads()}
     if device is not None:
         found["device"] = str(device)
@@ -131,10 +131,10 @@ def versions(device: torch.device | str | None = None) -> dict:
 
 
 def in_own_memory(model):
-    """The same model, its weights where torch puts new ones: a resumed run then rounds like one that was left alone.
+    """The same model with its weights in newly allocated memory, so that a resumed run rounds as an uninterrupted one.
 
-    What from_pretrained leaves on a CPU is a mapped file, whose tensors start at any multiple of four bytes, and there
-    are CPUs with kernels that round by that (docs/log.md, 2026-11-26).
+    On a CPU, from_pretrained leaves a memory-mapped file, whose tensors start at any multiple of four bytes, and some
+    CPU kernels round differently by alignment (docs/log.md, 2026-11-26).
     """
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .args import option, parse, require
+from training.args import option, parse, require
 
 DESCRIPTION = (
     "Write a Toto checkpoint as a plain LlamaForCausalLM folder with the same logits, muP folded into the weights and "
-    "no code in it, for servers that know Llama and take ids instead of text. Its README.md tells the ids."
+    "no code in it, for servers that know Llama and take ids instead of text. Its README.md lists the ids."
 )
 FORMATS = ("llama",)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,12 +43,11 @@ def main(argv: list[str] | None = None) -> None:
 
     from modeling_toto import TotoConfig, TotoForCausalLM
     from modeling_toto.export import write_llama
-
-    from .checkpoints import resolve_model
+    from training.checkpoints import resolve_model
 
     path = resolve_model(args.model)
     kind = TotoConfig.get_config_dict(path)[0].get("model_type")
-    require(kind == "toto", f"{args.model} is no Toto: its model_type is {kind!r}.")
+    require(kind == "toto", f"{args.model} is not a Toto: its model_type is {kind!r}.")
     model, report = TotoForCausalLM.from_pretrained(path, dtype="auto", output_loading_info=True)
     require(
         not report["missing_keys"],

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .args import Source, absolute, parse, require, resumed_run
-from .finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
+from training.args import Source, absolute, parse, read_recipe, require, resumed_run
+from training.finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
+
+if TYPE_CHECKING:
+    from modeling_toto import TotoConfig
+    from tokenization import TotoProcessor
+    from training.begin import Beginning, Run
+    from training.labelled import Clips
+    from training.mixture import RowStream
 
 DESCRIPTION = (
     "Fine-tune a pre-trained Toto on labelled images or clips, with causal, prefix or full attention (paper App. A.3, "
@@ -17,133 +26,193 @@ DESCRIPTION = (
     "continues exactly: toto finetune --resume RUN."
 )
 TYPES = (FinetuneModelArgs, LabelledArgs, AugmentArgs, FinetuneRunArgs, FinetuneOptimArgs)
-# Frames that are to be cropped are kept larger than the model's, so that a small crop is not all blur.
+# Frames that are cropped are kept larger than the model's, so that a small crop is not blurred.
 KEPT_LARGER = 1.25
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    facts = {"command": shlex.join(["toto", "finetune", *argv])}
-    resumed = resumed_run(argv)
-    if resumed is not None:  # the run's own recipe gives every default
-        argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
-    model_args, data, augment_args, args, optim = parse(TYPES, argv, "toto finetune", DESCRIPTION)
-    require(model_args.model is not None, "Name the pre-trained model: --model, a folder, a run, or a Hub id.")
-    require(data.dataset is not None, "Name the labelled data: --dataset, a folder, a .parquet file, or a Hub id.")
-    require(
-        not (args.compile and model_args.drop_path), "--compile does not go with --drop_path; leave one of them out."
-    )
+    command = shlex.join(["toto", "finetune", *(sys.argv[1:] if argv is None else argv)])
+    argv, resumed = resumed_run(argv)
+    settings = Settings(*parse(TYPES, argv, "toto finetune", DESCRIPTION)).checked()
 
-    from accelerate.utils import set_seed
+    from training.begin import begin, end_run, publish, running
+    from training.media import media_on_record
 
-    from tokenization.labelled import told_classes
+    # Everything that can be wrong is checked before there is a process group or a model.
+    beginning = begin("finetune", settings.run, resumed)
+    facts = {"command": command, "media": media_on_record(settings.model.model)}
+    inputs, settings = open_inputs(beginning, settings)
+    changes = beginning.changes(*settings.all, weights_flag="--model")
+    if beginning.checkpoint is not None:
+        had = [inputs.config.id2label[number] for number in range(inputs.config.num_labels)]
+        require(
+            inputs.classes == had,
+            f"The data now have the classes {inputs.classes[:8]}, and the run began with {had[:8]}.",
+        )
+    args = settings.run
+    push_to = args.hub_model_id if args.push_to_hub else None
+    with running(beginning, args, changes, report_to=args.report_to, push_to=push_to) as run:
+        last, best = finetune(run, inputs, settings, facts)
+    end_run(run, last, best)
+    publish(run, best, push_to)
 
-    from . import checkpoints
-    from .augment import Augment
-    from .begin import end_run, go_on, refuse_fp16, run_folder, start_processes, write_run_files
-    from .classifier import check_rows, load_classifier, model_and_tokenizer, name_classes
-    from .classify import Classify
-    from .drop_path import DropPath
-    from .final_score import report
-    from .labelled_rows import LabelledRows
-    from .loop import micro_batches, train
-    from .media import media_on_record
-    from .mixture import RowStream
-    from .optim import layer_factors, make_optimizer
-    from .resume import changed_settings, read_recipe
 
-    run = run_folder(args, resumed, "finetune")
-    data = data.absolute()
-    model_args = replace(model_args, model=absolute(model_args.model), tokenizer=absolute(model_args.tokenizer))
-    # Everything that can be wrong is looked at before there is a process group or a model.
-    goes_on = resumed is not None and bool(checkpoints.steps(run))  # else it stopped before its first checkpoint
-    facts["media"] = media_on_record(model_args.model)
-    start = checkpoints.resolve_model(str(checkpoints.latest(run) if goes_on else model_args.model))
-    refuse_fp16()
+@dataclass(frozen=True)
+class Settings:
+    """All flags of the command, one dataclass per concern."""
+
+    model: FinetuneModelArgs
+    data: LabelledArgs
+    augment: AugmentArgs
+    run: FinetuneRunArgs
+    optim: FinetuneOptimArgs
+
+    @property
+    def all(self) -> tuple:
+        return self.model, self.data, self.augment, self.run, self.optim
+
+    def checked(self) -> Settings:
+        """With absolute paths.
+
+        Raises:
+            ValueError: no model, no data, or flags that exclude each other.
+        """
+        model = self.model
+        require(model.model is not None, "Name the pre-trained model: --model, a folder, a run, or a Hub id.")
+        require(
+            self.data.dataset is not None, "Name the labelled data: --dataset, a folder, a .parquet file, or a Hub id."
+        )
+        together = self.run.compile and model.drop_path
+        require(not together, "--compile does not work with --drop_path; leave one of them out.")
+        model = replace(model, model=absolute(model.model), tokenizer=absolute(model.tokenizer))
+        return replace(self, model=model, data=self.data.absolute())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a fine-tuning reads, opened and checked.
+
+    Fields:
+        start: folder or Hub id of the weights to start with.
+        config: of the classifier.
+        processor: at the classifier's resolution.
+        kind: "video" or "image". column: of the labels.
+        batches: (rows of a micro-batch on a device, micro-batches of a step).
+        classes: their names.
+    """
+
+    start: str
+    config: TotoConfig
+    processor: TotoProcessor
+    kind: str
+    column: str
+    batches: tuple[int, int]
+    classes: list[str]
+    train: Clips
+    validation: Clips
+    test: Clips
+
+    @property
+    def splits(self) -> dict[str, Clips]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def open_inputs(beginning: Beginning, settings: Settings) -> tuple[Inputs, Settings]:
+    """(the inputs of a run, the settings with `epochs` turned into `max_steps`, as the run's recipe has them).
+
+    Raises:
+        ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
+    """
+    from training import checkpoints
+    from training.classification import check_rows, model_and_tokenizer
+    from training.objective import micro_batches
+
+    data, args = settings.data, settings.run
+    start = checkpoints.resolve_model(str(beginning.checkpoint or settings.model.model))
     world = int(os.environ.get("WORLD_SIZE", 1))
-    micro, accumulation = micro_batches(data.batch_size, data.per_device_batch_size, world, "--batch_size")
-    config, processor = model_and_tokenizer(model_args, start, goes_on)
+    batches = micro_batches(data.batch_size, data.per_device_batch_size, world, "--batch_size")
+    config, processor = model_and_tokenizer(settings.model, start, beginning.checkpoint is not None)
     media, column, kind = labelled_media(data, config)
     check_rows(config, kind)
-    (train_clips, validation, test), classes = read_clips(media, column, processor, data, augment_args)
-    skipped = train_clips.skipped + validation.skipped + test.skipped
+    clips, classes = read_clips(media, column, processor, data, settings.augment)
     if data.epochs is not None:
-        args = replace(args, max_steps=max(1, round(data.epochs * len(train_clips) / data.batch_size)))
-        data = replace(data, epochs=None)  # the run's recipe has the steps
-    changes = []
-    if goes_on:
-        changes = changed_settings(read_recipe(run), model_args, data, augment_args, args, optim)
-        had = [config.id2label[number] for number in range(config.num_labels)]
-        require(classes == had, f"The data now have the classes {classes[:8]}, and the run began with {had[:8]}.")
-    name_classes(config, classes)
+        max_steps = max(1, round(data.epochs * len(clips[0]) / data.batch_size))
+        settings = replace(settings, run=replace(args, max_steps=max_steps), data=replace(data, epochs=None))
+    return Inputs(start, config, processor, kind, column, batches, classes, *clips), settings
 
-    accelerator, run = start_processes(args, run)
-    augment = None
-    if augment_args.augment != "none":
-        operations = augment_args.rand_operations if augment_args.augment == "rand" else 0
-        how = (augment_args.smallest_crop, augment_args.horizontal_flip, operations, augment_args.rand_magnitude)
-        augment = Augment(processor.resolution, *how)
-    rows = LabelledRows(train_clips, len(classes), augment_args, augment, args.seed, data.workers)
-    stream = RowStream([(Source(data.dataset, name="train"), rows)], args.seed, accelerator.process_index, world)
-    max_steps = None
-    if resumed and not goes_on and accelerator.is_main_process:
-        print(f"{run} has no checkpoint yet, so it begins anew.")
-    if goes_on:
-        start, max_steps = go_on(accelerator, run, args, changes, stream)
-    set_seed(args.seed)
-    model = load_classifier(start, config, kind)
+
+def finetune(run: Run, inputs: Inputs, settings: Settings, facts: dict) -> tuple[Path, Path | None]:
+    """Train and test a classifier; returns the last checkpoint, and the tested one (None: SIGTERM ended the training).
+
+    facts: see `report`.
+    """
+    from training.architectures import DropPath
+    from training.classification import Classify, load_classifier, name_classes
+    from training.loop import Learner, train
+    from training.optim import layer_factors, make_optimizer
+
+    accelerator, args, optim = run.accelerator, settings.run, settings.optim
+    config, processor, augment = inputs.config, inputs.processor, settings.augment
+    name_classes(config, inputs.classes)
+    stream = open_stream(run, inputs, settings)
+    run.report_changes(stream.fingerprints, stream.is_indexed)
+    model = load_classifier(str(run.checkpoint or inputs.start), config, inputs.kind)
     processor.to(accelerator.device)
-    drop_path = None
+    drop_path, rate = None, settings.model.drop_path
     depth = config.num_hidden_layers if config.next_token_loss is not None else model.feature_layer
-    if model_args.drop_path:
-        drop_path = DropPath(model.model.layers[:depth], model_args.drop_path, args.seed)
+    if rate:
+        drop_path = DropPath(model.model.layers[:depth], rate, args.seed)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.compile:
         for layer in model.model.layers:
             layer.compile(dynamic=False)
-    if accelerator.is_main_process:
-        told = f"; {told_classes(column, classes)}" if train_clips.is_text else ""
-        write_run_files(run, accelerator.device, model_args, data, augment_args, args, optim)
-        print(
-            f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {config.attention_mode} attention, layer "
-            f"{model.feature_layer}; {max_steps or args.max_steps} steps of {data.batch_size} {kind}s on {world} x "
-            f"{accelerator.device.type} (mixed precision: {accelerator.mixed_precision}); {len(train_clips)} training "
-            f"clips of {len(classes)} classes, {len(validation)} for validation ({validation.name}), {len(test)} for "
-            f"the test ({test.name}){told}"
-            + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else ""),
-            flush=True,
-        )
-    if args.report_to:
-        accelerator.init_trackers("toto", config={**asdict(model_args), **asdict(data), **asdict(optim)})
+    run.announce(description(run, inputs, settings, model), *settings.all)
     optimizer = make_optimizer(model, optim, layer_factors(model, depth, optim.layer_decay))
     model, optimizer = accelerator.prepare(model, optimizer)
     objective = Classify(
         accelerator.unwrap_model(model),
         processor,
-        validation,
-        micro,
-        accumulation,
-        data.batch_size,
-        augment_args,
-        drop_path,
-        optim.ema_decay,
+        inputs.validation,
+        inputs.batches,
+        settings.data.batch_size,
+        is_mixed=bool(augment.mixup or augment.cutmix),
+        drop_path=drop_path,
+        ema_decay=optim.ema_decay,
     )
-    resume_from = Path(start) if goes_on else None
-    parts = (accelerator, model, optimizer, processor, stream, objective)
-    best = None
-    try:
-        last, preempted = train(*parts, run, args, optim, resume_from, max_steps)
-        if not preempted:
-            splits = {"train": train_clips, "validation": validation, "test": test}
-            told = (classes, column, model_args, data, args.seed)
-            best = report(accelerator, run, objective.best, splits, *told, micro, facts)
-    finally:
-        # What holds the process group goes first; see pretrain.py.
-        del objective, parts
-        model, optimizer = accelerator.free_memory(model, optimizer)
-        accelerator.end_training()
-    end_run(accelerator, "finetune", run, last, best, args)
+    last, preempted = train(run, Learner(model, optimizer, processor, stream, objective), args, optim)
+    return last, None if preempted else report(run, objective.best, inputs, settings, facts)
+
+
+def open_stream(run: Run, inputs: Inputs, settings: Settings) -> RowStream:
+    """The training rows of this process."""
+    from training.augment import Augment
+    from training.labelled_rows import LabelledRows
+    from training.mixture import RowStream
+
+    args, data, seed, augment = settings.augment, settings.data, settings.run.seed, None
+    if args.augment != "none":
+        operations = args.rand_operations if args.augment == "rand" else 0
+        how = (args.smallest_crop, args.horizontal_flip, operations, args.rand_magnitude)
+        augment = Augment(inputs.processor.resolution, *how)
+    rows = LabelledRows(inputs.train, len(inputs.classes), args, augment, seed, data.workers)
+    source = Source(data.dataset, name="train")
+    return RowStream([(source, rows)], seed, run.accelerator.process_index, run.accelerator.num_processes)
+
+
+def description(run: Run, inputs: Inputs, settings: Settings, model) -> str:
+    """What is trained, for the log."""
+    from tokenization.labelled import told_classes
+
+    skipped = [clip for clips in inputs.splits.values() for clip in clips.skipped]
+    told = f"; {told_classes(inputs.column, inputs.classes)}" if inputs.train.is_text else ""
+    return (
+        f"{model.num_parameters() / 1e6:.1f} M parameters, {inputs.config.attention_mode} attention, layer "
+        f"{model.feature_layer}; {run.max_steps} steps of {settings.data.batch_size} {inputs.kind}s on {run.machine}; "
+        f"{len(inputs.train)} training clips of {len(inputs.classes)} classes, {len(inputs.validation)} for validation "
+        f"({inputs.validation.name}), {len(inputs.test)} for the test ({inputs.test.name}){told}"
+        + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else "")
+    )
 
 
 def labelled_media(data: LabelledArgs, config):
@@ -153,8 +222,7 @@ def labelled_media(data: LabelledArgs, config):
         ValueError, FileNotFoundError: no such dataset or column, or several columns that can be meant.
     """
     from tokenization.labelled import check_first, label_columns
-
-    from .splits import LabelledMedia
+    from training.splits import LabelledMedia
 
     media = LabelledMedia(data, config.num_frames)
     opened = media.open(data.train_split, 64, "train")
@@ -168,14 +236,14 @@ def labelled_media(data: LabelledArgs, config):
 
 
 def read_clips(media, column: str, processor, data: LabelledArgs, augment: AugmentArgs):
-    """([train, validation, test] as `Clips`, names of the classes). Training clips are codes where nothing varies them,
-    and else pixels, larger than the model's where they are to be cropped.
+    """([train, validation, test] as `Clips`, names of the classes). Training clips are codes without augmentation, and
+    pixels larger than the model's frames with it.
 
     Raises:
-        ValueError: nothing to read, one class, or labels out of range.
+        ValueError: there is nothing to read, one class only, or a label out of range.
     """
-    from .labelled import Clips, same_classes
-    from .splits import Split
+    from training.labelled import Clips, same_classes
+    from training.splits import Split
 
     side = processor.resolution
     found = media.splits(side)
@@ -187,6 +255,69 @@ def read_clips(media, column: str, processor, data: LabelledArgs, augment: Augme
         clips = [Clips(Split(first.name, larger, first.items), column, is_kept=data.decode == "once")]
     clips += [Clips(split, column, processor) for split in found[1:]]
     return clips, same_classes(clips, column)
+
+
+def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: dict) -> Path:
+    """Test the chosen checkpoint once: RUN/results.json, and RUN/predictions.json. Returns the checkpoint.
+
+    Args:
+        chosen: the validation row of its step.
+        facts: further entries of the result: the command as it was typed, the media that the model had seen.
+    Raises:
+        FileNotFoundError: the checkpoint is gone.
+    """
+    from modeling_toto import TotoConfig
+    from tokenization.files import write_whole
+    from training.classification import load_classifier, score
+    from training.device import versions
+    from training.intervals import accuracy_interval
+
+    best, test, data = run.folder / "checkpoints" / f"step_{chosen['step']:06d}", inputs.test, settings.data
+    if not best.is_dir():
+        raise FileNotFoundError(f"{best}, which was best on validation, is gone, so nothing can be tested.")
+    config = TotoConfig.from_pretrained(best)
+    model = load_classifier(str(best), config, test.kind).to(run.accelerator.device)
+    found = score(run.accelerator, model, test, inputs.batches[0])
+    if not run.is_main:
+        return best
+    accuracy, right = found["correct"] / found["total"], found["predictions"] == test.labels
+    by_class = {
+        name: float(right[test.labels == number].mean()) if (test.labels == number).any() else None
+        for number, name in enumerate(inputs.classes)
+    }
+    ci95 = accuracy_interval(right, test.sources)
+    head = {"step": chosen["step"], "layer": model.feature_layer, "head": config.pooler}
+    scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "ci95": ci95, "loss": found["loss"]}
+    result = {
+        **facts,
+        "settings": read_recipe(run.folder),
+        "model": settings.model.model,
+        "checkpoint": str(best),
+        "data": {
+            "dataset": data.dataset,
+            "label_column": inputs.column,
+            "class_names": inputs.classes,
+            "kind": test.kind,
+            "num_frames": 1 if test.kind == "image" else config.num_frames,
+            "attention_mode": config.attention_mode,
+            "splits": {part: {"name": clips.name, "clips": len(clips)} for part, clips in inputs.splits.items()},
+            "skipped": {part: clips.skipped for part, clips in inputs.splits.items() if clips.skipped},
+        },
+        "versions": versions(run.accelerator.device),
+        "seeds": [settings.run.seed],
+        "best": head | scores | {"correct": found["correct"], "accuracy_by_class": by_class},
+        "n_test": found["total"],
+    }
+    rows = {"sources": test.sources, "labels": test.labels.tolist(), "predictions": found["predictions"].tolist()}
+    for name, content in (("results.json", result), ("predictions.json", {"classes": inputs.classes} | rows)):
+        text = json.dumps(content, indent=1) + "\n"
+        write_whole(run.folder / name, lambda path, text=text: path.write_text(text))
+    print(
+        f"test accuracy {100 * accuracy:.2f} % ({found['correct']} of {found['total']}; 95 % interval "
+        f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}), of step {chosen['step']}, "
+        f"which was best on validation ({100 * chosen['val_accuracy']:.2f} %)"
+    )
+    return best
 
 
 if __name__ == "__main__":

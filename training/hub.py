@@ -1,4 +1,4 @@
-"""A checkpoint to the Hub: model, processor, visual tokenizer and card into one repository, in one commit."""
+"""Pushing a checkpoint to the Hub: model, processor, visual tokenizer and card, in one commit."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoints import STATE, STEP
-from .media import MEDIA_FILE
-from .model_card import complete_folder, model_card
+from training.checkpoints import STATE, STEP
+from training.media import MEDIA_FILE
+from training.model_card import complete_folder, model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-# What resuming needs and loading does not; and nothing that would have to be unpickled.
+# Only resuming needs these, or they would have to be unpickled.
 NOT_PUSHED = [f"{STATE}/", "trainer_state.json", "*.pt", "*.pth", "*.bin", "*.pkl", "*__pycache__/*", ".*"]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def create_repo(repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Create the repository if there is none, and give its full name: call it before a long run to learn of a missing
-    token in time.
+    """Create the repository if there is none; returns its full name. Called before a long run, it shows a missing token
+    in time.
 
     Raises:
-        ValueError: no possible name.
+        ValueError: not a valid name.
         OSError: no token, no right, or no connection.
     """
     from huggingface_hub import HfApi
@@ -48,11 +48,11 @@ def push_folder(
         repo_id: "user/name", or "name" in one's own namespace. `private` counts only when it is created.
         results: contents of result files of `toto probe`, for the card.
     Returns:
-        huggingface_hub's CommitInfo. The run's media.json, which says what the model saw, goes along. Optimiser state
-        stays here. Weight files that an earlier push left in the repository and this one does not overwrite are
-        deleted: transformers would load them instead.
+        huggingface_hub's CommitInfo. The run's media.json, which lists what the model saw, is pushed too; optimiser
+        state is not. Weight files of an earlier push that this one does not overwrite are deleted, since transformers
+        would load them instead.
     Raises:
-        FileNotFoundError: no model, or no processor beside it.
+        FileNotFoundError: no model, or no processor in the same folder.
         OSError: the Hub refused (no token, no right) or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi

@@ -1,4 +1,4 @@
-"""95 % intervals of a share of items that were classified right."""
+"""95 % confidence intervals of an accuracy."""
 
 import math
 
@@ -18,10 +18,13 @@ def wilson_interval(correct: float, total: int) -> list[float]:
 
 
 def accuracy_interval(right, groups: list[str]) -> list[float]:
-    """95 % interval of the share of `right` (N,), booleans: Wilson's, or over whole groups where they hold several.
+    """95 % interval of the mean of `right` (N,), booleans: Wilson's, or a bootstrap over groups of several items.
 
-    groups: what each item belongs to, say its video. With fewer than ten groups or so it is too narrow; where all are
-    right or all wrong, or there is one group, it is Wilson's of as many items as there are groups.
+    With fewer than about ten groups it is too narrow. Where all items are right, or all wrong, or there is one group,
+    it is Wilson's interval for as many items as there are groups.
+
+    Args:
+        groups: what each item belongs to, for example its video.
     """
     right = np.asarray(right)
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)

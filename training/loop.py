@@ -4,150 +4,243 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from . import checkpoints
-from .args import DataArgs, OptimArgs, RunArgs, require
-from .device import matmul_peak, surroundings
-from .health import STARVED, peak_memory, update_ratios
-from .mixture import RowStream
-from .optim import learning_rate, set_learning_rate
-from .progress import Clock, MetricsFile, finite, flat, log_line, validation_line
-from .resume import shared_out_anew
+from training import checkpoints
+from training.args import OptimArgs, RunArgs, require
+from training.begin import Preemption, Run
+from training.device import matmul_peak, surroundings
+from training.mixture import RowStream
+from training.objective import Objective
+from training.optim import learning_rate, set_learning_rate
+from training.progress import (
+    STARVED,
+    Clock,
+    MetricsFile,
+    finite,
+    flat,
+    log_line,
+    peak_memory,
+    update_ratios,
+    validation_line,
+)
+from training.resume import shared_out_anew
 
 
-def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple[int, int]:
-    """(rows at a time on a device, micro-batches a step) that make `tokens_per_step` code tokens.
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and from what.
+
+    Fields:
+        model, optimizer: already prepared by the accelerator.
+        processor: saved with the model; None where there is none.
+        stream: the rows of this rank.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    processor: object
+    stream: RowStream
+    objective: Objective
+
+
+def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[Path, bool]:
+    """Train to `run.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training before.
 
     Raises:
-        ValueError: no whole number of rows, or of micro-batches.
+        ValueError: too many steps in a row are not finite, or the data end before the first. OSError: no space for a
+            checkpoint.
     """
-    rows = args.tokens_per_step // tokens_per_row
-    require(
-        rows > 0 and rows * tokens_per_row == args.tokens_per_step,
-        f"--tokens_per_step {args.tokens_per_step} is no multiple of the {tokens_per_row} code tokens of a row.",
-    )
-    return micro_batches(rows, args.per_device_batch_size, world, "--tokens_per_step")
+    loop = _Loop(run, learner, args, optim)
+    with Preemption() as preemption:
+        while loop.step < loop.max_steps and not loop.preempted:
+            has_rows = loop.take_step(preemption)
+            if loop.clock.steps and loop.is_due(args.logging_steps):
+                loop.log()
+            if not has_rows and loop.saved == loop.step:
+                break
+            if learner.objective.validates and loop.is_due(args.eval_steps or args.save_steps):
+                loop.validate()
+            if loop.is_due(args.save_steps) or loop.preempted:
+                loop.save()
+    loop.bar.close()
+    return loop.checkpoint, loop.preempted and loop.step < loop.max_steps
 
 
-def micro_batches(rows: int, per_device: int, world: int, flag: str) -> tuple[int, int]:
-    """(rows at a time on a device, micro-batches a step) that make `rows` a step, which `flag` asked for.
+class _Loop:
+    """Where a training stands, and what is done at its steps."""
 
-    Raises:
-        ValueError: no whole number of rows a process, or of micro-batches.
-    """
-    require(rows % world == 0, f"{flag} makes {rows} rows, which {world} processes cannot share equally.")
-    micro = min(per_device, rows // world)
-    require(
-        rows // world % micro == 0,
-        f"{rows // world} rows a step and process are no multiple of --per_device_batch_size {micro}.",
-    )
-    return micro, rows // world // micro
+    def __init__(self, run: Run, learner: Learner, args: RunArgs, optim: OptimArgs):
+        self.run, self.learner, self.args, self.optim = run, learner, args, optim
+        self.accelerator = accelerator = run.accelerator
+        self.device, self.is_distributed = accelerator.device, accelerator.num_processes > 1
+        self.plain = accelerator.unwrap_model(learner.model)  # its weights have the same names, however they are spread
+        objective = learner.objective
+        peak = matmul_peak(self.device) * accelerator.num_processes
+        self.clock = Clock(peak, objective.flops_per_token, objective.tokens_per_step)
+        self.max_steps, self.step, self.tokens, self.skipped, self.in_a_row = run.max_steps, 0, 0, 0, 0
+        self.since_log = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
+        self.is_budgeted = args.max_minutes is None
+        self.checkpoint, self.saved, self.preempted, self.has_starved = run.checkpoint, None, False, False
+        if run.checkpoint is not None:
+            self._load(run.checkpoint)
+        self.metrics = MetricsFile(run.folder / "metrics.jsonl", self.step) if run.is_main else None
+        learner.model.train()
+        self.bar = tqdm(
+            total=self.max_steps, initial=self.step, desc=objective.verb, unit="step", disable=not run.is_main
+        )
+
+    def _load(self, checkpoint: Path) -> None:
+        learner, state = self.learner, checkpoints.load_loop(checkpoint)
+        folder = checkpoint / checkpoints.STATE
+        checkpoints.load_optimizer(folder / "optimizer", self.plain, learner.optimizer, self.is_distributed)
+        self.step, self.tokens, self.clock.seconds = (state[key] for key in ("step", "tokens", "seconds"))
+        self.is_budgeted, self.saved = state["is_budgeted"], state["step"]
+        self.skipped, self.in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        nothing = [0.0] * 4  # of a source that the recipe did not have then
+        known = [state["since_log"].get(name, nothing) for name in learner.stream.names]
+        self.since_log = torch.tensor(known, dtype=torch.float64)
+        learner.objective.load(folder, state, self.is_distributed)
+        streams = shared_out_anew(state, self.accelerator.num_processes)
+        learner.stream.load_state_dict(streams[self.accelerator.process_index])
+
+    def is_due(self, every: int) -> bool:
+        """Whether this step is a multiple of `every`, or the last."""
+        return self.step % every == 0 or self.step == self.max_steps
+
+    def take_step(self, preemption: Preemption) -> bool:
+        """One optimiser step on the next rows; False where the data have ended, which makes this step the last."""
+        learner, clock, objective = self.learner, self.clock, self.learner.objective
+        clock.start()
+        self.rate = learning_rate(self.step, self.max_steps, self.optim)
+        set_learning_rate(learner.optimizer, self.rate)
+        rows = _take(self.accelerator, learner.stream, objective.micro * objective.accumulation)
+        clock.waited += clock.running
+        if rows is None:
+            require(self.step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
+            self.bar.write(f"The data end after step {self.step}, as the recipe says.")
+            self.max_steps = self.step
+            return False
+        sums, self.preempted = _gradients(self.accelerator, learner, rows, preemption.asked)
+        self.figures = objective.figures(sums.sum(0).tolist())
+        limit = self.optim.max_grad_norm or math.inf
+        self.norm = float(self.accelerator.clip_grad_norm_(learner.model.parameters(), limit))
+        self.is_finite = math.isfinite(self.figures["loss"]) and math.isfinite(self.norm)
+        if self.is_finite:
+            learner.optimizer.step()
+            objective.stepped(self.step + 1)
+            self.since_log += sums
+            self.in_a_row = 0
+        else:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            self._refuse_many()
+        learner.optimizer.zero_grad(set_to_none=True)
+        self.step, self.tokens = self.step + 1, self.tokens + objective.tokens_per_step
+        clock.stop()
+        self._budget()
+        self.bar.update()
+        return True
+
+    def _refuse_many(self) -> None:
+        if self.in_a_row > self.args.max_skipped_steps:
+            good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+            raise ValueError(
+                f"The loss or its gradient is not finite at step {self.step + 1} (loss {self.figures['loss']}, norm "
+                f"{self.norm}), as in the {self.args.max_skipped_steps} steps before; {good}. Lower --learning_rate or "
+                "lengthen --warmup_steps."
+            )
+
+    def _budget(self) -> None:
+        """Lower `max_steps` once to what fits into --max_minutes, when the first steps have shown their time."""
+        if not self.is_budgeted and self.step >= 5 and self.clock.taken >= 2:
+            self.is_budgeted = True
+            fitting = self.step + self.clock.steps_in(self.args.max_minutes * 60)
+            self.bar.total = self.max_steps = min(self.max_steps, broadcast_object_list([fitting])[0])
+
+    def log(self) -> None:
+        clock, stream = self.clock, self.learner.stream
+        ratios = update_ratios(self.plain, self.learner.optimizer)  # all ranks call it: weights may be sharded
+        if self.metrics:
+            row = {"step": self.step, "tokens": self.tokens, "flops": self.tokens * clock.flops_per_token}
+            figures = {key: value for key, value in self.figures.items() if self.is_finite or key != "loss"}
+            row |= {key: value and finite(value) for key, value in figures.items()}
+            row |= {"learning_rate": self.rate, "grad_norm": finite(self.norm)}
+            row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(self.device)}
+            row |= {"skipped_steps": self.skipped, "sources": _by_source(stream, self.since_log)}
+            self._write(row, f"{log_line(row)} | ETA {clock.left(self.max_steps - self.step)}")
+            if row["data_wait"] > STARVED and not self.has_starved:
+                self.has_starved = True  # printed once: every row of the metrics has the share
+                self.bar.write(self.learner.objective.starved(row["data_wait"]))
+        clock.reset()
+        self.since_log.zero_()
+
+    def validate(self) -> None:
+        learner = self.learner
+        row = learner.objective.validate(self.accelerator, learner.model, self.run.folder, self.step)
+        if self.metrics:
+            self._write({"step": self.step, "tokens": self.tokens} | row, f"validation {validation_line(row)}")
+
+    def _write(self, row: dict, line: str) -> None:
+        self.metrics.write(row)
+        self.accelerator.log(flat(row), step=self.step)
+        self.bar.write(f"step {self.step}/{self.max_steps} | {line}")
+
+    def save(self) -> None:
+        """Write a checkpoint; every rank calls it."""
+        accelerator, learner, run, is_distributed = self.accelerator, self.learner, self.run, self.is_distributed
+        state = {"step": self.step, "max_steps": self.max_steps, "seconds": self.clock.seconds}
+        state |= {"skipped_steps": self.skipped, "skipped_in_a_row": self.in_a_row}
+        state |= {"tokens": self.tokens, "is_budgeted": self.is_budgeted, "asked_steps": self.args.max_steps}
+        state |= {"since_log": dict(zip(learner.stream.names, self.since_log.tolist(), strict=True))}
+        state |= learner.objective.state_dict(self.step)
+        streams = gather_object([learner.stream.state_dict()])
+        keep, wait, spared = self.args.keep_checkpoints, accelerator.wait_for_everyone, learner.objective.spared()
+        with learner.objective.saved_weights():
+            weights = accelerator.get_state_dict(learner.model)  # whole, on the first process
+            with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
+                inside = folder / checkpoints.STATE
+                checkpoints.save_optimizer(inside / "optimizer", self.plain, learner.optimizer, is_distributed)
+                learner.objective.save(inside, is_distributed)
+                if run.is_main:
+                    self.plain.save_pretrained(folder, state_dict=weights)
+                    if learner.processor is not None:
+                        learner.processor.save_pretrained(folder)
+                    state |= {"world": accelerator.num_processes, "fingerprints": learner.stream.fingerprints}
+                    state |= {"versions": surroundings(accelerator), "streams": streams}
+                    checkpoints.save_loop(folder, state)
+        self.checkpoint, self.saved = run.folder / "checkpoints" / f"step_{self.step:06d}", self.step
 
 
-class Preemption:
-    """Notes SIGTERM, which a scheduler sends before it takes the machine away; `asked` from then on."""
+def _gradients(accelerator, learner: Learner, rows: list, asked: bool) -> tuple[torch.Tensor, bool]:
+    """The gradients of a step, the mean over the rows of all ranks.
 
-    def __init__(self):
-        self.asked = False
-        self._before = None
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_) -> None:
-        self.asked = True
-
-
-class Objective:
-    """What a training is for: the losses of its rows, and what its validation finds. The loop does the rest.
-
-    verb: of the command, for the log. micro, accumulation: rows of a micro-batch on a device, micro-batches a step.
-    tokens_per_step: code tokens of a step on all devices. flops_per_token: training FLOPs of one of them.
-    validates: whether there is anything to validate on.
-    """
-
-    verb: str
-    micro: int
-    accumulation: int
-    tokens_per_step: int
-    flops_per_token: float
-    validates: bool
-
-    def losses(self, model, rows: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(a micro-batch's loss to go back through, its share of the mean of the step; 4 sums of every row, (rows, 4)
-        float64 on the CPU, the first two of them the loss that the log tells by source and its count)."""
-        raise NotImplementedError
-
-    def figures(self, sums: list[float]) -> dict[str, float | None]:
-        """What the log tells of a step by the 4 sums of all its rows: "loss", then what else there is."""
-        raise NotImplementedError
-
-    def validate(self, accelerator, model, run: Path, step: int) -> dict:
-        """A row for the metrics, with "val_loss"; every rank calls it. What else it has to tell goes into `run`."""
-        raise NotImplementedError
-
-    def starved(self, waited: float) -> str:
-        """The sentence for a run that waits for its data; waited: share of the time."""
-        raise NotImplementedError
-
-    def stepped(self, step: int) -> None:
-        """After optimiser step `step` (from 1) has changed the weights."""
-
-    def saved_weights(self) -> contextlib.AbstractContextManager:
-        """Inside it the model has the weights that a checkpoint's model files hold."""
-        return contextlib.nullcontext()
-
-    def save(self, folder: Path, distributed: bool) -> None:
-        """What resuming needs besides the model files and the moments, into a checkpoint's training state;
-        called inside `saved_weights()`."""
-
-    def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
-        """What `save` and `state_dict` kept."""
-
-    def state_dict(self, step: int) -> dict:
-        """What of it is JSON; a checkpoint of this step is about to be written."""
-        return {}
-
-    def spared(self) -> set[int]:
-        """Steps whose checkpoints no rotation may drop."""
-        return set()
-
-
-def _step(accelerator, model, rows: list, objective: Objective, count: int, asked: bool) -> tuple[torch.Tensor, bool]:
-    """Gradients of a step, the mean over the rows of all ranks.
-
-    rows: [(source, row)] of this rank. count: number of sources. asked: whether this rank was told to stop.
+    Args:
+        rows: [(source, row)] of this rank.
+        asked: whether SIGTERM has reached this rank.
     Returns:
-        (count, 4) float64 on the CPU: of every source the objective's sums, over all ranks;
-        whether any rank was told to stop.
+        (sources, 4) float64 on the CPU: the objective's sums by source, over all ranks; whether SIGTERM has reached any
+        rank.
     """
-    device, micro, accumulation = accelerator.device, objective.micro, objective.accumulation
-    sums = torch.zeros(count, 4, dtype=torch.float64)
+    device, objective, model = accelerator.device, learner.objective, learner.model
+    micro, accumulation = objective.micro, objective.accumulation
+    sums = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
     for k in range(accumulation):
         batch = rows[k * micro : (k + 1) * micro]
-        # Gradients meet once a step, in the last micro-batch.
+        # Gradients are exchanged once a step, in the last micro-batch.
         with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
             loss, of_rows = objective.losses(model, [row for _, row in batch], device)
             accelerator.backward(loss)
         sums.index_add_(0, torch.tensor([source for source, _ in batch]), of_rows)
     if accelerator.num_processes == 1:
         return sums, asked
-    told = torch.cat([sums.flatten(), torch.tensor([asked], dtype=torch.float64)])
-    told = accelerator.reduce(told.to(device, torch.float32), "sum").double().cpu()
-    return told[:-1].view_as(sums), bool(told[-1])
+    shared = torch.cat([sums.flatten(), torch.tensor([asked], dtype=torch.float64)])
+    shared = accelerator.reduce(shared.to(device, torch.float32), "sum").double().cpu()
+    return shared[:-1].view_as(sums), bool(shared[-1])
 
 
 def _take(accelerator, stream: RowStream, count: int) -> list | None:
@@ -159,156 +252,7 @@ def _take(accelerator, stream: RowStream, count: int) -> list | None:
     return rows
 
 
-def train(
-    accelerator,
-    model,
-    optimizer,
-    processor,
-    stream: RowStream,
-    objective: Objective,
-    run: Path,
-    args: RunArgs,
-    optim: OptimArgs,
-    resume_from: Path | None = None,
-    max_steps: int | None = None,
-) -> tuple[Path, bool]:
-    """Train to `args.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training before.
-
-    Args:
-        model, optimizer: already prepared by the accelerator.
-        stream: of this rank.
-        resume_from: a checkpoint of this run; everything after it is as if the run had never stopped.
-        max_steps: of the schedule, where it is not that of `args`.
-    Raises:
-        ValueError: too many steps in a row are not finite, or the data end before the first. OSError: no space for a
-            checkpoint.
-    """
-    world, device = accelerator.num_processes, accelerator.device
-    plain = accelerator.unwrap_model(model)
-    clock = Clock(matmul_peak(device) * world, objective.flops_per_token, objective.tokens_per_step)
-    max_steps, step, tokens, saved, skipped, in_a_row = max_steps or args.max_steps, 0, 0, None, 0, 0
-    since_log, is_budgeted = torch.zeros(len(stream.names), 4, dtype=torch.float64), args.max_minutes is None
-    if resume_from is not None:
-        loop_state = checkpoints.load_loop(resume_from)
-        checkpoints.load_optimizer(resume_from / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
-        step, tokens, clock.seconds = (loop_state[key] for key in ("step", "tokens", "seconds"))
-        is_budgeted = loop_state["is_budgeted"]
-        skipped, in_a_row = loop_state["skipped_steps"], loop_state["skipped_in_a_row"]
-        nothing = [0.0] * 4  # of a source that the recipe did not have then
-        known = [loop_state["since_log"].get(name, nothing) for name in stream.names]
-        since_log = torch.tensor(known, dtype=torch.float64)
-        objective.load(resume_from / checkpoints.STATE, loop_state, world > 1)
-        stream.load_state_dict(shared_out_anew(loop_state, world)[accelerator.process_index])
-        saved = step
-    metrics = MetricsFile(run / "metrics.jsonl", step) if accelerator.is_main_process else None
-    model.train()
-    bar = tqdm(total=max_steps, initial=step, desc=objective.verb, unit="step", disable=not accelerator.is_main_process)
-    checkpoint, preempted, has_starved = resume_from, False, False
-
-    with Preemption() as preemption:
-        while step < max_steps and not preempted:
-            clock.start()
-            rate = learning_rate(step, max_steps, optim)
-            set_learning_rate(optimizer, rate)
-            rows = _take(accelerator, stream, objective.micro * objective.accumulation)
-            clock.waited += clock.running
-            if rows is None:
-                require(step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
-                bar.write(f"The data end after step {step}, as the recipe says.")
-                max_steps = step
-            else:
-                sums, preempted = _step(accelerator, model, rows, objective, len(stream.names), preemption.asked)
-                figures = objective.figures(sums.sum(0).tolist())
-                loss = figures["loss"]
-                norm = float(accelerator.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf))
-                is_finite = math.isfinite(loss) and math.isfinite(norm)
-                if is_finite:
-                    optimizer.step()
-                    objective.stepped(step + 1)
-                    since_log += sums
-                    in_a_row = 0
-                else:
-                    skipped, in_a_row = skipped + 1, in_a_row + 1
-                    _refuse_many(in_a_row, args.max_skipped_steps, step + 1, loss, norm, checkpoint)
-                optimizer.zero_grad(set_to_none=True)
-                step, tokens = step + 1, tokens + objective.tokens_per_step
-                clock.stop()
-                if not is_budgeted and step >= 5 and clock.taken >= 2:
-                    is_budgeted = True
-                    fitting = step + clock.steps_in(args.max_minutes * 60)
-                    bar.total = max_steps = min(max_steps, broadcast_object_list([fitting])[0])
-                bar.update()
-
-            last = step == max_steps
-            if clock.steps and (step % args.logging_steps == 0 or last):
-                ratios = update_ratios(plain, optimizer)  # a matter of all ranks, where weights are sharded
-                if metrics:
-                    row = {"step": step, "tokens": tokens, "flops": tokens * clock.flops_per_token}
-                    told = figures if is_finite else {key: figures[key] for key in figures if key != "loss"}
-                    row |= {key: value and finite(value) for key, value in told.items()}
-                    row |= {"learning_rate": rate, "grad_norm": finite(norm)}
-                    row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(device)}
-                    row |= {"skipped_steps": skipped, "sources": _by_source(stream, since_log)}
-                    metrics.write(row)
-                    accelerator.log(flat(row), step=step)
-                    bar.write(f"step {step}/{max_steps} | {log_line(row)} | ETA {clock.left(max_steps - step)}")
-                    if row["data_wait"] > STARVED and not has_starved:
-                        has_starved = True  # said once: every row of the metrics has the share
-                        bar.write(objective.starved(row["data_wait"]))
-                clock.reset()
-                since_log.zero_()
-            if rows is None and saved == step:
-                break
-            if objective.validates and (step % (args.eval_steps or args.save_steps) == 0 or last):
-                row = objective.validate(accelerator, model, run, step)
-                if metrics:
-                    metrics.write({"step": step, "tokens": tokens} | row)
-                    accelerator.log(flat(row), step=step)
-                    bar.write(f"step {step}/{max_steps} | validation {validation_line(row)}")
-            if step % args.save_steps == 0 or last or preempted:
-                state = {"step": step, "max_steps": max_steps, "seconds": clock.seconds, "skipped_steps": skipped}
-                state |= {"skipped_in_a_row": in_a_row, "tokens": tokens, "is_budgeted": is_budgeted}
-                state |= {"since_log": dict(zip(stream.names, since_log.tolist(), strict=True))}
-                state |= {"asked_steps": args.max_steps}
-                state |= objective.state_dict(step)
-                parts = (accelerator, model, optimizer, processor, stream, objective)
-                checkpoint, saved = _save(*parts, run, state, args.keep_checkpoints), step
-    bar.close()
-    return checkpoint, preempted and step < max_steps
-
-
-def _refuse_many(in_a_row: int, limit: int, step: int, loss: float, norm: float, checkpoint: Path | None) -> None:
-    if in_a_row > limit:
-        good = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
-        raise ValueError(
-            f"The loss or its gradient is not finite at step {step} (loss {loss}, norm {norm}), as in the {limit} "
-            f"steps before; {good}. Lower --learning_rate or lengthen --warmup_steps."
-        )
-
-
 def _by_source(stream: RowStream, sums: torch.Tensor) -> dict:
     """Name -> realised share and epochs so far, and the mean loss since the last log line (None: no row of it)."""
     means = [total / codes if codes else None for total, codes, *_ in sums.tolist()]
     return {name: facts | {"loss": mean} for (name, facts), mean in zip(stream.shares().items(), means, strict=True)}
-
-
-def _save(accelerator, model, optimizer, processor, stream, objective, run: Path, loop_state: dict, keep) -> Path:
-    from accelerate.utils import gather_object
-
-    step, is_main, world = loop_state["step"], accelerator.is_main_process, accelerator.num_processes
-    streams = gather_object([stream.state_dict()])
-    plain = accelerator.unwrap_model(model)  # whose weights are called the same, however they are spread
-    written = checkpoints.writing(run, step, keep, is_main, accelerator.wait_for_everyone, objective.spared())
-    with objective.saved_weights():
-        weights = accelerator.get_state_dict(model)  # whole, on the first process
-        with written as folder:
-            checkpoints.save_optimizer(folder / checkpoints.STATE / "optimizer", plain, optimizer, world > 1)
-            objective.save(folder / checkpoints.STATE, world > 1)
-            if is_main:
-                plain.save_pretrained(folder, state_dict=weights)
-                if processor is not None:
-                    processor.save_pretrained(folder)
-                loop_state |= {"world": world, "fingerprints": stream.fingerprints}
-                loop_state |= {"versions": surroundings(accelerator)}
-                checkpoints.save_loop(folder, loop_state | {"streams": streams})
-    return run / "checkpoints" / f"step_{step:06d}"

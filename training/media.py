@@ -205,8 +205,7 @@ def _read_media(file: Path) -> list[Media]:
 
 
 def _of_run(run: Path) -> list[Media]:
-    from .args import DataArgs
-    from .resume import read_recipe
+    from .args import DataArgs, read_recipe
 
     recipe = read_recipe(run)
     parent = recipe.get("init_from") or recipe.get("model")  # of toto pretrain, of toto finetune

@@ -1,4 +1,4 @@
-"""The model card: metadata that the Hub reads, and what a user has to know, both from files of the run."""
+"""The model card: metadata that the Hub reads, and what a user needs to know, from files of the run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoints import resolve_model
-from .classifier_card import classifier_facts, classifier_numbers, classifier_sections
+from training.checkpoints import resolve_model
+from training.classifier_card import classifier_facts, classifier_numbers, classifier_sections
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-# Settings of the machine or the account, which say nothing about the model.
+# Settings of the machine or the account, which do not describe the model.
 PRIVATE_SETTINGS = {
     *("output_dir", "shards", "val_shards", "resume", "recipe", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
@@ -83,8 +83,8 @@ def model_card(
         results: contents of result files of `toto probe`.
         repo_id: what the loading example names; by default the folder's name.
     Raises:
-        FileNotFoundError: no model, or no processor beside it.
-        ValueError: a result that is not a probe's.
+        FileNotFoundError: no model, or no processor in the same folder.
+        ValueError: a result that is not of `toto probe`.
     """
     from huggingface_hub import ModelCardData
 
@@ -142,7 +142,7 @@ def complete_folder(folder: str | Path) -> Path:
 
 
 def _facts(folder: Path) -> dict:
-    """The numbers of the model that the card tells."""
+    """The numbers of the model that the card states."""
     from huggingface_hub import get_local_safetensors_metadata
 
     from modeling_toto.configuration_toto import TotoConfig
@@ -181,7 +181,7 @@ def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
     """(label, its part, the whole result) for every label that the results score."""
     for result in results:
         if "best" not in result:
-            raise ValueError("A result without 'best' is no probe's: give the card files written by toto probe.")
+            raise ValueError("A result without 'best' is not of a probe; give the card files written by toto probe.")
     return [
         (label, task, result)
         for result in results

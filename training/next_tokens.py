@@ -1,4 +1,4 @@
-"""The objective of pre-training: the next token of every row (paper Sec. 3.2), told and validated by source."""
+"""The objective of pre-training: the next token of every row (paper Sec. 3.2), logged and validated by source."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import torch
 
-from .architectures import losses, training_flops
-from .args import DataArgs
-from .health import starved, write_loss_maps
-from .loop import Objective, accumulation_steps
-from .mixture import RowStream
-from .progress import finite
+from training.architectures import losses, training_flops
+from training.args import DataArgs
+from training.mixture import RowStream
+from training.objective import Objective, accumulation_steps
+from training.progress import finite, starved, write_loss_maps
 
 
 class NextTokens(Objective):
-    """The sums of a row are code losses, codes, end losses, ends; its loss is the mean of both kinds.
+    """The sums of a row are code losses, codes, end losses, ends; its loss is the mean over codes and ends.
 
     Args:
-        model: not yet prepared by the accelerator. validation: source -> rows, those without any left out.
-        layout: the TotoConfig that says what a row is, also where the model is no Toto.
+        model: not yet prepared by the accelerator.
+        validation: source -> rows; only sources that have some.
+        layout: the TotoConfig that defines a row, also where the model is no Toto.
     """
 
     verb = "pretrain"
@@ -53,14 +53,15 @@ class NextTokens(Objective):
 
 @torch.no_grad()
 def validate(accelerator, model, validation: dict[str, list], weights: list[float], batch_size: int) -> tuple:
-    """Losses on validation rows, the ranks sharing the work.
+    """Losses on validation rows, the work shared between the ranks.
 
     Args:
-        validation: source -> its rows. weights: shares of these sources in the mixture.
+        validation: source -> its rows.
+        weights: shares of these sources in the mixture.
     Returns:
         (a row for the metrics: "val_loss", the sources' means weighted as in the mixture; "val_losses" by source;
         "val_end_loss" of end tokens, None without any; "val_frame_losses", the mean of each frame; "val_rows"),
-        {source: mean loss of every place in a row, (T * tokens_per_frame,)}
+        {source: mean loss at every place in a row, (T * tokens_per_frame,)}
     """
     model.eval()
     config = accelerator.unwrap_model(model).config

@@ -1,14 +1,16 @@
-"""AdamW with decay on matrices only, and the paper's schedule: linear warm-up, then cosine; muP's rates per group."""
+"""AdamW with decay on matrices only, linear warm-up then cosine (paper Sec. 3.2), and a moving average of weights."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from modeling_toto import TotoPreTrainedModel
 from modeling_toto.mup import learning_rate_scales
-
-from .args import OptimArgs
+from training.args import OptimArgs
 
 
 def make_optimizer(
@@ -16,9 +18,9 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; vectors (norms, biases) are not decayed.
 
-    A group's `lr_scale` multiplies the schedule (`set_learning_rate`). It is 1 but for the blocks of a Toto with muP
-    (see modeling_toto/mup.py), where it also divides the decay, so that one step decays all matrices alike, and for
-    what has one of the `factors` (`layer_factors`), which leave the decay as it is.
+    A group's `lr_scale` multiplies the schedule (`set_learning_rate`). It is 1 except for the blocks of a Toto with muP
+    (modeling_toto/mup.py), where it also divides the decay, so that one step decays all matrices equally, and for
+    parameters with one of the `factors` (`layer_factors`), which do not change the decay.
     """
     scales = learning_rate_scales(model) if isinstance(model, TotoPreTrainedModel) else {}
     factors = factors or {}
@@ -39,11 +41,12 @@ def make_optimizer(
 
 
 def layer_factors(model: TotoPreTrainedModel, depth: int, decay: float) -> dict[nn.Parameter, float]:
-    """Factors of the learning rate that fall with the distance from the head: 1 of the head, decay^(depth + 1 - k) of
-    block k = 1..depth, decay^(depth + 1) of the embeddings (paper silent; we follow BEiT and MAE).
+    """Factors of the learning rate that fall with the distance from the head: 1 for the head, decay^(depth + 1 - k) for
+    block k = 1..depth, decay^(depth + 1) for the embeddings (paper silent; we follow BEiT and MAE).
 
     Args:
-        depth: blocks that the head reads through. decay: 1 is one rate for all.
+        depth: number of blocks below the head.
+        decay: 1 gives all layers the same rate.
     """
     factors = dict.fromkeys(model.get_input_embeddings().parameters(), decay ** (depth + 1))
     for k, layer in enumerate(model.base_model.layers[:depth], start=1):
@@ -64,3 +67,44 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The rate is a function of the step, so that a resumed run needs no scheduler state; each group scales it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+
+
+class Average:
+    """The exponential moving average of a model's trainable weights, on the same device (and shard) as these.
+
+    The update is torch's. `torch.optim.swa_utils.AveragedModel` itself copies the module, which FSDP2 refuses.
+
+    Args:
+        decay: per step; less in the first steps, (1 + step) / (10 + step), so that the start is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.names, self.weights = list(trained), list(trained.values())
+        self.averages = [weight.detach().clone() for weight in self.weights]
+
+    def update(self, step: int) -> None:
+        """Called after optimiser step `step`, from 1."""
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        update(self.averages, [weight.detach() for weight in self.weights], step)
+
+    def put_aside(self) -> dict[str, torch.Tensor]:
+        """Name -> what is not in the model now: the averages, or the weights themselves inside `applied()`."""
+        return dict(zip(self.names, self.averages, strict=True))
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, weight in zip(self.averages, self.weights, strict=True):
+            before = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(before)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside it the averages are the model's weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()

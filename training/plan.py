@@ -7,9 +7,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, Source, option, parse, require
-from .memory import memory_of
-from .tiny_scale import shrink
+from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, Source, option, parse, require
+from training.tiny_scale import shrink
 
 DESCRIPTION = (
     "What a recipe costs before it is run: parameters, epochs of every source, FLOPs, hours, memory of a device, disk. "
@@ -22,7 +21,7 @@ GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "b200": (2250,
 PAPER_TOKENS = {"imagenet21k": 3.6e9, "kinetics600": 41.3e9 / 4, "ego4d": 103e9 / 4, "howto100m": 2560e9 / 4}
 PAPER_TOKENS |= {"imagenet1k": 1_281_167 * 256}
 ALL = ("tiny", "base", "large", "1b", "a1", "a2", "a3", "a4", "a5", "a6")
-# A device is full before its memory is: fragments, the CUDA context, buffers of NCCL.
+# Share of a device's memory that can be used; the rest is fragments, the CUDA context and buffers of NCCL.
 USABLE = 0.9
 
 
@@ -69,17 +68,17 @@ class PlanArgs:
 
 
 def plan(model: ModelArgs, data: DataArgs, run: RunArgs, args: PlanArgs) -> dict:
-    """Everything `toto plan` tells of one recipe, as JSON.
+    """The plan of one recipe, as JSON.
 
     Raises:
-        ValueError: rows that the devices cannot share equally, or settings that `toto pretrain` would refuse.
+        ValueError: rows that do not divide into the devices, or settings that `toto pretrain` would refuse.
     """
     import torch
 
-    from .architectures import make_model, training_flops
-    from .data import HELD_OUT
-    from .loop import accumulation_steps
-    from .pretrain import row_layout
+    from training.architectures import make_model, training_flops
+    from training.data import HELD_OUT
+    from training.objective import accumulation_steps
+    from training.pretrain import row_layout
 
     config = row_layout(model, None, False)
     with torch.device("meta"):
@@ -131,8 +130,59 @@ def plan(model: ModelArgs, data: DataArgs, run: RunArgs, args: PlanArgs) -> dict
     }
 
 
+def block_bytes(config, precision: str) -> int:
+    """Bytes per token that a block keeps for its backward pass (modeling_toto/block_toto.py).
+
+    In float32 the residual stream before and after the attention; in `precision` ("bf16" or "fp32") queries, keys,
+    values, the output of the attention, and the gate and up projections.
+    """
+    size = 2 if precision == "bf16" else 4
+    return 4 * 2 * config.hidden_size + size * (4 * config.hidden_size + 2 * config.intermediate_size)
+
+
+def memory_of(
+    config,
+    parameters: int,
+    rows: int,
+    accumulation: int,
+    *,
+    checkpointing: bool,
+    gpus: int,
+    is_sharded: bool,
+    precision: str,
+) -> dict[str, float]:
+    """Bytes on one of `gpus` devices by purpose, for micro-batches of `rows` rows; counted, not measured on a GPU.
+
+    weights, moments: float32; AdamW has two moments.
+    gradients: float32, under DDP in its buckets; while FSDP2 accumulates, it also holds them unsharded.
+    activations: `block_bytes` of every block; with gradient checkpointing the residual stream between the blocks, and
+        `block_bytes` of one block.
+    logits: none, since the loss computes them in chunks.
+    work: what the backward pass of one block allocates (4 MLP widths and 5 widths in `precision`, 4 widths in
+        float32), the head's gradient in float32, and a block's weights cast to `precision`. FSDP2 gathers the next
+        block early: two blocks' weights and gradients more, and the embeddings twice, all in float32.
+    """
+    d, width, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    is_sharded = is_sharded and gpus > 1
+    share = gpus if is_sharded else 1
+    tokens, size = rows * config.max_position_embeddings, 2 if precision == "bf16" else 4
+    block, head, kept = 4 * d * d + 3 * d * width, config.vocab_size * d, block_bytes(config, precision)
+    gradients = 4 * parameters / share
+    if is_sharded:
+        gradients += 4 * parameters if accumulation > 1 else 0
+    copies = size * block + (4 * (4 * block + 2 * head) if is_sharded else 0)
+    return {
+        "weights": 4 * parameters / share,
+        "gradients": gradients,
+        "moments": 8 * parameters / share,
+        "activations": tokens * (4 * layers * d + kept if checkpointing else layers * kept),
+        "logits": 0,
+        "work": tokens * (size * (4 * width + 5 * d) + 4 * 4 * d) + 4 * head + copies,
+    }
+
+
 def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) -> None:
-    """Raises ValueError where the rows of a step do not share out, with device counts that would."""
+    """Raises ValueError where the rows of a step do not divide into the devices; it names numbers that do."""
     rows = tokens_per_step // tokens_per_row
     fit = [n for n in range(1, rows + 1) if rows % n == 0]
     if rows and rows * tokens_per_row == tokens_per_step and gpus not in fit:
@@ -145,14 +195,14 @@ def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) 
 
 
 def tokens_of(source: Source, tokens_per_frame: int, given: list[str]) -> float | None:
-    """Tokens that a source holds: as `given` (NAME=NUMBER), of its shards, or of the paper's data set of that name."""
+    """Tokens of a source: `given` (NAME=NUMBER), those of its shards, or of the paper's data set of that name."""
     from tokenization.shards import read_manifest
 
-    told = dict(pair.split("=", 1) for pair in given)
+    named = dict(pair.split("=", 1) for pair in given)
     if source.is_toyworld:  # endless
         return None
-    if source.name in told:
-        return float(told[source.name])
+    if source.name in named:
+        return float(named[source.name])
     if source.is_shards:
         return float(read_manifest(source.data)["num_tokens"])
     paper = PAPER_TOKENS.get(source.name)
@@ -222,17 +272,18 @@ def table(found: dict[str, dict]) -> str:
 
 
 def measured(run: Path, mfu: float) -> dict:
-    """A run's own tokens/s beside what the model of throughput says for the device that it ran on.
+    """Measured tokens/s of a run, and those predicted for its device: MFU x peak / FLOPs per token.
 
-    The model: tokens/s = MFU x peak / FLOPs a token. The peak is the one that the run measured when it began.
+    The peak is the one that the run measured when it began.
+
     Raises:
-        ValueError: too few rows. FileNotFoundError: no run.
+        ValueError: too few rows. FileNotFoundError: not a run folder.
     """
     from statistics import median
 
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it holds no metrics.jsonl.")
+        raise FileNotFoundError(f"{run} is not a run folder: it holds no metrics.jsonl.")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first holds the warm-up
     require(bool(rows), f"{run} has logged too little; train some more steps, or set a lower --logging_steps.")
@@ -250,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     model, data, run, _ = shrink(*recipe) if recipe[2].scale == "tiny" else recipe
     if args.measured is not None:
         found = measured(Path(args.measured), args.mfu)
-        told = (
+        text = (
             f"{args.measured}: {found['measured']:,.0f} tokens/s measured, {found['predicted']:,.0f} predicted at "
             f"{found['assumed_mfu']:.1%} MFU of {found['peak_gflops']:,.1f} GFLOP/s and "
             f"{found['flops_per_token'] / 1e6:.2f} MFLOPs a token: ratio {found['measured_over_predicted']:.2f}; "
@@ -258,11 +309,11 @@ def main(argv: list[str] | None = None) -> None:
         )
     elif args.all:
         found = {preset: plan(replace(model, preset=preset, config="{}"), data, run, args) for preset in ALL}
-        told = table(found)
+        text = table(found)
     else:
         found = plan(model, data, run, args)
-        told = page(found)
-    print(json.dumps(found, indent=1) if args.json else told)
+        text = page(found)
+    print(json.dumps(found, indent=1) if args.json else text)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenization.shards import read_manifest
+from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, absolute, config_fields, parse, require, resumed_run
+from training.tiny_scale import shrink
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, absolute, config_fields, parse, require, resumed_run
-from .tiny_scale import shrink
+if TYPE_CHECKING:
+    from modeling_toto import TotoConfig
+    from tokenization import TotoProcessor
+    from training.begin import Beginning, Run
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
     "A killed run continues exactly: toto pretrain --resume RUN."
 )
 
-# Fields that the weights of a checkpoint have decided; what else the config says may change when training goes on.
+# Fields that the weights of a checkpoint determine; the others may change when training goes on.
 DECIDED_BY_WEIGHTS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
     *("num_key_value_heads", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "code_offset"),
@@ -27,45 +31,69 @@ DECIDED_BY_WEIGHTS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    resumed = resumed_run(argv)
-    if resumed is not None:  # the run's own recipe gives every default
-        argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
+    argv, resumed = resumed_run(argv)
     settings = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
-    model_args = replace(model_args, init_from=absolute(model_args.init_from))
-    mixture = data.mixture()
-    require(bool(mixture), "Name the shards to train on: --shards DIR (written by toto tokenize), or --sources.")
+    settings = replace(model_args, init_from=absolute(model_args.init_from)), data.absolute(), args, optim
+    require(bool(data.mixture()), "No data is named; name shards with --shards DIR (toto tokenize), or --sources.")
 
-    from accelerate.utils import set_seed
+    from training.begin import begin, end_run, publish, running
 
-    from . import checkpoints
-    from .architectures import check_architecture, load_model, make_model
-    from .begin import end_run, go_on, refuse_fp16, run_folder, start_processes, write_run_files
-    from .kernels import use_liger
-    from .loop import accumulation_steps, train
-    from .mixture import RowStream, check_tokenizers, open_rows, open_validation, warn_of_other_codes
-    from .next_tokens import NextTokens
-    from .optim import make_optimizer
-    from .resume import changed_settings, read_recipe
+    # Everything that can be wrong is checked before there is a process group or a model.
+    beginning = begin("pretrain", args, resumed)
+    changes = beginning.changes(*settings, weights_flag="--init_from")
+    inputs = open_inputs(beginning, settings[0], data, args.seed)
+    push_to = args.hub_model_id if args.push_to_hub else None
+    with running(beginning, args, changes, report_to=args.report_to, push_to=push_to) as run:
+        last, preempted = pretrain(run, inputs, settings)
+    end_run(run, last, None if preempted else last)
+    publish(run, last, push_to)
 
-    run = run_folder(args, resumed, "pretrain")
-    # Everything that can be wrong is looked at before there is a process group or a model.
-    goes_on = resumed is not None and bool(checkpoints.steps(run))  # else it stopped before its first checkpoint
-    start = checkpoints.latest(run) if goes_on else model_args.init_from
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a pre-training reads, opened and checked.
+
+    Fields:
+        start: folder of the weights to start with; None for new ones.
+        layout: the TotoConfig to train, which also defines a row.
+        processor: saved with the model; None where nothing needs one.
+        resolution, to_row: of sources that are pixels: the side of their frames, and what makes rows of them.
+        sources: (`Source`, its rows), as `RowStream` takes them.
+    """
+
+    start: str | None
+    layout: TotoConfig
+    processor: TotoProcessor | None
+    resolution: int
+    to_row: Callable | None
+    sources: list[tuple]
+
+
+def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, seed: int) -> Inputs:
+    """The inputs of a run.
+
+    Raises:
+        ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
+    """
+    from tokenization.shards import read_manifest
+    from training import checkpoints
+    from training.architectures import check_architecture
+    from training.mixture import check_tokenizers, open_rows, warn_of_other_codes
+    from training.objective import accumulation_steps
+
+    goes_on, mixture = beginning.checkpoint is not None, data.mixture()
+    start = beginning.checkpoint or model_args.init_from
     start = start and checkpoints.resolve_model(str(start))
-    if goes_on:
-        changes = changed_settings(read_recipe(run), model_args, data.absolute(), args, optim)
     if start:
         check_architecture(model_args.architecture, start)
-    refuse_fp16()
     layout = row_layout(model_args, start, goes_on)
     if data.shards is not None:
-        read_manifest(data.shards)  # which tells a wrong folder better than that it is no data set either
+        read_manifest(data.shards)  # its error for a wrong folder is clearer than that of a general data set
     processor, to_row, resolution = reading(model_args.architecture, data, layout)
-    sources = [open_rows(source, layout, args.seed, resolution, to_row) for source in mixture]
+    sources = [open_rows(source, layout, seed, resolution, to_row) for source in mixture]
     check_tokenizers(mixture, processor)
     if start and not goes_on and processor is not None:
         warn_of_other_codes(Path(start), processor)
@@ -77,70 +105,62 @@ def main(argv: list[str] | None = None) -> None:
         )
     world = int(os.environ.get("WORLD_SIZE", 1))
     accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
-    accelerator, run = start_processes(args, run)
-    stream = RowStream(sources, args.seed, accelerator.process_index, world)
-    max_steps = None
-    if resumed and not goes_on and accelerator.is_main_process:
-        print(f"{run} has no checkpoint yet, so it begins anew.")
-    if goes_on:
-        start, max_steps = go_on(accelerator, run, args, changes, stream)
-    set_seed(args.seed)
-    if start:
-        model = load_model(model_args.architecture, start, layout)
-    else:
-        model = make_model(model_args.architecture, layout)
+    return Inputs(start, layout, processor, resolution, to_row, sources)
+
+
+def pretrain(run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, RunArgs, OptimArgs]) -> tuple[Path, bool]:
+    """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training before."""
+    from training.loop import Learner, train
+    from training.mixture import RowStream, open_validation
+    from training.next_tokens import NextTokens
+    from training.optim import make_optimizer
+
+    model_args, data, args, optim = settings
+    accelerator, layout, processor = run.accelerator, inputs.layout, inputs.processor
+    world = accelerator.num_processes
+    stream = RowStream(inputs.sources, args.seed, accelerator.process_index, world)
+    run.report_changes(stream.fingerprints, stream.is_indexed)
+    model = make_network(run, inputs, model_args, args)
     if processor is not None:
         processor.to(accelerator.device)
-    validation = {source.name: open_validation(source, layout, resolution, to_row, data.val_rows) for source in mixture}
+    pixels = (inputs.resolution, inputs.to_row)
+    validation = {source.name: open_validation(source, layout, *pixels, data.val_rows) for source in data.mixture()}
     validation = {name: rows for name, rows in validation.items() if len(rows)}
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    if args.liger:
-        use_liger(model, accelerator.device)
-    if args.compile:
-        for layer in getattr(model.base_model, "layers", None) or model.base_model.h:  # GPT-2's name
-            layer.compile(dynamic=False)
-    if accelerator.is_main_process:
-        write_run_files(run, accelerator.device, model_args, data.absolute(), args, optim)
-        print(
-            f"{run}: {model.num_parameters() / 1e6:.1f} M parameters, {max_steps or args.max_steps} steps of "
-            f"{data.tokens_per_step:,} tokens on {world} x {accelerator.device.type} "
-            f"(mixed precision: {accelerator.mixed_precision}), "
-            f"{sum(map(len, validation.values()))} validation rows, sources {', '.join(stream.names)}",
-            flush=True,
-        )
-    if args.report_to:
-        accelerator.init_trackers("toto", config={**asdict(model_args), **asdict(data), **asdict(optim)})
+    run.announce(
+        f"{model.num_parameters() / 1e6:.1f} M parameters, {run.max_steps} steps of {data.tokens_per_step:,} tokens on "
+        f"{run.machine}, {sum(map(len, validation.values()))} validation rows, sources {', '.join(stream.names)}",
+        *settings,
+    )
     optimizer = make_optimizer(model, optim)
     objective = NextTokens(model, stream, validation, data, layout, world)
     model, optimizer = accelerator.prepare(model, optimizer)
-    try:
-        last, preempted = train(
-            accelerator,
-            model,
-            optimizer,
-            processor,
-            stream,
-            objective,
-            run,
-            args,
-            optim,
-            Path(start) if goes_on else None,
-            max_steps,
-        )
-    finally:
-        # What holds the process group goes first. Else its end may wait, holding Python's lock, for a thread of gloo's
-        # that waits for that lock.
-        model, optimizer = accelerator.free_memory(model, optimizer)
-        accelerator.end_training()
-    end_run(accelerator, "pretrain", run, last, None if preempted else last, args)
+    return train(run, Learner(model, optimizer, processor, stream, objective), args, optim)
+
+
+def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: RunArgs):
+    """The model to train, with the blocks that the flags ask for; not yet prepared by the accelerator."""
+    from training.architectures import load_model, make_model, use_liger
+
+    start = run.checkpoint or inputs.start
+    if start:
+        model = load_model(model_args.architecture, str(start), inputs.layout)
+    else:
+        model = make_model(model_args.architecture, inputs.layout)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if args.liger:
+        use_liger(model, run.accelerator.device)
+    if args.compile:
+        for layer in getattr(model.base_model, "layers", None) or model.base_model.h:  # GPT-2's name
+            layer.compile(dynamic=False)
+    return model
 
 
 def row_layout(model_args: ModelArgs, start: str | None, resumed: bool):
-    """The TotoConfig to train, which also says what a row is.
+    """The TotoConfig to train, which also defines a row.
 
     Raises:
-        ValueError: fields that no Toto has, or that the weights of `start` have decided.
+        ValueError: fields that no Toto has, or that the weights of `start` do not allow.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -159,12 +179,11 @@ def reading(architecture: str, data: DataArgs, layout):
     """(processor that is saved with the model, what makes rows of pixels, side of the frames in pixels).
 
     Raises:
-        ValueError: patches from shards, which hold none.
+        ValueError: patches from shards, which hold no pixels.
     """
     from tokenization import TotoProcessor
-
-    from .pixels import patch_row, token_row
-    from .tiny_scale import tiny_processor
+    from training.pixels import patch_row, token_row
+    from training.tiny_scale import tiny_processor
 
     mixture = data.mixture()
     side = math.isqrt(layout.tokens_per_frame)
@@ -185,7 +204,7 @@ def reading(architecture: str, data: DataArgs, layout):
         return processor, patch_row(layout.patch_size, processor), side * layout.patch_size
     require(
         all(source.is_shards for source in mixture) or side**2 == layout.tokens_per_frame,
-        f"Frames of pixels are square, and tokens_per_frame {layout.tokens_per_frame} is no square number.",
+        f"Frames of pixels are square, and tokens_per_frame {layout.tokens_per_frame} is not a square number.",
     )
     if processor is None:
         return None, None, 0
@@ -195,10 +214,10 @@ def reading(architecture: str, data: DataArgs, layout):
 
 
 def changed_config(start: str, fields: dict):
-    """The config of a checkpoint with other fields: a resolution, a RoPE base (paper Table 4), not other weights.
+    """The config of a checkpoint with other fields, such as a resolution or a RoPE base (paper Table 4).
 
     Raises:
-        ValueError: a field that the checkpoint's weights have decided.
+        ValueError: a field that the checkpoint's weights determine.
     """
     from modeling_toto import TotoConfig
 

@@ -1,21 +1,35 @@
-"""What a run tells: its rows in metrics.jsonl, its log lines, the time that its steps take."""
+"""What a run reports: metrics.jsonl, log lines, the time of its steps, and signs of trouble."""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
+import torch
+
 from tokenization.files import write_whole
 
-# Columns of a row of metrics.jsonl that a log line tells beside the loss, where they are there: and their names in it.
-TOLD = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}
+# Optional columns of metrics.jsonl that a log line shows after the loss -> their names there.
+SHOWN = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}
+# Share of the time spent waiting above which the data are too slow for the device.
+STARVED = 0.1
+# Part of a model -> pieces of the names of its weights; the first part that matches a weight counts.
+PARTS = {
+    "norm": ("norm", "ln_"),
+    "embedding": ("embed", "wte", "wpe"),
+    "attention": ("attn", "mixer"),
+    "mlp": ("mlp",),
+    "head": ("head",),
+}
 
 
 class MetricsFile:
-    """metrics.jsonl of a run: a row at a time, flushed at once; cut back to a checkpoint's step on resume."""
+    """metrics.jsonl of a run: rows are flushed at once; on resume, rows after the checkpoint's step are removed."""
 
     def __init__(self, path: Path, keep_up_to: int):
         rows = []
@@ -36,7 +50,7 @@ class MetricsFile:
 
 
 def flat(row: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of a row for a tracker, those inside it by "outer/inner"."""
+    """The numbers of a row for a tracker; nested ones are named "outer/inner"."""
     found = {}
     for key, value in row.items():
         if isinstance(value, dict):
@@ -52,7 +66,7 @@ def finite(value: float) -> float | None:
 
 
 class Clock:
-    """Time of the steps since the last log line, and of the whole training, also before it was resumed."""
+    """Time of the steps since the last log line, and of the whole training, with the time before it was resumed."""
 
     def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
         self.peak, self.tokens_per_step, self.flops_per_token = peak, tokens_per_step, flops_per_token
@@ -74,7 +88,7 @@ class Clock:
         self.steps, self.busy, self.seconds = self.steps + 1, self.busy + self.last, self.seconds + self.last
 
     def steps_in(self, seconds: float) -> int:
-        """Steps that fit into what is left of `seconds`. The first step warms caches up; the latest is the measure."""
+        """Steps that fit into what is left of `seconds`, each as long as the latest (the first ones warm caches up)."""
         return max(1, int((seconds - self.seconds) / self.last))
 
     def left(self, steps: int) -> timedelta:
@@ -93,7 +107,7 @@ class Clock:
 def log_line(row: dict) -> str:
     """A log line."""
     parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
-    parts += [f"{name} {row[key]:.4f}" for key, name in TOLD.items() if row.get(key)]
+    parts += [f"{name} {row[key]:.4f}" for key, name in SHOWN.items() if row.get(key)]
     parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
     parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}", f"data wait {row['data_wait']:.1%}"]
     return " | ".join(parts + ([f"{row['skipped_steps']} steps skipped"] if row["skipped_steps"] else []))
@@ -105,3 +119,61 @@ def validation_line(row: dict) -> str:
     shown |= {"accuracy": row["val_accuracy"]} if "val_accuracy" in row else {}
     parts = [f"{name} {'not finite' if value is None else f'{value:.4f}'}" for name, value in shown.items()]
     return f"{', '.join(parts)} ({row['val_rows']} rows)"
+
+
+@torch.no_grad()
+def update_ratios(model, optimizer) -> dict[str, float]:
+    """Part of the model -> size of AdamW's last step divided by the size of its weights, both as root mean squares.
+
+    Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual; a much
+    larger ratio announces divergence, a much smaller one a learning rate without effect.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    sums: dict[str, list[float]] = {}
+    for group in optimizer.param_groups:
+        beta1, beta2 = group["betas"]
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            step = float(state["step"])
+            scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+            update = state["exp_avg"] / (1 - beta1**step) / scale + group["weight_decay"] * parameter
+            part = next((part for part, signs in PARTS.items() if any(s in names[parameter] for s in signs)), "other")
+            found = sums.setdefault(part, [0.0, 0.0])
+            found[0] += (group["lr"] * _norm(update)) ** 2
+            found[1] += _norm(parameter) ** 2
+    return {part: (update / weight) ** 0.5 for part, (update, weight) in sums.items() if weight}
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    norm = tensor.float().norm()
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory of this process so far, in MB: of the device, or on a CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def starved(waited: float, has_pixels: bool) -> str:
+    """The warning for a run that waits for its data. has_pixels: whether rows are tokenized while training."""
+    advice = "tokenize the media first (toto tokenize)" if has_pixels else "put the shards on a faster disk"
+    return f"The data cannot feed the device: {waited:.0%} of the time since the last line was waiting; {advice}."
+
+
+def write_loss_maps(run: Path, step: int, config, maps: dict[str, torch.Tensor]) -> None:
+    """Write RUN/loss_maps.json: the mean validation loss at every place in a row, by source.
+
+    maps: name -> (T * tokens_per_frame,) in the order of a row.
+    """
+    content = {
+        "step": step,
+        "num_frames": config.num_frames,
+        "grid": list(config.grid_size or (1, config.tokens_per_frame)),
+        "sources": {name: losses.tolist() for name, losses in maps.items()},
+    }
+    write_whole(run / "loss_maps.json", lambda path: path.write_text(json.dumps(content) + "\n"))

@@ -1,104 +1,100 @@
-"""What is not as it was when a run is resumed, and what that does to exactness."""
+"""What differs from before when a run is resumed, and whether its losses stay exact."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 
-from .args import require
+from training.args import require
 
-# Setting -> what a change of it does to the losses to come. What is in none of these lists is told as a change of the
-# training itself.
+# Setting -> what changing it does to the losses that follow. A setting in none of these lists changes the training.
 NOTHING = (
     *("save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "report_to", "push_to_hub", "hub_model_id"),
-    *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "max_test", "decode"),
+    *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "max_test", "decode", "eval_frames"),
 )
 ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing")
 DECIDED = ("init_from", "scale", "model")
-# What a checkpoint has settled, so that another value is refused.
+# Settings that are part of the checkpoint's model: another value is refused.
 SETTLED = (
     *("preset", "config", "architecture", "attention_mode", "prefix_length", "pooler", "feature_layer", "num_frames"),
     *("resolution", "rope_theta", "next_token_loss", "next_token_loss_weight"),
 )
 DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step", "dataset", "label_column")
 DATA += ("train_split", "validation_split", "max_train", "max_validation", "batch_size", "augment", "mixup", "cutmix")
+DATA += ("split", "eval_split", "crops")
 SAME_MACHINE = ("torch", "transformers", "accelerate", "numpy", "threads", "device", "mixed_precision")
 
 EXACT, ROUNDED, OTHER = "the losses stay exact", "the losses differ by rounding", "the losses differ"
 
 
-def read_recipe(run: Path) -> dict:
-    """The settings that a run was begun with, sources as they are in `DataArgs`."""
-    import yaml
+def changed_settings(recipe: dict, *now, settled=SETTLED, weights_flag: str | None = None) -> list[str]:
+    """One sentence for each setting that differs from the run's recipe.yaml.
 
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    if recipe.get("sources"):
-        recipe["sources"] = [json.dumps(source) for source in recipe["sources"]]
-    return recipe
-
-
-def changed_settings(recipe: dict, *now) -> list[str]:
-    """Sentences for the settings that differ from the run's own recipe.yaml. now: the settings' dataclasses.
-
+    Args:
+        now: the command's dataclasses.
+        settled: fields that may not change.
+        weights_flag: the flag that starts a new run from existing weights.
     Raises:
-        ValueError: another model than the checkpoint's.
+        ValueError: one of `settled` has changed.
     """
     found = []
-    settings = {key: value for concern in now for key, value in asdict(concern).items()}
-    for key, value in settings.items():
+    for key, value in ((key, value) for concern in now for key, value in asdict(concern).items()):
         if key in ("recipe", "resume", "output_dir") or key not in recipe or recipe[key] == value:
             continue
-        told = f"{key} is {value} and was {recipe[key]}"
+        instead = f"begin a new run from these weights with {weights_flag}" if weights_flag else "begin a new run"
         require(
-            key not in SETTLED,
-            f"--{key} is {value}, but the run was begun with {recipe[key]} and cannot change; leave it out, or begin a "
-            f"new run from these weights with --{'model' if 'model' in recipe else 'init_from'}.",
+            key not in settled,
+            f"--{key} is {value}, but the run was begun with {recipe[key]} and cannot change; leave it out, or "
+            f"{instead}.",
         )
-        if key in NOTHING:
-            found.append(f"{told}: {EXACT}.")
-        elif key in ROUNDING:
-            found.append(f"{told}: the same rows in the same steps, so {ROUNDED}.")
-        elif key in DECIDED:
-            found.append(f"{told}: that has no effect, since the checkpoint decides it.")
-        elif key in DATA:
-            found.append(f"{told}: other rows from here on, so {OTHER} from those of the uninterrupted run.")
-        else:
-            found.append(f"{told}: {OTHER} from those of the uninterrupted run.")
+        found.append(f"{key} is {value} and was {recipe[key]}: {_effect(key)}.")
     return found
 
 
-def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
-    """Sentences for data, processes, machine and versions that differ.
+def _effect(key: str) -> str:
+    """What changing this setting does to the losses of a resumed run."""
+    if key in NOTHING:
+        return EXACT
+    if key in ROUNDING:
+        return f"the same rows in the same steps, so {ROUNDED}"
+    if key in DECIDED:
+        return "that has no effect, since the checkpoint decides it"
+    rows = "other rows from here on, so " if key in DATA else ""
+    return f"{rows}{OTHER} from those of the uninterrupted run"
 
-    saved, now: {"world", "fingerprints": {source: ...}, "versions": {...}}. is_indexed: whether the rows are the same
-    for any number of processes (`RowStream.is_indexed`).
+
+def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
+    """One sentence for each difference in data, processes, machine and versions.
+
+    Args:
+        saved, now: {"world", "fingerprints": {source: ...}, "versions": {...}}; what `saved` lacks is not compared.
+        is_indexed: see `Run.report_changes`.
     """
     found = []
-    if saved["world"] != now["world"]:
+    if saved.get("world", now["world"]) != now["world"]:
         rows = (
             f"the rows and their order stay the same, and {ROUNDED}"
             if is_indexed
             else f"pixels are shared out anew, so that some clips come twice or not in this epoch, and {OTHER}"
         )
         found.append(f"The run had {saved['world']} processes and has {now['world']}: {rows}.")
+    before = saved.get("fingerprints", {})
     for name, fingerprint in now["fingerprints"].items():
-        if name not in saved["fingerprints"]:
+        if name not in before:
             found.append(f"The source '{name}' is new: {OTHER}.")
-        elif saved["fingerprints"][name] != fingerprint:
+        elif before[name] != fingerprint:
             found.append(f"The data of the source '{name}' are not those of before: {OTHER}.")
-    found += [f"The source '{name}' is gone: {OTHER}." for name in saved["fingerprints"].keys() - now["fingerprints"]]
-    for name in SAME_MACHINE:
-        before, after = saved["versions"].get(name), now["versions"].get(name)
-        if before != after:
-            found.append(f"{name} is {after} and was {before}: the losses may differ by rounding.")
+    found += [f"The source '{name}' is gone: {OTHER}." for name in before.keys() - now["fingerprints"]]
+    for name in SAME_MACHINE if "versions" in saved else ():
+        was, is_now = saved["versions"].get(name), now["versions"].get(name)
+        if was != is_now:
+            found.append(f"{name} is {is_now} and was {was}: the losses may differ by rounding.")
     return found
 
 
 def shared_out_anew(state: dict, world: int) -> dict:
-    """The stream states of the processes of a run, made one for another number of processes.
+    """The stream state of every process, for another number of processes than the one that wrote the checkpoint.
 
-    Shards have nothing to share out. A source of pixels goes on at the earliest place that any process had reached.
+    Shards need no change. A source of pixels goes on at the earliest position that any process had reached.
     """
     states = state["streams"]
     if len(states) == world:
@@ -108,11 +104,3 @@ def shared_out_anew(state: dict, world: int) -> dict:
         if source["position"] is not None:
             source["position"] = min(other["sources"][name]["position"] for other in states)
     return [first] * world
-
-
-def told(run: Path, step: int, sentences: list[str]) -> str:
-    """What is printed, and added to RUN/changes.txt."""
-    text = f"Resumed after step {step} with changes:\n" + "".join(f"- {sentence}\n" for sentence in sentences)
-    with (run / "changes.txt").open("a") as file:
-        file.write(text)
-    return text.rstrip()

@@ -1,4 +1,4 @@
-"""The card of a visual tokenizer: what it is, what it saw, what it keeps of held-out pictures."""
+"""The card of a visual tokenizer: what it is, its training data, its reconstructions of held-out pictures."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
     """README.md of a tokenizer trained by `toto train-tokenizer`.
 
     Args:
-        settings: the command's dataclasses; the first is `TokenizerArgs`. results: data set -> figures as
-            `evaluate_tokenizer.measure` gives them. seconds: of training.
+        settings: the command's dataclasses; the first is `TokenizerArgs`.
+        results: data set -> figures of `evaluate_tokenizer.measure`.
+        seconds: of training.
     """
     import yaml
 
@@ -32,7 +33,7 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
     side, stride = config.resolution, config.stride
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     held_out = "one item in 20, left out of training" if args.eval_split == "held_out" else f"{args.eval_split} split"
-    # A path of this machine says nothing to others.
+    # Paths of this machine mean nothing elsewhere.
     names = [Path(name).name if Path(name).exists() else name for name in args.dataset]
     recipe["dataset"] = names
     if recipe.get("perceptual_files"):

@@ -10,9 +10,9 @@ from accelerate.utils import broadcast
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .args import OptimArgs
-from .optim import learning_rate, make_optimizer, set_learning_rate
-from .tokenizer_losses import (
+from training.args import OptimArgs
+from training.optim import learning_rate, make_optimizer, set_learning_rate
+from training.tokenizer_losses import (
     PatchDiscriminator,
     RelaxedDVAE,
     cosine_ramp,
@@ -25,7 +25,7 @@ from .tokenizer_losses import (
 
 @dataclass
 class StepResult:
-    """What a step tells the loop: terms for the log, the reconstruction (B, 3, H, W), the codes (B, h, w)."""
+    """The outcome of a step: terms for the log, the reconstruction (B, 3, H, W), the codes (B, h, w)."""
 
     terms: dict[str, torch.Tensor | float]
     reconstruction: torch.Tensor
@@ -33,7 +33,7 @@ class StepResult:
 
 
 class _Steps:
-    """What both kinds share: the model's optimiser and its schedule."""
+    """The part that both kinds share: the model's optimiser and its schedule."""
 
     def __init__(self, accelerator, model: nn.Module, args, optim: OptimArgs):
         self.accelerator, self.model, self.args, self.optim = accelerator, model, args, optim
@@ -49,11 +49,11 @@ class _Steps:
         optimizer.step()
 
     def final_model(self) -> nn.Module:
-        """The weights to measure and to keep."""
+        """The model whose weights are measured and written at the end."""
         return self.model
 
     def state_dict(self) -> dict:
-        """Tensors beside the model's own weights; every process must call it."""
+        """Tensors that resuming needs in addition to the model's weights; every process must call it."""
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
@@ -107,7 +107,7 @@ class VQGANSteps(_Steps):
         self.usage = torch.zeros(model.config.num_codes, device=accelerator.device)
         self.perceptual = self.critic = None
         if adversarial.perceptual is not None:
-            from .perceptual import perceptual_distance
+            from training.perceptual import perceptual_distance
 
             network = perceptual_distance(adversarial.perceptual, adversarial.perceptual_files)
             self.perceptual = network.to(accelerator.device)

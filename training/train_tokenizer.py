@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
+import os
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .args import OptimArgs, json_fields, option, parse, require, resumed_run, write_recipe
+from training.args import OptimArgs, json_fields, option, parse, read_recipe, require, resumed_run
+
+if TYPE_CHECKING:
+    from training.begin import Beginning, Run
 
 DESCRIPTION = (
     "Train a visual tokenizer on frames of some datasets; writes a folder for `toto tokenize --tokenizer`. "
@@ -116,205 +118,131 @@ class TokenizerOptimArgs(OptimArgs):
     weight_decay: float = option(0.0, "on matrices, the codebook too (VQGAN: 0; DALL-E: 1e-4)")
 
 
+TYPES = (TokenizerArgs, RelaxationArgs, AdversarialArgs, TokenizerOptimArgs)
+# Flags that a resumed run cannot change, and flags that it cannot give or leave out where the run did not.
+SETTLED = ("kind", "model", "disc_channels", "disc_layers")
+GIVEN_OR_NOT = ("ema_decay", "disc_start")
+
+
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    resumed = resumed_run(argv)
-    if resumed is not None:  # the run's own recipe gives every default
-        argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
-    kinds = (TokenizerArgs, RelaxationArgs, AdversarialArgs, TokenizerOptimArgs)
-    args, relaxation, adversarial, optim = parse(kinds, argv, "toto train-tokenizer", DESCRIPTION)
+    argv, resumed = resumed_run(argv)
+    settings = args, relaxation, adversarial, _ = parse(TYPES, argv, "toto train-tokenizer", DESCRIPTION)
     unused = adversarial if args.kind == "dvae" else relaxation
     idle = [key for key, value in asdict(unused).items() if value != asdict(type(unused)())[key]]
-    require(not idle, f"--{', --'.join(idle)} would do nothing: not of a {args.kind}.")
-    name = Path(args.recipe).stem if args.recipe else f"tokenizer-{args.kind}"
-    run = resumed or Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    occupied = resumed is None and run.exists() and (not run.is_dir() or any(run.iterdir()))
-    require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
+    require(not idle, f"--{', --'.join(idle)} has no effect on a {args.kind}; leave it out.")
 
-    import torch
-    from accelerate.utils import set_seed
+    from training.begin import begin, end_run, running
 
+    beginning = begin("train-tokenizer", args, resumed, name=f"tokenizer-{args.kind}")
+    changes = beginning.changes(*settings, settled=settled(beginning, settings))
+    config = tokenizer_config(args)
+    # Before the training, so that a source without such a split is refused at once.
+    held_out = read_held_out(args, config.resolution) if os.environ.get("RANK", "0") == "0" else {}
+    with running(beginning, args, changes) as run:
+        last, preempted = train_tokenizer(run, config, held_out, settings)
+    end_run(run, last, None if preempted else last)
+
+
+def settled(beginning: Beginning, settings: tuple) -> tuple[str, ...]:
+    """The flags that may not differ from those that the run was begun with."""
+    if beginning.checkpoint is None:
+        return ()
+    recipe, now = (
+        read_recipe(beginning.folder),
+        {key: value for each in settings for key, value in asdict(each).items()},
+    )
+    return SETTLED + tuple(key for key in GIVEN_OR_NOT if (recipe.get(key) is None) != (now[key] is None))
+
+
+def tokenizer_config(args: TokenizerArgs):
+    """The TotoVQGANConfig or TotoDVAEConfig of `--kind` and `--model`.
+
+    Raises:
+        ValueError: not a JSON mapping, or a field that this kind does not have.
+    """
     from tokenization.configuration_dvae import TotoDVAEConfig
     from tokenization.configuration_vqgan import TotoVQGANConfig
-    from tokenization.modeling_dvae import TotoDVAEModel
-    from tokenization.modeling_vqgan import TotoVQGANModel
 
-    from . import checkpoints
-    from .device import in_own_memory, make_accelerator, versions
-    from .frames import FrameStream, held_out_frames
-    from .tokenizer_steps import DVAESteps, VQGANSteps
+    kind = TotoVQGANConfig if args.kind == "vqgan" else TotoDVAEConfig
+    return kind(**json_fields(args.model, "--model", list(kind.__annotations__), '{"num_codes": 512}'))
 
-    accelerator = make_accelerator()
+
+def read_held_out(args: TokenizerArgs, resolution: int) -> dict:
+    """Data set -> frames to measure on, uint8 (N, R, R, 3)."""
+    from training.frames import held_out_frames
+
+    only = args.eval_split == "held_out"
+    split = args.split if only else args.eval_split
+    frames = (resolution, args.eval_frames)
+    return {name: held_out_frames(name, split, *frames, only_held_out=only) for name in args.dataset}
+
+
+def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[Path, bool]:
+    """Train the tokenizer of a run; returns what was written last, and whether SIGTERM ended the training before.
+
+    Args:
+        config: of the tokenizer. held_out: see `read_held_out`; empty except in the first process.
+        settings: the dataclasses of `TYPES`.
+    Raises:
+        ValueError: another number of processes than before, a mixed precision other than bf16, or a loss that is not
+            finite.
+    """
+    from training import checkpoints
+    from training.frames import FrameStream
+    from training.tokenizer_loop import TokenizerLoop
+    from training.tokenizer_steps import DVAESteps, VQGANSteps
+
+    args, relaxation, adversarial, optim = settings
+    accelerator = run.accelerator
     require(
         accelerator.mixed_precision in ("no", "bf16"), "A tokenizer trains in bf16 or fp32: no other mixed precision."
     )
-    set_seed(args.seed)
-    config_class, model_class = (
-        (TotoVQGANConfig, TotoVQGANModel) if args.kind == "vqgan" else (TotoDVAEConfig, TotoDVAEModel)
-    )
-    config = config_class(
-        **json_fields(args.model, "--model", list(config_class.__annotations__), '{"num_codes": 512}')
-    )
-    hold_out = args.eval_split == "held_out"
-    # Before the training: a source without such a split should not be found out after it.
-    held_out = {
-        name: held_out_frames(
-            name,
-            args.split if hold_out else args.eval_split,
-            config.resolution,
-            args.eval_frames,
-            only_held_out=hold_out,
-        )
-        for name in (args.dataset if accelerator.is_main_process else [])
-    }
-    checkpoint = checkpoints.latest(resumed) if resumed else None
-    model = model_class.from_pretrained(checkpoint, dtype=torch.float32) if checkpoint else model_class(config)
-    model = in_own_memory(model).to(accelerator.device, memory_format=torch.channels_last).train()
-    steps_class, flags = (VQGANSteps, adversarial) if args.kind == "vqgan" else (DVAESteps, relaxation)
-    steps = steps_class(accelerator, model, args, flags, optim)
-    stream = FrameStream(
-        args.dataset,
-        args.split,
-        config.resolution,
-        args.batch_size,
-        crops=args.crops,
-        hold_out=hold_out,
-        seed=args.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    loop_state = {"step": 0, "seconds": 0.0}
-    if checkpoint:
-        state, loop_state = checkpoints.load_state(checkpoint)
-        steps.load_state_dict(state)
+    model = make_tokenizer(run, config)
+    kind, flags = (VQGANSteps, adversarial) if args.kind == "vqgan" else (DVAESteps, relaxation)
+    steps = kind(accelerator, model, args, flags, optim)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = {"crops": args.crops, "hold_out": args.eval_split == "held_out", "seed": args.seed}
+    share |= {"rank": rank, "world": world}
+    stream = FrameStream(args.dataset, args.split, config.resolution, args.batch_size, **share)
+    loop = TokenizerLoop(run, steps, stream, held_out, args)
+    if run.checkpoint is not None:
+        state, loop_state = checkpoints.load_state(run.checkpoint)
+        had = len(loop_state["streams"])
         require(
-            len(loop_state["streams"]) == accelerator.num_processes,
-            f"The run had {len(loop_state['streams'])} processes and now has {accelerator.num_processes}; resume with "
-            "the same number.",
+            had == world, f"The run had {had} processes and now has {world}; resume with the same number of processes."
         )
-        stream.load_state_dict(loop_state["streams"][accelerator.process_index])
-    if accelerator.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        if resumed is None:
-            write_recipe(run, args, relaxation, adversarial, optim)
-        (run / "versions.json").write_text(json.dumps(versions(accelerator.device), indent=2) + "\n")
-        print(
-            f"{run}: {args.kind} of {model.num_parameters() / 1e6:.2f} M parameters, {args.max_steps} steps of "
-            f"{args.batch_size} frames on {accelerator.num_processes} x {accelerator.device.type} "
-            f"(mixed precision: {accelerator.mixed_precision})",
-            flush=True,
-        )
-    try:
-        seconds = train(accelerator, steps, stream, held_out, run, args, loop_state)
-        if accelerator.is_main_process:
-            finish(run, steps.final_model(), held_out, (args, flags, optim), seconds)
-            print(f"wrote {run}")
-    finally:
-        # What holds the process group goes first; see pretrain.py.
-        del steps
-        accelerator.free_memory()
-        accelerator.end_training()
+        steps.load_state_dict(state)
+        loop.load(loop_state)
+    run.report_changes()
+    run.announce(
+        f"{args.kind} of {model.num_parameters() / 1e6:.2f} M parameters, {args.max_steps} steps of {args.batch_size} "
+        f"frames on {run.machine}",
+        *settings,
+    )
+    if loop.train():
+        return loop.checkpoint, True
+    if run.is_main:
+        finish(run.folder, steps.final_model(), held_out, (args, flags, optim), loop.seconds)
+    return run.folder, False
 
 
-def train(accelerator, steps, stream, held_out: dict, run: Path, args: TokenizerArgs, loop_state: dict) -> float:
-    """Train to `args.max_steps`; returns the seconds that this took, all resumed parts together.
-
-    Args:
-        steps: `DVAESteps` or `VQGANSteps`. stream: a `FrameStream`. held_out: data set -> uint8 (N, R, R, 3), filled on
-            the first process. loop_state: step and seconds to go on from.
-    """
-    import numpy as np
-    import torch
-    from accelerate.utils import gather_object
-    from tqdm.auto import tqdm
-
-    from . import checkpoints
-    from .progress import MetricsFile
-
-    main_process = accelerator.is_main_process
-    step, before = loop_state["step"], loop_state["seconds"]
-    metrics = MetricsFile(run / "metrics.jsonl", step) if main_process else None
-    bar = tqdm(total=args.max_steps, initial=step, desc="train-tokenizer", unit="step", disable=not main_process)
-    began = time.time()
-    frames, usage = iter(stream), 0
-    counted, counted_since = 0, time.time()
-    while step < args.max_steps:
-        # The noise is a function of the step, so that a resumed run needs no generator's state.
-        noise = np.random.SeedSequence([args.seed, step, accelerator.process_index]).generate_state(1, np.uint64)
-        torch.manual_seed(int(noise[0]))
-        pixels = torch.from_numpy(next(frames)).to(accelerator.device).permute(0, 3, 1, 2).float() / 255
-        result = steps.step(step, pixels)
-        step, counted = step + 1, counted + 1
-        bar.update()
-        usage = usage + torch.bincount(result.codes.flatten(), minlength=steps.model.config.num_codes)
-        last = step == args.max_steps
-        if step % args.logging_steps == 0 or last:
-            usage = accelerator.reduce(usage)
-            share = usage[usage > 0].double() / usage.sum()
-            psnr = -10 * torch.log10((result.reconstruction - pixels).square().mean((1, 2, 3)) + 1e-10).mean()
-            row = {
-                "step": step,
-                **{name: float(torch.as_tensor(value).detach()) for name, value in result.terms.items()},
-            }
-            row |= {"psnr": float(psnr), "codes_used": len(share)}
-            row |= {"perplexity": float(torch.exp(-(share * share.log()).sum()))}
-            rate = counted / (time.time() - counted_since)
-            row["frames_per_second"] = rate * args.batch_size * accelerator.num_processes
-            if metrics:
-                metrics.write(row)
-                left = timedelta(seconds=round((args.max_steps - step) / rate))
-                tqdm.write(
-                    f"step {step}/{args.max_steps} | loss {row['loss']:.4f} | PSNR {row['psnr']:.2f} dB | codes "
-                    f"{row['codes_used']} (perplexity {row['perplexity']:.0f}) | {row['frames_per_second']:.0f} "
-                    f"frames/s | ETA {left}"
-                )
-            usage = 0
-        if metrics and (step % args.eval_steps == 0 or last):
-            for row in evaluate(run, step, steps.final_model(), held_out):
-                metrics.write(row)
-                tqdm.write(
-                    f"step {step}/{args.max_steps} | held-out {row['dataset']} | PSNR {row['val_psnr']:.2f} dB "
-                    f"| SSIM {row['val_ssim']:.4f} | perplexity {row['val_perplexity']:.0f}"
-                )
-        if step % args.save_steps == 0 or last:
-            streams, state = gather_object([stream.state_dict()]), steps.state_dict()
-            if main_process:
-                loop_state = {"step": step, "seconds": before + time.time() - began, "streams": streams}
-                checkpoints.save(run, step, steps.model, None, state, loop_state, args.keep_checkpoints)
-            accelerator.wait_for_everyone()
-        if step % args.logging_steps == 0:
-            counted, counted_since = 0, time.time()
-    bar.close()
-    return before + time.time() - began
-
-
-def evaluate(run: Path, step: int, model, held_out: dict) -> list[dict]:
-    """Figures of held-out frames, a row for metrics.jsonl a data set; sheets of reconstructions into samples/."""
+def make_tokenizer(run: Run, config):
+    """The float32 tokenizer to train: new, or that of the run's checkpoint."""
     import torch
 
-    from tokenization.evaluate_tokenizer import measure, reconstruction_sheet
+    from tokenization.modeling_dvae import TotoDVAEModel
+    from tokenization.modeling_vqgan import TotoVQGANModel
+    from training.device import in_own_memory
 
-    training = model.training
-    model.eval()
-    rows = []
-    for name, frames in held_out.items():
-        figures = measure(model, frames)
-        rows.append({"step": step, "dataset": name} | {f"val_{key}": value for key, value in figures.items()})
-        shown = torch.from_numpy(frames[:16]).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            copies = model.decode(model.encode(shown.to(model.device).float() / 255))
-        (run / "samples").mkdir(exist_ok=True)
-        sheet = reconstruction_sheet(shown, (copies.cpu() * 255).round().to(torch.uint8))
-        sheet.save(run / "samples" / f"{name.replace(':', '-').replace('/', '-')}-step_{step:06d}.png")
-    model.train(training)
-    return rows
+    kind = TotoVQGANModel if config.model_type == TotoVQGANModel.config_class.model_type else TotoDVAEModel
+    model = kind.from_pretrained(run.checkpoint, dtype=torch.float32) if run.checkpoint else kind(config)
+    return in_own_memory(model).to(run.accelerator.device, memory_format=torch.channels_last).train()
 
 
 def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) -> None:
-    """The tokenizer into the run folder itself, with its figures and card: what `toto tokenize --tokenizer` takes."""
+    """Write the tokenizer, its figures and its card into the run folder itself, for `toto tokenize --tokenizer RUN`."""
     from tokenization.evaluate_tokenizer import measure
-
-    from .tokenizer_card import tokenizer_card
+    from training.tokenizer_card import tokenizer_card
 
     model.eval()
     results = {name: measure(model, frames) for name, frames in held_out.items()}
@@ -322,7 +250,7 @@ def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) ->
     model.save_pretrained(partial)
     (partial / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     (partial / "README.md").write_text(tokenizer_card(model, settings, results, seconds))
-    # The configuration last: without it the folder is no tokenizer yet.
+    # The configuration last: a folder without it is not taken for a tokenizer.
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(run / file.name)
     partial.rmdir()

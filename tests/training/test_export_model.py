@@ -61,6 +61,6 @@ def test_what_cannot_be_exported(run, tmp_path):
     refused(TotoModel(TotoConfig(**CONFIG, tie_word_embeddings=False)), "no whole next-token model.*lm_head")
     refused(TotoForCausalLM(TotoConfig(**CONFIG, attention_mode="full")), "only causal models")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    refused(LlamaForCausalLM(LlamaConfig(vocab_size=70, **sizes)), "is no Toto: its model_type is 'llama'")
+    refused(LlamaForCausalLM(LlamaConfig(vocab_size=70, **sizes)), "is not a Toto: its model_type is 'llama'")
     with pytest.raises(ValueError, match=r"is not empty; choose another --output"):
         main(["--model", str(run), "--output", str(run)])

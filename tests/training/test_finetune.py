@@ -19,7 +19,7 @@ from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassificatio
 from tokenization import TotoProcessor
 from training import checkpoints
 from training.architectures import load_model
-from training.classifier import load_classifier
+from training.classification import load_classifier
 from training.finetune import main
 from training.finetune_args import AugmentArgs
 from training.optim import layer_factors
@@ -271,7 +271,7 @@ def test_layers_learn_more_slowly_the_deeper_they_are(pretrained):
 
 
 def test_drop_path_drops_rows_in_training_only_and_keeps_the_mean(pretrained):
-    from training.drop_path import DropPath
+    from training.architectures import DropPath
 
     model = TotoForImageClassification.from_pretrained(pretrained, feature_layer=2, num_labels=3)
     ids = torch.full((1, 18), 70)
@@ -450,8 +450,8 @@ def test_labels_that_are_none(tmp_path, pretrained, labels, words):
         (["--attention_mode", "full", "--next_token_loss", "backbone"], "no next tokens to learn under full attention"),
         (["--attention_mode", "both"], "attention_mode is 'both'; choose one of"),
         (["--feature_layer", "9"], "the model has layers 0 .* to 2"),
-        (["--resolution", "20"], "is no multiple of the visual tokenizer's stride"),
-        (["--batch_size", "12"], "12 rows a step and process are no multiple of --per_device_batch_size 8"),
+        (["--resolution", "20"], "is not a multiple of the visual tokenizer's stride"),
+        (["--batch_size", "12"], "12 rows per step and process are not a multiple of --per_device_batch_size 8"),
         (["--mixup", "0.8"], "cannot be blended"),
         (["--drop_path", "1"], "--drop_path must be"),
     ],

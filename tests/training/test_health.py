@@ -13,9 +13,9 @@ from training.architectures import flops_per_token
 from training.args import OptimArgs
 from training.data import validation_rows
 from training.device import fast_autocast
-from training.health import peak_memory, update_ratios
 from training.optim import make_optimizer, set_learning_rate
 from training.pretrain import main
+from training.progress import peak_memory, update_ratios
 
 CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
 STEPS = ["--max_steps", "8", "--save_steps", "4", "--logging_steps", "1"]

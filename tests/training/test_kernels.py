@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_toto import TotoConfig, TotoForCausalLM
-from training.kernels import use_liger
+from training.architectures import use_liger
 
 CUDA = torch.device("cuda")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_run import FLAGS
 
-from training.memory import block_bytes, memory_of
-from training.plan import ALL, main
+from training.plan import ALL, block_bytes, main, memory_of
 
 
 def planned(capsys, *flags):
@@ -110,7 +109,7 @@ def test_what_does_not_fit_is_told(capsys):
         (["--mfu", "40"], "--mfu must lie between 0 and 1"),
         (["--source_tokens", "ego4d"], "--source_tokens 'ego4d' must be NAME=NUMBER"),
         (["--config", '{"hiden_size": 3}'], "did you mean 'hidden_size'"),
-        (["--measured", "no_such_run"], "no_such_run is no run folder"),
+        (["--measured", "no_such_run"], "no_such_run is not a run folder"),
     ],
 )
 def test_nonsense_is_one_sentence(flags, told):

@@ -154,7 +154,7 @@ def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
         main(FLAGS)
     with pytest.raises(FileNotFoundError, match="no folder of token shards"):
         main([*FLAGS, "--shards", str(tmp_path), "--output_dir", str(tmp_path / "a")])
-    with pytest.raises(ValueError, match="no multiple of the 64 code tokens"):
+    with pytest.raises(ValueError, match="not a multiple of the 64 code tokens"):
         main([*FLAGS, "--tokens_per_step", "100", "--shards", str(shards), "--output_dir", str(tmp_path / "b")])
     with pytest.raises(ValueError, match=r"is a TotoForCausalLM, and --architecture gpt2 .* take --architecture llama"):
         main([*FLAGS, "--architecture", "gpt2", "--init_from", str(whole_run), "--shards", str(shards)])
@@ -163,7 +163,7 @@ def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
     for flag in ("keep_checkpoints", "max_minutes", "eval_steps"):
         with pytest.raises(ValueError, match=f"--{flag} must be above 0, or left out"):
             main([*FLAGS, f"--{flag}", "-1", "--shards", str(shards)])
-    with pytest.raises(FileNotFoundError, match="no run folder"):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
         main(["--resume", str(tmp_path / "nothing")])
     other = tokenize(tmp_path / "other", save_tokenizer(tmp_path / "t", num_codes=64), clips=20)
     with pytest.raises(ValueError, match="do not fit the model"):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from transformers import AutoModel
 from tokenization.evaluate_tokenizer import measure
 from tokenization.modeling_dvae import TotoDVAEModel
 from tokenization.modeling_vqgan import TotoVQGANModel
+from training import checkpoints
+from training.args import PREEMPTED
 from training.frames import FrameStream, held_out_frames
 from training.train_tokenizer import main
 
@@ -49,6 +53,13 @@ def dvae(tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_critic(tmp_path_factory):
     return train("vqgan", VQGAN, tmp_path_factory.mktemp("tokenizers") / "critic", *CRITIC)
+
+
+def everything(folder):
+    """What must be equal in two runs that are the same: the weights, and every row of the metrics without its rate."""
+    logged = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    logged = [{key: value for key, value in row.items() if key != "frames_per_second"} for row in logged]
+    return logged, (folder / "model.safetensors").read_bytes()
 
 
 def rows(folder):
@@ -125,8 +136,6 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, settings, flags, whole, tmp_
     class Killed(Exception):
         pass
 
-    from training import checkpoints
-
     save = checkpoints.save
 
     def killed_later(run, step, *rest):
@@ -159,6 +168,90 @@ def test_a_killed_command_leaves_whole_files_and_goes_on(vqgan, tmp_path):
     main(["--resume", str(run)])
     assert (run / "model.safetensors").read_bytes() == (vqgan / "model.safetensors").read_bytes()
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(vqgan)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "flags", "whole"),
+    [("vqgan", VQGAN, CRITIC, "with_critic"), ("dvae", DVAE, ["--ema_decay", "0.9"], "dvae")],
+)
+def test_sigterm_writes_a_checkpoint_from_which_the_run_goes_on_exactly(
+    kind, settings, flags, whole, tmp_path, request
+):
+    whole, run = request.getfixturevalue(whole), tmp_path / "run"
+    arguments = [*command(kind, settings, run), *flags, "--save_steps", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.train_tokenizer", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").is_file() and rows(run):
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == PREEMPTED == 75
+    assert f"stopped by SIGTERM; go on with: toto train-tokenizer --resume {run}" in printed
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert 4 <= int(checkpoint.name.removeprefix("step_")) < 24 and not (run / "model.safetensors").exists()
+    main(["--resume", str(run)])
+    assert everything(run) == everything(whole)
+
+
+def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    run = tmp_path / "run"
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    here |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    arguments = [*command("vqgan", VQGAN, run), "--max_steps", "1000", "--logging_steps", "1", "--save_steps", "2000"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "training.train_tokenizer", *arguments],
+            env=os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    deadline = time.time() + 200
+    while time.time() < deadline and not ((run / "metrics.jsonl").is_file() and rows(run)):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=200) for process in processes] == [PREEMPTED, PREEMPTED]
+    (checkpoint,) = checkpoints.steps(run)
+    state = checkpoints.load_loop(checkpoint)
+    assert state["world"] == len(state["streams"]) == 2 and state["step"] == rows(run)[-1]["step"] < 1000
+
+
+def test_a_checkpoint_between_two_log_lines_keeps_what_the_next_line_counts(dvae, tmp_path):
+    run = train("dvae", DVAE, tmp_path / "run", "--ema_decay", "0.9", "--save_steps", "5", "--keep_checkpoints", "9")
+    assert everything(run) == everything(dvae)
+    for path in checkpoints.steps(run)[1:]:
+        shutil.rmtree(path)
+    main(["--resume", str(run)])
+    assert [path.name for path in checkpoints.steps(run)][:2] == ["step_000005", "step_000010"]
+    assert everything(run) == everything(dvae)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(vqgan, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(vqgan, run)
+    shutil.rmtree(run / "checkpoints")
+    main(["--resume", str(run)])
+    assert "has no checkpoint yet, so it begins anew" in capsys.readouterr().out
+    assert everything(run) == everything(vqgan)
+
+
+def test_a_changed_setting_is_reported_and_another_model_is_refused(vqgan, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(vqgan, run)
+    main(["--resume", str(run), "--max_steps", "26", "--learning_rate", "1e-4"])
+    printed = capsys.readouterr().out
+    assert "max_steps is 26 and was 24: the losses differ" in printed and "learning_rate is 0.0001" in printed
+    assert (run / "changes.txt").read_text() in printed + "\n" and "max_steps: 26" in (run / "recipe.yaml").read_text()
+    for flags in (["--model", '{"num_codes": 64}'], ["--kind", "dvae", "--revive_every", "50"], CRITIC):
+        with pytest.raises(ValueError, match=f"{flags[0]} is .*, but the run was begun with .* begin a new run"):
+            main(["--resume", str(run), *flags])
 
 
 def test_the_critic_joins_late_and_its_weight_adapts(with_critic, vqgan):
@@ -222,7 +315,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         (["--kind", "jpeg"], "--kind must be vqgan or dvae, not 'jpeg'"),
         (["--max_steps", "0"], "--max_steps must be above 0"),
         (["--revive_every", "-1"], "--revive_every must be 0 .never. or more"),
-        (["--kl_weight", "1"], "--kl_weight would do nothing: not of a vqgan"),
+        (["--kl_weight", "1"], "--kl_weight has no effect on a vqgan; leave it out"),
         (["--ema_decay", "0.9"], "--ema_decay is for the dVAE"),
         (["--perceptual", "vgg"], "--perceptual must be lpips or efficientnet-lite0"),
         (["--model", '{"num_code": 3}'], "unknown key 'num_code'; did you mean 'num_codes'"),

@@ -68,9 +68,10 @@ def main() -> None:
 
     train, models = training.loop.train, []
 
-    def watched(accelerator, model, *args, **kwargs):
+    def watched(run, learner, *args):
         from torch.distributed.tensor import DTensor
 
+        accelerator, model = run.accelerator, learner.model
         tell(f"{accelerator.num_processes} processes, {type(model).__name__}")
         models.append(weakref.ref(model))
         sharded = [p for p in model.parameters() if isinstance(p, DTensor)]
@@ -79,7 +80,7 @@ def main() -> None:
                 sum(count(p) for p in sharded) for count in (lambda p: p.to_local().numel(), lambda p: p.numel())
             )
             tell(f"{len(sharded)} of {len(list(model.parameters()))} weights sharded, {here / whole:.2f} of them here")
-        return train(accelerator, model, *args, **kwargs)
+        return train(run, learner, *args)
 
     destroy = torch.distributed.destroy_process_group
 

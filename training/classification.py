@@ -1,36 +1,137 @@
-"""The objective of fine-tuning: the classes of clips, from ids or from pixels that are tokenized in every step."""
+"""Fine-tuning to classes: the classifier made from a pre-trained Toto, its objective, and its scores."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn.functional import cross_entropy
+from transformers import PretrainedConfig
 
+from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoClassification
+from tokenization import TotoProcessor
 from tokenization.sequences import image_rows, video_rows
+from training import checkpoints
+from training.architectures import DropPath
+from training.args import require
+from training.device import in_own_memory
+from training.finetune_args import FinetuneModelArgs
+from training.labelled import Clips
+from training.objective import Objective
+from training.optim import Average
+from training.progress import finite
 
-from . import checkpoints
-from .drop_path import DropPath
-from .ema import Average
-from .finetune_args import AugmentArgs
-from .labelled import Clips
-from .loop import Objective
-from .progress import finite
+# Architectures that a fine-tuning can start from.
+CLASSES = ("TotoForCausalLM", "TotoModel", "TotoForImageClassification", "TotoForVideoClassification")
+
+
+def model_and_tokenizer(args: FinetuneModelArgs, start: str, resumed: bool) -> tuple[TotoConfig, TotoProcessor]:
+    """(TotoConfig of the classifier to train, TotoProcessor at its resolution).
+
+    Raises:
+        ValueError: not a Toto, a tokenizer with other codes than the model's, or settings that contradict each other.
+    """
+    kinds = PretrainedConfig.get_config_dict(start)[0]
+    (kind,) = kinds.get("architectures") or ["no model"]
+    require(kind in CLASSES, f"{start} is a {kind}, and only a Toto of tokens can be fine-tuned: {', '.join(CLASSES)}.")
+    has_processor = (Path(start) / "processor_config.json").is_file() or not Path(start).is_dir()
+    require(
+        has_processor or args.tokenizer is not None,
+        f"{start} comes without its visual tokenizer; name it with --tokenizer (a folder or Hub id).",
+    )
+    processor = TotoProcessor.from_visual_tokenizer(start if args.tokenizer is None or resumed else args.tokenizer)
+    try:
+        config = TotoConfig.from_pretrained(start, **({} if resumed else args.fields()))
+        if not resumed:
+            config = _with_sizes(config, args, processor, start)
+    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
+        raise ValueError(f"The model's settings are refused: {error.__cause__}") from error
+    require(
+        processor.num_codes == config.num_codes,
+        f"The visual tokenizer has {processor.num_codes} codes and the model {config.num_codes}: name the one that "
+        "the model was trained with (--tokenizer).",
+    )
+    side = math.isqrt(config.tokens_per_frame)
+    require(
+        side**2 == config.tokens_per_frame,
+        f"Frames are square, and tokens_per_frame {config.tokens_per_frame} is not a square number.",
+    )
+    return config, processor.with_sizes(side * processor.visual_tokenizer.config.stride, config.num_frames)
+
+
+def _with_sizes(config: TotoConfig, args: FinetuneModelArgs, processor: TotoProcessor, start: str) -> TotoConfig:
+    """The config with the requested resolution and number of frames, enough positions for them, and a layer."""
+    stride = processor.visual_tokenizer.config.stride
+    require(
+        args.resolution is None or args.resolution % stride == 0,
+        f"--resolution {args.resolution} is not a multiple of the visual tokenizer's stride {stride}.",
+    )
+    fields = args.fields()
+    fields["tokens_per_frame"] = (args.resolution // stride) ** 2 if args.resolution else config.tokens_per_frame
+    fields["num_frames"] = args.num_frames or config.num_frames
+    length = TotoConfig(tokens_per_frame=fields["tokens_per_frame"]).row_length(fields["num_frames"])
+    fields["max_position_embeddings"] = max(config.max_position_embeddings, length)
+    if config.feature_layer is None:  # half depth is for frozen features; here all blocks learn (paper silent)
+        fields["feature_layer"] = config.num_hidden_layers
+    return TotoConfig.from_pretrained(start, **fields)
+
+
+def name_classes(config: TotoConfig, classes: list[str]) -> None:
+    """Set the number and names of the classes in the config, in place."""
+    config.num_labels = len(classes)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
+
+
+def check_rows(config: TotoConfig, kind: str) -> None:
+    """Check that the attention mode is possible for a row of this data.
+
+    Raises:
+        ValueError: a prefix longer than the row, or a next-token loss under full attention.
+    """
+    length = config.row_length(1 if kind == "image" else config.num_frames)
+    if config.attention_mode == "prefix":
+        require(config.prefix_length is not None, "--attention_mode prefix needs --prefix_length.")
+        require(
+            config.prefix_length < length,
+            f"--prefix_length {config.prefix_length} is longer than a row, which has {length} ids; take "
+            "--attention_mode full, or a shorter prefix.",
+        )
+    require(
+        config.next_token_loss is None or config.attention_mode != "full",
+        "There are no next tokens to learn under full attention, which sees them all; leave --next_token_loss out.",
+    )
+
+
+def load_classifier(start: str, config: TotoConfig, kind: str):
+    """The float32 classifier of a checkpoint; its head is new where the checkpoint has none for these classes."""
+    cls = TotoForImageClassification if kind == "image" else TotoForVideoClassification
+    model = cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    return in_own_memory(model)
 
 
 class Classify(Objective):
-    """The sums of a row are the loss of its label, 1, its next-token loss (0 without) and whether it was right.
+    """The classes of clips, from ids or from pixels that are tokenized in every step.
 
-    The model that is best on validation, ties going to the lower loss, is never dropped by the rotation; where weights
-    are averaged, the averages are validated, and are what a checkpoint's model files hold.
+    The sums of a row are the loss of its label, 1, its next-token loss (0 without) and whether it was right. The
+    checkpoint that is best on validation (of equal ones, that of the lower loss) is never deleted. With averaged
+    weights, the averages are validated and saved in a checkpoint's model files.
 
     Args:
-        model: unwrapped, but as prepared by the accelerator. processor: tokenizes what comes as pixels.
-        validation: clips as codes. micro, accumulation: as in `Objective`.
-        rows_per_step: of all devices. average: decay of the weights' average, or None.
+        model: unwrapped, but as prepared by the accelerator.
+        processor: tokenizes rows that come as pixels.
+        validation: clips as codes.
+        batches: (rows of a micro-batch on a device, micro-batches of a step), as `micro_batches` gives them.
+        rows_per_step: of all devices.
+        is_mixed: rows are blends of clips, so that none has one class.
+        drop_path: of the model's blocks, or None.
+        ema_decay: decay of the weights' moving average, or None.
     """
 
     verb = "finetune"
@@ -41,20 +142,20 @@ class Classify(Objective):
         model,
         processor,
         validation: Clips,
-        micro: int,
-        accumulation: int,
+        batches: tuple[int, int],
         rows_per_step: int,
-        args: AugmentArgs,
+        *,
+        is_mixed: bool,
         drop_path: DropPath | None,
-        average: float | None,
+        ema_decay: float | None,
     ):
         self.model, self.processor, self.validation, self.drop_path = model, processor, validation, drop_path
-        self.micro, self.accumulation = micro, accumulation
+        self.micro, self.accumulation = batches
         self.tokens_per_step = rows_per_step * validation.codes[0].size
         self.flops_per_token = classifier_flops(model, len(validation.codes[0]))
         self.has_next = model.config.next_token_loss is not None
-        self.is_mixed = bool(args.mixup or args.cutmix)
-        self.average = None if average is None else Average(model, average)
+        self.is_mixed = is_mixed
+        self.average = None if ema_decay is None else Average(model, ema_decay)
         self.best: dict | None = None
         self.validated: dict | None = None
 
@@ -139,7 +240,7 @@ def ids_of(codes, kind: str) -> torch.LongTensor:
 
 @torch.no_grad()
 def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
-    """How a classifier does on clips that are codes, the ranks sharing the work.
+    """Scores of a classifier on clips that are codes, the work shared between the ranks.
 
     Returns:
         {"correct", "total", "loss" (mean nats), "predictions" (N,) class numbers}
