@@ -19,8 +19,9 @@ setup(
     packages=["modeling_toto", "tokenization", "training", "evaluation"],
     py_modules=["toto_cli"],
     package_data={
-        "tokenization": ["weights/*/*"],
+        "tokenization": ["templates/*", "weights/*/*"],
         "training": ["recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
+        "evaluation": ["templates/*"],
     },
     install_requires=[
         "accelerate>=1.10",
@@ -28,6 +29,7 @@ setup(
         "datasets>=5.0.1",
         "evaluate>=0.4.3",
         "huggingface-hub>=1.0",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "pillow>=10",
         "pyyaml",

@@ -7,7 +7,6 @@ A difference is paired, and so much sharper, where both results hold the predict
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
 from pathlib import Path
 
 from evaluation.layer_plots import comparison_figure
@@ -170,8 +169,7 @@ def compare_files(
 
     Raises ValueError or FileNotFoundError, one sentence, before anything is written.
     """
-    from evaluation.page import document
-    from evaluation.page import table as html_table
+    from evaluation.page import Table, render
     from evaluation.plots import to_svg
     from evaluation.results import write_json
 
@@ -201,18 +199,10 @@ def compare_files(
     if path.suffix == ".html":
         title = f"{len(probes)} models compared"
         told = f"Test accuracy per layer of {', '.join(probe.name for probe in probes)} for {', '.join(labels)}."
-        parts = [f"<h1>{title}</h1>", f"<figure class='wide'>{to_svg(figure, told)}</figure>"]
-        for label in labels:
-            parts += [
-                f"<h2>{escape(label)}</h2>",
-                html_table(HEAD, [cells(row) for row in rows if row["label"] == label]),
-            ]
-        parts.append(
-            "<p class='soft'>Bands and brackets: 95 % intervals. Layer and head are chosen on validation (ring); the "
-            f"tables give the {metric.replace('_', ' ')} on test and differences to the first model, in points.</p>"
-        )
-        parts.append(f"<pre>{escape(command)}</pre>" if command else "")
-        path.write_text(document(title, parts), encoding="utf-8")
+        tables = {label: Table(HEAD, [cells(row) for row in rows if row["label"] == label]) for label in labels}
+        facts = {"title": title, "figure": to_svg(figure, told), "tables": tables, "command": command}
+        page = render("comparison.html", metric=metric.replace("_", " "), **facts)
+        path.write_text(page, encoding="utf-8")
     else:
         figure.savefig(path, dpi=130)
     print(f"\nwrote {path}")

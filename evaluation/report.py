@@ -9,6 +9,10 @@ from pathlib import Path
 @dataclass(frozen=True)
 class ReportArgs:
     output: str = field(default="report.html", metadata={"help": "Page to write (.html)."})
+    markdown: str | None = field(
+        default=None,
+        metadata={"help": "Markdown page (.md) to write from --results, without figures, in place of --output."},
+    )
     results: list[str] = field(
         default_factory=list,
         metadata={"help": "Result files (.json) of `toto probe` and `toto finetune`, or folders of them."},
@@ -21,7 +25,9 @@ class ReportArgs:
 
     def __post_init__(self):
         if not (self.results or self.runs or self.generations):
-            raise ValueError("there is nothing to report: give --results, --runs or --generations.")
+            raise ValueError("There is nothing to report; give --results, --runs or --generations.")
+        if self.markdown is not None and (self.runs or self.generations or not self.results):
+            raise ValueError("--markdown is written from result files; give it --results alone.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.claims import compare_probe, compare_run, summary
     from evaluation.ledger import check_media
-    from evaluation.page import render
+    from evaluation.page import contents, render
     from evaluation.reading import make_probes, read_generations, read_results, read_run
     from evaluation.results import command_line
 
@@ -45,10 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     probes = make_probes(probed)
     tuned = {file.stem: result for file, result in finetuned.items()}
     comparisons = [c for run in runs for c in compare_run(run)] + [c for p in probes for c in compare_probe(p)]
-    page = render(args.title, runs, generations, probes, comparisons, command_line("report", argv), tuned, media)
-    output = Path(args.output)
+    command = command_line("report", argv)
+    facts = contents(args.title, runs, generations, probes, comparisons, command, tuned, media)
+    output = Path(args.markdown or args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    output.write_text(render("report.md" if args.markdown else "report.html", **facts), encoding="utf-8")
     for subject, sentences in summary(comparisons).items():
         for state, sentence in sentences:
             print(f"{state:<7}{subject}: {sentence}")

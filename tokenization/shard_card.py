@@ -5,60 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jinja2
+
 from .shards import read_manifest
-
-CARD = """\
----
-{header}
----
-
-# {name}
-
-Visual tokens of `{dataset}`, split `{split}`: every row is {row}, encoded by the
-visual tokenizer `{tokenizer}`. Made with `toto tokenize` to pre-train
-[Toto](https://arxiv.org/abs/2501.05453) models without decoding and encoding pictures again.
-
-| | |
-|---|---|
-| rows | {num_sequences:,}, in a fixed random order |
-| tokens | {num_tokens:,} |
-| shards | {num_shards} |
-| files or rows of the source | {sources:,}, of which {kept:,} gave rows and {skipped_count:,} were skipped |
-| tokenizer | `{tokenizer}` ({tokenizer_class}), fingerprint `{fingerprint}`, {num_codes:,} codes |
-| frames | {resolution} x {resolution} pixels, {h} x {w} tokens{sampling} |
-| crops | {crops} |
-| precision of the encoder | {precision} |
-
-## Columns
-
-- `codes`: {num_frames} x {h} x {w} codes, frames in time order, each in raster order; uint16 in 0..{last_code}.
-- `source`: file or row of the source. `start`: its frame that the row begins with.
-- `fps`: frames a second of the row's frames (0: an image).
-{labels}
-The pictures come back through the tokenizer in `processor/`:
-
-```python
-from datasets import load_dataset
-from huggingface_hub import snapshot_download
-from tokenization import TotoProcessor
-from tokenization.sequences import {to_rows}
-
-rows = load_dataset("{repo}", split="{split}").with_format("numpy")
-processor = TotoProcessor.from_pretrained(snapshot_download("{repo}", repo_type="dataset") + "/processor")
-codes = rows[0]["codes"].reshape(1, {num_frames}, {h}, {w})
-frames = processor.decode({to_rows}(codes))  # uint8, (1, {num_frames}, {resolution}, {resolution}, 3)
-```
-
-## Pre-training
-
-```bash
-hf download {repo} --repo-type dataset --local-dir shards
-toto tokenize --verify shards
-toto pretrain --shards shards
-```
-
-What the tokens show belongs to the source: its licence and its limits hold here as well.
-"""
 
 
 def _public_name(name: str) -> str:
@@ -84,13 +33,9 @@ def shard_card(manifest: dict, repo: str) -> str:
     precision = manifest["precision"]
     if manifest.get("bf16_agreement") is not None:
         precision += f" ({100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32)"
-    labels = "".join(
-        f"- `{label}`: class number" + (f" ({', '.join(names[:20])})" if names else "") + "; -1 where unknown.\n"
-        for label, names in manifest["label_names"].items()
-    )
     facts = manifest | {"dataset": _public_name(manifest["dataset"]), "precision": precision}
-    return CARD.format(
-        **facts | {"tokenizer": _public_name(manifest["tokenizer"]["name"])},
+    return _template().render(
+        facts | {"tokenizer": _public_name(manifest["tokenizer"]["name"])},
         header=yaml.safe_dump(header, sort_keys=False).strip(),
         name=repo.split("/")[-1],
         repo=repo,
@@ -102,9 +47,20 @@ def shard_card(manifest: dict, repo: str) -> str:
         h=h,
         w=w,
         sampling=sampling,
-        labels=labels,
         to_rows="video_rows" if is_video else "image_rows",
     )
+
+
+def _template() -> jinja2.Template:
+    """templates/shard_card.md.jinja; a fact that it needs and lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("shard_card.md.jinja")
 
 
 def _size_category(rows: int) -> str:

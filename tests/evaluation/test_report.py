@@ -216,6 +216,7 @@ def test_the_page_is_whole_and_stands_alone(page):
     checker.feed(page)
     assert checker.stack == [] and len(checker.ids) == len(set(checker.ids))
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in checker.images)
+    assert page.count("Demo &lt;1&gt;") == 3 and "Demo <1>" not in page
     assert "<title>Demo &lt;1&gt;</title>" in page and "<script" not in page and "@import" not in page
     svgs = re.findall(r'<svg role="img".*?</svg>', page, flags=re.DOTALL)
     assert len(svgs) == 1 + 6
@@ -270,6 +271,8 @@ def test_words_and_labels():
 def test_mistakes_get_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="nothing to report"):
         main([])
+    with pytest.raises(ValueError, match="--markdown is written from result files"):
+        main(["--markdown", "a.md", "--runs", "r"])
     with pytest.raises(FileNotFoundError, match="There is no result file"):
         main(["--results", str(tmp_path / "none.json")])
     with pytest.raises(FileNotFoundError, match="contains no sheet of frames"):
@@ -334,6 +337,26 @@ def test_controls_are_named(tmp_path):
     main(["--results", str(tmp_path), "--output", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
     assert page.count(f"control: {told}") == 1 and page.count("control: frames shuffled") == 1
+
+
+def test_the_markdown_page_has_the_tables_of_the_html_page(tmp_path):
+    write_result(tmp_path / "a.json", "x/to|to<b>", {"digit": task(0.62, 0.41, 0.35)})
+    (tmp_path / "tuned.json").write_text(json.dumps(TUNED))
+    main(["--results", str(tmp_path), "--markdown", str(tmp_path / "new" / "r.md"), "--title", "Ours"])
+    page = (tmp_path / "new" / "r.md").read_text()
+    assert page.startswith("# Ours\n\n**2 of 2 comparisons hold, 0 fail.**\n") and page.endswith("torch 2.13\n")
+    assert "- Holds, to\\|to&lt;b>: digit 62.0 % [59.0, 65.0]: above raw pixels and the untrained model.\n" in page
+    assert (
+        "\n| digit | layer 6, linear | 62.0 % [59.0, 65.0] | 41.0 % [38.0, 44.1] | 35.0 % [32.1, 38.0] | 10.0 % |"
+        in page
+    )
+    assert "| tuned | runs/before | org/cats | full | 50.0 % [40.4, 59.6] | 100 |" in page
+    assert "| before | not recorded |" in page and "toto probe --model x/to|to<b>" in page
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4
+    for lines in tables:  # one width, and the line of dashes is the second
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 and set(lines[1]) == set("| -")
+    assert not (tmp_path / "new" / "report.html").exists() and "<svg" not in page
 
 
 def test_every_baseline_has_its_name_and_its_column(tmp_path):
