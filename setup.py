@@ -16,10 +16,20 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     # Named one by one: find_packages would install the tests.
-    packages=["modeling_toto", "tokenization", "training", "evaluation"],
+    packages=[
+        "modeling_toto",
+        "tokenization",
+        "tokenization.originals",
+        "tokenization.shards",
+        "tokenization.sources",
+        "tokenization.toyworld",
+        "training",
+        "evaluation",
+    ],
     py_modules=["toto_cli"],
     package_data={
-        "tokenization": ["templates/*", "weights/*/*"],
+        "tokenization": ["weights/*/*"],
+        "tokenization.shards": ["*.jinja"],
         "training": ["recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
         "evaluation": ["templates/*"],
     },

@@ -33,7 +33,7 @@ def write_shards(folder: Path, rows: int, seed: int) -> Path:
     import pyarrow.parquet as pq
 
     from tokenization.files import sha256
-    from tokenization.shards import FORMAT
+    from tokenization.shards.format import FORMAT
 
     folder.mkdir(parents=True)
     generator, listed = np.random.default_rng(seed), []

@@ -33,7 +33,8 @@ def measure(args) -> dict:
     from evaluation.heads import HeadBank
     from modeling_toto import TotoConfig, TotoModel
     from tokenization import TotoProcessor
-    from tokenization.sources import open_source
+    from tokenization.sampling import Sampling
+    from tokenization.sources.open import open_source
     from training.device import flush_denormals
 
     flush_denormals()
@@ -62,7 +63,7 @@ def measure(args) -> dict:
         rows["test"] = torch.arange(4 * part, count)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="toto-bench-") as cache:
-            source = open_source(str(file), None, resolution=64)
+            source = open_source(str(file), None, Sampling(resolution=64))
             job = Job(backbone, layers, None)
             clips = extract(source, "train", [job], Path(cache), batch_size=args.batch_size)
             middle = time.perf_counter()

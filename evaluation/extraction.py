@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 from evaluation.features import Backbone, Features
 from evaluation.results import write_json
 from tokenization.files import write_whole
-from tokenization.parts import finished_parts, work_in_parts
 from tokenization.precision import bf16_is_fast
+from tokenization.shards.parts import finished_parts, work_in_parts
 from tokenization.video import Clip
 
 FORMAT = 1  # of the cache: raised when what is kept of a model changes
@@ -118,7 +118,7 @@ def dataset_fingerprint(dataset: str) -> str | None:
         import tokenization
 
         digest.update(dataset.encode())
-        for file in sorted(Path(tokenization.__file__).parent.glob("toyworld*.py")):
+        for file in sorted(Path(tokenization.__file__).parent.glob("toyworld/*.py")):
             digest.update(file.read_bytes())
     elif path.exists():
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -140,16 +140,17 @@ def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None,
     name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split.
     Raises ValueError or FileNotFoundError with one sentence.
     """
+    from tokenization.sampling import Sampling
     from tokenization.video import Clip, read_clip
 
     if name.split(":")[0] != "toyworld":
         try:
-            return read_clip(name, prompt + new, stride=stride, fps=fps, resolution=resolution)
+            return read_clip(name, Sampling(prompt + new, stride, fps, resolution))
         except ValueError:
-            return read_clip(name, prompt, stride=stride, fps=fps, resolution=resolution)
+            return read_clip(name, Sampling(prompt, stride, fps, resolution))
 
-    from tokenization.sources import TOYWORLD_FPS
-    from tokenization.toyworld import ToyWorld
+    from tokenization.sources.open import TOYWORLD_FPS
+    from tokenization.toyworld.world import ToyWorld
 
     parts = name.split(":")[1:]
     index = parts.pop() if parts and parts[-1].isdigit() else "0"

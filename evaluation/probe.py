@@ -49,7 +49,7 @@ def leave_groups_out(
 
     from evaluation.choosing import merge_folds
     from evaluation.features import Features
-    from tokenization.labelled import group_of
+    from tokenization.sources.labelled import group_of
 
     train, validation, test = (split.features[job] for split in splits)
     groups = [group_of(source, args.group_by) for source in splits[2].sources]
@@ -80,7 +80,7 @@ def rows_outside(split, name: str, pattern: str):
 
     import torch
 
-    from tokenization.labelled import group_of
+    from tokenization.sources.labelled import group_of
 
     has_group = [re.search(pattern, source) is not None for source in split.sources]
     kept = [row for row, source in enumerate(split.sources) if not has_group[row] or group_of(source, pattern) != name]
@@ -366,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
 
     from evaluation.layer_plots import write_layer_plot
-    from tokenization.labelled import told_classes
+    from tokenization.sources.labelled import told_classes
 
     results = run_probe(args, command_line("probe", argv))
     state = PartialState()

@@ -3,13 +3,15 @@
 import math
 import os
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.extraction import ClipSet, Job, data_key, dataset_fingerprint, extract
-from tokenization.labelled import carve, check_first, check_labels, label_columns, number_classes, open_splits
-from tokenization.sources import open_source
+from tokenization.sampling import Sampling
+from tokenization.sources.labelled import carve, check_first, check_labels, label_columns, number_classes, open_splits
+from tokenization.sources.open import open_source
 
 
 def carve_clips(clips: ClipSet, folder: Path, **options) -> tuple[ClipSet, ClipSet]:
@@ -57,17 +59,12 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
     too. `ClipSet.split` says which.
     """
     most = {"train": args.max_train, "validation": max(1, args.max_eval // 4), "test": args.max_eval}
-    options = {
-        "num_frames": num_frames,
-        "stride": args.stride,
-        "fps": args.fps,
-        "resolution": resolution,
-        "image_column": args.image_column,
-        "detail": args.detail,
-        "shuffle_seed": 0,  # fixed, so that several seeds are compared on the same clips
-    }
-    # Where tested videos have several views, those that train and choose give their middle.
-    views = {part: {"views": tuple(args.views) if part == "test" else (1, 1)} if args.views else {} for part in most}
+    options = {"image_column": args.image_column, "shuffle_seed": 0}  # fixed: seeds are compared on the same clips
+    sampling = Sampling(num_frames, args.stride, args.fps, resolution, detail=args.detail)
+    samplings = dict.fromkeys(most, sampling)
+    if args.views:  # where tested videos have several views, those that train and choose give their middle
+        samplings = dict.fromkeys(most, replace(sampling, views=(1, 1)))
+        samplings["test"] = replace(sampling, views=tuple(args.views))
     most["test"] *= math.prod(args.views or (1,))  # clips, of as many videos
     change = frame_order(args.frame_order, args.seed)
     fingerprint = dataset_fingerprint(args.dataset)
@@ -75,10 +72,10 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
         raise ValueError(f"The version of {args.dataset} is unknown without a network; probe with one process.")
 
     def open_part(split: str, part: str, extra: int = 0):
-        return open_source(args.dataset, split, limit=most[part] + extra, **options, **views[part])
+        return open_source(args.dataset, split, samplings[part], limit=most[part] + extra, **options)
 
     def collect(part: str, split: str, source) -> ClipSet:
-        read = options | views[part] | {"limit": source.limit, "order": args.frame_order}
+        read = options | asdict(samplings[part]) | {"limit": source.limit, "order": args.frame_order}
         read |= {"order_seed": args.seed} if args.frame_order == "shuffled" else {}
         read |= {"text_labels": source.text_labels} if source.text_labels else {}
         key = fingerprint and data_key(fingerprint, split, read)
@@ -93,7 +90,7 @@ def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: 
     asked = args.train_split, args.validation_split, args.test_split
     train, validation, test = open_splits(open_part, args.dataset, *asked)
     columns = label_columns(train[1], args.label_column, args.dataset)
-    if test is None and views["test"] != views["train"]:
+    if test is None and samplings["test"] != samplings["train"]:
         raise ValueError("--views are of a test split of its own, and there is none; give --views 1 1.")
     if test is not None and test[1].kind == "image" and args.views and args.views[0] > 1:
         raise ValueError(

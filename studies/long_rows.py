@@ -142,8 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     from modeling_toto.decoding_toto import frames_to_drop
     from modeling_toto.generation_toto import check_rows
     from tokenization.processing_toto import TotoProcessor
+    from tokenization.sampling import Sampling
     from tokenization.sequences import video_rows
-    from tokenization.sources import open_source
+    from tokenization.sources.open import open_source
     from training.checkpoints import resolve_model
     from training.device import versions
 
@@ -160,10 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     source = open_source(
         args.dataset,
         args.split,
-        num_frames=args.num_frames,
-        stride=args.stride,
-        fps=args.fps,
-        resolution=processor.resolution,
+        Sampling(args.num_frames, args.stride, args.fps, processor.resolution),
         limit=args.num_clips,
     )
     clips = list(source)

@@ -51,7 +51,7 @@ def test_commands_run(tmp_path, monkeypatch):
     import av
     from PIL import Image
 
-    from tokenization.toyworld import ToyWorld
+    from tokenization.toyworld.world import ToyWorld
     from toto_cli import VERBS
 
     monkeypatch.chdir(tmp_path)

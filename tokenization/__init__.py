@@ -16,7 +16,7 @@ _HOMES = {
     "TotoProcessor": "processing_toto",
     "TotoVQGANConfig": "configuration_vqgan",
     "TotoVQGANModel": "modeling_vqgan",
-    "open_source": "sources",
+    "open_source": "sources.open",
     "read_clip": "video",
 }
 __all__ = list(_HOMES)

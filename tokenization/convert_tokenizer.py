@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
-from tokenization.originals import DALL_E, ORIGINALS, TAMING, gather
+from tokenization.originals.fetch import DALL_E, ORIGINALS, TAMING, gather
 
 PUBLISHED_CODES = {"dvae": 8192, "vqgan-1k": 1024, "vqgan-16k": 16384}
 _MIT = "mit", f"the repository that publishes the files, {TAMING}, is under the MIT licence; we found no other for them"
@@ -86,7 +86,7 @@ class ConvertArgs:
 
 def _weights(path: Path) -> dict:
     """Named tensors of a file of torch.save or of safetensors; those of torch.save are not yet read."""
-    from tokenization.pickles import read_state_dict
+    from tokenization.originals.pickles import read_state_dict
 
     if path.suffix != ".safetensors":
         return read_state_dict(path)

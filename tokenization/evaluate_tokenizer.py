@@ -69,7 +69,7 @@ def _comparable(true: torch.Tensor, copy: torch.Tensor) -> tuple[torch.Tensor, t
     """Both as float64 (B, 3, H, W) in [0, 1], without gradients."""
     import torch
 
-    from .tokenizer_base import check_pixels
+    from tokenization.tokenizer_base import check_pixels
 
     pair = []
     for pictures in (true, copy):
@@ -265,11 +265,13 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     import torch
     from tqdm import tqdm
 
-    from .sources import open_source
+    from tokenization.sampling import Sampling
+    from tokenization.sources.open import open_source
 
     # Frames of a video that are not chosen would count towards a limit; toyworld is endless and needs one.
     limit = args.max_frames if dataset.split(":")[0] == "toyworld" else None
-    source = open_source(dataset, args.split, num_frames=1, fps=1.0, resolution=processor.resolution, limit=limit)
+    sampling = Sampling(num_frames=1, fps=1.0, resolution=processor.resolution)
+    source = open_source(dataset, args.split, sampling, limit=limit)
     score = TokenizerScore(processor.visual_tokenizer)
     batch_size = 8 if processor.visual_tokenizer.device.type == "cpu" else 64
     waiting, originals, copies = [], [], []
@@ -321,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     import transformers
 
-    from .processing_toto import SHIPPED, TotoProcessor
+    from tokenization.processing_toto import SHIPPED, TotoProcessor
 
     processor = TotoProcessor.from_visual_tokenizer(args.tokenizer) if args.tokenizer else TotoProcessor.default()
     processor = processor.with_sizes(args.resolution).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,6 +19,7 @@ from .image_processing_toto import TotoImageProcessor, list_of_images, resize_an
 from .modeling_dvae import TotoDVAEModel
 from .modeling_vqgan import TotoVQGANModel
 from .precision import bf16_encoder
+from .sampling import Sampling
 from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
 from .tokenizer_base import SUBFOLDER
 from .video import read_clip
@@ -234,7 +235,7 @@ class TotoProcessor(ProcessorMixin):
     def _video_frames(self, video, stride: int, fps: float | None) -> np.ndarray:
         """Frames, uint8 (T, R, R, 3), of a path, an array (T, H, W, 3) or a list of pictures."""
         if isinstance(video, (str, Path)):
-            return read_clip(video, self.num_frames, stride=stride, fps=fps, resolution=self.resolution).frames
+            return read_clip(video, Sampling(self.num_frames, stride, fps, self.resolution)).frames
         return np.stack([resize_and_crop(frame, self.resolution) for frame in list_of_images(video)])
 
     def __call__(self, images=None, videos=None, **kwargs: Unpack[TotoProcessorKwargs]) -> BatchFeature:
@@ -265,7 +266,7 @@ class TotoProcessor(ProcessorMixin):
             pictures = [resize_and_crop(image, self.resolution, position) for image in list_of_images(images)]
             rows += list(image_rows(self.encode_frames(np.stack(pictures)), end=end))
         if videos is not None:
-            stride, fps = merged["videos_kwargs"].get("stride", 4), merged["videos_kwargs"].get("fps")
+            stride, fps = merged["videos_kwargs"].get("stride", Sampling.stride), merged["videos_kwargs"].get("fps")
             clips = [self._video_frames(video, stride, fps) for video in _list_of_videos(videos)]
             codes = self.encode_frames(np.concatenate(clips)).split([len(clip) for clip in clips])
             rows += [video_rows(code[None], end=end)[0] for code in codes]

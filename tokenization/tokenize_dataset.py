@@ -9,14 +9,14 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 from transformers.hf_argparser import HfArgumentParser
 
-from tokenization.shards import FORMAT, read_manifest, verify
-from tokenization.tokenize_args import TokenizeArgs
+from tokenization.sampling import Sampling, TimeStepArgs
+from tokenization.shards.format import read_manifest, verify
 
 # Processes may be done hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)
@@ -29,6 +29,90 @@ Turn videos or images into shards of visual tokens. A run that was killed is com
 processes share the work: accelerate launch -m tokenization.tokenize_dataset ..., or on CPUs ACCELERATE_USE_CPU=true
 torchrun --standalone --nproc-per-node 2 -m tokenization.tokenize_dataset ...; several nodes need a file system that
 they share for --output. Parquet and tar sets of at least as many files as processes are split by file."""
+
+
+@dataclass(frozen=True)
+class TokenizeArgs(TimeStepArgs):
+    """Flags of `toto tokenize`."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, folder, .parquet or .tar (webdataset) file, toyworld, toyworld:cluttered, toyworld:film "
+            "or toyworld:photos"
+        },
+    )
+    split: str = field(default="train", metadata={"help": "split of the dataset"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "folder or Hub id of a visual tokenizer or a processor; left out: the small one that ships"},
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "folder to write; it must be new or empty (DIR.partial is where the work goes on)"},
+    )
+    num_frames: int = field(default=16, metadata={"help": "frames a clip (paper: 16); an image is one frame"})
+    resolution: int | None = field(
+        default=None, metadata={"help": "side of the square frames in pixels; left out: the tokenizer's own"}
+    )
+    detail: int | None = field(
+        default=None,
+        metadata={"help": "control: reduce frames to so many pixels a side, and enlarge them again"},
+    )
+    crops: int = field(
+        default=1, metadata={"help": "1: the centre crop; K: K random crops and temporal offsets of every item"}
+    )
+    max_clips: int | None = field(
+        default=None,
+        metadata={"help": "take the first so many clips; left out: all (of toyworld, which is endless, 2000)"},
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the crops, the order of the rows, and toyworld"})
+    rows_per_shard: int = field(default=4096, metadata={"help": "rows of a parquet file"})
+    batch_frames: int | None = field(
+        default=None, metadata={"help": "frames encoded at a time, across clips; left out: 8 on a CPU, 64 on a GPU"}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "column of the images or videos; left out: the first of that type"}
+    )
+    items_per_part: int | None = field(
+        default=None,
+        metadata={
+            "help": "files or rows of a part, which is all that a kill costs; left out: 16 videos or 1024 images"
+        },
+    )
+    precision: str | None = field(
+        default=None, metadata={"help": "fp32 or bf16; left out: bf16 where the device has it, else fp32"}
+    )
+    decode_threads: int | None = field(
+        default=None,
+        metadata={"help": "videos or images decoded at a time; left out: this process's share of the CPUs"},
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "user/name: push the shards there as a data set, with a card"}
+    )
+    private: bool = field(default=False, metadata={"help": "create that repository as a private one"})
+    verify: str | None = field(
+        default=None,
+        metadata={"help": "check a folder of shards instead of writing one (--push_to_hub then pushes it)"},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.verify is None and (self.dataset is None or self.output is None):
+            raise ValueError("name what to tokenize and where to write it: --dataset and --output (or --verify DIR).")
+        counts = ("num_frames", "crops", "rows_per_shard", "batch_frames", "max_clips", "detail")
+        for name in (*counts, "items_per_part", "decode_threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} must be positive, not {value}.")
+        if self.precision not in (None, "fp32", "bf16"):
+            raise ValueError(f"--precision must be fp32 or bf16, not {self.precision}.")
+
+    def sampling(self, resolution: int) -> Sampling:
+        """How clips are taken; resolution: side of the frames in pixels, the tokenizer's where no flag sets it."""
+        return Sampling(
+            self.num_frames, self.stride, self.fps, resolution, crops=self.crops, seed=self.seed, detail=self.detail
+        )
 
 
 def tokenize(args: TokenizeArgs) -> dict:
@@ -47,8 +131,10 @@ def tokenize(args: TokenizeArgs) -> dict:
 
     from tokenization.precision import bf16_is_fast
     from tokenization.processing_toto import TotoProcessor
-    from tokenization.shard_card import create_repo
-    from tokenization.sources import open_source
+    from tokenization.shards.assemble import assemble
+    from tokenization.shards.card import create_repo
+    from tokenization.shards.parts import on_main
+    from tokenization.sources.open import open_source
 
     # Unlike Accelerator, PartialState does not read the variable itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
@@ -58,7 +144,7 @@ def tokenize(args: TokenizeArgs) -> dict:
             f"{launched} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
         )
     if args.push_to_hub:
-        _on_main(state, lambda: create_repo(args.push_to_hub, args.private))
+        on_main(state, lambda: create_repo(args.push_to_hub, args.private))
     if args.tokenizer is None:
         processor = TotoProcessor.default()
     else:
@@ -67,13 +153,7 @@ def tokenize(args: TokenizeArgs) -> dict:
     source = open_source(
         args.dataset,
         args.split,
-        num_frames=args.num_frames,
-        stride=args.stride,
-        fps=args.fps,
-        resolution=processor.resolution,
-        crops=args.crops,
-        detail=args.detail,
-        seed=args.seed,
+        args.sampling(processor.resolution),
         limit=args.max_clips,
         image_column=args.image_column,
     )
@@ -84,13 +164,13 @@ def tokenize(args: TokenizeArgs) -> dict:
     partial = output.with_name(output.name + ".partial")
     begun = partial.exists()  # by an earlier run, whose work is not ours to delete
     try:
-        _on_main(state, lambda: _prepare(partial, settings))
+        on_main(state, lambda: _prepare(partial, settings))
         if not (partial / "manifest.json").is_file():  # else the last run was killed when all was written
             figures = _encode(args, source, processor.to(state.device), partial / "parts", precision, state)
-            _assemble(args, source, processor, partial, precision, state)
+            assemble(args, source, processor, partial, precision, state)
             if state.is_main_process:
                 _print_figures(figures)
-        manifest = _on_main(state, lambda: _finish(partial, output))
+        manifest = on_main(state, lambda: _finish(partial, output))
     except BaseException as error:
         finished = any(partial.glob("parts/*.json")) or (partial / "manifest.json").exists()
         if state.num_processes == 1 and not begun and not finished:
@@ -103,27 +183,8 @@ def tokenize(args: TokenizeArgs) -> dict:
     if state.is_main_process:
         _print_summary(manifest, output)
     if args.push_to_hub:
-        _on_main(state, lambda: _push(output, args))
+        on_main(state, lambda: _push(output, args))
     return manifest
-
-
-def _on_main(state, action):
-    """The result of `action()`, run by the first process, in all of them; or its error, in all of them."""
-    from accelerate.utils import broadcast_object_list
-
-    outcome = [None, None]
-    if state.is_main_process:
-        try:
-            outcome[0] = action()
-        except (ValueError, OSError) as error:
-            if state.num_processes == 1:
-                raise
-            outcome[1] = str(error)
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise ValueError(outcome[1])
-    return outcome[0]
 
 
 def _prepare(partial: Path, settings: dict) -> None:
@@ -151,7 +212,7 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from tokenization.encode_parts import Encoder, encode_parts
+    from tokenization.shards.encode import Encoder, encode_parts
 
     is_video, world = source.kind == "video", state.num_processes
     batch = args.batch_frames or (8 if state.device.type == "cpu" else 64)  # more is slower on a CPU
@@ -181,72 +242,6 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     return gather_object([{"frames": encoder.frames, "seconds": encoder.wall_seconds, "busy": encoder.seconds}])
 
 
-def _assemble(args: TokenizeArgs, source, processor, partial: Path, precision: str, state) -> None:
-    """The shards, shared among the processes, and what goes with them; the manifest last."""
-    from accelerate.utils import gather_object
-
-    from tokenization.code_parts import plan
-    from tokenization.files import write_whole
-    from tokenization.parts import finished_parts, part_name
-    from tokenization.processing_toto import SHIPPED
-    from tokenization.shard_card import shard_card
-    from tokenization.shards import write_shards
-
-    def planned() -> tuple[list, dict]:
-        parts, counts = plan(partial / "parts", source.num_shards, source.limit)
-        if not counts["rows"]:
-            shutil.rmtree(partial)
-            raise ValueError(f"no clip of {args.dataset} could be used: {_reasons(counts['skipped'], '; ')}")
-        return parts, counts
-
-    parts, counts = _on_main(state, planned)
-    share = (state.process_index, state.num_processes)
-    shards = write_shards(partial / "parts", partial, parts, args.split, args.rows_per_shard, args.seed, *share)
-    shards = sorted(gather_object(shards), key=lambda shard: (len(shard["file"]), shard["file"]))
-    is_video, (h, w) = source.kind == "video", processor.grid
-    num_frames = args.num_frames if is_video else 1
-    manifest = {
-        "format": FORMAT,
-        "kind": source.kind,
-        "split": args.split,
-        "dataset": args.dataset,
-        "tokenizer": {
-            "name": args.tokenizer or SHIPPED.name,
-            "class": type(processor.visual_tokenizer).__name__,
-            "fingerprint": processor.fingerprint,
-        },
-        "num_codes": processor.num_codes,
-        "grid": [h, w],
-        "num_frames": num_frames,
-        "stride": args.stride if is_video and args.fps is None else None,
-        "fps": args.fps if is_video else None,
-        "resolution": processor.resolution,
-        "crops": args.crops,
-        **({} if args.detail is None else {"detail": args.detail}),
-        "seed": args.seed,
-        "precision": precision,
-        "num_sequences": counts["rows"],
-        "num_tokens": counts["rows"] * num_frames * h * w,
-        "sources": counts["items"],
-        "kept": counts["kept"],
-        "skipped_count": len(counts["skipped"]),
-        "skipped": counts["skipped"],
-        "shards": shards,
-        "label_names": source.label_names,
-        "processor": "processor",
-    }
-
-    def write() -> None:
-        if precision == "bf16":
-            manifest["bf16_agreement"] = finished_parts(partial / "parts")[part_name(0, 0)].get("bf16_agreement")
-        processor.save_pretrained(partial / "processor")
-        (partial / "README.md").write_text(shard_card(manifest, partial.name.removesuffix(".partial")))
-        text = json.dumps(manifest, indent=2) + "\n"
-        write_whole(partial / "manifest.json", lambda path: path.write_text(text))
-
-    _on_main(state, write)
-
-
 def _finish(partial: Path, output: Path) -> dict:
     """Delete what only a rerun needs, and give the folder its name; the manifest."""
     if output.exists():
@@ -263,23 +258,13 @@ def _finish(partial: Path, output: Path) -> dict:
 
 
 def _push(folder: Path, args: TokenizeArgs) -> None:
-    from tokenization.shard_card import push_shards
+    from tokenization.shards.card import push_shards
 
     try:
         print(f"pushed to {push_shards(folder, args.push_to_hub, args.private)}")
     except OSError as error:
         again = f"toto tokenize --verify {folder} --push_to_hub {args.push_to_hub}"
         raise OSError(f"{folder} is whole but was not pushed ({error}): try {again}") from error
-
-
-def _reasons(skipped: list[dict], separator: str, most: int = 3) -> str:
-    """The first few reasons, and how many more there are."""
-    if not skipped:
-        return "the split holds no rows."
-    lines = [f"{item['source']}: {item['why']}" for item in skipped[:most]]
-    if len(skipped) > most:
-        lines.append(f"and {len(skipped) - most} more.")
-    return separator.join(lines)
 
 
 def _print_figures(figures: list[dict]) -> None:
@@ -293,6 +278,8 @@ def _print_figures(figures: list[dict]) -> None:
 
 
 def _print_summary(manifest: dict, output: Path) -> None:
+    from tokenization.shards.assemble import reasons
+
     unit = "clips" if manifest["kind"] == "video" else "images"
     print(
         f"kept {manifest['num_sequences']:,} {unit} of {manifest['kept']:,} files or rows, "
@@ -301,7 +288,7 @@ def _print_summary(manifest: dict, output: Path) -> None:
     if manifest.get("bf16_agreement") is not None:
         print(f"bf16: {100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32")
     if manifest["skipped"]:
-        print(f"skipped {manifest['skipped_count']:,}:\n  " + _reasons(manifest["skipped"], "\n  "))
+        print(f"skipped {manifest['skipped_count']:,}:\n  " + reasons(manifest["skipped"], "\n  "))
     print(f"wrote {output} ({len(manifest['shards'])} shards, manifest.json, processor/)")
 
 

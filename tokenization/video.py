@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .image_processing_toto import CENTRE, resize_and_crop
+from .sampling import Sampling
 
 try:  # optional: remote code on the Hub cannot require it
     import av
@@ -27,14 +28,14 @@ class Clip:
     """A window of a video, or an image (T = 1).
 
     frames: uint8 (T, R, R, 3) RGB. source: its file or row. start: index of its first frame in the source.
-    fps: frames per second of `frames`, after the stride; 0.0 for an image. labels: column name -> class number.
+    fps: frames per second of `frames`, after the stride; 0.0 for an image. labels: column name -> class number or text.
     """
 
     frames: np.ndarray
     source: str
     start: int = 0
     fps: float = 0.0
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int | str] = field(default_factory=dict)
 
 
 def view_positions(views: int, crops: int) -> list[tuple[float, tuple[float, float]]]:
@@ -64,14 +65,13 @@ class _View:
 
     def __init__(
         self,
-        num_frames: int,
-        resolution: int,
+        sampling: Sampling,
         offset: int,
         generator: np.random.Generator | None = None,
         position: tuple[float, float] = CENTRE,
         is_single: bool = False,
     ):
-        self.shape = (num_frames, resolution, resolution, 3)
+        self.shape = (sampling.num_frames, sampling.resolution, sampling.resolution, 3)
         self.offset, self.generator, self.position, self.is_single = offset, generator, position, is_single
         self.next_time: Fraction | None = None
         self.filled, self.is_done = 0, False
@@ -93,18 +93,19 @@ def frames_needed(num_frames: int, stride: int) -> int:
     return (num_frames - 1) * stride + 1
 
 
-def _views(
-    num_frames: int, stride: int, resolution: int, crops: int, seed: int, source: str, total: int
-) -> list[_View]:
-    """One centred view, or `crops` random ones; view 0 starts at frame 0, the others wherever a window still fits."""
-    if crops == 1:
-        return [_View(num_frames, resolution, 0)]
+def _views(sampling: Sampling, span: int, source: str, total: int) -> list[_View]:
+    """One centred view, or `crops` random ones: view 0 starts at frame 0, the others where a window still fits.
+
+    span: source frames from one frame of a clip to the next. total: source frames.
+    """
+    if sampling.crops == 1:
+        return [_View(sampling, 0)]
     digest = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
-    slack = max(0, min(total - frames_needed(num_frames, stride), num_frames * stride - 1))
+    slack = max(0, min(total - frames_needed(sampling.num_frames, span), sampling.num_frames * span - 1))
     views = []
-    for k in range(crops):
-        generator = np.random.default_rng([seed, digest, k])
-        views.append(_View(num_frames, resolution, int(generator.integers(slack + 1)) if k else 0, generator))
+    for k in range(sampling.crops):
+        generator = np.random.default_rng([sampling.seed, digest, k])
+        views.append(_View(sampling, int(generator.integers(slack + 1)) if k else 0, generator))
     return views
 
 
@@ -148,40 +149,23 @@ def _decode(container, stream) -> Iterator:
 
 
 def read_windows(
-    file: str | Path | bytes,
-    *,
-    num_frames: int = 16,
-    stride: int = 4,
-    fps: float | None = None,
-    resolution: int = 64,
-    crops: int = 1,
-    seed: int = 0,
-    source: str | None = None,
-    views: tuple[int, int] | None = None,
+    file: str | Path | bytes, sampling: Sampling | None = None, *, source: str | None = None
 ) -> Iterator[Clip]:
-    """All non-overlapping windows of a video in one pass or, with `views`, evenly spaced ones for evaluation.
+    """All non-overlapping windows of a video in one pass or, with `sampling.views`, evenly spaced ones for evaluation.
 
     Args:
         file: a path, or the bytes of a file.
-        num_frames: frames T per clip (paper: 16).
-        stride: take every stride-th frame (paper: 4, for videos of 24 to 30 fps); ignored if `fps` is given.
-        fps: resample to this rate by timestamps; 7.5 gives the paper's time step for any video.
-        resolution: side R of the square frames in pixels: shorter side to R, then an R x R crop (paper Sec. 3.4).
-        crops: 1 takes the centre; K > 1 takes K random crops and temporal offsets, determined by seed and source.
-        seed: of the random crops.
+        sampling: which frames and pixels; random crops are determined by its seed and `source`. If the header announces
+            more frames than there are, the last window of `views` is lost.
         source: name recorded in the clips; default: the path.
-        views: (windows, crops) of `view_positions` instead; cannot be combined with `crops`. If the header announces
-            more frames than there are, the last window is lost.
     Yields:
         Clip, in order of completion.
     Raises:
         ValueError: no video stream, damage (after yielding the windows before it), or too few frames for a window.
         FileNotFoundError: there is no such file.
     """
-    if num_frames < 1 or stride < 1 or crops < 1 or (fps is not None and fps <= 0):
-        raise ValueError("num_frames, stride, fps and crops must be positive.")
-    if views is not None and crops != 1:
-        raise ValueError("views cannot be combined with random crops; omit crops.")
+    sampling = sampling or Sampling()
+    num_frames, stride, fps = sampling.num_frames, sampling.stride, sampling.fps
     source = source if source is not None else ("bytes" if isinstance(file, bytes) else str(file))
     container, stream = _open(file)
     with container:
@@ -192,13 +176,13 @@ def read_windows(
         needed = frames_needed(num_frames, span)
         if step is not None and rate:  # the frame nearest to the last of the times
             needed = math.ceil((num_frames - 1) * step * rate - Fraction(1, 2)) + 1
-        if views is None:
-            looks = _views(num_frames, span, resolution, crops, seed, source, stream.frames)
+        if sampling.views is None:
+            looks = _views(sampling, span, source, stream.frames)
         else:
             play = max(0, (stream.frames or _count(file)) - needed)
             looks = [
-                _View(num_frames, resolution, round(time * play), position=position, is_single=True)
-                for time, position in view_positions(*views)
+                _View(sampling, round(time * play), position=position, is_single=True)
+                for time, position in view_positions(*sampling.views)
             ]
         effective = float(fps) if fps else float(rate or 0) / stride
         converter = av.video.reformatter.VideoReformatter()  # shared: its setup costs as much as a frame
@@ -252,15 +236,13 @@ def _upright(frame, converter) -> np.ndarray:
     return np.rot90(picture, turns) if turns else picture
 
 
-def read_clip(
-    path: str | Path, num_frames: int = 16, stride: int = 4, fps: float | None = None, resolution: int = 64
-) -> Clip:
-    """The first clip of a video, with the centre crop; arguments as `read_windows`.
+def read_clip(path: str | Path, sampling: Sampling | None = None) -> Clip:
+    """The first clip of a video; arguments as `read_windows`.
 
     Raises:
         ValueError, FileNotFoundError: as `read_windows`; the message names the file.
     """
     try:
-        return next(read_windows(path, num_frames=num_frames, stride=stride, fps=fps, resolution=resolution))
+        return next(read_windows(path, sampling))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+from tokenization.sampling import Sampling
+
 # Exit code of a run that SIGTERM ended after a checkpoint (sysexits.h: "temporary failure, try again").
 PREEMPTED = 75
 
@@ -242,7 +244,7 @@ class Source:
     split: str = "train"
     val_split: str | None = None
     kind: str | None = None
-    stride: int = 4
+    stride: int = Sampling.stride
     fps: float | None = None
     crops: int = 2
     image_column: str | None = None

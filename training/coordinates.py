@@ -18,8 +18,7 @@ from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
 from tokenization.files import write_whole
-
-from .args import config_fields, option, parse, require
+from training.args import config_fields, option, parse, require
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +124,8 @@ def measure(
     import torch
 
     from modeling_toto import TotoForCausalLM
-
-    from .args import OptimArgs
-    from .optim import make_optimizer
+    from training.args import OptimArgs
+    from training.optim import make_optimizer
 
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(config.code_offset, config.code_offset + DIFFERENT, (ROWS, CODES), generator=generator)
@@ -226,8 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     from tqdm.auto import tqdm
 
     from modeling_toto import TotoConfig
-
-    from .device import versions
+    from training.device import versions
 
     fields = config_fields(args.config)
     base = TotoConfig.from_preset(args.preset, **fields)

@@ -202,7 +202,7 @@ def open_stream(run: Run, inputs: Inputs, settings: Settings) -> RowStream:
 
 def description(run: Run, inputs: Inputs, settings: Settings, model) -> str:
     """What is trained, for the log."""
-    from tokenization.labelled import told_classes
+    from tokenization.sources.labelled import told_classes
 
     skipped = [clip for clips in inputs.splits.values() for clip in clips.skipped]
     told = f"; {told_classes(inputs.column, inputs.classes)}" if inputs.train.is_text else ""
@@ -221,7 +221,7 @@ def labelled_media(data: LabelledArgs, config):
     Raises:
         ValueError, FileNotFoundError: no such dataset or column, or several columns that can be meant.
     """
-    from tokenization.labelled import check_first, label_columns
+    from tokenization.sources.labelled import check_first, label_columns
     from training.splits import LabelledMedia
 
     media = LabelledMedia(data, config.num_frames)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .args import OptimArgs, RunArgs, absolute, option, require
+from tokenization.sampling import TimeStepArgs
+from training.args import OptimArgs, RunArgs, absolute, option, require
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class FinetuneModelArgs:
 
 
 @dataclass(frozen=True)
-class LabelledArgs:
+class LabelledArgs(TimeStepArgs):
     """Which labelled images or clips."""
 
     dataset: str | None = option(
@@ -64,8 +65,6 @@ class LabelledArgs:
     max_train: int | None = option(None, "at most so many files or rows of train, carved-off ones too (toyworld: 2000)")
     max_validation: int | None = option(None, "at most so many of validation (toyworld: 500)")
     max_test: int | None = option(None, "at most so many of test (toyworld: 500)")
-    stride: int = option(4, "every stride-th frame of a video (paper: 4)")
-    fps: float | None = option(None, "frames a second, in place of the stride")
     group_by: str | None = option(
         None,
         "regular expression on the files' names, such as '_g\\d+_': files with the same match are never on both sides "
@@ -83,7 +82,8 @@ class LabelledArgs:
     epochs: float | None = option(None, "passes over the training clips, in place of --max_steps")
 
     def __post_init__(self):
-        names = ("max_train", "max_validation", "max_test", "epochs", "stride", "batch_size", "per_device_batch_size")
+        super().__post_init__()
+        names = ("max_train", "max_validation", "max_test", "epochs", "batch_size", "per_device_batch_size")
         for name in names:
             require(getattr(self, name) is None or getattr(self, name) > 0, f"--{name} must be above 0.")
         require(self.workers >= 0, "--workers must be 0 or more.")

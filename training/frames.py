@@ -8,15 +8,17 @@ import queue
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .args import require
-from .data import is_held_out
+from training.args import require
+from training.data import is_held_out
 
 if TYPE_CHECKING:
-    from tokenization.video import Clip
+    from tokenization.sampling import Sampling
+from tokenization.video import Clip
 
 # Frames are shuffled among so many batches: enough scenes for a batch, little memory (25 MB at 64 pixels, batch 32).
 CHUNK = 16
@@ -54,9 +56,9 @@ class FrameStream:
         self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0, 0] for _ in datasets]}
 
     def _clips(self, dataset: str, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
-        share = {"seed": self.seed, "rank": self.rank, "world": self.world}
-        read = {"num_frames": FRAMES_PER_CLIP, "resolution": self.resolution, "crops": self.crops}
-        for clip, after in clips(dataset, self.split, position, hold_out=self.hold_out, **share, **read):
+        share = {"rank": self.rank, "world": self.world}
+        sampling = Sampling(FRAMES_PER_CLIP, resolution=self.resolution, crops=self.crops, seed=self.seed)
+        for clip, after in clips(dataset, self.split, position, sampling, hold_out=self.hold_out, **share):
             yield clip.frames, after
 
     def _make(self) -> Iterator[tuple[np.ndarray, dict]]:
@@ -97,14 +99,14 @@ def clips(
     dataset: str,
     split: str | None,
     position: list[int],
+    sampling: Sampling,
     *,
-    seed: int,
     rank: int,
     world: int,
     hold_out: bool = False,
     only_held_out: bool = False,
     repeat: bool = True,
-    **read,
+    **columns,
 ) -> Iterator[tuple[Clip, list[int]]]:
     """(clip, where the next one begins) of this process's share of a source: every world-th item.
 
@@ -115,19 +117,20 @@ def clips(
         position: [epoch, items before, clips of the item]; [0, 0, 0] is the beginning.
         hold_out, only_held_out: leave out one item in 20, or take nothing else.
         repeat: begin a new epoch when all was read; else the iteration ends.
-        read: `num_frames`, `resolution`, `crops`, ... of `open_source`.
+        sampling: its seed draws the crops of the first epoch, and the order of every epoch.
+        columns: `image_column` and `kind` of `open_source`.
     Raises:
         ValueError: nothing in the source can be read.
     """
-    from tokenization.sources import open_source
+    from tokenization.sources.open import open_source
 
     epoch, items_before, clips_before = position
     while True:
-        opened = open_source(dataset, split, seed=seed + epoch, limit=10**9, **read)
+        opened = open_source(dataset, split, replace(sampling, seed=sampling.seed + epoch), limit=10**9, **columns)
         items = _items(opened)
         if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
             items = list(items)
-            np.random.default_rng([seed, epoch]).shuffle(items)
+            np.random.default_rng([sampling.seed, epoch]).shuffle(items)
         found = items_before > 0 or clips_before > 0
         for index, item in enumerate(items):
             if index < items_before or index % world != rank:
@@ -173,10 +176,11 @@ def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_
     Args:
         only_held_out: of a split that is also trained on, take the items that `FrameStream(hold_out=True)` leaves out.
     """
-    from tokenization.sources import open_source
+    from tokenization.sources.open import open_source
 
     frames = []
-    for item in _items(open_source(dataset, split, num_frames=1, resolution=resolution, limit=10**9)):
+    sampling = Sampling(num_frames=1, resolution=resolution)
+    for item in _items(open_source(dataset, split, sampling, limit=10**9)):
         if not only_held_out or is_held_out(item.name):
             frames.extend(clip.frames for clip in itertools.islice(_clips_of(item), 1))
         if len(frames) == count:

@@ -91,7 +91,7 @@ def _take_place(places) -> None:
 
 
 def _run(point: Point, run: Path) -> dict:
-    from .pretrain import main
+    from training.pretrain import main
 
     shutil.rmtree(run, ignore_errors=True)  # of a grid that was killed
     run.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm.auto import tqdm
 
-from tokenization.labelled import check_labels, number_classes
+from tokenization.sources.labelled import check_labels, number_classes
 from tokenization.video import Clip
-
-from .args import require
-from .splits import Split
+from training.args import require
+from training.splits import Split
 
 # Clips tokenized at a time.
 BATCH = 16

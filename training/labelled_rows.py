@@ -13,9 +13,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from .augment import Augment, mix
-from .finetune_args import AugmentArgs
-from .labelled import Clips
+from training.augment import Augment, mix
+from training.finetune_args import AugmentArgs
+from training.labelled import Clips
 
 # Rows under way for every thread that prepares them.
 AHEAD = 4

@@ -161,7 +161,7 @@ def from_json(rows: list[dict] | None) -> list[Media] | None:
 
 def _short(items: frozenset[str]) -> list[str] | dict | None:
     """{"rows": split, "ranges": "0-18,20", "without_held_out"} of row numbers, a list of few names, None of many."""
-    from .data import is_held_out
+    from training.data import is_held_out
 
     rows = [re.fullmatch(r"(.*)\[(\d+)\]", name) for name in items]
     if items and all(rows) and len({row[1] for row in rows}) == 1:
@@ -178,7 +178,7 @@ def _short(items: frozenset[str]) -> list[str] | dict | None:
 
 
 def _long(kept: list[str] | dict) -> frozenset[str]:
-    from .data import is_held_out
+    from training.data import is_held_out
 
     if isinstance(kept, list):
         return frozenset(kept)
@@ -205,7 +205,7 @@ def _read_media(file: Path) -> list[Media]:
 
 
 def _of_run(run: Path) -> list[Media]:
-    from .args import DataArgs, read_recipe
+    from training.args import DataArgs, read_recipe
 
     recipe = read_recipe(run)
     parent = recipe.get("init_from") or recipe.get("model")  # of toto pretrain, of toto finetune
@@ -260,7 +260,7 @@ def _last_shares(run: Path) -> tuple[dict, float | None]:
 
 def _of_source(source) -> Media:
     """A source of a mixture (`training.args.Source`)."""
-    from .data import is_held_out, read_column, read_manifest
+    from training.data import is_held_out, read_column, read_manifest
 
     if not source.is_shards:  # pixels, tokenized while training
         return Media(*identify(source.data, source.split), kind="video" if source.is_toyworld else source.kind)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .args import Source, require
-from .data import ShardRows, check_fit, read_manifest, validation_rows
-from .pixels import Ended, PixelRows
+from training.args import Source, require
+from training.data import ShardRows, check_fit, read_manifest, validation_rows
+from training.pixels import Ended, PixelRows
 
 # Draws are made so many at a time.
 BLOCK = 4096

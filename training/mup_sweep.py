@@ -17,10 +17,9 @@ from pathlib import Path
 from statistics import fmean
 
 from tokenization.files import write_whole
-
-from .args import config_fields, option, parse, require
-from .coordinates import PARAMETRISATIONS, config_of_width
-from .grid import Point, run_grid
+from training.args import config_fields, option, parse, require
+from training.coordinates import PARAMETRISATIONS, config_of_width
+from training.grid import Point, run_grid
 
 # Rates within so many nats of a width's lowest loss are what its parabola goes through, and at least PARABOLA of them.
 BAND, PARABOLA = 0.3, 4
@@ -187,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parse((MupSweepArgs,), argv, "toto sweep mup", " ".join(__doc__.split("\n\n")[1].split()))
 
-    from .device import versions
+    from training.device import versions
 
     output, points = Path(args.output), grid(args)
     folder = output.with_name(f"{output.stem}_runs")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from tokenization.patches import Patches
+from tokenization.sampling import Sampling
 from tokenization.sequences import image_rows, video_rows
-
-from .args import Source
-from .frames import clips, prefetch
+from training.args import Source
+from training.frames import clips, prefetch
 
 # Clips decoded ahead of the one in use.
 AHEAD = 8
@@ -48,19 +49,18 @@ class PixelRows:
         repeat: bool = True,
         split: str | None = None,
     ):
-        from tokenization.sources import open_source
+        from tokenization.sources.open import open_source
 
         self.source, self.to_row, self.num_frames = source, to_row, num_frames
-        read = {"resolution": resolution, "stride": source.stride, "fps": source.fps}
-        read |= {"image_column": source.image_column, "kind": source.kind}
-        self.split = split or source.split
+        sampling = Sampling(1, source.stride, source.fps, resolution, seed=seed)
+        columns = {"image_column": source.image_column, "kind": source.kind}
+        self.split, crops = split or source.split, source.crops
         if source.is_toyworld:  # every clip of it is another anyway
-            self.is_image, read["crops"] = source.kind == "image", 1
+            self.is_image, crops = source.kind == "image", 1
         else:
-            opened = open_source(source.data, self.split, num_frames=1, limit=1, **read)
-            self.is_image, read["crops"] = opened.kind == "image", source.crops
-        self._read = read | {"num_frames": 1 if self.is_image else num_frames, "seed": seed}
-        self._read |= {"hold_out": which == "train", "only_held_out": which == "validation", "repeat": repeat}
+            self.is_image = open_source(source.data, self.split, sampling, limit=1, **columns).kind == "image"
+        self._sampling = replace(sampling, num_frames=1 if self.is_image else num_frames, crops=crops)
+        self._read = columns | {"hold_out": which == "train", "only_held_out": which == "validation", "repeat": repeat}
         self._position, self._rows = [0, 0, 0], None
         self.rank, self.world = 0, 1
 
@@ -85,7 +85,9 @@ class PixelRows:
 
     def _packs(self, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
         """(frames of a row, where the next one begins)."""
-        stream = clips(self.source.data, self.split, position, rank=self.rank, world=self.world, **self._read)
+        stream = clips(
+            self.source.data, self.split, position, self._sampling, rank=self.rank, world=self.world, **self._read
+        )
         if not self.is_image:
             for clip, after in stream:
                 yield clip.frames, after

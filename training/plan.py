@@ -196,7 +196,7 @@ def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) 
 
 def tokens_of(source: Source, tokens_per_frame: int, given: list[str]) -> float | None:
     """Tokens of a source: `given` (NAME=NUMBER), those of its shards, or of the paper's data set of that name."""
-    from tokenization.shards import read_manifest
+    from tokenization.shards.format import read_manifest
 
     named = dict(pair.split("=", 1) for pair in given)
     if source.is_toyworld:  # endless

@@ -78,7 +78,7 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
     Raises:
         ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
     """
-    from tokenization.shards import read_manifest
+    from tokenization.shards.format import read_manifest
     from training import checkpoints
     from training.architectures import check_architecture
     from training.mixture import check_tokenizers, open_rows, warn_of_other_codes

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenization.labelled import carve, open_splits
-from tokenization.sources import ClipSource, open_source
-
-from .finetune_args import LabelledArgs
+from tokenization.sampling import Sampling
+from tokenization.sources.labelled import carve, open_splits
+from tokenization.sources.open import ClipSource, open_source
+from training.finetune_args import LabelledArgs
 
 TOYWORLD_ITEMS = {"train": 2000, "validation": 500, "test": 500}  # it has no end
 
@@ -49,11 +49,11 @@ class LabelledMedia:
 
     def open(self, split: str, resolution: int, part: str) -> ClipSource:
         """A split of the data set; part: "train", "validation" or "test", whichever it is used as."""
-        read = {"num_frames": self.num_frames, "resolution": resolution, "stride": self.args.stride}
-        read |= {"fps": self.args.fps, "image_column": self.args.image_column, "kind": self.args.kind}
+        sampling = Sampling(self.num_frames, self.args.stride, self.args.fps, resolution)
+        columns = {"image_column": self.args.image_column, "kind": self.args.kind}
         is_toyworld = self.args.dataset.split(":")[0] == "toyworld"
         limit = (self._most(part) or TOYWORLD_ITEMS[part]) if is_toyworld else 10**12
-        return open_source(self.args.dataset, split, limit=limit, **read)
+        return open_source(self.args.dataset, split, sampling, limit=limit, **columns)
 
     def _most(self, part: str) -> int | None:
         return getattr(self.args, f"max_{part}")

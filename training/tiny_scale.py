@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, replace
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields
+from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields
 
 STEPS, CODES = 20, 64
 # The width of the smallest preset with muP, 256, stays muP's base and becomes this one.

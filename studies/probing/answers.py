@@ -10,7 +10,7 @@ from evaluation.reading import controls, percent
 from evaluation.tasks import TASKS
 from studies.probing.rows import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
 from studies.probing.sections import Section, Side
-from tokenization.labelled import group_of
+from tokenization.sources.labelled import group_of
 from training.media import identify
 
 OVERLAP = ", but seeds overlap"

@@ -70,10 +70,11 @@ def read_pictures(args: PeerArgs, resolution: int):
     import torch
     from tqdm.auto import tqdm
 
-    from tokenization.sources import open_source
+    from tokenization.sampling import Sampling
+    from tokenization.sources.open import open_source
     from training.data import is_held_out
 
-    source = open_source(args.dataset, args.split, resolution=resolution, limit=args.max_images)
+    source = open_source(args.dataset, args.split, Sampling(resolution=resolution), limit=args.max_images)
     if source.kind != "image":
         raise ValueError(f"{args.dataset} holds videos; a peer is trained on images.")
     parts: tuple[list, list] = ([], [])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.metrics import METRICS, bootstrap_interval, unpaired_difference
-from tokenization.labelled import group_of
+from tokenization.sources.labelled import group_of
 from training.intervals import wilson_interval
 
 

@@ -11,7 +11,8 @@ from evaluation import extraction
 from evaluation.backbones import TotoBackbone, load_backbone
 from evaluation.extraction import Job, data_key, dataset_fingerprint, extract
 from evaluation.floors import PixelBackbone
-from tokenization.sources import open_source
+from tokenization.sampling import Sampling
+from tokenization.sources.open import open_source
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ def backbone(model, processor):
 
 
 def world(limit: int = 10):
-    return open_source("toyworld", "train", num_frames=4, resolution=32, limit=limit)
+    return open_source("toyworld", "train", Sampling(num_frames=4, resolution=32), limit=limit)
 
 
 def assert_same(a, b):
@@ -154,7 +155,7 @@ def test_keys_change_with_the_data(tmp_path):
 def test_nothing_to_read(backbone, tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "broken.mp4").write_bytes(b"no video")
-    source = open_source(str(tmp_path / "media"), "train", num_frames=4, resolution=32)
+    source = open_source(str(tmp_path / "media"), "train", Sampling(num_frames=4, resolution=32))
     with pytest.raises(ValueError, match=r"split train gave no clips \(1 skipped; the first: "):
         extract(source, "train", [Job(backbone, [1], None)], tmp_path / "cache", progress=False)
     assert json.loads((tmp_path / "cache" / "items.json").read_text())["sources"] == []

@@ -8,14 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from evaluation.ledger import (
-    ProbePart,
-    check_overlap,
-    ledger_rows,
-    media_of_result,
-    media_tested,
-    require_no_overlap,
-)
+from evaluation.ledger import ProbePart, check_overlap, ledger_rows, media_of_result, media_tested, require_no_overlap
 from training import media as media_record
 from training.data import is_held_out
 from training.media import Media, from_json, identify, media_seen, to_json, write_media

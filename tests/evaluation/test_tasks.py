@@ -8,7 +8,7 @@ import pytest
 from evaluation.metrics import METRICS
 from evaluation.probe import ProbeArgs
 from evaluation.tasks import TASKS, apply_task, get_task
-from tokenization.toyworld import ToyWorld
+from tokenization.toyworld.world import ToyWorld
 
 NEEDED = {"imagenet-1k", "kinetics-400", "cifar10", "cifar100", "something-something-v2", "ucf101", "toyworld"}
 

@@ -11,13 +11,7 @@ from test_saved_models import BLOCK
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForVideoClassification
 
-from modeling_toto import (
-    TotoConfig,
-    TotoForCausalLM,
-    TotoForImageClassification,
-    TotoForVideoClassification,
-    TotoModel,
-)
+from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification, TotoModel
 
 POOLERS = ("mean", "attention", "cross_attention_mlp")
 LABELS = torch.tensor([2, 0])

@@ -15,7 +15,7 @@ from studies.probing.collect import add_floors
 from studies.probing.pretrain_peer import PeerArgs
 from studies.probing.run import Study, StudyArgs
 from studies.probing.steps import PEER, ROOT, best_rate, carry_out
-from tokenization.tokenize_args import TokenizeArgs
+from tokenization.tokenize_dataset import TokenizeArgs
 from training import finetune
 from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, parse
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 import yaml
 from transformers import AutoImageProcessor, AutoModel, FlavaImageCodebook, FlavaImageCodebookConfig
 
-from tokenization import convert_tokenizer, originals
+from tokenization import convert_tokenizer
 from tokenization.configuration_dvae import TotoDVAEConfig
 from tokenization.convert_tokenizer import ConvertArgs, convert, main
 from tokenization.modeling_dvae import TotoDVAEModel, map_pixels
-from tokenization.originals import ORIGINALS, fetch
+from tokenization.originals import fetch as originals
+from tokenization.originals.fetch import ORIGINALS, fetch
 from tokenization.processing_toto import TotoProcessor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -301,7 +302,9 @@ def test_a_dead_server_is_offline_too(tmp_path, monkeypatch, capsys):
 
 
 def test_a_wrong_hash_stops_before_parsing(dvae_files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tokenization.pickles.read_state_dict", lambda path: pytest.fail("the file was parsed"))
+    monkeypatch.setattr(
+        "tokenization.originals.pickles.read_state_dict", lambda path: pytest.fail("the file was parsed")
+    )
     files = ["--encoder", dvae_files[0], "--decoder", dvae_files[1], "--output", tmp_path / "out"]
     error = sentence(capsys, [*files, "--sha256", f"decoder.pkl={'0' * 64}"])
     assert "decoder.pkl has the sha256" in error and "was not read" in error

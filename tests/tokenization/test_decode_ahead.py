@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tokenization.decode_ahead import decode_ahead
-from tokenization.sources import Item
+from tokenization.sources.decode_ahead import decode_ahead
+from tokenization.sources.open import Item
 from tokenization.video import Clip
 
 

@@ -19,7 +19,8 @@ from tokenization.evaluate_tokenizer import (
     reconstruction_sheet,
     ssim,
 )
-from tokenization.sources import open_source
+from tokenization.sampling import Sampling
+from tokenization.sources.open import open_source
 
 
 def noisy_pair(kind, shape=(4, 3, 13, 20)):
@@ -185,7 +186,7 @@ def test_the_command_writes_figures_and_sheets(media, tmp_path, capsys):
     written = evaluate(media, tmp_path / "out", "--dataset", media / "images", media / "videos")
     assert written["tokenizer"]["fingerprint"] == tiny_processor().fingerprint
     assert written["split"] == "test" and written["resolution"] == 16 and written["versions"]["torch"]
-    frames = {name: open_source(str(media / name), "test", num_frames=1, fps=1.0, resolution=16) for name in
+    frames = {name: open_source(str(media / name), "test", Sampling(num_frames=1, fps=1.0, resolution=16)) for name in
               ("images", "videos")}  # fmt: skip
     for name, clips in frames.items():
         expected = measure(tiny_tokenizer(), np.concatenate([clip.frames for clip in clips]))
@@ -200,7 +201,7 @@ def test_the_command_writes_figures_and_sheets(media, tmp_path, capsys):
 
 
 def test_frames_spread_over_the_videos(media, tmp_path):
-    source = open_source(str(media / "videos"), "test", num_frames=1, fps=1.0, resolution=16)
+    source = open_source(str(media / "videos"), "test", Sampling(num_frames=1, fps=1.0, resolution=16))
     chosen = list(_chosen(source, max_frames=100, frames_per_video=2))
     assert [first for _, first in chosen] == [True, False] * 3
     assert not np.array_equal(chosen[0][0], chosen[1][0])  # a second apart
@@ -233,7 +234,7 @@ def test_what_cannot_be_read_is_counted(media, tmp_path):
         (["--dataset", "toyworld", "--max_frames", "0"], "--max_frames must be 1 or more, not 0"),
         (["--dataset", "toyworld", "toyworld"], "two data sets are called toyworld"),
         (["--dataset", "./nowhere"], "there is no folder or file"),
-        (["--dataset", "toyworld", "--resolution", "18"], "no multiple of the visual tokenizer's stride 4"),
+        (["--dataset", "toyworld", "--resolution", "18"], "not a multiple of the visual tokenizer's stride 4"),
         (["--dataset", "IMAGES", "--resolution", "4"], "at least 7 x 7 pixels"),
         (["--dataset", "toyworld", "--split", "dev"], "toyworld has the splits"),
     ],

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tokenization.labelled import carve, group_of, label_columns, number_classes, open_splits
+from tokenization.sources.labelled import carve, group_of, label_columns, number_classes, open_splits
 
 UCF = [f"Archery/v_Archery_g{group:02d}_c{clip:02d}.avi" for group in range(1, 26) for clip in range(1, 6)]
 GROUP = r"v_\w+_g\d+"

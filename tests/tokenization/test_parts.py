@@ -13,11 +13,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
-from tokenization.code_parts import PartWriter, plan
-from tokenization.encode_parts import Encoder, encode_parts
-from tokenization.parts import finished_parts, steps
-from tokenization.shards import write_shards
-from tokenization.sources import open_source
+from tokenization.sampling import Sampling
+from tokenization.shards.assemble import write_shards
+from tokenization.shards.code_parts import PartWriter, plan
+from tokenization.shards.encode import Encoder, encode_parts
+from tokenization.shards.parts import finished_parts, steps
+from tokenization.sources.open import open_source
 from tokenization.video import Clip
 
 
@@ -36,7 +37,7 @@ def source(tmp_path_factory):
         Dataset.from_dict({"image": column}, features=Features({"image": ImageFeature()})).to_parquet(
             folder / f"train-{number}.parquet"
         )
-    return open_source(str(folder), resolution=16, crops=2)
+    return open_source(str(folder), sampling=Sampling(resolution=16, crops=2))
 
 
 class RedProcessor:

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from tokenization import pickles
-from tokenization.pickles import read_state_dict, read_torch_file
+from tokenization.originals import pickles
+from tokenization.originals.pickles import read_state_dict, read_torch_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])

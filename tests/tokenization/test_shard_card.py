@@ -12,7 +12,7 @@ import yaml
 from datasets import load_dataset
 from media import make_image, tiny_tokenizer
 
-from tokenization.shard_card import shard_card
+from tokenization.shards.card import shard_card
 from tokenization.tokenize_dataset import main, read_manifest
 
 ROOT = Path(__file__).parents[2]

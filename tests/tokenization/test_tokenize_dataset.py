@@ -11,8 +11,9 @@ import torch
 from datasets import load_dataset
 from media import make_image, make_video, tiny_processor, tiny_tokenizer
 
-from tokenization import TotoProcessor, tokenize_dataset
-from tokenization.code_parts import PartWriter
+from tokenization import TotoProcessor
+from tokenization.shards import assemble as assembling
+from tokenization.shards.code_parts import PartWriter
 from tokenization.tokenize_dataset import main, read_manifest, verify
 
 
@@ -165,14 +166,14 @@ def test_an_output_that_is_in_use_is_refused(shards, videos, tokenizer, tmp_path
 
 
 def test_an_output_that_fills_meanwhile_costs_no_finished_work(shards, videos, tokenizer, tmp_path, monkeypatch):
-    output, assemble = tmp_path / "out", tokenize_dataset._assemble
+    output, assemble = tmp_path / "out", assembling.assemble
 
     def somebody_writes_there(*args):
         assemble(*args)
         output.mkdir()
         (output / "theirs.txt").write_text("mine")
 
-    monkeypatch.setattr(tokenize_dataset, "_assemble", somebody_writes_there)
+    monkeypatch.setattr(assembling, "assemble", somebody_writes_there)
     with pytest.raises(OSError, match="was filled meanwhile: empty it and run the same command again"):
         run(videos, output, tokenizer)
     monkeypatch.undo()
@@ -202,7 +203,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(shards, videos, 
     ("flags", "words"),
     [
         (["--dataset", "toyworld"], "--dataset and --output"),
-        (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride must be positive"),
+        (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride is 0; it must be 1 or more"),
         (["--dataset", "toyworld", "--output", "x", "--max_clips", "-1"], "--max_clips must be positive"),
         (["--dataset", "toyworld", "--output", "x", "--precision", "fp16"], "--precision must be fp32 or bf16"),
     ],

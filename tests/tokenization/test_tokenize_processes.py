@@ -28,7 +28,8 @@ def tokenizer(tmp_path_factory):
 # A run that hangs when the codes of its fourth part are written and the part does not count yet.
 HANG = """
 import time
-from tokenization import code_parts, files, tokenize_dataset
+from tokenization import files, tokenize_dataset
+from tokenization.shards import code_parts
 write_whole, written = files.write_whole, []
 def hang(file, write):
     written.append(file)
@@ -109,7 +110,8 @@ def test_a_run_cut_off_anywhere_goes_on(images, tokenizer, tmp_path, monkeypatch
 
 def cut_off(patch, step):
     """Stop as a kill would: in the third part, after the second shard, or when all is written."""
-    from tokenization import encode_parts, shards
+    from tokenization.shards import assemble as shards
+    from tokenization.shards import encode as encode_parts
 
     if step == "_encode":
         close, closed = encode_parts.PartWriter.close, []
@@ -118,7 +120,7 @@ def cut_off(patch, step):
             closed.append(self)
             if len(closed) == 3:
                 raise KeyboardInterrupt
-            close(self, *args, **kwargs)
+            return close(self, *args, **kwargs)
 
         patch.setattr(encode_parts.PartWriter, "close", stop)
     elif step == "write_shards":

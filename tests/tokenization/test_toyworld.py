@@ -9,9 +9,10 @@ import pytest
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
-from tokenization import toyworld_items as items
-from tokenization.sources import open_source
-from tokenization.toyworld import DIRECTIONS, INKS, MOTIONS, UNKNOWN_FLOW, VARIANTS, ToyWorld
+from tokenization.sampling import Sampling
+from tokenization.sources.open import open_source
+from tokenization.toyworld import items
+from tokenization.toyworld.world import DIRECTIONS, INKS, MOTIONS, UNKNOWN_FLOW, VARIANTS, ToyWorld
 
 LICENCES = Path(__file__).parents[2] / "docs" / "data_licences.md"
 # sha256 of clips 0, 1 and 2; a change of the world changes them, and then the shipped weights saw another world.
@@ -316,9 +317,9 @@ def test_every_file_used_is_in_the_list_of_licences():
 
 
 def test_photographs_are_pictures_of_their_split_at_random_access():
-    from tokenization.toyworld_photos import photograph
+    from tokenization.toyworld.photographs import photograph
 
-    source = open_source("toyworld:photos", "train", resolution=64, limit=6)
+    source = open_source("toyworld:photos", "train", Sampling(resolution=64), limit=6)
     clips = list(source)
     assert source.kind == "image" and source.label_names == {} and len({clip.source for clip in clips}) == 6
     frames = np.concatenate([clip.frames for clip in clips])

@@ -6,6 +6,7 @@ import pytest
 from media import grey_of, make_audio, make_truncated, make_video
 
 from tokenization.image_processing_toto import resize_and_crop
+from tokenization.sampling import Sampling
 from tokenization.video import read_clip, read_windows, view_positions
 
 
@@ -21,7 +22,7 @@ def indices(clip) -> list[int]:
 
 
 def test_windows_do_not_overlap_and_keep_the_stride(video):
-    clips = list(read_windows(video, num_frames=4, stride=4, resolution=16))
+    clips = list(read_windows(video, Sampling(num_frames=4, stride=4, resolution=16)))
     assert [clip.start for clip in clips] == [0, 16, 32]
     assert [indices(clip) for clip in clips] == [[0, 4, 8, 12], [16, 20, 24, 28], [32, 36, 40, 44]]
     assert all(clip.frames.shape == (4, 16, 16, 3) and clip.frames.dtype == np.uint8 for clip in clips)
@@ -30,13 +31,18 @@ def test_windows_do_not_overlap_and_keep_the_stride(video):
 
 def test_a_clip_needs_no_frames_after_its_last(tmp_path):
     assert (
-        len(list(read_windows(make_video(tmp_path / "a.mp4", frames=13), num_frames=4, stride=4, resolution=16))) == 1
+        len(
+            list(
+                read_windows(make_video(tmp_path / "a.mp4", frames=13), Sampling(num_frames=4, stride=4, resolution=16))
+            )
+        )
+        == 1
     )
 
 
 def test_bytes_and_file_give_the_same(video):
-    from_file = next(read_windows(video, num_frames=4, resolution=16))
-    from_bytes = next(read_windows(video.read_bytes(), num_frames=4, resolution=16))
+    from_file = next(read_windows(video, Sampling(num_frames=4, resolution=16)))
+    from_bytes = next(read_windows(video.read_bytes(), Sampling(num_frames=4, resolution=16)))
     assert np.array_equal(from_file.frames, from_bytes.frames)
 
 
@@ -44,7 +50,7 @@ def test_bytes_and_file_give_the_same(video):
     ("fps", "expected"), [(12.5, [0, 2, 4, 6]), (25, [0, 1, 2, 3]), (50, [0, 0, 1, 1]), (10, None)]
 )
 def test_resampling_by_time(video, fps, expected):
-    clip = next(read_windows(video, num_frames=4, fps=fps, resolution=16))
+    clip = next(read_windows(video, Sampling(num_frames=4, fps=fps, resolution=16)))
     assert clip.fps == fps
     if expected is None:  # 2.5 source frames a step: the nearest one, either of two at a tie
         assert np.abs(np.array(indices(clip)) - np.array([0, 2.5, 5, 7.5])).max() <= 0.5
@@ -64,13 +70,15 @@ def test_time_resampling_survives_milliseconds(tmp_path):
             picture = np.full((32, 32, 3), grey_of(index), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    clip = read_clip(path, num_frames=8, fps=7.5, resolution=16)
+    clip = read_clip(path, Sampling(num_frames=8, fps=7.5, resolution=16))
     assert indices(clip) == list(range(0, 32, 4))
 
 
 def test_random_crops_are_seeded_and_lose_no_window(video):
     def read(seed):
-        return list(read_windows(video, num_frames=4, stride=4, resolution=16, crops=3, seed=seed, source="a"))
+        return list(
+            read_windows(video, Sampling(num_frames=4, stride=4, resolution=16, crops=3, seed=seed), source="a")
+        )
 
     first, again, other = read(0), read(0), read(1)
     assert all(np.array_equal(a.frames, b.frames) and a.start == b.start for a, b in zip(first, again, strict=True))
@@ -87,31 +95,34 @@ def test_the_centre_is_taken_and_the_picture_is_not_squeezed(tmp_path):
         picture[:, 32:64] = 200  # the middle third is the centre crop
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    frame = read_clip(path, num_frames=1, resolution=16).frames[0]
+    frame = read_clip(path, Sampling(num_frames=1, resolution=16)).frames[0]
     assert frame[:, 2:-2].min() > 180
 
 
 def test_views_of_a_test(video, tmp_path):
     """Windows from the first to the last that fits, overlapping where they must; crops along the longer side."""
-    read = {"num_frames": 4, "stride": 4, "resolution": 16}
-    clips = list(read_windows(video, **read, views=(4, 1)))  # 60 frames, a window spans 13: starts in 0 to 47
+
+    def read(**how):
+        return Sampling(num_frames=4, stride=4, resolution=16, **how)
+
+    clips = list(read_windows(video, read(views=(4, 1))))  # 60 frames, a window spans 13: starts in 0 to 47
     assert sorted(indices(clip) for clip in clips) == [
         [start, start + 4, start + 8, start + 12] for start in (0, 16, 31, 47)
     ]
-    assert [indices(clip) for clip in read_windows(video, **read, views=(1, 3))] == [[24, 28, 32, 36]] * 3
-    by_rate = list(read_windows(video, num_frames=4, fps=25 / 4, resolution=16, views=(2, 1)))
+    assert [indices(clip) for clip in read_windows(video, read(views=(1, 3)))] == [[24, 28, 32, 36]] * 3
+    by_rate = list(read_windows(video, Sampling(num_frames=4, fps=25 / 4, resolution=16, views=(2, 1))))
     assert sorted(clip.start for clip in by_rate) == [0, 47] and len(by_rate) == 2
     # 7.5 of 25 frames: sixteen of them end at the fiftieth frame, and the last window at the sixtieth
-    ends = [round(clip.start + 50) for clip in read_windows(video, fps=7.5, resolution=16, views=(5, 1))]
+    ends = [round(clip.start + 50) for clip in read_windows(video, Sampling(fps=7.5, resolution=16, views=(5, 1)))]
     assert len(ends) == 5 and max(ends) == 59
     short = make_video(tmp_path / "short.mp4", frames=51)
-    assert len(list(read_windows(short, fps=7.5, resolution=16, views=(5, 3)))) == 15
+    assert len(list(read_windows(short, Sampling(fps=7.5, resolution=16, views=(5, 3))))) == 15
     unsaid = make_video(tmp_path / "a.mkv", frames=60)  # whose header does not tell how many frames there are
-    assert sorted(clip.start for clip in read_windows(unsaid, **read, views=(4, 1))) == [0, 16, 31, 47]
+    assert sorted(clip.start for clip in read_windows(unsaid, read(views=(4, 1)))) == [0, 16, 31, 47]
     with pytest.raises(ValueError, match="too short: it has 60 frames"):
-        list(read_windows(video, num_frames=16, stride=4, views=(5, 3)))
+        list(read_windows(video, Sampling(num_frames=16, stride=4, views=(5, 3))))
     with pytest.raises(ValueError, match="cannot be combined with random crops"):
-        list(read_windows(video, **read, crops=2, views=(5, 3)))
+        list(read_windows(video, read(crops=2, views=(5, 3))))
 
 
 def test_sideways_recordings_are_turned(tmp_path):
@@ -128,7 +139,7 @@ def test_sideways_recordings_are_turned(tmp_path):
     quarter = [0, 0x00010000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000]
     content[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big") for value in quarter)
     path.write_bytes(content)
-    frame = read_clip(path, num_frames=1, resolution=16).frames[0]
+    frame = read_clip(path, Sampling(num_frames=1, resolution=16)).frames[0]
     assert frame[:6].min() > 150 and frame[-6:].max() < 50
 
 
@@ -148,14 +159,14 @@ def test_bad_files_are_one_sentence(tmp_path, make, words):
     path = tmp_path / "bad.mp4"
     make(path)
     with pytest.raises(ValueError, match=words):
-        list(read_windows(path, num_frames=4, stride=4, resolution=16))
+        list(read_windows(path, Sampling(num_frames=4, stride=4, resolution=16)))
     with pytest.raises(ValueError, match=r"bad\.mp4: "):
-        read_clip(path, num_frames=4, stride=4, resolution=16)
+        read_clip(path, Sampling(num_frames=4, stride=4, resolution=16))
 
 
 def test_a_truncated_video_keeps_the_windows_before_the_damage(tmp_path):
     path = make_truncated(tmp_path / "cut.mp4", frames=60)
-    clips, windows = [], read_windows(path, num_frames=4, stride=2, resolution=16)
+    clips, windows = [], read_windows(path, Sampling(num_frames=4, stride=2, resolution=16))
     with pytest.raises(ValueError, match="truncated"):
         for clip in windows:
             clips.append(clip)
@@ -173,8 +184,8 @@ def test_a_video_cut_before_its_index_is_a_sentence(tmp_path):
 def test_nonsense_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no video file"):
         list(read_windows(tmp_path / "nothing.mp4"))
-    with pytest.raises(ValueError, match="must be positive"):
-        list(read_windows(tmp_path / "nothing.mp4", stride=0))
+    with pytest.raises(ValueError, match="stride is 0; it must be 1 or more"):
+        list(read_windows(tmp_path / "nothing.mp4", Sampling(stride=0)))
 
 
 def test_views_are_spread_evenly():

@@ -67,8 +67,8 @@ def test_images_are_packed(shards, tmp_path):
     """A folder of single frames becomes rows of `num_frames` images behind one image start."""
     import numpy as np
 
-    from tokenization.code_parts import PartWriter, plan
-    from tokenization.shards import write_shards
+    from tokenization.shards.assemble import write_shards
+    from tokenization.shards.code_parts import PartWriter, plan
     from tokenization.video import Clip
 
     folder, parts = tmp_path / "images", tmp_path / "parts"

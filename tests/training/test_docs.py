@@ -46,7 +46,7 @@ def test_the_mixture_shown_is_one():
 def test_commands_shown_are_understood():
     from transformers.hf_argparser import HfArgumentParser
 
-    from tokenization.tokenize_args import TokenizeArgs
+    from tokenization.tokenize_dataset import TokenizeArgs
 
     text = (DOCS / "datasets.md").read_text()
     shown = re.findall(r"^(?:toto tokenize|accelerate launch -m tokenization.tokenize_dataset) (--.*)$", text, re.M)

@@ -311,7 +311,7 @@ def test_validation_is_never_the_test_split(tmp_path):
 
 def test_recordings_stay_on_one_side_of_carved_splits(tmp_path):
     """The 25 groups of UCF101's names: without --group_by nearly every test group was also in train."""
-    from tokenization.labelled import group_of
+    from tokenization.sources.labelled import group_of
     from training.finetune_args import LabelledArgs
     from training.splits import LabelledMedia
 

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from . import toyworld_items as items
+from tokenization.toyworld import items
 
 # Compass order, x to the right and y downwards, as pixels are.
 MOTIONS = {

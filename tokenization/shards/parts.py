@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from .sources import ClipSource, Item
-    from .video import Clip
+    from tokenization.sources.open import ClipSource, Item
+    from tokenization.video import Clip
 
 # How long the progress of other processes may go unnoticed where a limit asks how much is done.
 REFRESH_SECONDS = 10
@@ -65,6 +65,25 @@ def part_name(shard: int, chunk: int) -> str:
     return f"{shard:06d}-{chunk:06d}"
 
 
+def on_main(state, action):
+    """The result of `action()`, run by the first process, in all of them; or its error, in all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    outcome = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = action()
+        except (ValueError, OSError) as error:
+            if state.num_processes == 1:
+                raise
+            outcome[1] = str(error)
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
+
+
 def work_in_parts(
     source: ClipSource,
     make_part: Callable[[str], Part],
@@ -87,7 +106,7 @@ def work_in_parts(
     Raises:
         OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
     """
-    from .decode_ahead import decode_ahead  # PyAV, which a command's --help does without
+    from tokenization.sources.decode_ahead import decode_ahead
 
     done, looked = finished(), time.monotonic()
     todo = steps(source, items_per_part, rank, world, dict(done))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from .shards import read_manifest
+from tokenization.shards.format import read_manifest
 
 
 def _public_name(name: str) -> str:
@@ -52,15 +52,15 @@ def shard_card(manifest: dict, repo: str) -> str:
 
 
 def _template() -> jinja2.Template:
-    """templates/shard_card.md.jinja; a fact that it needs and lacks is an error."""
+    """card.md.jinja; a fact that it needs and lacks is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("shard_card.md.jinja")
+    return environment.get_template("card.md.jinja")
 
 
 def _size_category(rows: int) -> str:

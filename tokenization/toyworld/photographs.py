@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from . import toyworld_items as items
+from tokenization.toyworld import items
 
 SIDE = 384  # of the photographs that windows are cut from; about what the smallest of them has
 FILM_SIDE = 256

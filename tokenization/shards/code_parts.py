@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import write_whole
-from .parts import finished_parts, part_name
+from tokenization.files import write_whole
+from tokenization.shards.parts import finished_parts, part_name
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from .video import Clip
+    from tokenization.video import Clip
 
 # Rows of a record batch in a part: what a writer holds back, and what a reader maps at a time.
 BATCH_ROWS = 256

@@ -11,16 +11,16 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .code_parts import PartWriter
-from .parts import finished_parts, part_name, work_in_parts
+from tokenization.shards.code_parts import PartWriter
+from tokenization.shards.parts import finished_parts, part_name, work_in_parts
 
 if TYPE_CHECKING:
     import numpy as np
     from tqdm import tqdm
 
-    from .processing_toto import TotoProcessor
-    from .sources import ClipSource
-    from .video import Clip
+    from tokenization.processing_toto import TotoProcessor
+    from tokenization.sources.open import ClipSource
+    from tokenization.video import Clip
 
 
 class Encoder:

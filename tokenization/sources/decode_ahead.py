@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from .video import Clip
+from tokenization.video import Clip
 
 
 def decode_ahead(steps: Iterable, threads: int, in_flight: int, clips_each: int) -> Iterator[tuple]:

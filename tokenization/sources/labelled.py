@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .sources import ClipSource
+from tokenization.sources.open import ClipSource
 
 VALIDATION_NAMES = ("validation", "val", "valid")
 CARVED = 0.2  # share of a split that is carved off for one that the dataset lacks

@@ -85,9 +85,10 @@ def photos(split: str, short_side: int) -> tuple[np.ndarray, ...]:
 @functools.lru_cache(maxsize=4)
 def film(side: int) -> np.ndarray:
     """Every frame of the film, centre-cropped, as uint8 (N, side, side, 3); part of the train split only."""
-    from .video import read_windows
+    from tokenization.sampling import Sampling
+    from tokenization.video import read_windows
 
-    windows = read_windows(package_file(*FILM), num_frames=1, stride=1, resolution=side)
+    windows = read_windows(package_file(*FILM), Sampling(num_frames=1, stride=1, resolution=side))
     return np.concatenate([window.frames for window in windows])
 
 

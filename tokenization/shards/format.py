@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from .code_parts import gather
-from .files import sha256, write_whole
+from tokenization.files import sha256
 
 FORMAT = 1
 
@@ -30,39 +29,6 @@ def read_manifest(folder: str | Path) -> dict:
     return manifest
 
 
-def write_shards(
-    parts_folder: Path,
-    folder: Path,
-    parts: list[tuple[str, int]],
-    split: str,
-    rows_per_shard: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-) -> list[dict]:
-    """Rank's share of the shards: all rows of the parts in one seeded random order, a shard in memory at a time.
-
-    Args:
-        parts: [(name, rows)] in the order of the source, as `parts.plan` gives them; the same on every rank.
-    Returns:
-        [{"file", "rows", "sha256"}] of the shards with number = rank (mod world). One that is there is not written
-        again.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    order = np.random.default_rng(seed).permutation(sum(rows for _, rows in parts))
-    shards = []
-    for number in range(rank, -(-len(order) // rows_per_shard), world):
-        rows = order[number * rows_per_shard : (number + 1) * rows_per_shard]
-        file = folder / f"{split}-{number:05d}.parquet"
-        if not file.is_file():
-            table = gather(parts_folder, parts, rows)
-            write_whole(file, lambda path, table=table: pq.write_table(table, path, row_group_size=1024))
-        shards.append({"file": file.name, "rows": len(rows), "sha256": sha256(file)})
-    return shards
-
-
 def verify(folder: str | Path) -> str:
     """Read a folder of shards again: checksums, row counts, code range, and the tokenizer against the manifest.
 
@@ -73,7 +39,7 @@ def verify(folder: str | Path) -> str:
     import numpy as np
     import pyarrow.parquet as pq
 
-    from .processing_toto import TotoProcessor
+    from tokenization.processing_toto import TotoProcessor
 
     folder, manifest = Path(folder), read_manifest(folder)
     h, w = manifest["grid"]

@@ -1,0 +1,61 @@
+"""How clips are taken from media: which frames in time and which of their pixels, as one value for all packages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Frames and pixels of the clips that a source or a video gives.
+
+    Fields:
+        num_frames: frames T of a clip (paper: 16); an image is a clip of one frame.
+        stride: take every stride-th frame (paper: 4, for videos of 24 to 30 fps); ignored if `fps` is given.
+        fps: resample to this rate by timestamps; 7.5 gives the paper's time step for any video.
+        resolution: side R of the square frames in pixels: shorter side to R, then an R x R crop (paper Sec. 3.4).
+        crops: 1 takes the centre; K > 1 takes K random crops (and temporal offsets) of each item.
+        views: (windows, crops) instead, evenly spaced, as evaluations average them; see `video.view_positions`.
+        seed: of the random crops, and of the embedded world.
+        detail: reduce frames to this many pixels a side and enlarge them again, see
+            `image_processing_toto.limit_detail`; a control.
+    Raises:
+        ValueError: a count below 1, a rate of 0 or less, or views together with random crops.
+    """
+
+    num_frames: int = 16
+    stride: int = 4
+    fps: float | None = None
+    resolution: int = 64
+    crops: int = 1
+    views: tuple[int, int] | None = None
+    seed: int = 0
+    detail: int | None = None
+
+    def __post_init__(self):
+        for name in ("num_frames", "stride", "resolution", "crops", "detail"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be 1 or more.")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"fps is {self.fps:g}; it must be above 0.")
+        if self.views is not None and self.crops != 1:
+            raise ValueError("views cannot be combined with random crops; omit crops.")
+
+
+@dataclass(frozen=True)
+class TimeStepArgs:
+    """The flags that set the time between the frames of a clip."""
+
+    stride: int = field(
+        default=Sampling.stride, metadata={"help": "Every n-th frame of a video (paper: 4, for 24 to 30 fps media)."}
+    )
+    fps: float | None = field(
+        default=None, metadata={"help": "Frames per second to sample, in place of the stride (paper's time step: 7.5)."}
+    )
+
+    def __post_init__(self):
+        if self.stride < 1:
+            raise ValueError(f"--stride is {self.stride}; it must be 1 or more.")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"--fps is {self.fps:g}; it must be above 0.")
