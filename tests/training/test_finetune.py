@@ -189,6 +189,31 @@ def test_averages_are_what_is_saved_and_the_weights_lie_beside(varied):
     assert any(not torch.equal(weights[name], averages[name]) for name in weights)
 
 
+def test_averages_are_those_of_torch():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    from training.optim import Average
+
+    torch.manual_seed(0)
+    model, decay = torch.nn.Linear(3, 2), 0.15  # below 2 / 11, the decay of the first step: constant from there on
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    theirs.update_parameters(model)  # the first call copies
+    average, before = Average(model, decay), model.weight.detach().clone()
+    for step in range(1, 4):
+        with torch.no_grad():
+            model.weight += torch.randn(2, 3)
+        average.update(step)
+        theirs.update_parameters(model)
+    with average.applied():
+        assert torch.equal(model.weight, theirs.module.weight) and not torch.equal(model.weight, before)
+    # Until then the decay of step k is (1 + k) / (10 + k).
+    average, before = Average(model, 0.999), model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    average.update(1)
+    assert torch.allclose(average.put_aside()["weight"], before + 9 / 11)
+
+
 def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     run = finetune(tmp_path / "run", pretrained, pictures, "--save_steps", "1", "--keep_checkpoints", "1")
     best = json.loads((run / "results.json").read_text())["best"]["step"]
