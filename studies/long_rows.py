@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     drop_frames = args.drop_frames or [frames_to_drop(model.config, None)]
     start = torch.tensor([[model.config.bos_token_id]])
     for drop in drop_frames:  # before the clips are read
-        check_rows(model.config, start, 1 + args.num_frames * model.config.tokens_per_frame, drop)
+        check_rows(model.config, start, model.config.row_length(args.num_frames) - 1, drop)
     source = open_source(
         args.dataset,
         args.split,
