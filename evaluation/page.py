@@ -78,9 +78,9 @@ def verdicts(comparisons: list[Comparison]) -> str:
         f"{len(comparisons) - held} fail.</strong></p>"
         f"{items}<h3>Every comparison</h3>"
         '<p class="soft">A probe comparison holds (above) when the whole 95 % interval of the difference, paired on '
-        "the same test items unless it says otherwise, lies above 0; below: under 0; not apart: around 0. Neither "
-        "training nor the choice of layer saw these items. A loss comparison holds when the last validation loss is "
-        "lower, on the same tokens.</p>"
+        "the same test items unless it says otherwise, lies above 0; below: under 0; no significant difference: around "
+        "0. Neither training nor the choice of layer saw these items. A loss comparison holds when the last validation "
+        "loss is lower, on the same tokens.</p>"
         + table(
             ["model or run", "task", "against", "ours", "theirs", "difference", "95 %", "verdict"],
             rows,
@@ -267,7 +267,7 @@ def probe_section(probe: Probe) -> str:
 
 def tuned_section(tuned: dict[str, dict]) -> str:
     """Results of `toto finetune`, by name."""
-    from training.intervals import wilson_interval
+    from training.scores import wilson_interval
 
     rows = []
     for name, result in tuned.items():

@@ -104,7 +104,7 @@ def score(
     import numpy as np
 
     from evaluation.metrics import BalancedAccuracy, Top1Accuracy
-    from training.intervals import accuracy_interval
+    from training.scores import accuracy_interval
 
     references = np.asarray(references)
     rows, keys, predictions = [], [], []
@@ -197,12 +197,13 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from evaluation.extraction import Job
     from evaluation.floors import FLOORS
     from evaluation.heads import TOKEN_HEADS
-    from evaluation.metrics import confusion_matrix, per_class_accuracy
+    from evaluation.metrics import confusion_matrix
     from evaluation.probe_data import read_splits, same_classes
     from tokenization.precision import bf16_is_fast
     from training.checkpoints import resolve_model
     from training.device import flush_denormals, require_together, versions
     from training.media import media_on_record
+    from training.scores import per_class_accuracy
 
     flush_denormals()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))

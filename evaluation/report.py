@@ -74,7 +74,7 @@ def short_names(models: list[str], fallbacks: list[str]) -> list[str]:
 
 def with_interval(row: dict, n_test: int) -> dict:
     """The row with its Wilson interval, for files that hold an accuracy only."""
-    from training.intervals import wilson_interval
+    from training.scores import wilson_interval
 
     return {"ci95": wilson_interval(round(row["accuracy"] * n_test), n_test)} | row
 

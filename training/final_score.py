@@ -12,9 +12,9 @@ from .classifier import load_classifier
 from .classify import score
 from .device import versions
 from .finetune_args import FinetuneModelArgs, LabelledArgs
-from .intervals import accuracy_interval
 from .labelled import Clips
 from .resume import read_recipe
+from .scores import accuracy_interval, per_class_accuracy
 
 
 def report(
@@ -48,10 +48,7 @@ def report(
         return best
     accuracy = found["correct"] / found["total"]
     right = found["predictions"] == test.labels
-    by_class = {
-        name: float(right[test.labels == number].mean()) if (test.labels == number).any() else None
-        for number, name in enumerate(classes)
-    }
+    by_class = {row["class"]: row["accuracy"] for row in per_class_accuracy(found["predictions"], test.labels, classes)}
     ci95 = accuracy_interval(right, test.sources)
     head = {"step": chosen["step"], "layer": model.feature_layer, "head": config.pooler}
     scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "ci95": ci95, "loss": found["loss"]}

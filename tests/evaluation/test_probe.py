@@ -54,7 +54,7 @@ def test_images(checkpoint, pictures, tmp_path, capsys):
     assert set(results["baselines"]) == {"pixels", "untrained"} == set(best["versus"])
     assert len(results["baselines"]["untrained"]["layers"]) == 8
     assert results["baselines"]["pixels"]["accuracy"] == 1  # brightness is easy to see
-    assert best["versus"]["pixels"]["verdict"] in ("below", "not apart")
+    assert best["versus"]["pixels"]["verdict"] in ("below", "no significant difference")
     assert best["versus"]["pixels"]["difference"] == pytest.approx(best["accuracy"] - 1)
     assert results["chance"] == results["majority"] == 0.5
     text = capsys.readouterr().out
