@@ -17,8 +17,7 @@ class Chosen:
     settings: the grid, one dict a setting, such as {"lr": 0.001, "weight_decay": 0.1}, {"penalty": 0.01} or {"k": 20}.
     choice: the number of the chosen setting, (L, T). val_accuracy, val_loss (nats): of that setting, (L, T).
     test_predictions: class numbers, (L, T, N), of clips or of items of several clips. test_probabilities: (L, T, N, C)
-    of these items, 0 for classes a task lacks; None where no items were named. seed: of start and order; None where
-    nothing is drawn.
+    of these items, 0 for classes a task lacks; None where no items were named.
     """
 
     settings: list[dict[str, float]]
@@ -27,16 +26,10 @@ class Chosen:
     val_loss: torch.Tensor
     test_predictions: torch.Tensor
     test_probabilities: torch.Tensor | None = None
-    seed: int | None = None
 
     def setting(self, layer: int, task: int) -> dict[str, float]:
         """The chosen setting; `layer` counts the first axis."""
         return self.settings[int(self.choice[layer, task])]
-
-    @property
-    def lr(self) -> torch.Tensor:
-        """(L, T): the chosen learning rate; the penalty or the k of heads that have no rate."""
-        return torch.tensor([next(iter(setting.values())) for setting in self.settings])[self.choice]
 
 
 def choose(accuracy: torch.Tensor, loss: torch.Tensor, count: int) -> torch.Tensor:
@@ -138,7 +131,7 @@ def join_layers(parts: list[Chosen]) -> Chosen:
         name: torch.cat([getattr(part, name) for part in parts])
         for name in ("choice", "val_accuracy", "val_loss", "test_predictions")
     }
-    return Chosen(first.settings, **joined, test_probabilities=probabilities, seed=first.seed)
+    return Chosen(first.settings, **joined, test_probabilities=probabilities)
 
 
 def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
@@ -159,4 +152,4 @@ def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
     accuracy, loss = (
         torch.stack([getattr(chosen, name) for _, chosen in folds]).mean(0) for name in ("val_accuracy", "val_loss")
     )
-    return Chosen(first.settings, first.choice, accuracy, loss, predictions, probabilities, first.seed)
+    return Chosen(first.settings, first.choice, accuracy, loss, predictions, probabilities)

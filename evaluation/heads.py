@@ -124,7 +124,7 @@ class HeadBank:
             saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], items))
         bar.close()
         results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
-        return Chosen(self.settings, seed=self.seed, **results)
+        return Chosen(self.settings, **results)
 
     def _build(self, train: Array) -> LinearHeads | AttentionHeads | CrossAttentionHeads:
         counts = (len(self.classes), len(self.settings), max(self.classes))
@@ -238,16 +238,3 @@ def make_head(kind: str, classes: list[int], epochs: int | None = None, seed: in
     if kind != "linear":
         options.pop("batch_norm", None)
     return HeadBank(kind, classes, epochs=epochs, seed=seed, **options)
-
-
-def run_seeds(kind: str, classes: list[int], seeds: list[int], *sets, checkpoint: Path | None = None, **options):
-    """One `Chosen` a seed: each trains, and chooses on validation, by itself. Closed forms run once.
-
-    sets, and progress and items among the options: what `HeadBank.run` takes; other options are `make_head`'s.
-    """
-    how = {key: options.pop(key) for key in ("progress", "items") if key in options}
-    results = []
-    for seed in seeds[:1] if kind in CLOSED_FORMS else seeds:
-        file = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-seed{seed}{checkpoint.suffix}")
-        results.append(make_head(kind, classes, seed=seed, **options).run(*sets, checkpoint=file, **how))
-    return results

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from evaluation.choosing import choose
 from evaluation.features import Features
-from evaluation.heads import HEADS, HeadBank, make_head, run_seeds
+from evaluation.heads import HEADS, HeadBank, make_head
 from evaluation.stacked_heads import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW
 from modeling_toto.pooling_toto import AttentionPooling, CrossAttentionPooling, MeanPooling
 
@@ -93,7 +93,7 @@ def test_labels_as_features_give_everything_and_shuffled_labels_chance(kind):
     parts = [features(layers[:, rows], tokens[:, rows]) for rows in torch.arange(900).split([400, 200, 300])]
     wanted = labels.split([400, 200, 300])
     bank = HeadBank(kind, [4, 3], epochs=60).run(parts[0], wanted[0], parts[1], wanted[1], parts[2])
-    assert bank.test_predictions.shape == (2, 2, 300) and bank.lr.shape == bank.val_accuracy.shape == (2, 2)
+    assert bank.test_predictions.shape == (2, 2, 300) and bank.choice.shape == bank.val_accuracy.shape == (2, 2)
     for task, chance in ((0, 1 / 4), (1, 1 / 3)):
         assert accuracy(bank.test_predictions[0, task], wanted[2][:, task]) == 1
         assert bank.val_accuracy[0, task] == 1
@@ -120,7 +120,7 @@ def test_a_slice_is_what_it_would_be_alone():
         alone = HeadBank("linear", [5], (rate,), epochs=5).run(
             features(x[None]), labels[:, :1], features(vx[None]), val_labels[:, :1], features(tx[None])
         )
-        if rate == pytest.approx(together.lr[1, 0].item()):
+        if rate == pytest.approx(together.setting(1, 0)["lr"]):
             assert accuracy(alone.test_predictions[0, 0], together.test_predictions[1, 0]) > 0.98
             assert alone.val_loss[0, 0] == pytest.approx(together.val_loss[1, 0].item(), abs=1e-3)
         # the better rate was taken: half a standard error of 100 clips is at most 0.025
@@ -222,7 +222,7 @@ def test_weight_decays_are_part_of_the_grid():
     best = together.choice.item()
     assert best == min(range(3), key=losses.__getitem__)  # they are within half a standard error
     assert together.val_loss.item() == pytest.approx(losses[best], abs=1e-3)
-    assert together.setting(0, 0) == together.settings[best] and together.lr.item() == pytest.approx(1e-2)
+    assert together.setting(0, 0) == together.settings[best]
 
 
 @pytest.mark.parametrize("kind", ["linear", "attention", "cross_attention_mlp"])
@@ -305,17 +305,6 @@ def test_memory_mapped_features_are_read_in_place(kind, tmp_path):
             mapped.append(np.load(tmp_path / f"{place}{name}.npy", mmap_mode="r"))
         sets[place] = Features([0, 1], *mapped)
     assert same(make_head(kind, [4, 3], epochs=2).run(*sets), expected)
-
-
-def test_seeds_train_and_choose_by_themselves(tmp_path):
-    sets = small_sets()
-    options = {"epochs": 2, "checkpoint": tmp_path / "bank.safetensors"}
-    first, second = run_seeds("attention", [4, 3], [0, 5], *sets, **options)
-    assert (first.seed, second.seed) == (0, 5) and not torch.equal(first.val_loss, second.val_loss)
-    assert same(second, HeadBank("attention", [4, 3], epochs=2, seed=5).run(*sets))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bank-seed0.safetensors", "bank-seed5.safetensors"]
-    (alone,) = run_seeds("ridge", [4, 3], [0, 5], *sets)
-    assert alone.seed is None
 
 
 def test_pooling_modules():

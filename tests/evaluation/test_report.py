@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from evaluation.claims import Comparison, summary, words
-from evaluation.ngrams import predictor_losses
+from evaluation.ngrams import fit
 from evaluation.plots import spread
 from evaluation.report import main, read_probes, read_run
 from training.media import Media, to_json
@@ -154,7 +154,7 @@ def test_predictors_are_those_of_the_runs_rows(demo):
 
     train, val = read_codes(demo / "shards"), read_codes(demo / "val_shards")
     predictors = read_run(str(demo / "run")).predictors
-    expected = predictor_losses(train, val, K)
+    expected = {name: nats.mean() for name, nats in fit(train, K).maps(val).items()}
     assert {key: predictors[key] for key in expected} == pytest.approx(expected)
     assert predictors["train_rows"] == 120 and predictors["val_rows"] == 20
     assert json.loads((demo / "run" / "predictors.json").read_text()) == predictors
