@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from evaluation.probe_args import ProbeArgs, choose_layers, of_task
+from evaluation.probe_args import ProbeArgs, choose_layers, idle_flags, of_task, refuse_idle_flags
 
 MOST_CONFUSED = 100  # classes whose confusion matrix is kept in the result
 
@@ -352,6 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(argv)
     if args.task is not None:
         args = of_task(args, argv)
+    refuse_idle_flags(args, argv)
 
     from evaluation.results import command_line, write_json
 
@@ -371,6 +372,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if "control" in results:
         print(f"control: {results['control']}")
+    for sentence in idle_flags(args, argv, results["data"]["kind"]):
+        print(sentence)
     for part, split in results["data"]["splits"].items():
         print(f"{part:<10} {split['clips']:>7,} clips from {split['sources']:,} sources: {split['split']}")
     skipped = results["data"]["skipped"]

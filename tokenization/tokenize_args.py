@@ -1,6 +1,6 @@
 """Flags of `toto tokenize`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,18 @@ class TokenizeArgs:
                 raise ValueError(f"--{name} must be positive, not {value}.")
         if self.precision not in (None, "fp32", "bf16"):
             raise ValueError(f"--precision must be fp32 or bf16, not {self.precision}.")
+        changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.push_to_hub is None:
+            _refuse(changed, {"private"}, "without --push_to_hub")
+        if self.verify is not None:
+            _refuse(changed, changed - {"verify", "push_to_hub", "private"}, "with --verify, which reads shards only")
+        elif self.dataset.split(":")[0] == "toyworld":
+            _refuse(changed, {"stride", "fps", "image_column"}, "on toyworld, which is drawn")
+        elif self.fps is not None:
+            _refuse(changed, {"stride"}, "next to --fps")
+
+
+def _refuse(changed: set[str], idle: set[str], where: str) -> None:
+    """Raises ValueError for a flag that was changed and has no effect `where`."""
+    if found := sorted(changed & idle):
+        raise ValueError(f"--{', --'.join(found)} would have no effect {where}; leave it out.")

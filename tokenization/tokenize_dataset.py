@@ -77,6 +77,8 @@ def tokenize(args: TokenizeArgs) -> dict:
         limit=args.max_clips,
         image_column=args.image_column,
     )
+    if source.kind == "image" and state.is_main_process and (args.fps is not None or args.stride != 4):
+        print("--stride, --fps: no effect on images, each of which is one frame")
     precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
     settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}

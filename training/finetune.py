@@ -8,8 +8,16 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .args import Source, absolute, parse, require, resumed_run
-from .finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
+from .args import Source, absolute, idle, parse, refuse_idle, require, resumed_run
+from .finetune_args import (
+    RETIRED,
+    AugmentArgs,
+    FinetuneModelArgs,
+    FinetuneOptimArgs,
+    FinetuneRunArgs,
+    LabelledArgs,
+    refuse_idle_flags,
+)
 
 DESCRIPTION = (
     "Fine-tune a pre-trained Toto on labelled images or clips, with causal, prefix or full attention (paper App. A.3, "
@@ -27,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
-    model_args, data, augment_args, args, optim = parse(TYPES, argv, "toto finetune", DESCRIPTION)
+    model_args, data, augment_args, args, optim = parse(TYPES, argv, "toto finetune", DESCRIPTION, RETIRED)
+    data = refuse_idle_flags(argv, data, augment_args)
     require(model_args.model is not None, "Name the pre-trained model: --model, a folder, a run, or a Hub id.")
     require(data.dataset is not None, "Name the labelled data: --dataset, a folder, a .parquet file, or a Hub id.")
     require(
@@ -61,6 +70,10 @@ def main(argv: list[str] | None = None) -> None:
     world = int(os.environ.get("WORLD_SIZE", 1))
     micro, accumulation = micro_batches(data.batch_size, data.per_device_batch_size, world, "--batch_size")
     config, processor = model_and_tokenizer(model_args, start, goes_on)
+    if config.attention_mode != "prefix":
+        refuse_idle(argv, ("prefix_length",), f"under {config.attention_mode} attention")
+    if config.next_token_loss is None:
+        refuse_idle(argv, ("next_token_loss_weight",), "without --next_token_loss")
     media, column, kind = labelled_media(data, config, args.seed)
     check_rows(config, kind)
     (train_clips, validation, test), classes = read_clips(media, column, processor, data, augment_args)
@@ -111,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
             + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else ""),
             flush=True,
         )
+        if kind == "image" and (ignored := idle(argv, "stride", "fps", "num_frames")):
+            print(f"{ignored}: no effect on images, each of which is one frame")
     if args.report_to:
         accelerator.init_trackers("toto", config={**asdict(model_args), **asdict(data), **asdict(optim)})
     optimizer = make_optimizer(model, optim, layer_factors(model, depth, optim.layer_decay))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenization.shards import read_manifest
 
-from .args import DataArgs, ModelArgs, OptimArgs, RunArgs, absolute, config_fields, parse, require, resumed_run
+from .args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, absolute, config_fields, parse, require, resumed_run
 from .tiny_scale import shrink
 
 DESCRIPTION = (
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     resumed = resumed_run(argv)
     if resumed is not None:  # the run's own recipe gives every default
         argv = ["--recipe", str(resumed / "recipe.yaml"), *argv]
-    settings = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
+    settings = parse((ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
