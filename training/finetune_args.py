@@ -145,7 +145,7 @@ class FinetuneRunArgs(RunArgs):
 
 # What recipe.yaml of runs by earlier versions may hold: flags of toto pretrain that were refused here.
 RETIRED = {"scale": "full", "liger": False}
-OF_CROPS = ("smallest_crop", "horizontal_flip", "no_horizontal_flip", "decode", "workers")
+OF_CROPS = ("smallest_crop", "horizontal_flip", "no_horizontal_flip")
 OF_RAND = ("rand_operations", "rand_magnitude")
 
 

@@ -93,5 +93,5 @@ def test_few_clips_and_unknown_kinds():
     x, y = torch.arange(12.0).view(6, 2), torch.arange(6)[:, None] % 2
     chosen = ClosedForm("knn", [2]).run(features(x[None]), y, features(x[None]), y, features(x[None]))
     assert chosen.settings == [{"k": 6}]
-    with pytest.raises(ValueError, match="no closed form named 'linear'; those are ridge, logistic, knn"):
+    with pytest.raises(ValueError, match="There is no closed form 'linear'; the closed forms are ridge, logistic, knn"):
         ClosedForm("linear", [2])

@@ -202,7 +202,7 @@ def test_what_is_chosen():
     accuracy = torch.tensor([[0.50, 0.51, 0.48], [0.50, 0.53, 0.48], [0.50, 0.90, 0.90]])
     loss = torch.tensor([[1.0, 1.5, 0.5], [1.0, 1.5, 0.5], [1.0, nan, inf]])
     assert choose(accuracy, loss, 400).tolist() == [0, 1, 0]
-    with pytest.raises(ValueError, match="every head diverged"):
+    with pytest.raises(ValueError, match="Every head diverged"):
         choose(torch.ones(2, 1), torch.tensor([[1.0], [nan]]), 100)
 
 
@@ -235,7 +235,7 @@ def test_a_head_that_diverges_is_not_chosen_and_harms_no_other(kind):
     assert beside.setting(0, 0) == {"lr": 1e-2, "weight_decay": 0.1}
     torch.testing.assert_close(beside.val_loss, sane.val_loss, rtol=1e-4, atol=1e-4)
     assert accuracy(beside.test_predictions, sane.test_predictions) > 0.98
-    with pytest.raises(ValueError, match="every head diverged for some layer and label: give smaller learning rates"):
+    with pytest.raises(ValueError, match="Every head diverged for some layer and label; use smaller learning rates"):
         HeadBank(kind, [5], (1e38,), epochs=3).run(*sets)
 
 
@@ -258,7 +258,7 @@ def test_batch_norm_before_linear_heads():
     plain, normed = (make_head("linear", [5], batch_norm=norm).run(*sets) for norm in (False, True))
     assert not torch.equal(plain.val_loss, normed.val_loss)
     assert abs(accuracy(plain.test_predictions[0, 0], ty) - accuracy(normed.test_predictions[0, 0], ty)) < 0.02
-    with pytest.raises(ValueError, match="batch_norm is for linear heads; attention heads have no"):
+    with pytest.raises(ValueError, match="attention heads have no batch normalisation; use batch_norm with linear"):
         HeadBank("attention", [5], batch_norm=True)
 
 
@@ -331,25 +331,27 @@ def test_bad_input_is_told_before_any_work():
     train, labels, validation, val_labels, test = small_sets()
     for kind in ("linear", "ridge"):
         head = make_head(kind, [4, 3])
-        with pytest.raises(ValueError, match="train label 4 of clip 2 is out of range: task 0 has classes 0 to 3"):
+        with pytest.raises(ValueError, match="Label 4 of train clip 2 is out of range: task 0 has classes 0 to 3"):
             wrong = labels.clone()
             wrong[2, 0] = 4
             head.run(train, wrong, validation, val_labels, test)
-        with pytest.raises(ValueError, match="validation label -1 of clip 0 is out of range"):
+        with pytest.raises(ValueError, match="Label -1 of validation clip 0 is out of range"):
             head.run(train, labels, validation, torch.full_like(val_labels, -1), test)
-        with pytest.raises(ValueError, match=r"train labels have shape \(60, 2\); 61 clips and 2 tasks need \(61, 2\)"):
+        with pytest.raises(
+            ValueError, match=r"The train labels have shape \(60, 2\); 61 clips and 2 tasks need \(61, 2\)"
+        ):
             head.run(train, labels[1:], validation, val_labels, test)
         with pytest.raises(ValueError, match="are of different layers"):
             head.run(Features([0, 2], train.pooled, None), labels, validation, val_labels, test)
         broken = train.pooled.clone()
         broken[1, 3, 0] = float("nan")
-        with pytest.raises(ValueError, match="hold NaN or infinity"):
+        with pytest.raises(ValueError, match="contain NaN or infinity"):
             head.run(Features([0, 1], broken, None), labels, validation, val_labels, test)
     with pytest.raises(ValueError, match="attention heads read tokens, which these features lack"):
         HeadBank("attention", [4, 3]).run(Features([0, 1], train.pooled, None), labels, validation, val_labels, test)
     with pytest.raises(
-        ValueError, match="no head named 'mlp'; the heads are linear, attention, cross_attention_mlp, ridg"
+        ValueError, match="There is no head 'mlp'; the heads are linear, attention, cross_attention_mlp, ridg"
     ):
         make_head("mlp", [2])
-    with pytest.raises(ValueError, match="no head named 'ridge' to train; the heads are linear, attention"):
+    with pytest.raises(ValueError, match="There is no trained head 'ridge'; the trained heads are linear, attention"):
         HeadBank("ridge", [2])

@@ -417,10 +417,7 @@ def test_labels_that_are_none(tmp_path, pretrained, labels, words):
         (["--scale", "tiny"], "'--scale' is not understood"),
         (["--liger"], "'--liger' is not understood"),
         (["--fps", "8", "--stride", "2"], "--stride would have no effect next to --fps"),
-        (
-            ["--smallest_crop", "0.5", "--workers", "2"],
-            "--smallest_crop, --workers would have no effect",
-        ),
+        (["--smallest_crop", "0.5"], "--smallest_crop would have no effect with --augment none"),
         (["--augment", "crop", "--rand_operations", "1"], "--rand_operations would have no effect with --augment crop"),
         (["--epochs", "2"], "--max_steps would have no effect next to --epochs"),
         (["--prefix_length", "4"], "--prefix_length would have no effect under causal attention"),
