@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 # What the embedded world, the demo and the report are made with.
-demo = ["matplotlib", "scikit-image", "scikit-learn", "scikit-video"]
+demo = ["matplotlib", "scikit-image", "scikit-video"]
 
 setup(
     name="modeling-toto",
@@ -44,6 +44,8 @@ setup(
         "pillow>=10",
         "pyyaml",
         "safetensors>=0.5",
+        "scikit-learn>=1.3",
+        "scipy>=1.11",
         "torch>=2.8",
         "tqdm",
         "transformers>=5.20",

@@ -1,4 +1,4 @@
-"""Which backbone a checkpoint is: Toto, or any vision model that transformers knows (`load_backbone`)."""
+"""Backbones from checkpoints: Toto, or any vision model that transformers supports (`load_backbone`)."""
 
 import math
 
@@ -12,7 +12,7 @@ from evaluation.features import Backbone, default_device, fresh
 class TotoBackbone(Backbone):
     """A Toto model (`TotoModel` or `TotoForCausalLM`) and the processor that makes its ids.
 
-    Rows are start + codes; there is no end token, since no code can see it.
+    Rows are start + codes, without the end token, which no code can see.
     """
 
     def __init__(self, model: nn.Module, processor, name: str = "toto", device: torch.device | None = None):
@@ -32,10 +32,10 @@ class TotoBackbone(Backbone):
     def from_pretrained(
         cls, path: str, device: torch.device | None = None, resolution: int | None = None, **changes
     ) -> "TotoBackbone":
-        """Model and processor from one folder or Hub repository, weights in float32; config fields may be changed.
+        """Model and processor from one folder or Hub repository, weights in float32. changes: config fields.
 
-        resolution: read frames of another side than the model was trained on, as rows of more or fewer tokens, over
-        which RoPE counts on (paper Table 4 trains on after such a change; without that it is a control).
+        resolution: side of the frames if it differs from training: rows then have more or fewer tokens, and
+        as many RoPE positions (paper Table 4 trains further after such a change; without that it is a control).
         """
         from modeling_toto import TotoConfig, TotoModel
         from tokenization.processing_toto import TotoProcessor
@@ -44,7 +44,9 @@ class TotoBackbone(Backbone):
         if resolution is not None and resolution != processor.resolution:
             stride = processor.visual_tokenizer.config.stride
             if resolution % stride:
-                raise ValueError(f"--resolution {resolution} is no multiple of the tokenizer's {stride} pixels a code.")
+                raise ValueError(
+                    f"--resolution {resolution} is not a multiple of the tokenizer's {stride} pixels per code."
+                )
             processor = processor.with_sizes(resolution, processor.num_frames)
             config = TotoConfig.from_pretrained(path, tokens_per_frame=math.prod(processor.grid))
             length = max(config.max_position_embeddings, config.row_length())
@@ -65,7 +67,7 @@ class TotoBackbone(Backbone):
         return self.processor
 
     def prepare(self, frames: np.ndarray | torch.Tensor, image: bool = False) -> torch.Tensor:
-        """uint8 (B, T, R, R, 3) -> ids (B, 1 + T * h * w); `image` makes image rows, whose start differs (T = 1)."""
+        """uint8 (B, T, R, R, 3) -> ids (B, 1 + T * h * w); `image`: rows with the start token of images (T = 1)."""
         from tokenization.sequences import image_rows, video_rows
 
         frames = torch.as_tensor(frames)
@@ -74,7 +76,7 @@ class TotoBackbone(Backbone):
         if config.row_length(time) - 1 > config.max_position_embeddings:  # these rows have no end token
             most = config.context_frames
             raise ValueError(
-                f"{self.name} reads at most {most} frames and clips have {time}; pass --num_frames {most}."
+                f"{self.name} reads at most {most} frames, and the clips have {time}; pass --num_frames {most}."
             )
         codes = self.processor.encode_frames(frames.flatten(0, 1)).cpu()
         codes = codes.view(batch, time, *self.grid)
@@ -102,10 +104,11 @@ def load_backbone(
     CLIP, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
 
     Args:
-        rope_base: another RoPE base than a Toto was trained with: a control for training after the change (Table 4).
+        rope_base: RoPE base of a Toto if it differs from training: a control for training after the change (Table 4).
         resolution: side of the frames in pixels; None: the model's own.
     Raises:
-        ValueError: no vision model, a `rope_base` of any model but Toto, a resolution that the model cannot read.
+        ValueError: not a vision model, a `rope_base` for a model that is not a Toto, or a resolution that the model
+            cannot read.
     """
     from transformers import AutoConfig
 
@@ -118,6 +121,6 @@ def load_backbone(
         changes = {} if rope_base is None else {"rope_theta": rope_base}
         return TotoBackbone.from_pretrained(path, device, resolution, **changes)
     if rope_base is not None:
-        raise ValueError(f"{path} is no Toto, so it has no RoPE base to change; leave --rope_base out.")
+        raise ValueError(f"{path} is not a Toto and has no RoPE base to change; leave --rope_base out.")
     adapter = (VISION_BACKBONES | TOKEN_BACKBONES).get(kind, FrameBackbone)
     return adapter.from_pretrained(path, device, resolution)

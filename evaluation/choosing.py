@@ -1,4 +1,4 @@
-"""What every kind of head reads and gives back, and how a setting is chosen: on validation, never on test."""
+"""Inputs and outputs common to all heads, and the choice of a setting: on validation, never on test."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,12 @@ Array = torch.Tensor | np.ndarray
 
 @dataclass
 class Chosen:
-    """Heads after choosing; first axes are layers and tasks, (L, T).
+    """Results of heads whose settings were chosen; the first axes are layers and tasks, (L, T).
 
-    settings: the grid, one dict a setting, such as {"lr": 0.001, "weight_decay": 0.1}, {"penalty": 0.01} or {"k": 20}.
+    settings: the grid, a dict per setting, such as {"lr": 0.001, "weight_decay": 0.1}, {"penalty": 0.01} or {"k": 20}.
     choice: the number of the chosen setting, (L, T). val_accuracy, val_loss (nats): of that setting, (L, T).
     test_predictions: class numbers, (L, T, N), of clips or of items of several clips. test_probabilities: (L, T, N, C)
-    of these items, 0 for classes a task lacks; None where no items were named. seed: of start and order; None where
-    nothing is drawn.
+    of these items, 0 for classes that a task lacks; None if no items were given.
     """
 
     settings: list[dict[str, float]]
@@ -27,30 +26,25 @@ class Chosen:
     val_loss: torch.Tensor
     test_predictions: torch.Tensor
     test_probabilities: torch.Tensor | None = None
-    seed: int | None = None
 
     def setting(self, layer: int, task: int) -> dict[str, float]:
         """The chosen setting; `layer` counts the first axis."""
         return self.settings[int(self.choice[layer, task])]
 
-    @property
-    def lr(self) -> torch.Tensor:
-        """(L, T): the chosen learning rate; the penalty or the k of heads that have no rate."""
-        return torch.tensor([next(iter(setting.values())) for setting in self.settings])[self.choice]
-
 
 def choose(accuracy: torch.Tensor, loss: torch.Tensor, count: int) -> torch.Tensor:
-    """The best of S settings on `count` validation clips: (..., S) twice -> (...).
+    """Index of the best of S settings on `count` validation clips: accuracy and loss (..., S) -> (...).
 
-    Of the settings whose accuracy is within half a standard error of the best one's, the one of the lowest loss: on a
-    few hundred clips the highest accuracy of many is mostly luck. Half, since the same clips score all settings, whose
-    differences vary less than each. A head that diverged has a loss that is not finite: it is never chosen.
+    Among the settings whose accuracy is within half a standard error of the best, the one with the lowest loss: on a
+    few hundred clips the highest of many accuracies is mostly luck. Half a standard error, because all settings are
+    scored on the same clips and their differences vary less than each score. A head that diverged has a loss that is
+    not finite and is never chosen.
 
     Raises:
-        ValueError: all of them diverged.
+        ValueError: all settings diverged.
     """
     if not loss.isfinite().any(-1).all():
-        raise ValueError("every head diverged for some layer and label: give smaller learning rates.")
+        raise ValueError("Every head diverged for some layer and label; use smaller learning rates.")
     accuracy = accuracy.masked_fill(~loss.isfinite(), float("-inf"))
     top = accuracy.max(-1, keepdim=True).values
     near = accuracy >= top - 0.5 * (top * (1 - top) / count).sqrt()
@@ -63,7 +57,7 @@ def missing_classes(classes: list[int]) -> torch.Tensor:
 
 
 def clips(array: Array, rows: torch.Tensor | slice) -> torch.Tensor:
-    """Some clips of (L, N, ...), a tensor or a memory-mapped array: float32 (L, n, ...); the rest is not read."""
+    """Some clips of (L, N, ...), a tensor or a memory-mapped array, as float32 (L, n, ...); only these are read."""
     if isinstance(array, torch.Tensor):
         return array[:, rows].float()
     rows = rows.numpy() if isinstance(rows, torch.Tensor) else rows
@@ -71,23 +65,23 @@ def clips(array: Array, rows: torch.Tensor | slice) -> torch.Tensor:
 
 
 def features_of(kind: str, of_tokens: bool, *sets: Features) -> list[Array]:
-    """What this kind of head reads of each set: (L, N, P) or (L, N, n, D).
+    """The arrays that this kind of head reads from each set: (L, N, P) or (L, N, n, D).
 
     Raises:
         ValueError: tokens that were not kept, or sets of different layers.
     """
     if any(list(features.layers) != list(sets[0].layers) for features in sets):
-        raise ValueError("the training, validation and test features are of different layers; extract the same ones.")
+        raise ValueError("Training, validation and test features are of different layers; extract the same ones.")
     arrays = [features.tokens if of_tokens else features.pooled for features in sets]
     if any(array is None for array in arrays):
-        raise ValueError(f"{kind} heads read tokens, which these features lack: extract them with max_tokens.")
+        raise ValueError(f"{kind} heads read tokens, which these features lack; extract them with max_tokens.")
     return arrays
 
 
 def train_moments(array: Array, axes: tuple[int, ...], chunk: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation over `axes` (1 among them) of (L, N, ...), some clips at a time; axes are kept.
 
-    A deviation that is nought but for rounding counts as 1, so that a constant feature stays 0.
+    A deviation that is 0 up to rounding counts as 1, so that a constant feature stays 0.
     Raises:
         ValueError: values that are not finite.
     """
@@ -96,13 +90,13 @@ def train_moments(array: Array, axes: tuple[int, ...], chunk: int = 512) -> tupl
         part = clips(array, slice(start, start + chunk))
         variance, centre = (x.double() for x in torch.var_mean(part, axes, correction=0, keepdim=True))
         size = part.numel() // variance.numel()
-        # two sets' moments joined without the cancellation of a mean of squares
+        # joins the moments of two sets without the cancellation of a mean of squares
         count, shift, share = count + size, centre - mean, size / (count + size)
         mean = mean + share * shift
         square = square + size * variance + (count - size) * share * shift**2
     std = (square / count).sqrt()
     if not (std.isfinite().all() and mean.isfinite().all()):
-        raise ValueError("the features of a layer hold NaN or infinity: check the backbone's outputs.")
+        raise ValueError("The features of a layer contain NaN or infinity; check the backbone's outputs.")
     std = std.masked_fill(std <= 1e-6 * (1 + mean.abs()), 1.0)
     return mean.float(), std.float()
 
@@ -111,41 +105,41 @@ def check_labels(labels: torch.Tensor, classes: list[int], count: int, part: str
     """Raises ValueError unless labels are class numbers (N, T) of N = count clips."""
     if tuple(labels.shape) != (count, len(classes)):
         raise ValueError(
-            f"the {part} labels have shape {tuple(labels.shape)}; {count} clips and {len(classes)} tasks need "
+            f"The {part} labels have shape {tuple(labels.shape)}; {count} clips and {len(classes)} tasks need "
             f"{(count, len(classes))}."
         )
     wrong = ((labels < 0) | (labels >= torch.tensor(classes))).nonzero()
     if len(wrong):
         row, task = wrong[0].tolist()
         raise ValueError(
-            f"{part} label {int(labels[row, task])} of clip {row} is out of range: task {task} has classes 0 to "
+            f"Label {int(labels[row, task])} of {part} clip {row} is out of range: task {task} has classes 0 to "
             f"{classes[task] - 1}."
         )
 
 
 def add_by_item(total: torch.Tensor | None, likely: torch.Tensor, items: torch.Tensor, count: int) -> torch.Tensor:
-    """The sum so far (..., count, C), and on it the probabilities (..., n, C) of n clips, each on its item's (n,)."""
+    """Adds the probabilities (..., n, C) of n clips to the sums of their items (n,), (..., count, C)."""
     if total is None:
         total = likely.new_zeros(*likely.shape[:-2], count, likely.shape[-1])
     return total.index_add_(-2, items, likely)
 
 
 def join_layers(parts: list[Chosen]) -> Chosen:
-    """Heads of some layers and heads of others, on the same clips and with the same settings, as one."""
+    """Heads of different layers, on the same clips and with the same settings, as one `Chosen`."""
     first = parts[0]
     probabilities = None if first.test_probabilities is None else torch.cat([part.test_probabilities for part in parts])
     joined = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in ("choice", "val_accuracy", "val_loss", "test_predictions")
     }
-    return Chosen(first.settings, **joined, test_probabilities=probabilities, seed=first.seed)
+    return Chosen(first.settings, **joined, test_probabilities=probabilities)
 
 
 def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
-    """Heads of several folds of the test clips as one: (numbers of the fold's clips or items, its heads) pairs.
+    """Heads of several folds of the test clips as one `Chosen`.
 
-    Each has the prediction of its own fold; validation accuracy and loss are means over folds, and the setting
-    named is that of the first fold.
+    folds: pairs of (numbers of the fold's clips or items, its heads). Each clip has the prediction of its own fold;
+    validation accuracy and loss are means over folds, and the setting is that of the first fold.
     """
     first = folds[0][1]
     count = sum(len(rows) for rows, _ in folds)
@@ -159,4 +153,4 @@ def merge_folds(folds: list[tuple[torch.Tensor, Chosen]]) -> Chosen:
     accuracy, loss = (
         torch.stack([getattr(chosen, name) for _, chosen in folds]).mean(0) for name in ("val_accuracy", "val_loss")
     )
-    return Chosen(first.settings, first.choice, accuracy, loss, predictions, probabilities, first.seed)
+    return Chosen(first.settings, first.choice, accuracy, loss, predictions, probabilities)

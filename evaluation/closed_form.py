@@ -1,7 +1,7 @@
-"""Heads without learning rates, epochs or seeds, as checks on the trained ones: ridge, logistic regression, k-NN.
+"""Heads without learning rates, epochs or seeds, which check the trained ones: ridge, logistic regression, k-NN.
 
-All read `Features.pooled` one layer at a time, so one layer of each set is in memory. With several processes each
-computes the same.
+All read `Features.pooled` one layer at a time, so that one layer of each set is in memory. With several processes each
+computes the same results.
 """
 
 import math
@@ -25,13 +25,13 @@ from evaluation.choosing import (
 from evaluation.features import Features
 from evaluation.head_checkpoint import HeadCheckpoint, fingerprint
 
-# Paper silent on all three. Penalties are per training clip and on standardised features, so that one grid serves any
-# size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.
+# The paper has none of the three. Penalties are per training clip and on standardised features, so that one grid suits
+# any size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.
 RIDGE_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LOGISTIC_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 NEIGHBOURS, TEMPERATURE = (10, 20, 100, 200), 0.07
 CLOSED_FORMS = ("ridge", "logistic", "knn")
-# A probability that least squares or neighbours put at nought counts as this in the validation loss.
+# Least squares and neighbours may give a probability of 0, which counts as this in the validation loss.
 FLOOR = 1e-3
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # features (n, P) -> probabilities (n, T, S, C)
@@ -46,7 +46,7 @@ class ClosedForm:
 
     def __init__(self, kind: str, classes: list[int]):
         if kind not in CLOSED_FORMS:
-            raise ValueError(f"there is no closed form named {kind!r}; those are {', '.join(CLOSED_FORMS)}.")
+            raise ValueError(f"There is no closed form {kind!r}; the closed forms are {', '.join(CLOSED_FORMS)}.")
         self.kind, self.classes = kind, list(classes)
 
     def run(
@@ -60,7 +60,7 @@ class ClosedForm:
         items: torch.Tensor | None = None,
         checkpoint: Path | None = None,
     ) -> Chosen:
-        """What `HeadBank.run` takes and gives; the checkpoint holds finished layers."""
+        """Arguments and result as in `HeadBank.run`; the checkpoint holds finished layers."""
         arrays = features_of(self.kind, False, train, validation, test)
         labels = (train_labels, validation_labels)
         for part, array, values in zip(("train", "validation"), arrays, labels, strict=False):
@@ -117,8 +117,8 @@ def _one_hot(labels: torch.Tensor, classes: list[int]) -> torch.Tensor:
 def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalties: list[float]) -> Predict:
     """Minimises mean ||x W + b - y||^2 + penalty ||W||^2 for one-hot y, every penalty from one eigendecomposition.
 
-    x: standardised, (N, P), so that its mean is nought and b is the mean of y. Where P > N the N x N matrix of products
-    of clips is decomposed in place of the P x P one of features: W = x' (x x' + N penalty)^-1 y is the same.
+    x: standardised, (N, P), so that its mean is 0 and b is the mean of y. Where P > N, the N x N matrix of products of
+    clips is decomposed instead of the P x P matrix of features: W = x' (x x' + N penalty)^-1 y is the same.
     """
     count, dim = x.shape
     targets = _one_hot(labels, classes).flatten(1).double()  # (N, T * C)
@@ -133,7 +133,7 @@ def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalti
     weight, bias = weight.float(), bias.float()
 
     def predict(x: torch.Tensor) -> torch.Tensor:
-        # least squares estimates the probability of each class, but may leave [0, 1]
+        # least squares estimates the probability of each class but may leave [0, 1]
         scores = torch.tensordot(x, weight, 1) + bias  # (n, S, T * C)
         scores = scores.unflatten(-1, (len(classes), -1)).transpose(1, 2)
         top = F.one_hot(scores.masked_fill(missing_classes(classes)[:, None], -math.inf).argmax(-1), scores.shape[-1])
@@ -144,9 +144,9 @@ def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalti
 
 
 def fit_logistic(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalties: list[float]) -> Predict:
-    """Minimises mean cross-entropy + penalty / 2 ||W||^2 by L-BFGS; each penalty starts from the one before it.
+    """Minimises mean cross-entropy + penalty / 2 ||W||^2 by L-BFGS; each penalty starts from the previous solution.
 
-    x: standardised, (N, P). Penalties fall, so that each start is near its end.
+    x: standardised, (N, P). Penalties fall, so that each start is near its solution.
     """
     weights, biases = [], []
     for task, known in enumerate(classes):
@@ -179,9 +179,8 @@ def fit_neighbours(x: torch.Tensor, labels: torch.Tensor, classes: list[int], ks
         likely = []
         for rows in x.split(512):
             near = (F.normalize(rows) @ unit.T).topk(max(ks), dim=1)
-            weight = (
-                (near.values - near.values[:, :1]) / TEMPERATURE
-            ).exp()  # of the nearest 1: the shares are the same
+            # relative to the nearest clip, whose weight is 1; the shares stay the same
+            weight = ((near.values - near.values[:, :1]) / TEMPERATURE).exp()
             of_each = votes[near.indices] * weight[..., None, None]  # (n, k, T, C), nearest first
             likely.append(torch.stack([of_each[:, :k].sum(1) for k in ks], 2))  # (n, T, S, C)
         likely = torch.cat(likely)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from evaluation.layer_plots import comparison_figure
 from evaluation.reading import Probe, percent, read_probes
 
@@ -74,7 +76,8 @@ def unlike(first: Probe, other: Probe, label: str) -> str | None:
 
 def on_test(probe: Probe, label: str, metric: str) -> dict:
     """{"value", "ci95"} of the chosen row under a name of `metrics.METRICS`; all but accuracy need the predictions."""
-    from evaluation.metrics import METRICS, bootstrap_interval
+    from evaluation.metrics import METRICS
+    from training.scores import bootstrap_interval
 
     best = probe.tasks[label]["best"]
     if metric == "accuracy":
@@ -84,9 +87,11 @@ def on_test(probe: Probe, label: str, metric: str) -> dict:
     kept = kept_predictions(probe, label)
     if kept is None:
         raise ValueError(f"the {metric} needs predictions, and {probe.file} holds none: toto probe --predictions.")
-    predicted, true = map(list, zip(*kept.values(), strict=True))
-    interval = bootstrap_interval(metric, predicted, true, groups=videos(kept))
-    return {"value": METRICS[metric](predicted, true), "ci95": interval}
+    predicted, true = np.array(list(kept.values())).T
+    return {
+        "value": METRICS[metric](predicted, true),
+        "ci95": bootstrap_interval(predicted == true, true, groups=videos(kept)),
+    }
 
 
 def videos(keys) -> list[str] | None:

@@ -1,18 +1,17 @@
-"""What a feature is: clips in, a grid of token features for every asked layer out, whatever the frozen backbone.
+"""Features of a frozen backbone: clips in, a grid of token features for each requested layer out.
 
-The contract, for every backbone:
+Every backbone follows the same contract:
 
-- in: clips, uint8 frames (B, T, R, R, 3), R = `resolution`; an image is a clip with T = 1. `prepare` does once what the
-  trained and the untrained twin share (tokenising, mostly).
+- in: clips, uint8 frames (B, T, R, R, 3), R = `resolution`; an image is a clip with T = 1. `prepare` runs once for the
+  steps that the trained model and its untrained twin share (mostly tokenising).
 - out: for each layer a grid (B, T', h, w, D), float32; T' = T, or fewer where a model reads several frames as one.
   Layer k is the residual stream after block k, layer 0 the embeddings that enter the first block; the deepest one is
   taken before the model's final norm (the paper's "9th layer" is k = 9). Each token then gets layer normalisation
   without parameters. Start, end, class, register and padding tokens are not part of the grid.
-- eval mode, inference mode; bfloat16 autocast where the hardware gains from it; blocks above the deepest asked layer
-  do not run.
+- eval mode, inference mode; bfloat16 autocast where the hardware benefits from it; blocks above the deepest requested
+  layer do not run.
 
-This file is the only one that runs a frozen backbone; `backbones.py` knows the models, `extraction.py` keeps what comes
-out.
+Only this file runs a frozen backbone; `backbones.py` has the models, and `extraction.py` stores their features.
 """
 
 import hashlib
@@ -31,13 +30,13 @@ from training.device import fast_autocast
 
 @dataclass
 class Features:
-    """What the heads need of N clips, for L layers of one width.
+    """Features of N clips for the heads, of L layers of one width.
 
     layers: the layer numbers, in the order of the first axis below.
-    pooled: one vector a clip for the linear head, float32 (L, N, P): the mean token (raw pixels: the whole clip).
-    tokens: for the attention heads, float16 (L, N, n, D), n small; None when it was not asked for.
+    pooled: one vector per clip for the linear head, float32 (L, N, P): the mean token (raw pixels: the whole clip).
+    tokens: for the heads on tokens, float16 (L, N, n, D), n small; None if not requested.
 
-    Both may be mapped from a file: read them by rows.
+    Both may be memory-mapped: read them by rows.
     """
 
     layers: list[int]
@@ -84,13 +83,13 @@ def pooling_matrix(grid: tuple[int, int, int], size: tuple[int, int, int]) -> to
 
 
 class _Enough(Exception):
-    """Raised inside a forward pass, once the deepest asked layer is known: the blocks above need not run."""
+    """Raised inside a forward pass after the deepest requested layer, so that the blocks above do not run."""
 
 
 def residual_streams(blocks: list[nn.Module], layers: list[int], forward: Callable[[], object], keep: Callable) -> None:
-    """Run `forward()` and call keep(k, hidden) for each asked layer k, its residual stream (B, N, D), in order.
+    """Runs `forward()` and calls keep(k, hidden) with the residual stream (B, N, D) of each requested layer k.
 
-    Layer k is what enters blocks[k], so that k blocks have run; the last layer is what leaves the last block.
+    Layer k is the input of blocks[k], after k blocks have run; the last layer is the output of the last block.
     """
     deepest = max(layers)
 
@@ -116,15 +115,15 @@ def residual_streams(blocks: list[nn.Module], layers: list[int], forward: Callab
     finally:
         for hook in hooks:
             hook.remove()
-    raise RuntimeError("the model's forward pass went around its blocks.")
+    raise RuntimeError("The model's forward pass did not run its blocks.")
 
 
 class Backbone:
-    """What all adapters share.
+    """Base of all adapters.
 
-    name: what tables call it. model: the frozen module. blocks: its transformer blocks in order. resolution: side of
-    the square frames that it reads, in pixels. num_frames: frames of a clip that it reads by default. reads: backbones
-    that give the same value take the same prepared inputs.
+    name: its name in tables. model: the frozen module. blocks: its transformer blocks in order. resolution: side of the
+    square frames that it reads, in pixels. num_frames: frames of a clip by default. reads: backbones with equal values
+    take the same prepared inputs.
     """
 
     name: str
@@ -144,7 +143,7 @@ class Backbone:
         return "frames"
 
     def prepare(self, frames: np.ndarray | torch.Tensor, image: bool = False) -> torch.Tensor:
-        """uint8 frames (B, T, R, R, 3), pictures (T = 1) or clips -> what `grids` takes, one row a clip, on the CPU."""
+        """uint8 frames (B, T, R, R, 3), images (T = 1) or clips -> input of `grids`, a row per clip, on the CPU."""
         return torch.as_tensor(frames)
 
     def forward(self, inputs: torch.Tensor) -> tuple[Callable[[], object], Callable]:
@@ -201,7 +200,7 @@ class Backbone:
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict:
-        """What, beside the weights, decides the features."""
+        """All that determines the features apart from the weights."""
         return {"config": self.model.config.to_dict(), "resolution": self.resolution}
 
 

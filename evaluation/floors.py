@@ -1,7 +1,8 @@
-"""Features that no pre-training made: the floors that a trained backbone has to clear, through the same heads.
+"""Features without pre-training: baselines that a trained backbone has to exceed, with the same heads.
 
-pixels, random_filters and hog read frames; histogram reads a Toto's ids, so that it knows what the tokenizer knows. All
-have one layer, 0. Brightness and counts are information here, so nothing is normalised before a head standardises it.
+pixels, random_filters and hog read frames; histogram reads the ids of a Toto, so that it has what the tokenizer knows.
+All have one layer, 0. Brightness and counts are information here, so nothing is normalised before a head standardises
+it.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from evaluation.features import Backbone, default_device
 
 
 class Floor(Backbone):
-    """A backbone of one layer. `vectors` makes its features for the linear head; it has no trained twin."""
+    """A backbone with one layer and no weights that could be trained; `grid` makes its features."""
 
     def __init__(self, device: torch.device | None = None):
         self.device = device or default_device()
@@ -34,8 +35,8 @@ class Floor(Backbone):
 class PixelBackbone(Floor):
     """Raw pixels as features.
 
-    Frames are area-averaged to 32 x 32. The linear head gets the whole clip with every position kept (images:
-    32 x 32 x 3 numbers; clips: 16 x 16 x 3 a frame), the attention head the 8 x 8-pixel patches of all frames.
+    Frames are area-averaged to 32 x 32. The linear head reads the whole clip with all positions (images:
+    32 x 32 x 3 numbers; clips: 16 x 16 x 3 per frame), the heads on tokens the 8 x 8-pixel patches of all frames.
     """
 
     name = "pixels"
@@ -58,7 +59,7 @@ class PixelBackbone(Floor):
         return split.transpose(3, 4).flatten(4)  # (B, T, row, y, col, x, 3) -> (B, T, row, col, y * x * 3)
 
     def summarise(self, grid: torch.Tensor, max_tokens: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The clip flattened, and all patches: one layer is cheap, so `max_tokens` does not cut it."""
+        """The flattened clip and all patches; one layer is cheap, so `max_tokens` does not reduce it."""
         pixels = grid.unflatten(4, (self.patch, self.patch, 3))  # (B, T, row, col, y, x, 3)
         if grid.shape[1] > 1:
             pixels = pixels.unflatten(5, (-1, 2)).unflatten(4, (-1, 2)).mean((5, 7))
@@ -69,8 +70,8 @@ class RandomFilterBackbone(PixelBackbone):
     """2,048 random convolution filters of 6 x 6 pixels on the 32 x 32 frame, rectified and averaged over quadrants.
 
     The random-weight networks of Coates, Lee and Ng 2011 without their whitening; filters are normal, centred and of
-    unit norm, seed 0. A clip's features are the mean over its frames. The linear head gets 4 x 2,048 numbers, the
-    attention head four tokens.
+    unit norm, seed 0. A clip's features are the mean over its frames. The linear head reads 4 x 2,048 numbers, the
+    heads on tokens four tokens.
     """
 
     name = "random_filters"
@@ -96,7 +97,7 @@ class RandomFilterBackbone(PixelBackbone):
 class HogBackbone(PixelBackbone):
     """Histograms of oriented gradients (Dalal and Triggs 2005) of the 32 x 32 frame, by scikit-image.
 
-    9 directions, cells of 4 x 4 pixels, blocks of 2 x 2 cells. A clip's are the mean over its frames.
+    9 directions, cells of 4 x 4 pixels, blocks of 2 x 2 cells. A clip's features are the mean over its frames.
     """
 
     name = "hog"
@@ -106,7 +107,7 @@ class HogBackbone(PixelBackbone):
         try:
             from skimage.feature import hog
         except ImportError as error:
-            raise ImportError("--baselines hog needs scikit-image: pip install scikit-image") from error
+            raise ImportError("--baselines hog needs scikit-image; pip install scikit-image.") from error
         found = [
             hog(frame, 9, (self.cell, self.cell), (2, 2), channel_axis=-1, feature_vector=False)
             for frame in inputs.flatten(0, 1).numpy(force=True)
@@ -120,9 +121,9 @@ class HogBackbone(PixelBackbone):
 
 
 class HistogramBackbone(Floor):
-    """How often each code of the visual tokenizer occurs in a clip: what is known without any order.
+    """How often each code of the visual tokenizer occurs in a clip, without any order.
 
-    Reads the ids that its Toto reads. The attention head gets the whole clip as one token.
+    Reads the ids that its Toto reads. The heads on tokens read the whole clip as one token.
     """
 
     name = "histogram"
@@ -149,7 +150,7 @@ class HistogramBackbone(Floor):
         return super().describe() | {"tokenizer": self.toto.processor.fingerprint}
 
 
-# name -> (what makes it, given the probed backbone and a device)
+# name -> function of the probed backbone and a device that makes the baseline
 FLOORS = {
     "pixels": lambda backbone, device: PixelBackbone(device),
     "random_filters": lambda backbone, device: RandomFilterBackbone(device),

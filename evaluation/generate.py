@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from training.args import idle, refuse_idle, typed_flags
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         GenerateArgs, prog="toto generate", description="Continue clips: see some frames, draw the next ones."
     )
+    argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parser.parse_args_into_dataclasses(argv)
+    if args.temperature == 0:
+        refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the likeliest token")
+    if "fps" in typed_flags(argv):
+        refuse_idle(argv, ("stride",), "next to --fps")
+    if all(name.split(":")[0] == "toyworld" for name in args.video):
+        refuse_idle(argv, ("stride", "fps"), "on toyworld, which is drawn")
 
     import torch
 
@@ -185,6 +195,8 @@ def main(argv: list[str] | None = None) -> None:
     model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
     processor = TotoProcessor.from_pretrained(path).to(device)
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
+    if prompt + new <= model.config.context_frames and (ignored := idle(argv, "drop_frames", "recompute")):
+        print(f"{ignored}: no effect, since {prompt + new} frames fit into the model's row")
     output = Path(args.output)
     for name in args.video:
         clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution)

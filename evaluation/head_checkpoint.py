@@ -1,4 +1,4 @@
-"""The file that lets a killed bank of heads go on where it was: finished layers, and the state of the one under way."""
+"""The checkpoint of a bank of heads: results of finished layers, and the state of the layer being trained."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from torch import distributed
 from evaluation.choosing import Array, clips
 from tokenization.files import write_whole
 
-# Seconds of work that a kill may cost at most.
+# A killed process loses at most so many seconds of work.
 SAVE_SECONDS = 30
 
 
 def fingerprint(arrays: list[Array], labels: list[torch.Tensor | None]) -> dict:
-    """Tells one run's features and labels (and items) from another's: shapes, all labels, and 16 clips of each set."""
+    """Identifies the features, labels and items of a run: shapes, all labels, and 16 clips of each set."""
     digest = hashlib.sha256()
     for array in arrays:
         rows = torch.from_numpy(np.linspace(0, array.shape[1] - 1, 16).astype(np.int64)).unique()
@@ -30,13 +30,13 @@ def fingerprint(arrays: list[Array], labels: list[torch.Tensor | None]) -> dict:
 
 
 class HeadCheckpoint:
-    """One safetensors file, its JSON in the header, always whole; nothing is written where `file` is None.
+    """A safetensors file with JSON in its header, written atomically; nothing is written if `file` is None.
 
     finished: the results of finished units (all layers of the linear heads, or one layer's heads on tokens), in order.
-    state, steps: weights and moments of the unit under way, and the updates it has had; {} and 0 at its beginning.
+    state, steps: weights and moments of the unit being trained, and its number of updates; {} and 0 at its start.
 
     Raises:
-        ValueError: the file is of another run than `run` describes, or the ranks read different files.
+        ValueError: the file is of another run than `run`, or the ranks read different files.
     """
 
     def __init__(self, file: Path | None, run: dict):
@@ -57,7 +57,7 @@ class HeadCheckpoint:
             if was != now:
                 key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
                 raise ValueError(
-                    f"{file} is of another run: its {key} is {was.get(key)}, not {now.get(key)}; delete it, or give "
+                    f"{file} is of another run: its {key} is {was.get(key)}, not {now.get(key)}; delete it, or name "
                     "another file."
                 )
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
@@ -76,15 +76,13 @@ class HeadCheckpoint:
             distributed.all_reduce(most, distributed.ReduceOp.MAX)
             distributed.all_reduce(least, distributed.ReduceOp.MIN)
             if most.tolist() != least.tolist():
-                raise ValueError(
-                    f"{self.file} is not the same file for all processes: put it where all of them see it."
-                )
+                raise ValueError(f"{self.file} differs between processes; put it on storage that all processes share.")
 
     def due(self) -> bool:
         return self.file is not None and time.monotonic() - self._saved >= SAVE_SECONDS
 
     def save(self, state: dict[str, torch.Tensor], steps: int) -> None:
-        """Rank 0 writes; the others read when they start."""
+        """Writes the file on rank 0; the other ranks read it when they start."""
         self._saved = time.monotonic()
         is_first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
         if self.file is None or not is_first:
@@ -97,7 +95,7 @@ class HeadCheckpoint:
         write_whole(self.file, lambda path: save_file(tensors, path, metadata=header))
 
     def finish(self, result: dict[str, torch.Tensor]) -> None:
-        """A unit is done: its state is no longer needed."""
+        """Adds the result of a finished unit, whose state is no longer needed."""
         self.finished.append(result)
         self.state, self.steps = {}, 0
         self.save({}, 0)

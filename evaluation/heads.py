@@ -1,7 +1,7 @@
-"""Heads on frozen features: every layer x label x setting trained at once, chosen on validation only.
+"""Heads on frozen features: all layers, labels and settings trained at once, chosen on validation only.
 
-A head never sees the test set before its setting is fixed, and the features of one backbone pass serve them all.
-`make_head` gives any of HEADS: those trained by gradient steps (`HeadBank`), and the closed forms that check them.
+No head sees the test set before its setting is fixed, and all heads share the features of one backbone pass.
+`make_head` makes any of HEADS: those trained by gradient steps (`HeadBank`) and the closed forms that check them.
 """
 
 import math
@@ -29,11 +29,11 @@ from evaluation.features import Features
 from evaluation.head_checkpoint import HeadCheckpoint, fingerprint
 from evaluation.stacked_heads import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW, sum_over_ranks
 
-# Paper silent on the probe's recipe. Linear: half-decades around what AdamW needs on standardised features, as DINOv2
-# spans three and a half decades with SGD; the smallest act as early stopping, which wide features with few clips want.
-# DINOv2 has no decay; correlated features learn fastest without, rare ones overfit least with. On tokens: the middle of
-# V-JEPA 2's five rates (1e-4 to 5e-3) and the ends of its four decays (0.01 to 0.8), for 20 epochs as there; all twenty
-# settings would cost three times as much on a CPU.
+# The paper does not give the probe's recipe. Linear heads: half-decades around what AdamW needs on standardised
+# features, as DINOv2 spans three and a half decades with SGD; the smallest rates act as early stopping, which helps
+# wide features with few clips. DINOv2 has no weight decay: correlated features learn fastest without it, rare ones
+# overfit least with it. Heads on tokens: the middle of V-JEPA 2's five rates (1e-4 to 5e-3) and the ends of its four
+# decays (0.01 to 0.8), for 20 epochs as there; all twenty settings would cost three times as much on a CPU.
 LEARNING_RATES = {
     "linear": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "attention": (3e-4, 1e-3, 3e-3),
@@ -47,14 +47,14 @@ HEADS = (*BANKS, *CLOSED_FORMS)
 
 
 class HeadBank:
-    """Trains one kind of head on every layer, for every task, learning rate and weight decay; picks on validation.
+    """Trains one kind of head on every layer, for every task, learning rate and weight decay; chooses on validation.
 
     kind: "linear" (on `Features.pooled`), "attention" or "cross_attention_mlp" (on `Features.tokens`), all standardised
     by statistics of the training set; `batch_norm` is described at `LinearHeads`, for linear heads only.
-    classes: number of classes of each task (label column). seed: of the start and of the order of the clips.
+    classes: number of classes of each task (label column). seed: of the initial weights and the order of the clips.
 
-    With several processes (torch.distributed) each holds all features and computes its part of every batch; the
-    gradients are summed, so the results are those of one process up to rounding.
+    With several processes (torch.distributed) each holds all features and computes its part of every batch. Gradients
+    are summed, so that the results are those of one process up to rounding.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class HeadBank:
         device: torch.device | str = "cpu",
     ):
         if kind not in BANKS:
-            raise ValueError(f"there is no head named {kind!r} to train; the heads are {', '.join(BANKS)}.")
+            raise ValueError(f"There is no trained head {kind!r}; the trained heads are {', '.join(BANKS)}.")
         if batch_norm and kind != "linear":
-            raise ValueError(f"batch_norm is for linear heads; {kind} heads have no batch normalisation.")
+            raise ValueError(f"{kind} heads have no batch normalisation; use batch_norm with linear heads.")
         self.kind, self.classes, self.seed = kind, list(classes), seed
         self.rates = tuple(learning_rates or LEARNING_RATES[kind])
         self.decays = tuple(WEIGHT_DECAYS[kind] if weight_decays is None else weight_decays)
@@ -94,13 +94,12 @@ class HeadBank:
         """Train, choose, predict.
 
         The features are of the same layers, tensors or memory-mapped arrays, read batch by batch; labels are class
-        numbers, (N, T). There is no argument for test labels. items: the number of the item (video) that each test
-        clip is of, (N,): predictions are then of items, by the mean of the probabilities of their clips. With
-        `checkpoint`, a file, a killed run goes on from at most `SAVE_SECONDS` before it died and ends with the same
-        numbers.
+        numbers, (N, T). There is no argument for test labels. items: the number of the item (video) of each test clip,
+        (N,); predictions are then of items, from the mean of the probabilities of their clips. checkpoint: a file from
+        which a killed run continues; it loses at most `SAVE_SECONDS` of work and ends with the same numbers.
 
         Raises:
-            ValueError: tokens that were not kept, labels out of range, a checkpoint of another run, heads that all
+            ValueError: tokens were not kept, labels are out of range, the checkpoint is of another run, or all heads
                 diverged.
         """
         arrays = features_of(self.kind, self.kind in TOKEN_HEADS, train, validation, test)
@@ -124,7 +123,7 @@ class HeadBank:
             saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], items))
         bar.close()
         results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
-        return Chosen(self.settings, seed=self.seed, **results)
+        return Chosen(self.settings, **results)
 
     def _build(self, train: Array) -> LinearHeads | AttentionHeads | CrossAttentionHeads:
         counts = (len(self.classes), len(self.settings), max(self.classes))
@@ -137,7 +136,7 @@ class HeadBank:
         return heads.to(self.device)
 
     def _size(self, count: int) -> int:
-        """Clips in a batch: at least eight updates an epoch, so that small sets converge too."""
+        """Number of clips in a batch: at least eight updates an epoch, so that small sets converge too."""
         return min(self.batch_size, max(8, count // 8))
 
     def _steps_per_epoch(self, count: int) -> int:
@@ -154,14 +153,14 @@ class HeadBank:
         missing = missing_classes(self.classes)[:, None].to(self.device)  # (T, 1, C)
         heads.train()
         for epoch in range(optimiser.steps // per_epoch, self.epochs):
-            # the order of an epoch follows from its number alone, so that resuming needs no generator's state
+            # the order of an epoch depends on its number alone, so that resuming needs no generator state
             order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             batches = torch.randperm(count, generator=order).split(self._size(count))
             for batch in batches[optimiser.steps - epoch * per_epoch :]:
                 rows = _of_this_rank(batch).sort().values  # a memory-mapped file is read in its own order
                 logits = heads(clips(train, rows).to(self.device))  # (L, B, T, S, C)
-                # the gradient of the cross-entropy, summed over heads and averaged over the batch: each head gets what
-                # it would get alone, also beside one that diverges
+                # the gradient of the cross-entropy, summed over heads and averaged over the batch: each head gets the
+                # gradient that it would get alone, even if another one diverges
                 gradient = _softmax(logits.detach().masked_fill(missing, float("-inf")))
                 wanted = labels[rows].to(self.device)[None, :, :, None, None].expand(*gradient.shape[:-1], 1)
                 gradient.scatter_add_(-1, wanted, torch.full((), -1.0, device=self.device).expand(wanted.shape))
@@ -209,7 +208,7 @@ class HeadBank:
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
-    """torch's own, over the last axis, seven times as fast on a CPU where classes are few; in place."""
+    """Softmax over the last axis, in place; with few classes seven times as fast as torch's on a CPU."""
     logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     return logits.div_(logits.sum(-1, keepdim=True))
 
@@ -226,28 +225,15 @@ def _sum_gradients(heads: torch.nn.Module) -> None:
 
 
 def make_head(kind: str, classes: list[int], epochs: int | None = None, seed: int = 0, **options):
-    """A head of any kind in HEADS, with `run(train, train_labels, validation, validation_labels, test, ...) -> Chosen`.
+    """A head of any kind in HEADS; `run(train, train_labels, validation, validation_labels, test, ...) -> Chosen`.
 
     epochs, seed, options (learning_rates, weight_decays, batch_size, batch_norm, device): of `HeadBank`. batch_norm is
-    for the linear heads and leaves the others as they are; closed forms have no use for any of these.
+    ignored by heads that are not linear, and all of these by closed forms.
     """
     if kind not in HEADS:
-        raise ValueError(f"there is no head named {kind!r}; the heads are {', '.join(HEADS)}.")
+        raise ValueError(f"There is no head {kind!r}; the heads are {', '.join(HEADS)}.")
     if kind in CLOSED_FORMS:
         return ClosedForm(kind, classes)
     if kind != "linear":
         options.pop("batch_norm", None)
     return HeadBank(kind, classes, epochs=epochs, seed=seed, **options)
-
-
-def run_seeds(kind: str, classes: list[int], seeds: list[int], *sets, checkpoint: Path | None = None, **options):
-    """One `Chosen` a seed: each trains, and chooses on validation, by itself. Closed forms run once.
-
-    sets, and progress and items among the options: what `HeadBank.run` takes; other options are `make_head`'s.
-    """
-    how = {key: options.pop(key) for key in ("progress", "items") if key in options}
-    results = []
-    for seed in seeds[:1] if kind in CLOSED_FORMS else seeds:
-        file = checkpoint and checkpoint.with_name(f"{checkpoint.stem}-seed{seed}{checkpoint.suffix}")
-        results.append(make_head(kind, classes, seed=seed, **options).run(*sets, checkpoint=file, **how))
-    return results

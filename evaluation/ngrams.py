@@ -100,11 +100,6 @@ class Predictors:
     def _table_nats(self, name: str, contexts: np.ndarray, codes: np.ndarray, prior: np.ndarray) -> np.ndarray:
         return self.tables[name].nats(contexts, codes, prior, self.strengths[name]).reshape(codes.shape)
 
-    def losses(self, codes: np.ndarray) -> dict[str, float]:
-        """Mean nats per code token over all tokens of the rows (N, T, h, w), as a run's `val_loss` is."""
-        codes = _checked(codes, self.num_codes)
-        return {name: float(self.nats(name, codes).mean()) for name in self.names}
-
     def maps(self, codes: np.ndarray) -> dict[str, np.ndarray]:
         """Mean nats of every place in a row (N, T, h, w) -> {name: (T, h, w)}."""
         codes = _checked(codes, self.num_codes)
@@ -128,15 +123,6 @@ def fit(codes: np.ndarray, num_codes: int) -> Predictors:
 
         trial.strengths[name] = min(STRENGTHS, key=loss)
     return Predictors(codes, num_codes, trial.strengths)
-
-
-def predictor_losses(train_codes: np.ndarray, val_codes: np.ndarray, num_codes: int) -> dict[str, float]:
-    """Fit on train, score on validation: {"unigram", "bigram", "previous_frame"} in nats per code token.
-
-    train_codes, val_codes: integers (N, T, h, w) below num_codes. Validation rows take no part in the fit, nor in the
-    choice of smoothing.
-    """
-    return fit(train_codes, num_codes).losses(val_codes)
 
 
 def run_losses(run: str | Path) -> dict | None:

@@ -176,7 +176,7 @@ def layer_cells(row: dict) -> list[str]:
 
 def tuned_table(tuned: dict[str, dict]) -> Table:
     """Results of `toto finetune`, by name."""
-    from training.intervals import wilson_interval
+    from training.scores import wilson_interval
 
     rows = []
     for name, result in tuned.items():

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from evaluation.probe_args import ProbeArgs, choose_layers, of_task
+from evaluation.probe_args import ProbeArgs, choose_layers, idle_flags, of_task, refuse_idle_flags
 
 MOST_CONFUSED = 100  # classes whose confusion matrix is kept in the result
 
@@ -104,7 +104,7 @@ def score(
     import numpy as np
 
     from evaluation.metrics import BalancedAccuracy, Top1Accuracy
-    from training.intervals import accuracy_interval
+    from training.scores import accuracy_interval
 
     references = np.asarray(references)
     rows, keys, predictions = [], [], []
@@ -198,12 +198,13 @@ def run_probe(args: ProbeArgs, command: str) -> dict:
     from evaluation.extraction import Job
     from evaluation.floors import FLOORS
     from evaluation.heads import TOKEN_HEADS
-    from evaluation.metrics import confusion_matrix, per_class_accuracy
+    from evaluation.metrics import confusion_matrix
     from evaluation.probe_data import read_splits, same_classes
     from tokenization.precision import bf16_is_fast
     from training.checkpoints import resolve_model
     from training.device import flush_denormals, require_together, versions
     from training.media import media_on_record
+    from training.scores import per_class_accuracy
 
     flush_denormals()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -355,6 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parser.parse_args_into_dataclasses(argv)
     if args.task is not None:
         args = of_task(args, argv)
+    refuse_idle_flags(args, argv)
 
     from evaluation.results import command_line, write_json
 
@@ -375,6 +377,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     if "control" in results:
         print(f"control: {results['control']}")
+    for sentence in idle_flags(args, argv, results["data"]["kind"]):
+        print(sentence)
     for part, split in results["data"]["splits"].items():
         print(f"{part:<10} {split['clips']:>7,} clips from {split['sources']:,} sources: {split['split']}")
     skipped = results["data"]["skipped"]

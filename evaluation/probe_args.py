@@ -172,11 +172,44 @@ class ProbeArgs:
             raise ValueError(f"--layers takes all, best or layer numbers, not {' '.join(self.layers)!r}.")
 
 
+def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
+    """Raises ValueError for a typed flag that would have no effect next to the others."""
+    from evaluation.heads import BANKS
+    from training.args import refuse_idle, typed_flags
+
+    typed = typed_flags(argv)
+    if args.compare is not None:
+        others = typed - {"compare", "output"}
+        refuse_idle(argv, tuple(sorted(others)), "with --compare, which reads result files only")
+    if not set(args.heads) & set(BANKS):
+        refuse_idle(argv, ("epochs",), f"on the heads {', '.join(args.heads)}, which are closed forms")
+    if "linear" not in args.heads:
+        refuse_idle(argv, ("batch_norm",), "without linear heads")
+    if "fps" in typed:
+        refuse_idle(argv, ("stride",), "next to --fps")
+    if args.dataset.split(":")[0] == "toyworld":
+        refuse_idle(argv, ("stride", "fps", "image_column"), "on toyworld, which is drawn")
+
+
+def idle_flags(args: ProbeArgs, argv: list[str], kind: str) -> list[str]:
+    """Sentences on typed flags that had no effect on these data, kind "image" or "video", or with these heads."""
+    from evaluation.heads import TOKEN_HEADS
+    from training.args import idle
+
+    found = []
+    if kind == "image" and (flags := idle(argv, "num_frames", "stride", "fps", "frame_order", "average_clips")):
+        found.append(f"{flags}: no effect on images, each of which is one frame")
+    if not set(args.heads) & set(TOKEN_HEADS) and (flags := idle(argv, "max_tokens")):
+        found.append(f"{flags}: no effect without heads on tokens ({', '.join(TOKEN_HEADS)})")
+    return found
+
+
 def of_task(args: ProbeArgs, argv: list[str]) -> ProbeArgs:
     """The settings of --task, under the flags that were typed."""
     from evaluation.tasks import apply_task
+    from training.args import typed_flags
 
-    typed = {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
+    typed = typed_flags(argv)
     given = {name: value for name, value in vars(args).items() if name in typed}
     settings = apply_task(args.task, given)
     if Path(settings["dataset"]).is_file():  # one file is one split, whatever the task calls its splits

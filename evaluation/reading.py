@@ -107,7 +107,7 @@ def percent(row: dict) -> str:
 
 def with_interval(row: dict, n_test: int) -> dict:
     """The row with its Wilson interval, for files that contain an accuracy only."""
-    from training.intervals import wilson_interval
+    from training.scores import wilson_interval
 
     return {"ci95": wilson_interval(round(row["accuracy"] * n_test), n_test)} | row
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from training.args import config_fields, option, parse, require
+from training.args import config_fields, option, parse, refuse_idle, require, typed_flags
 from training.grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378
@@ -235,7 +235,11 @@ def train(args: ScalingArgs) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parse((ScalingArgs,), argv, "toto scaling", DESCRIPTION)
+    if args.runs is not None:
+        others = typed_flags(argv) - {"runs", "output"}
+        refuse_idle(argv, tuple(sorted(others)), "with --runs, which trains nothing")
 
     from evaluation.law import fit
     from evaluation.results import command_line, write_json

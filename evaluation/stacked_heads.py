@@ -1,7 +1,7 @@
-"""Many heads as one: the parameters of heads that differ in task or setting only are slices of one stacked tensor.
+"""Many heads as one: heads that differ only in task or setting are slices of stacked parameters.
 
-T tasks (label columns) x S settings (learning rate and weight decay) share the batches but no weights, so one matrix
-product trains them together. Every setting starts from the same weights: only the setting tells its heads apart.
+T tasks (label columns) x S settings (learning rate and weight decay) share batches but no weights, so that one matrix
+product trains them together. All settings start from the same weights, so that heads differ by their setting only.
 """
 
 import torch
@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from modeling_toto.pooling_toto import QUERY_STD, attention_pool
 
-# Width of a head of the cross-attention: 64, as in the models whose features are read (and V-JEPA 2's probe).
+# Width of an attention head of the cross-attention, as in the models whose features are read and in V-JEPA 2's probe.
 HEAD_WIDTH = 64
 
 
 def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, in place; x itself where there is one."""
+    """Sums x over all processes, in place; with one process x is unchanged."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(x)
     return x
@@ -32,7 +32,7 @@ class StackedAdamW:
         self.slots = {}
         for name, p in heads.named_parameters():
             shape = (-1, *[1] * (p.ndim - heads.settings_axis - 1))
-            # biases, norms and queries are not decayed, as is usual (V-JEPA 2's probe does the same)
+            # biases, norms and queries have no weight decay, as usual (and as in V-JEPA 2's probe)
             decay = decays if name in heads.decayed else torch.zeros_like(decays)
             self.slots[name] = (p, rates.view(shape), decay.view(shape), torch.zeros_like(p), torch.zeros_like(p))
 
@@ -41,7 +41,7 @@ class StackedAdamW:
         """One update; `scale` is the schedule's factor on all learning rates."""
         self.steps += 1
         first, second = self.betas
-        root = (1 - second**self.steps) ** 0.5  # bias corrections, moved to where they cost least
+        root = (1 - second**self.steps) ** 0.5  # bias corrections, applied where they cost least
         for p, rate, decay, mean, square in self.slots.values():
             mean.lerp_(p.grad, 1 - first)
             square.mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
@@ -64,12 +64,12 @@ class StackedAdamW:
 
 
 class LinearHeads(nn.Module):
-    """Mean-pooled features of all layers -> logits of every (layer, task, setting): (L, B, P) -> (L, B, T, S, C).
+    """Linear heads on the mean-pooled features of all layers: (L, B, P) -> logits (L, B, T, S, C).
 
-    mean, std: (L, 1, P) of the training set; features are standardised by them. With `batch_norm`, in training, by the
-    mean and deviation of the batch instead (MAE's linear probe: batch normalisation without affine parameters, epsilon
-    1e-6). At test both use the training set's, which running averages would only estimate; so batch normalisation
-    differs by the noise that each batch's statistics bring to training, and by the epsilon.
+    mean, std: (L, 1, P) of the training set; features are standardised by them. With `batch_norm`, training uses the
+    mean and deviation of each batch instead (MAE's linear probe: batch normalisation without affine parameters, epsilon
+    1e-6). At test both use those of the training set, which running averages would only estimate; so batch
+    normalisation differs by the noise that the statistics of a batch add to training, and by the epsilon.
     """
 
     settings_axis = 3
@@ -90,7 +90,7 @@ class LinearHeads(nn.Module):
         return torch.baddbmm(self.bias.flatten(2), x, self.weight.flatten(2)).unflatten(-1, self.shape)
 
     def _batch_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the whole batch, of which each rank has a part."""
+        """Mean and deviation of the whole batch, of which each rank has a part."""
         count = sum_over_ranks(torch.tensor(float(x.shape[1]), device=x.device))
         mean = sum_over_ranks(x.sum(1, keepdim=True)) / count
         variance = sum_over_ranks((x - mean).square().sum(1, keepdim=True)) / count
@@ -106,10 +106,10 @@ class LinearHeads(nn.Module):
 
 
 class TokenHeads(nn.Module):
-    """What the heads on tokens share: (1, B, n, D), one layer at a time -> logits (1, B, T, S, C).
+    """Base of the heads on tokens: (1, B, n, D), one layer at a time -> logits (1, B, T, S, C).
 
-    mean, std: (D,) of all training tokens. Tokens come as stored and are standardised inside, where it is cheap:
-    softmax ignores a shift common to all tokens, and the weights of a clip sum to one.
+    mean, std: (D,) of all training tokens. Tokens are read as stored and standardised inside the head, where it is
+    cheap: softmax ignores a shift common to all tokens, and the weights of a clip sum to 1.
     """
 
     settings_axis = 1

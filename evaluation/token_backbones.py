@@ -1,7 +1,7 @@
-"""Models that read pictures as ids: ImageGPT's pixels, and the language models Chameleon, Emu3 and Janus.
+"""Models that read images as ids: ImageGPT's pixels, and the language models Chameleon, Emu3 and Janus.
 
-Each frame of a clip is a picture of its own. A language model is given its start token and the picture's ids and
-nothing else: what it would be asked in words is not part of a probe (no paper says how to probe them; this is ours).
+Each frame of a clip is read as an image. A language model gets its start token and the ids of the image and nothing
+else: a probe has no text prompt (no paper describes how to probe these models; this is our choice).
 """
 
 import math
@@ -14,9 +14,9 @@ from evaluation.vision_backbones import find_blocks, read_preprocessor, side
 
 
 class TokenBackbone(Backbone):
-    """What they share: frames -> a start token and the picture's h * (w + line ends) ids, embedded (B * T, n, D)."""
+    """Base class: frames -> a start token and the image's h * (w + line ends) ids, embedded (B * T, n, D)."""
 
-    line_ends = 0  # ids at the end of each line that stand for no part of the picture
+    line_ends = 0  # ids at the end of each line that are no part of the image
 
     def __init__(self, model: nn.Module, preprocessor: dict, name: str, device=None, resolution: int | None = None):
         self.device = device or default_device()
@@ -36,7 +36,7 @@ class TokenBackbone(Backbone):
 
     def native_resolution(self) -> int:
         wanted = self.preprocessor.get("crop_size") or self.preprocessor.get("size")
-        # Emu3 reads any size, and its files name none; ours is 384, which is Janus's
+        # Emu3 reads any size, and its files name none; we take 384, as Janus does
         return side(wanted) or side(getattr(self.model.config.vq_config, "resolution", None)) or 384
 
     def find_trunk(self) -> nn.Module:
@@ -48,7 +48,7 @@ class TokenBackbone(Backbone):
         return frames.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def embed(self, frames: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, R, R, 3) -> embeddings of the start token and the picture's ids (N, 1 + n, D)."""
+        """uint8 (N, R, R, 3) -> embeddings of the start token and the image's ids (N, 1 + n, D)."""
         ids = self.ids(frames)
         start = torch.full_like(ids[:, :1], self.trunk.config.bos_token_id)
         return self.trunk.get_input_embeddings()(torch.cat([start, ids], 1))
@@ -91,7 +91,7 @@ class Emu3Backbone(TokenBackbone):
 
 
 class JanusBackbone(TokenBackbone):
-    """Through the ids that it generates pictures with, not through its SigLIP encoder."""
+    """Janus, read by the ids that it generates images with, not by its SigLIP encoder."""
 
     def find_trunk(self) -> nn.Module:
         return self.model.language_model
@@ -104,17 +104,19 @@ class JanusBackbone(TokenBackbone):
 
 
 class ImageGPTBackbone(TokenBackbone):
-    """ImageGPT: pixels as the nearest of its colour clusters, every one of them a token; no start token is read."""
+    """ImageGPT: each pixel is a token, the nearest of its colour clusters; there is no start token."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         clusters = self.preprocessor.get("clusters")
         if clusters is None:
             raise ValueError(
-                f"{self.name} lacks the colour clusters of its preprocessor_config.json, which make its ids."
+                f"{self.name} has no colour clusters, which make its ids; add its preprocessor_config.json."
             )
         if self.resolution != self.native_resolution():
-            raise ValueError(f"{self.name} reads {self.native_resolution()} x {self.native_resolution()} pixels only.")
+            raise ValueError(
+                f"{self.name} reads only frames of {self.native_resolution()} pixels; leave --resolution out."
+            )
         self.clusters = torch.as_tensor(clusters, dtype=torch.float32, device=self.device)  # in [-1, 1]
 
     def native_resolution(self) -> int:

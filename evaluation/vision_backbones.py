@@ -1,8 +1,8 @@
-"""Encoders of patches, through transformers' own classes: ViT and its kin, Hiera, VideoMAE, V-JEPA 2.
+"""Encoders of patches in transformers' own classes: ViT and similar models, Hiera, VideoMAE, V-JEPA 2.
 
-One way of cropping serves all: a frame's short side is resized to R and the centre square is taken (`sources.py`),
-where some of the originals resize to 8/7 R before they crop; R, mean and standard deviation are those of the
-repository's preprocessor file, which is read as JSON, so that no torchvision is needed.
+All read the same crop: a frame's short side is resized to R and the centre square is taken (`sources.py`), whereas some
+of the originals resize to 8/7 R before they crop. R, mean and standard deviation are those of the repository's
+preprocessor file, which is read as JSON, so that torchvision is not needed.
 """
 
 import inspect
@@ -19,7 +19,7 @@ PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.jso
 
 
 def read_preprocessor(path: str) -> dict:
-    """What the preprocessor file of a folder or Hub repository says; empty without one."""
+    """Content of the preprocessor file of a folder or Hub repository; empty without one."""
     from transformers.utils import cached_file
 
     for name in PREPROCESSOR_FILES:
@@ -38,7 +38,7 @@ def read_preprocessor(path: str) -> dict:
 
 
 def side(size) -> int | None:
-    """The side in pixels that a size of a config or a preprocessor stands for."""
+    """Side in pixels of a size in a config or preprocessor file."""
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     return size[-1] if isinstance(size, (list, tuple)) else size
@@ -51,15 +51,15 @@ def find_blocks(model: nn.Module, name: str) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return list(module)
     raise ValueError(
-        f"{name} ({model.config.model_type}) shows no blocks whose hidden states could be probed; use Toto, a ViT-like "
-        "encoder, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3 or Janus."
+        f"{name} ({model.config.model_type}) has no list of blocks whose hidden states can be probed; use Toto, a "
+        "ViT-like encoder, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3 or Janus."
     )
 
 
 class FrameBackbone(Backbone):
     """A ViT-like encoder whose hidden states are patch tokens. Frames of a clip are read one by one.
 
-    Class and register tokens, which come first, are left out. Of a model of pictures and text the vision model is read.
+    Class and register tokens, which come first, are left out. Of a model of images and text the vision model is read.
     """
 
     def __init__(self, model: nn.Module, preprocessor: dict, name: str, device=None, resolution: int | None = None):
@@ -95,9 +95,9 @@ class FrameBackbone(Backbone):
         found = side(size)
         kind = self.model.config.model_type
         if getattr(self.model.config, "num_detection_tokens", 0):
-            raise ValueError(f"{self.name} ({kind}) has tokens of detections behind its patches; use a plain ViT.")
+            raise ValueError(f"{self.name} ({kind}) has detection tokens after its patches; use a plain ViT.")
         if isinstance(size, (list, tuple)) and len(set(size[-2:])) > 1:
-            raise ValueError(f"{self.name} ({kind}) reads frames of {size} pixels; only square ones can be probed.")
+            raise ValueError(f"{self.name} ({kind}) reads frames of {size} pixels; use a model of square frames.")
         if found is None or not hasattr(self.model.config, "patch_size"):
             raise ValueError(f"{self.name} ({kind}) has no layers of patch tokens; use Toto or a ViT-like model.")
         return found
@@ -108,18 +108,18 @@ class FrameBackbone(Backbone):
         return side(self.model.config.patch_size)
 
     def is_bound(self) -> bool:
-        """Whether its positions are of one resolution only."""
+        """Whether its positions allow a single resolution."""
         return not getattr(self.model.config, "is_native", True)  # AIMv2 with learnt positions
 
     def check_resolution(self) -> None:
         """Raises ValueError for a resolution that the model cannot read."""
         if self.is_bound() and self.resolution != self.trained_resolution:
             raise ValueError(
-                f"{self.name} reads frames of {self.trained_resolution} pixels only; leave --resolution out."
+                f"{self.name} reads only frames of {self.trained_resolution} pixels; leave --resolution out."
             )
         if self.resolution % self.stride:
             raise ValueError(
-                f"{self.name} reads patches of {self.stride} pixels, and {self.resolution} is no multiple."
+                f"--resolution {self.resolution} is not a multiple of the {self.stride}-pixel patches of {self.name}."
             )
 
     def grid(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class FrameBackbone(Backbone):
         return (pictures - self.mean.to(self.device)) / self.std.to(self.device)
 
     def options(self, batch: int) -> dict:
-        """Arguments of the forward pass besides the pixels."""
+        """Further arguments of the forward pass."""
         return self.interpolation
 
     def forward(self, inputs: torch.Tensor):
@@ -156,22 +156,22 @@ class FrameBackbone(Backbone):
 
 
 class MaskedAutoencoderBackbone(FrameBackbone):
-    """ViT-MAE, whose encoder hides patches at random unless it is told not to."""
+    """ViT-MAE, whose encoder masks random patches by default."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.model.config.mask_ratio = 0.0
 
     def options(self, batch: int) -> dict:
-        # the patches are sorted by this noise: rising, it leaves them where they are
+        # the patches are sorted by this noise: increasing values keep their order
         noise = torch.arange(math.prod(self.grid()), device=self.device).float().expand(batch, -1)
         return super().options(batch) | {"noise": noise}
 
 
 class HieraBackbone(FrameBackbone):
-    """Hiera: blocks in stages, each stage of fewer and wider tokens, which are kept in the order of its mask units.
+    """Hiera: blocks in stages, each with fewer and wider tokens, which are stored in the order of its mask units.
 
-    Layer k is what enters block k, in the width and the grid of the block that made it.
+    Layer k is the input of block k, in the width and the grid of the block that made it.
     """
 
     def find_blocks(self) -> list[nn.Module]:
@@ -196,7 +196,7 @@ class HieraBackbone(FrameBackbone):
 
 
 class ClipBackbone(FrameBackbone):
-    """VideoMAE and V-JEPA 2: tubes of `tubelet_size` frames are one token, so the grid has T / tubelet_size frames."""
+    """VideoMAE and V-JEPA 2: a token covers `tubelet_size` frames, so that the grid has T / tubelet_size."""
 
     @property
     def num_frames(self) -> int:
@@ -213,13 +213,13 @@ class ClipBackbone(FrameBackbone):
     def forward(self, inputs: torch.Tensor):
         config = self.model.config
         batch, time = inputs.shape[:2]
-        if time == 1:  # a picture is a still clip: V-JEPA 2's authors repeat it likewise for ImageNet
+        if time == 1:  # an image is a still clip, as V-JEPA 2's authors repeat it for ImageNet
             inputs, time = inputs.expand(-1, self.num_frames, -1, -1, -1), self.num_frames
         if config.model_type == "videomae" and time != self.num_frames:
-            raise ValueError(f"{self.name} reads clips of {self.num_frames} frames only; leave --num_frames out.")
+            raise ValueError(f"{self.name} reads only clips of {self.num_frames} frames; leave --num_frames out.")
         if time % config.tubelet_size:
             raise ValueError(
-                f"{self.name} reads {config.tubelet_size} frames as one; --num_frames {time} is no multiple."
+                f"--num_frames {time} is not a multiple of the {config.tubelet_size} frames per token of {self.name}."
             )
         pixels = self.pixel_values(inputs.flatten(0, 1)).unflatten(0, (batch, time))
         rows, columns = self.grid()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from toto_cli import VERBS
-from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, find_recipe, parse
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, find_recipe, parse
 from training.plan import PlanArgs, plan
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ PLANNED = [
 
 @pytest.mark.parametrize("path", PLANNED, ids=[path.stem for path in PLANNED])
 def test_hours_are_those_of_the_plan(path):
-    given = parse((PlanArgs, ModelArgs, DataArgs, RunArgs, OptimArgs), ["--recipe", str(path)], "toto plan", "")
+    given = parse((PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), ["--recipe", str(path)], "toto plan", "")
     args, model, data, run, _ = given
     hours = plan(model, data, run, args)["gpu_hours"]
     assert (f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}") in shown_hours(path.stem)

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -107,12 +107,27 @@ class TokenizeArgs(TimeStepArgs):
                 raise ValueError(f"--{name} must be positive, not {value}.")
         if self.precision not in (None, "fp32", "bf16"):
             raise ValueError(f"--precision must be fp32 or bf16, not {self.precision}.")
+        changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.push_to_hub is None:
+            _refuse(changed, {"private"}, "without --push_to_hub")
+        if self.verify is not None:
+            _refuse(changed, changed - {"verify", "push_to_hub", "private"}, "with --verify, which reads shards only")
+        elif self.dataset.split(":")[0] == "toyworld":
+            _refuse(changed, {"stride", "fps", "image_column"}, "on toyworld, which is drawn")
+        elif self.fps is not None:
+            _refuse(changed, {"stride"}, "next to --fps")
 
     def sampling(self, resolution: int) -> Sampling:
         """How clips are taken; resolution: side of the frames in pixels, the tokenizer's where no flag sets it."""
         return Sampling(
             self.num_frames, self.stride, self.fps, resolution, crops=self.crops, seed=self.seed, detail=self.detail
         )
+
+
+def _refuse(changed: set[str], idle: set[str], where: str) -> None:
+    """Raises ValueError for a flag that was changed and has no effect `where`."""
+    if found := sorted(changed & idle):
+        raise ValueError(f"--{', --'.join(found)} would have no effect {where}; leave it out.")
 
 
 def tokenize(args: TokenizeArgs) -> dict:
@@ -157,6 +172,8 @@ def tokenize(args: TokenizeArgs) -> dict:
         limit=args.max_clips,
         image_column=args.image_column,
     )
+    if source.kind == "image" and state.is_main_process and (args.fps is not None or args.stride != Sampling.stride):
+        print("--stride, --fps: no effect on images, each of which is one frame")
     precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
     settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}

@@ -16,8 +16,13 @@ from tokenization.sampling import Sampling
 PREEMPTED = 75
 
 
-def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, description: str) -> tuple:
+def parse(
+    types: tuple[type, ...], argv: list[str] | None, prog: str, description: str, retired: dict | None = None
+) -> tuple:
     """Fill the dataclasses `types` from `--recipe FILE.yaml` and the flags in `argv`; flags win.
+
+    retired: flags that earlier versions had and wrote into recipe.yaml, with the only value that they could have; they
+    are passed over.
 
     Raises:
         ValueError: a recipe that is not a mapping, a key that no flag has (the nearest valid name is offered), or a
@@ -44,6 +49,7 @@ def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, descriptio
             raise ValueError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"The recipe {path} must be a mapping of flag names to values.")
+        values = {key: value for key, value in values.items() if key not in (retired or {}) or value != retired[key]}
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
@@ -68,6 +74,23 @@ def parse(types: tuple[type, ...], argv: list[str] | None, prog: str, descriptio
         hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
         raise ValueError(f"The flag or value '{rest[0]}' is not understood{hint}")
     return tuple(parsed)
+
+
+def typed_flags(argv: list[str]) -> set[str]:
+    """Names of the flags in `argv`, as fields of the dataclasses: "--max-train=3" is "max_train"."""
+    return {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
+
+
+def idle(argv: list[str], *names: str) -> str:
+    """Those of `names` that were typed, as in "--stride, --fps", to say that they have no effect; empty for none."""
+    typed = typed_flags(argv)
+    return ", ".join(f"--{name}" for name in names if name in typed)
+
+
+def refuse_idle(argv: list[str], names: tuple[str, ...], where: str) -> None:
+    """Raises ValueError where one of the flags `names` was typed, which has no effect `where`, as in "on images"."""
+    found = idle(argv, *names)
+    require(not found, f"{found} would have no effect {where}; leave it out.")
 
 
 def _flag_value(value) -> str:
@@ -326,7 +349,7 @@ class DataArgs:
 
 @dataclass(frozen=True)
 class RunArgs:
-    """How long, where to, and what to tell."""
+    """How long a run is, where it is written, and what it logs."""
 
     recipe: str | None = option(None, "YAML file, or a name in training/recipes, with defaults for all these flags")
     output_dir: str | None = option(None, "run folder (default: runs/<recipe>-<time>); must be new or empty")
@@ -343,9 +366,7 @@ class RunArgs:
     push_to_hub: bool = option(False, "push the last checkpoint, with its card")
     hub_model_id: str | None = option(None, "repository to push to, user/name")
     max_skipped_steps: int = option(10, "steps in a row whose loss or gradient may be infinite; they change no weight")
-    scale: str = option("full", "full, or tiny: the recipe at a size that runs on a laptop in seconds, on toyworld")
     compile: bool = option(False, "torch.compile every block (needs a C++ compiler on a CPU)")
-    liger: bool = option(False, "Liger's Triton kernels in the blocks (GPU only; pip install 'modeling-toto[liger]')")
     gradient_checkpointing: bool = option(False, "trade compute for memory in the blocks")
     seed: int = option(0, "of the weights and of the order of the shards")
 
@@ -356,5 +377,16 @@ class RunArgs:
             value = getattr(self, name)
             require(value is None or value > 0, f"--{name} must be above 0, or left out.")
         require(self.max_skipped_steps >= 0, "--max_skipped_steps must be 0 or more.")
-        require(self.scale in ("full", "tiny"), f"--scale must be full or tiny, not '{self.scale}'.")
         require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs --hub_model_id user/name.")
+
+
+@dataclass(frozen=True)
+class PretrainRunArgs(RunArgs):
+    """How long a run is, where it is written, what it logs, and what only pre-training has."""
+
+    scale: str = option("full", "full, or tiny: the recipe at a size that runs on a laptop in seconds, on toyworld")
+    liger: bool = option(False, "Liger's Triton kernels in the blocks (GPU only; pip install 'modeling-toto[liger]')")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.scale in ("full", "tiny"), f"--scale must be full or tiny, not '{self.scale}'.")

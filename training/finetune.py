@@ -10,8 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.args import Source, absolute, parse, read_recipe, require, resumed_run
-from training.finetune_args import AugmentArgs, FinetuneModelArgs, FinetuneOptimArgs, FinetuneRunArgs, LabelledArgs
+from training.args import Source, absolute, idle, parse, read_recipe, refuse_idle, require, resumed_run
+from training.finetune_args import (
+    RETIRED,
+    AugmentArgs,
+    FinetuneModelArgs,
+    FinetuneOptimArgs,
+    FinetuneRunArgs,
+    LabelledArgs,
+    refuse_idle_flags,
+)
 
 if TYPE_CHECKING:
     from modeling_toto import TotoConfig
@@ -33,7 +41,7 @@ KEPT_LARGER = 1.25
 def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["toto", "finetune", *(sys.argv[1:] if argv is None else argv)])
     argv, resumed = resumed_run(argv)
-    settings = Settings(*parse(TYPES, argv, "toto finetune", DESCRIPTION)).checked()
+    settings = Settings(*parse(TYPES, argv, "toto finetune", DESCRIPTION, RETIRED)).checked(argv)
 
     from training.begin import begin, end_run, publish, running
     from training.media import media_on_record
@@ -41,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     # Everything that can be wrong is checked before there is a process group or a model.
     beginning = begin("finetune", settings.run, resumed)
     facts = {"command": command, "media": media_on_record(settings.model.model)}
-    inputs, settings = open_inputs(beginning, settings)
+    inputs, settings = open_inputs(beginning, settings, argv)
+    if inputs.kind == "image" and (ignored := idle(argv, "stride", "fps", "num_frames")):
+        print(f"{ignored}: no effect on images, each of which is one frame")
     changes = beginning.changes(*settings.all, weights_flag="--model")
     if beginning.checkpoint is not None:
         had = [inputs.config.id2label[number] for number in range(inputs.config.num_labels)]
@@ -71,11 +81,11 @@ class Settings:
     def all(self) -> tuple:
         return self.model, self.data, self.augment, self.run, self.optim
 
-    def checked(self) -> Settings:
-        """With absolute paths.
+    def checked(self, argv: list[str]) -> Settings:
+        """With absolute paths. argv: the flags as they were typed.
 
         Raises:
-            ValueError: no model, no data, or flags that exclude each other.
+            ValueError: no model, no data, flags that exclude each other, or flags without an effect.
         """
         model = self.model
         require(model.model is not None, "Name the pre-trained model: --model, a folder, a run, or a Hub id.")
@@ -85,7 +95,8 @@ class Settings:
         together = self.run.compile and model.drop_path
         require(not together, "--compile does not work with --drop_path; leave one of them out.")
         model = replace(model, model=absolute(model.model), tokenizer=absolute(model.tokenizer))
-        return replace(self, model=model, data=self.data.absolute())
+        data = refuse_idle_flags(argv, self.data, self.augment)
+        return replace(self, model=model, data=data.absolute())
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ class Inputs:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-def open_inputs(beginning: Beginning, settings: Settings) -> tuple[Inputs, Settings]:
+def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tuple[Inputs, Settings]:
     """(the inputs of a run, the settings with `epochs` turned into `max_steps`, as the run's recipe has them).
 
     Raises:
@@ -132,6 +143,10 @@ def open_inputs(beginning: Beginning, settings: Settings) -> tuple[Inputs, Setti
     world = int(os.environ.get("WORLD_SIZE", 1))
     batches = micro_batches(data.batch_size, data.per_device_batch_size, world, "--batch_size")
     config, processor = model_and_tokenizer(settings.model, start, beginning.checkpoint is not None)
+    if config.attention_mode != "prefix":
+        refuse_idle(argv, ("prefix_length",), f"under {config.attention_mode} attention")
+    if config.next_token_loss is None:
+        refuse_idle(argv, ("next_token_loss_weight",), "without --next_token_loss")
     media, column, kind = labelled_media(data, config)
     check_rows(config, kind)
     clips, classes = read_clips(media, column, processor, data, settings.augment)
@@ -270,7 +285,7 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
     from tokenization.files import write_whole
     from training.classification import load_classifier, score
     from training.device import versions
-    from training.intervals import accuracy_interval
+    from training.scores import accuracy_interval, per_class_accuracy
 
     best, test, data = run.folder / "checkpoints" / f"step_{chosen['step']:06d}", inputs.test, settings.data
     if not best.is_dir():
@@ -281,10 +296,8 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
     if not run.is_main:
         return best
     accuracy, right = found["correct"] / found["total"], found["predictions"] == test.labels
-    by_class = {
-        name: float(right[test.labels == number].mean()) if (test.labels == number).any() else None
-        for number, name in enumerate(inputs.classes)
-    }
+    per_class = per_class_accuracy(found["predictions"], test.labels, inputs.classes)
+    by_class = {row["class"]: row["accuracy"] for row in per_class}
     ci95 = accuracy_interval(right, test.sources)
     head = {"step": chosen["step"], "layer": model.feature_layer, "head": config.pooler}
     scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "ci95": ci95, "loss": found["loss"]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tokenization.sampling import TimeStepArgs
-from training.args import OptimArgs, RunArgs, absolute, option, require
+from training.args import OptimArgs, RunArgs, absolute, option, refuse_idle, require, typed_flags
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,34 @@ class FinetuneOptimArgs(OptimArgs):
 
 @dataclass(frozen=True)
 class FinetuneRunArgs(RunArgs):
-    """How long, where to, and what to tell."""
+    """How long a run is, where it is written, and what it logs."""
 
     max_steps: int = option(1000, "optimiser steps; see also --epochs")
     save_steps: int = option(200, "steps between checkpoints; one is also written at the end")
     seed: int = option(0, "of the head, the order of the clips, and their augmentation")
 
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.scale == "full", "--scale is of toto pretrain; take a small --model, --max_train and --max_steps.")
-        require(not self.liger, "--liger is of toto pretrain.")
+
+# What recipe.yaml of runs by earlier versions may hold: flags of toto pretrain that were refused here.
+RETIRED = {"scale": "full", "liger": False}
+OF_CROPS = ("smallest_crop", "horizontal_flip", "no_horizontal_flip")
+OF_RAND = ("rand_operations", "rand_magnitude")
+
+
+def refuse_idle_flags(argv: list[str], data: LabelledArgs, augment: AugmentArgs) -> LabelledArgs:
+    """The data settings, without a recipe's epochs where --max_steps was typed.
+
+    Raises:
+        ValueError: a typed flag that would have no effect next to the others.
+    """
+    typed = typed_flags(argv)
+    if "fps" in typed:
+        refuse_idle(argv, ("stride",), "next to --fps")
+    if augment.augment == "none":
+        refuse_idle(argv, (*OF_CROPS, *OF_RAND), "with --augment none, which makes tokens once")
+    if augment.augment == "crop":
+        refuse_idle(argv, OF_RAND, "with --augment crop")
+    if data.dataset and data.dataset.split(":")[0] == "toyworld":
+        refuse_idle(argv, ("stride", "fps", "image_column"), "on toyworld, which is drawn")
+    if "epochs" in typed:
+        refuse_idle(argv, ("max_steps",), "next to --epochs")
+    return replace(data, epochs=None) if "max_steps" in typed else data

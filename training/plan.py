@@ -7,7 +7,18 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, Source, option, parse, require
+from training.args import (
+    DataArgs,
+    ModelArgs,
+    OptimArgs,
+    PretrainRunArgs,
+    Source,
+    option,
+    parse,
+    refuse_idle,
+    require,
+    typed_flags,
+)
 from training.tiny_scale import shrink
 
 DESCRIPTION = (
@@ -67,7 +78,7 @@ class PlanArgs:
         return 1e9 * (self.memory_gb or GPUS[self.gpu][1])
 
 
-def plan(model: ModelArgs, data: DataArgs, run: RunArgs, args: PlanArgs) -> dict:
+def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs) -> dict:
     """The plan of one recipe, as JSON.
 
     Raises:
@@ -297,7 +308,12 @@ def measured(run: Path, mfu: float) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    args, *recipe = parse((PlanArgs, ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto plan", DESCRIPTION)
+    args, *recipe = parse((PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), argv, "toto plan", DESCRIPTION)
+    if args.measured is not None:
+        others = typed_flags(argv) - {"measured", "mfu", "json"}
+        refuse_idle(argv, tuple(sorted(others)), "with --measured, which reads a run")
+    if args.all:
+        refuse_idle(argv, ("preset", "config"), "with --all, which takes every preset as it is")
     model, data, run, _ = shrink(*recipe) if recipe[2].scale == "tiny" else recipe
     if args.measured is not None:
         found = measured(Path(args.measured), args.mfu)

@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, absolute, config_fields, parse, require, resumed_run
+from training.args import (
+    DataArgs,
+    ModelArgs,
+    OptimArgs,
+    PretrainRunArgs,
+    absolute,
+    config_fields,
+    parse,
+    require,
+    resumed_run,
+)
 from training.tiny_scale import shrink
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ DECIDED_BY_WEIGHTS = (
 
 def main(argv: list[str] | None = None) -> None:
     argv, resumed = resumed_run(argv)
-    settings = parse((ModelArgs, DataArgs, RunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
+    settings = parse((ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
@@ -108,7 +118,9 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
     return Inputs(start, layout, processor, resolution, to_row, sources)
 
 
-def pretrain(run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, RunArgs, OptimArgs]) -> tuple[Path, bool]:
+def pretrain(
+    run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]
+) -> tuple[Path, bool]:
     """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training before."""
     from training.loop import Learner, train
     from training.mixture import RowStream, open_validation
@@ -137,7 +149,7 @@ def pretrain(run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, RunA
     return train(run, Learner(model, optimizer, processor, stream, objective), args, optim)
 
 
-def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: RunArgs):
+def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: PretrainRunArgs):
     """The model to train, with the blocks that the flags ask for; not yet prepared by the accelerator."""
     from training.architectures import load_model, make_model, use_liger
 

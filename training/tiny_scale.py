@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, replace
 
-from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, config_fields
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, config_fields
 
 STEPS, CODES = 20, 64
 # The width of the smallest preset with muP, 256, stays muP's base and becomes this one.
@@ -19,8 +19,8 @@ WIDTH, BASE_WIDTH = 32, 16
 
 
 def shrink(
-    model: ModelArgs, data: DataArgs, run: RunArgs, optim: OptimArgs
-) -> tuple[ModelArgs, DataArgs, RunArgs, OptimArgs]:
+    model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: OptimArgs
+) -> tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]:
     """The same settings, tiny."""
     from modeling_toto import TotoConfig
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.metrics import METRICS, bootstrap_interval, unpaired_difference
+from evaluation.metrics import METRICS, unpaired_difference
 from tokenization.sources.labelled import group_of
-from training.intervals import wilson_interval
+from training.scores import bootstrap_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -216,13 +216,6 @@ def _resampled(signed: list[tuple[list[Seed], float]], metric: str, pattern: str
     """
     first = signed[0][0][0]
     rights = sum(sign / len(seeds) * (seed.predicted == seed.true) for seeds, sign in signed for seed in seeds)
-
-    def score(rights: np.ndarray, references: np.ndarray) -> float:
-        if metric == "accuracy":
-            return rights.mean()
-        _, classes = np.unique(references, return_inverse=True)
-        return np.mean(np.bincount(classes, weights=rights) / np.bincount(classes))
-
-    names = [group_of(item, pattern) for item, _ in first.items]
-    groups = names if len(set(names)) < len(names) else None
-    return bootstrap_interval(score, rights, first.true, groups=groups)
+    # One item is a group of its own, so that the page's intervals are not stratified by class.
+    groups = [group_of(item, pattern) for item, _ in first.items]
+    return bootstrap_interval(rights, first.true if metric == "balanced_accuracy" else None, groups)

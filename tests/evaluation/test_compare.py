@@ -11,7 +11,7 @@ from PIL import Image
 from evaluation.compare import common_labels, compare, compare_files, depth_of, read_results
 from evaluation.layer_plots import comparison_figure, write_layer_plot
 from evaluation.metrics import METRICS, paired_difference, unpaired_difference
-from training.intervals import wilson_interval
+from training.scores import wilson_interval
 
 N = 200
 RNG = np.random.default_rng(0)

@@ -100,7 +100,7 @@ def test_another_resolution_is_another_number_of_tokens(checkpoint, backbone):
     frames = torch.randint(0, 256, (2, 2, 64, 64, 3), dtype=torch.uint8)
     assert wide.resolution == 64 and wide.grids(wide.prepare(frames), [2])[2].shape == (2, 2, 8, 8, 32)
     assert wide.fingerprint() != backbone.fingerprint()
-    with pytest.raises(ValueError, match="--resolution 60 is no multiple of the tokenizer's 8 pixels a code"):
+    with pytest.raises(ValueError, match="--resolution 60 is not a multiple of the tokenizer's 8 pixels per code"):
         load_backbone(checkpoint, CPU, resolution=60)
 
 

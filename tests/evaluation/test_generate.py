@@ -125,7 +125,7 @@ def test_one_file(checkpoint, tmp_path, suffix, capsys):
 
 
 def test_a_folder_of_several(checkpoint, tmp_path, video, capsys):
-    flags = ["--num_prompt_frames", "1", "--num_frames", "2", "--num_samples", "2", "--temperature", "0"]
+    flags = ["--num_prompt_frames", "1", "--num_frames", "2", "--num_samples", "2", "--temperature", "0", "--recompute"]
     main(["--model", checkpoint, "--output", str(tmp_path), "--video", "toyworld:cluttered:2", str(video), *flags])
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
@@ -166,6 +166,12 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         run("--video", "toyworld:a:b:1")
     with pytest.raises(ValueError, match="--num_samples must be 1 or more"):
         run("--num_samples", "0")
+    with pytest.raises(ValueError, match="--top_k, --top_p would have no effect at --temperature 0"):
+        run("--temperature", "0", "--top_k", "8", "--top_p", "0.9")
+    with pytest.raises(ValueError, match="--stride would have no effect next to --fps"):
+        run("--video", "a.mp4", "--stride", "4", "--fps", "8")
+    with pytest.raises(ValueError, match="--fps would have no effect on toyworld"):
+        run("--fps", "8")
     with pytest.raises(ValueError, match="do not fit into one file"):
         main(["--model", checkpoint, "--output", "a.mp4", "--video", "toyworld:0", "toyworld:1"])
     with pytest.raises(FileNotFoundError, match="no model folder"):

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation.probe import main
+from evaluation.probe_args import ProbeArgs, idle_flags, refuse_idle_flags
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def pictures(tmp_path_factory):
 
 
 def probe(checkpoint, dataset, output, *flags) -> dict:
-    flags = ("--feature_cache", str(output.parent / "cache"), "--epochs", "5", *flags)
+    if not {"ridge", "knn"} & set(flags) or "linear" in flags:
+        flags = ("--epochs", "5", *flags)
+    flags = ("--feature_cache", str(output.parent / "cache"), *flags)
     main(["--model", checkpoint, "--dataset", str(dataset), "--output", str(output), *flags])
     return json.loads(output.read_text())
 
@@ -38,7 +42,8 @@ def check_row(row: dict, n_test: int) -> None:
 
 
 def test_images(checkpoint, pictures, tmp_path, capsys):
-    results = probe(checkpoint, pictures, tmp_path / "new" / "folder" / "probe.json", "--label_column", "label")
+    flags = ("--label_column", "label", "--stride", "2")
+    results = probe(checkpoint, pictures, tmp_path / "new" / "folder" / "probe.json", *flags)
     assert results["command"].startswith("toto probe --model ")
     assert results["model"] == checkpoint and results["versions"]["torch"] and results["seeds"]["heads"] == 0
     assert results["n_test"] == 24 and results["n_train"] == 32 and results["n_validation"] == 8
@@ -54,11 +59,12 @@ def test_images(checkpoint, pictures, tmp_path, capsys):
     assert set(results["baselines"]) == {"pixels", "untrained"} == set(best["versus"])
     assert len(results["baselines"]["untrained"]["layers"]) == 8
     assert results["baselines"]["pixels"]["accuracy"] == 1  # brightness is easy to see
-    assert best["versus"]["pixels"]["verdict"] in ("below", "not apart")
+    assert best["versus"]["pixels"]["verdict"] in ("below", "no significant difference")
     assert best["versus"]["pixels"]["difference"] == pytest.approx(best["accuracy"] - 1)
     assert results["chance"] == results["majority"] == 0.5
     text = capsys.readouterr().out
     assert "chosen on validation: layer" in text and "against pixels" in text and "wrote" in text
+    assert "--stride: no effect on images, each of which is one frame" in text
 
 
 def test_one_pass_serves_all_labels_and_is_repeatable(checkpoint, tmp_path):
@@ -411,6 +417,10 @@ def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):
             "--baselines has no 'gist'; it knows pixels, untrained, random_filters, histogram, hog",
         ),
         (["--max_train", "0"], "--max_train must be 1 or more"),
+        (["--heads", "ridge", "knn", "--epochs", "3"], "--epochs would have no effect on the heads ridge, knn, which"),
+        (["--heads", "attention", "ridge", "--batch_norm"], "--batch_norm would have no effect without linear heads"),
+        (["--stride", "2", "--fps", "5"], "--stride would have no effect next to --fps"),
+        (["--compare", "a.json", "b.json"], "--dataset, --epochs, .* would have no effect with --compare"),
         (["--test_split", "exam"], "has no split 'exam'"),
     ],
 )
@@ -433,3 +443,15 @@ def test_another_rope_base_is_a_marked_control(checkpoint, pictures, tmp_path, c
     assert "control: RoPE base changed to 2 without training" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--rope_base must be above 0, not -1"):
         probe(checkpoint, pictures, tmp_path / "c.json", "--rope_base", "-1")
+
+
+def test_flags_of_other_heads_and_media_are_said_to_have_no_effect(pictures):
+    args = ProbeArgs(model="m", output="x.json", dataset=pictures, heads=["linear", "ridge"])
+    argv = ["--max_tokens", "9", "--fps", "5", "--frame_order=reversed"]
+    assert idle_flags(args, argv, "image") == [
+        "--fps, --frame_order: no effect on images, each of which is one frame",
+        "--max_tokens: no effect without heads on tokens (attention, cross_attention_mlp)",
+    ]
+    assert idle_flags(replace(args, heads=["attention"]), argv, "video") == []
+    with pytest.raises(ValueError, match="--fps would have no effect on toyworld, which is drawn"):
+        refuse_idle_flags(replace(args, dataset="toyworld:film"), ["--fps", "5"])

@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 
 from evaluation.claims import Comparison, summary, words
-from evaluation.ngrams import predictor_losses
+from evaluation.ngrams import fit
 from evaluation.plots import spread
 from evaluation.reading import read_probes, read_run
 from evaluation.report import main
-from training.intervals import wilson_interval
 from training.media import Media, to_json
+from training.scores import wilson_interval
 
 K, N_TEST = 16, 1000
 
@@ -155,7 +155,7 @@ def test_predictors_are_those_of_the_runs_rows(demo):
 
     train, val = read_codes(demo / "shards"), read_codes(demo / "val_shards")
     predictors = read_run(str(demo / "run")).predictors
-    expected = predictor_losses(train, val, K)
+    expected = {name: nats.mean() for name, nats in fit(train, K).maps(val).items()}
     assert {key: predictors[key] for key in expected} == pytest.approx(expected)
     assert predictors["train_rows"] == 120 and predictors["val_rows"] == 20
     assert json.loads((demo / "run" / "predictors.json").read_text()) == predictors
@@ -186,7 +186,7 @@ def test_failures_are_said_like_successes(page):
     assert "digit 62.0 % [59.0, 65.0]: above raw pixels and the untrained model" in text
     assert "texture 55.0 % [51.9, 58.1]: above raw pixels but not above the untrained model" in text
     assert "motion 20.0 % [17.6, 22.6]: not above raw pixels or the untrained model" in text
-    assert ">not apart<" in page and '<td class="fails">below<' in page
+    assert ">no significant difference<" in page and '<td class="fails">below<' in page
     assert "below unigram and bigram but not below previous frame" in text
     assert 'class="fails"' in page and 'class="partly"' in page
 
@@ -256,7 +256,9 @@ def test_two_results_of_one_model_keep_their_names_apart(tmp_path):
 
 def test_a_run_and_a_probe_of_one_name_share_no_sentence():
     loss = Comparison("run", "validation loss", "unigram", "2 nats", "3 nats", "-1 nats", "", "below", True)
-    probe = Comparison("run", "digit", "raw pixels", "20 %", "30 %", "-10 points", "", "not apart", False)
+    probe = Comparison(
+        "run", "digit", "raw pixels", "20 %", "30 %", "-10 points", "", "no significant difference", False
+    )
     assert summary([loss, probe]) == {
         "run": [("holds", "validation loss 2 nats: below unigram."), ("fails", "digit 20 %: not above raw pixels.")]
     }

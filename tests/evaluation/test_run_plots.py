@@ -65,8 +65,11 @@ def test_mixtures_and_changes_are_told(page):
 def test_maps_stand_beside_those_of_the_predictors():
     codes = np.random.default_rng(0).integers(0, 8, (40, FRAMES, SIDE, SIDE))
     predictors = Predictors(codes, 8)
-    maps, losses = predictors.maps(codes), predictors.losses(codes)
-    assert {name: places.shape for name, places in maps.items()} == dict.fromkeys(losses, (FRAMES, SIDE, SIDE))
+    maps = predictors.maps(codes)
+    assert {name: places.shape for name, places in maps.items()} == dict.fromkeys(
+        Predictors.names, (FRAMES, SIDE, SIDE)
+    )
+    losses = {name: predictors.nats(name, codes).mean() for name in maps}
     assert {name: places.mean() for name, places in maps.items()} == pytest.approx(losses)
     assert maps["previous_frame"][0] == pytest.approx(maps["bigram"][0])  # a first frame has none before it
     model = {"step": 1, "num_frames": FRAMES, "grid": [SIDE, SIDE], "sources": {"clips": [2.0] * PLACES}}

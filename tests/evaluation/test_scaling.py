@@ -157,7 +157,9 @@ def test_runs_law_and_figure(shards, tmp_path, capsys):
     assert not list(folder.rglob("metrics.jsonl"))
 
     shutil.rmtree(folder)
-    main(["--runs", str(output), "--output", str(tmp_path / "refit.json"), "--learning_rate", "1"])
+    main(["--runs", str(output), "--output", str(tmp_path / "refit.json")])
+    with pytest.raises(ValueError, match="--learning_rate would have no effect with --runs"):
+        main(["--runs", str(output), "--learning_rate", "1"])
     refit = json.loads((tmp_path / "refit.json").read_text())
     assert not folder.exists() and refit["law"] == result["law"] and refit["training"] == result["training"]
     assert refit["trained_by"]["command"] == result["command"]

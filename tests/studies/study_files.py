@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from evaluation.metrics import balanced_accuracy
-from training.intervals import wilson_interval
+from training.scores import wilson_interval
 
 N, CLASSES = 200, 4
 TRUE = np.arange(N) % CLASSES

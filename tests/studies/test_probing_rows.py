@@ -8,7 +8,7 @@ from study_files import CLASSES, TRUE, N, predictions, write_probe, write_tuned
 
 from evaluation.metrics import paired_difference
 from studies.probing.rows import Entry, difference, interaction, interval, mean, read_seeds
-from training.intervals import wilson_interval
+from training.scores import wilson_interval
 
 
 def read(folder, *entries, metric="accuracy"):

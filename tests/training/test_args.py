@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from training.args import OptimArgs, find_recipe, option, parse, require
+from training.args import OptimArgs, find_recipe, idle, option, parse, refuse_idle, require, typed_flags
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,22 @@ def test_values_of_another_kind_are_refused_as_flags_are(recipe, text, capsys):
 def test_wrong_flags(argv, words):
     with pytest.raises(ValueError, match=words):
         parsed(*argv)
+
+
+def test_a_retired_key_is_passed_over_at_its_only_value(recipe):
+    (paint,) = parse((PaintArgs,), ["--recipe", recipe("scale: full\ncoats: 4\n")], "x", "", {"scale": "full"})
+    assert paint.coats == 4
+    with pytest.raises(ValueError, match="unknown key 'scale'"):
+        parse((PaintArgs,), ["--recipe", recipe("scale: tiny\n")], "x", "", {"scale": "full"})
+
+
+def test_idle_flags_are_those_that_were_typed():
+    argv = ["--max-train=3", "--fps", "7", "--no_flip", "5"]
+    assert typed_flags(argv) == {"max_train", "fps", "no_flip"}
+    assert idle(argv, "fps", "stride", "max_train") == "--fps, --max_train" and idle(argv, "stride") == ""
+    refuse_idle(argv, ("stride",), "anywhere")
+    with pytest.raises(ValueError, match=r"^--fps would have no effect on images; leave it out\.$"):
+        refuse_idle(argv, ("stride", "fps"), "on images")
 
 
 def test_a_missing_recipe_names_those_that_ship():

@@ -479,6 +479,14 @@ def test_labels_that_are_none(tmp_path, pretrained, labels, words):
         (["--batch_size", "12"], "12 rows per step and process are not a multiple of --per_device_batch_size 8"),
         (["--mixup", "0.8"], "cannot be blended"),
         (["--drop_path", "1"], "--drop_path must be"),
+        (["--scale", "tiny"], "'--scale' is not understood"),
+        (["--liger"], "'--liger' is not understood"),
+        (["--fps", "8", "--stride", "2"], "--stride would have no effect next to --fps"),
+        (["--smallest_crop", "0.5"], "--smallest_crop would have no effect with --augment none"),
+        (["--augment", "crop", "--rand_operations", "1"], "--rand_operations would have no effect with --augment crop"),
+        (["--epochs", "2"], "--max_steps would have no effect next to --epochs"),
+        (["--prefix_length", "4"], "--prefix_length would have no effect under causal attention"),
+        (["--next_token_loss_weight", "2"], "--next_token_loss_weight would have no effect without --next_token_loss"),
     ],
 )
 def test_bad_settings_get_a_sentence(tmp_path, pretrained, pictures, flags, words):
@@ -500,9 +508,19 @@ def test_other_models_and_tokenizers_get_a_sentence(tmp_path, pretrained, pictur
         bad(tmp_path, alone, pictures)
 
 
+def test_typed_steps_win_over_the_epochs_of_a_recipe():
+    from training.finetune_args import LabelledArgs, refuse_idle_flags
+
+    data = LabelledArgs(dataset="folder", epochs=3)
+    assert refuse_idle_flags(["--max_steps", "5"], data, AugmentArgs()).epochs is None
+    assert refuse_idle_flags(["--seed", "5"], data, AugmentArgs()).epochs == 3
+
+
 def test_what_is_settled_or_gone_is_told_when_resuming(half, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(half, run)
+    with (run / "recipe.yaml").open("a") as file:  # as earlier versions wrote it
+        file.write("scale: full\nliger: false\n")
     with pytest.raises(ValueError, match=r"--attention_mode is full, but the run was begun with None .*--model"):
         main(["--resume", str(run), "--attention_mode", "full"])
 

@@ -110,6 +110,8 @@ def test_what_does_not_fit_is_told(capsys):
         (["--source_tokens", "ego4d"], "--source_tokens 'ego4d' must be NAME=NUMBER"),
         (["--config", '{"hiden_size": 3}'], "did you mean 'hidden_size'"),
         (["--measured", "no_such_run"], "no_such_run is not a run folder"),
+        (["--all", "--preset", "base"], "--preset would have no effect with --all"),
+        (["--measured", "run", "--gpus", "4", "--json"], "--gpus would have no effect with --measured"),
     ],
 )
 def test_nonsense_is_one_sentence(flags, told):

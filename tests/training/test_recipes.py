@@ -10,7 +10,7 @@ import yaml
 from modeling_toto import TotoConfig
 from training import checkpoints
 from training.architectures import parameters, peer_config, training_flops
-from training.args import DataArgs, ModelArgs, OptimArgs, RunArgs, json_fields, parse
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, json_fields, parse
 from training.pretrain import main
 from training.tiny_scale import STEPS, shrink
 
@@ -28,7 +28,7 @@ PAPER = {
 
 
 def settings(name):
-    return parse((ModelArgs, DataArgs, RunArgs, OptimArgs), ["--recipe", name], "toto pretrain", "")
+    return parse((ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), ["--recipe", name], "toto pretrain", "")
 
 
 def config_of(model):
