@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     from accelerate import PartialState
 
-    from evaluation.layer_plots import write_layer_plot
+    from evaluation.plots import write_layer_plot
 
     results = run_probe(args, command_line("probe", argv))
     state = PartialState()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.claims import words
-from evaluation.layer_plots import comparison_figure
+from evaluation.plots import comparison_figure
 from evaluation.probe_data import group_of
 from evaluation.reading import controls, percent
 from evaluation.tasks import TASKS

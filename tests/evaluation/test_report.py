@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from evaluation.claims import Comparison, summary, words
+from evaluation import metrics
+from evaluation.claims import Comparison, compare_probe, summary, words
 from evaluation.ngrams import predictor_losses
 from evaluation.plots import spread
 from evaluation.reading import read_probes, read_run
@@ -186,7 +187,7 @@ def test_failures_are_said_like_successes(page):
     assert "digit 62.0 % [59.0, 65.0]: above raw pixels and the untrained model" in text
     assert "texture 55.0 % [51.9, 58.1]: above raw pixels but not above the untrained model" in text
     assert "motion 20.0 % [17.6, 22.6]: not above raw pixels or the untrained model" in text
-    assert ">not apart<" in page and '<td class="fails">below<' in page
+    assert ">no significant difference<" in page and '<td class="fails">below<' in page
     assert "below unigram and bigram but not below previous frame" in text
     assert 'class="fails"' in page and 'class="partly"' in page
 
@@ -260,6 +261,14 @@ def test_a_run_and_a_probe_of_one_name_share_no_sentence():
     assert summary([loss, probe]) == {
         "run": [("holds", "validation loss 2 nats: below unigram."), ("fails", "digit 20 %: not above raw pixels.")]
     }
+
+
+@pytest.mark.parametrize("says", ["not apart", "no significant difference"])
+def test_a_verdict_reads_the_same_in_both_spellings(says, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "verdict", lambda ci95: says)
+    write_result(tmp_path / "a.json", "x/toto", {"digit": task(0.6, 0.4, 0.3)})
+    found = compare_probe(read_probes([str(tmp_path)])[0])
+    assert {(c.verdict, c.holds) for c in found} == {("no significant difference", False)}
 
 
 def test_words_and_labels():
