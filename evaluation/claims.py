@@ -1,4 +1,4 @@
-"""What results and runs show: every comparison of a report with its verdict, and sentences that sum them up."""
+"""The comparisons of a report: each with its verdict, and sentences that summarise them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from evaluation.plots import PREDICTORS
 from evaluation.reading import AGAINST, NATS, Probe, Run, percent
 
 VALIDATION_LOSS = "validation loss"
+# What a page says for a verdict of `metrics.verdict`; results of earlier versions say "not apart".
+VERDICTS = {"not apart": "no significant difference"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One claim: `subject` is better than `against` at `task`. Numbers are texts with their unit and interval.
+    """The claim that `subject` is better than `against` at `task`. Numbers are texts with their unit and interval.
 
-    interval: 95 %, of the difference; on the same items where the result holds that. Empty for a loss.
+    interval: 95 %, of the difference; paired where the result contains that. Empty for a loss.
     """
 
     subject: str
@@ -29,7 +31,7 @@ class Comparison:
 
 
 def compare_run(run: Run) -> list[Comparison]:
-    """The last validation loss against each simple predictor on the same tokens; pixels have no such predictors."""
+    """The last validation loss against each simple predictor on the same tokens; none for losses of pixels."""
     if run.val_loss is None or run.predictors is None or run.unit != NATS:
         return []
     found = []
@@ -42,9 +44,9 @@ def compare_run(run: Run) -> list[Comparison]:
 
 
 def compare_probe(probe: Probe) -> list[Comparison]:
-    """Each label's chosen row against each baseline; it holds when the interval of the difference lies above 0.
+    """Each label's chosen row against each baseline; a comparison holds if the interval of the difference is above 0.
 
-    On the same items where the result holds that, else from the two single intervals.
+    The interval is paired where the result contains that, else computed from the two single intervals.
     """
     from evaluation.metrics import unpaired_difference, verdict
 
@@ -57,6 +59,7 @@ def compare_probe(probe: Probe) -> list[Comparison]:
             low, high = lead["ci95"]
             interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if versus else ', unpaired'}"
             says = verdict(lead["ci95"])
+            says = VERDICTS.get(says, says)
             numbers = (percent(best), percent(row), f"{100 * lead['difference']:+.1f} points", interval, says)
             found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, says == "above"))
     return found
@@ -68,7 +71,7 @@ def words(items: list[str], last: str = "and") -> str:
 
 
 def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
-    """{model or run: [(holds | partly | fails, sentence) for every task]}: what it beats, and what it does not."""
+    """{model or run: [("holds" | "partly" | "fails", sentence) for every task]}: what it beats and what not."""
     found = {}
     for subject, task in dict.fromkeys((c.subject, c.task) for c in comparisons):
         mine = [c for c in comparisons if (c.subject, c.task) == (subject, task)]

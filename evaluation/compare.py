@@ -1,7 +1,7 @@
-"""Several results of `toto probe` side by side: one figure, one table, differences to the first with 95 % intervals.
+"""`toto probe --compare`: several results in one figure and one table, with differences to the first.
 
-A difference is paired, and so much sharper, where both results hold the predictions of the same test items
-(`toto probe --predictions`); else it is unpaired, and the table says why.
+A difference is paired, which makes its 95 % interval much narrower, where both results contain the predictions of the
+same test items (`toto probe --predictions`); elsewhere it is unpaired, and the table says why.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.layer_plots import comparison_figure
+from evaluation.plots import comparison_figure
 from evaluation.reading import Probe, percent, read_probes
 
 HEAD = ["model", "head", "layer", "on test [95 %]", "n test", "difference [95 %]", "interval"]
 
 
 def read_results(files: list[str]) -> list[Probe]:
-    """Results with names that differ. Raises ValueError for fewer than two, or a file that holds something else."""
+    """Results with names that differ. Raises ValueError for fewer than two, or for a file that is not one result."""
     if len(files) < 2:
-        raise ValueError("a comparison needs two results or more: --compare a.json b.json.")
+        raise ValueError("A comparison needs at least two results; give --compare a.json b.json.")
     probes = []
     for file in files:
         found = read_probes([file])
         if len(found) != 1:
-            raise ValueError(f"{file} is no single result of toto probe: name its .json file.")
+            raise ValueError(f"{file} is not a single result of toto probe; name its .json file.")
         probes += found
     if len({probe.name for probe in probes}) < len(probes):
         stems = [probe.file.stem for probe in probes]
@@ -35,21 +35,23 @@ def read_results(files: list[str]) -> list[Probe]:
 
 
 def common_labels(probes: list[Probe]) -> list[str]:
-    """Labels that all results have, with as many classes each. Raises ValueError for none, or for unlike classes."""
+    """Labels that all results have. Raises ValueError for none, or where the numbers of classes differ."""
     labels = [label for label in probes[0].tasks if all(label in probe.tasks for probe in probes)]
     if not labels:
         has = "; ".join(f"{probe.file}: {', '.join(probe.tasks)}" for probe in probes)
-        raise ValueError(f"the results have no label in common ({has}), so there is nothing to compare.")
+        raise ValueError(f"The results have no label in common ({has}); compare results of the same labels.")
     for label in labels:
         classes = {probe.tasks[label].get("classes") for probe in probes} - {None}
         if len(classes) > 1:
             numbers = " and ".join(map(str, sorted(classes)))
-            raise ValueError(f"the label {label!r} has {numbers} classes in these results: they are of unlike tasks.")
+            raise ValueError(
+                f"The label {label!r} has {numbers} classes in these results; compare results of the same task."
+            )
     return labels
 
 
 def kept_predictions(probe: Probe, label: str) -> dict[tuple, tuple[int, int]] | None:
-    """{(item, k): (predicted, true class)} of the test clips, k counting those of one video; None where not kept."""
+    """{(item, k): (predicted, true class)} of the test clips, k counting the clips of a video; None where not kept."""
     kept = probe.tasks[label].get("predictions")
     if kept is None:
         return None
@@ -61,21 +63,21 @@ def kept_predictions(probe: Probe, label: str) -> dict[tuple, tuple[int, int]] |
 
 
 def unlike(first: Probe, other: Probe, label: str) -> str | None:
-    """Why the predictions of two results cannot be paired; None where they are of the same items and labels."""
+    """Why the predictions of two results cannot be paired; None if they are of the same items and labels."""
     ours, theirs = kept_predictions(first, label), kept_predictions(other, label)
     for probe, kept in ((first, ours), (other, theirs)):
         if kept is None:
-            return f"{probe.file.name} holds no predictions (toto probe --predictions)"
+            return f"{probe.file.name} has no predictions (toto probe --predictions)"
     if ours.keys() != theirs.keys():
         both = len(ours.keys() & theirs.keys())
-        return f"other test items: {both:,} in common of {len(ours):,} and {len(theirs):,}"
+        return f"different test items: {both:,} in common of {len(ours):,} and {len(theirs):,}"
     if any(ours[key][1] != theirs[key][1] for key in ours):
-        return "the same test items with other labels"
+        return "the same test items with different labels"
     return None
 
 
 def on_test(probe: Probe, label: str, metric: str) -> dict:
-    """{"value", "ci95"} of the chosen row under a name of `metrics.METRICS`; all but accuracy need the predictions."""
+    """{"value", "ci95"} of the chosen row, by a metric of `metrics.METRICS`; all but accuracy need the predictions."""
     from evaluation.metrics import METRICS
     from training.scores import bootstrap_interval
 
@@ -83,10 +85,10 @@ def on_test(probe: Probe, label: str, metric: str) -> dict:
     if metric == "accuracy":
         return {"value": best["accuracy"], "ci95": best["ci95"]}
     if metric not in METRICS:
-        raise ValueError(f"there is no metric {metric!r}: a comparison knows {', '.join(METRICS)}.")
+        raise ValueError(f"The metric {metric!r} is not known; use one of {', '.join(METRICS)}.")
     kept = kept_predictions(probe, label)
     if kept is None:
-        raise ValueError(f"the {metric} needs predictions, and {probe.file} holds none: toto probe --predictions.")
+        raise ValueError(f"The {metric} needs predictions, and {probe.file} has none; run toto probe --predictions.")
     predicted, true = np.array(list(kept.values())).T
     return {
         "value": METRICS[metric](predicted, true),
@@ -95,13 +97,13 @@ def on_test(probe: Probe, label: str, metric: str) -> dict:
 
 
 def videos(keys) -> list[str] | None:
-    """The items to resample as wholes, where one gave several clips, which are no independent ones."""
+    """The items to resample as wholes where some gave several clips, which are not independent; else None."""
     items = [item for item, _ in keys]
     return items if len(set(items)) < len(items) else None
 
 
 def compare(probes: list[Probe], metric: str = "accuracy") -> list[dict]:
-    """A row for each label and result: its chosen row on test, and the difference to the first result.
+    """A row per label and result: its chosen row on test, and the difference to the first result.
 
     Returns:
         {label, model, file, head, layer, metric, value, ci95, n_test}, and of all but the first also
@@ -132,12 +134,12 @@ def compare(probes: list[Probe], metric: str = "accuracy") -> list[dict]:
 
 
 def cells(row: dict) -> list[str]:
-    """A row of `compare` as texts, under HEAD."""
+    """The cells of a row of `compare`, under HEAD."""
     if "versus" not in row:
-        difference = ["", "the others against this"]
+        difference = ["", "reference"]
     else:
         low, high = row["difference_ci95"]
-        verdict = "" if low > 0 or high < 0 else ", includes 0"
+        verdict = "" if low > 0 or high < 0 else ", no significant difference"
         kind = "paired" if row["paired"] else f"unpaired: {row['why']}"
         difference = [f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{verdict}", kind]
     score = percent({"accuracy": row["value"], "ci95": row["ci95"]})
@@ -145,7 +147,7 @@ def cells(row: dict) -> list[str]:
 
 
 def table(rows: list[dict]) -> str:
-    """All rows as plain text, a block for each label."""
+    """All rows as plain text, a block per label."""
     lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
         of_label = [row for row in rows if row["label"] == label]
@@ -160,7 +162,7 @@ def table(rows: list[dict]) -> str:
 
 
 def depth_of(probe: Probe) -> int | None:
-    """The model's deepest layer: as the result says, or the last row where all from 0 on are there; else unknown."""
+    """The model's deepest layer: from the result, or the last row if all layers from 0 on are there; else None."""
     if "depth" in probe.result:
         return probe.result["depth"]
     layers = sorted({row["layer"] for task in probe.tasks.values() for row in task["layers"]})
@@ -172,7 +174,7 @@ def compare_files(
 ) -> list[dict]:
     """`toto probe --compare`: print the table; write the figure (.png, .svg), both (.html), or the rows (.json).
 
-    Raises ValueError or FileNotFoundError, one sentence, before anything is written.
+    Raises ValueError or FileNotFoundError before anything is written.
     """
     from evaluation.page import Table, render
     from evaluation.plots import to_svg
@@ -180,13 +182,13 @@ def compare_files(
 
     kinds = (".html", ".png", ".svg", ".json")
     if output and Path(output).suffix not in kinds:
-        raise ValueError(f"the output of a comparison ends in {', '.join(kinds)}, not {output}.")
+        raise ValueError(f"--output {output} is not supported; its name must end in {', '.join(kinds)}.")
     probes = read_results(files)
     rows = compare(probes, metric)
     print(table(rows))
     data = {probe.name: str(probe.result.get("data", {}).get("dataset", "unknown")) for probe in probes}
     if len(set(data.values())) > 1:
-        print("\nthe data go by different names: " + "; ".join(f"{name}: {where}" for name, where in data.items()))
+        print("\nthe data sets have different names: " + "; ".join(f"{name}: {where}" for name, where in data.items()))
     if output is None:
         return rows
     labels = common_labels(probes)
@@ -200,12 +202,12 @@ def compare_files(
     figure = comparison_figure([probe.name for probe in probes], [depth_of(probe) for probe in probes], shown)
     for probe in probes:
         if depth_of(probe) is None:
-            print(f"{probe.name}: depth unknown (not all layers probed), so it is in the panels of layer numbers only")
+            print(f"{probe.name}: depth unknown (not all layers probed): shown in the panels of layer numbers only")
     if path.suffix == ".html":
         title = f"{len(probes)} models compared"
-        told = f"Test accuracy per layer of {', '.join(probe.name for probe in probes)} for {', '.join(labels)}."
+        alt = f"Test accuracy per layer of {', '.join(probe.name for probe in probes)} for {', '.join(labels)}."
         tables = {label: Table(HEAD, [cells(row) for row in rows if row["label"] == label]) for label in labels}
-        facts = {"title": title, "figure": to_svg(figure, told), "tables": tables, "command": command}
+        facts = {"title": title, "figure": to_svg(figure, alt), "tables": tables, "command": command}
         page = render("comparison.html", metric=metric.replace("_", " "), **facts)
         path.write_text(page, encoding="utf-8")
     else:

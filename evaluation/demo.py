@@ -1,7 +1,7 @@
-"""`toto demo`: the whole path on a laptop CPU, every real command printed before it runs.
+"""`toto demo`: the whole path on a laptop CPU; each command is printed before it runs.
 
 tokenize -> pretrain -> generate -> probe -> report, on the embedded world (nothing is downloaded). A demo that was
-stopped goes on where it stood.
+stopped resumes at the step it had reached.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class DemoArgs:
     """Flags of `toto demo`."""
 
     output: str = field(default="out/demo", metadata={"help": "folder for shards, run, results and report.html"})
-    train_minutes: float = field(default=3.3, metadata={"help": "how long the tiny model may train"})
+    train_minutes: float = field(default=3.3, metadata={"help": "minutes of training of the tiny model"})
     train_clips: int = field(default=1000, metadata={"help": "clips to tokenize for training"})
-    max_train: int = field(default=1000, metadata={"help": "clips that the probes are trained on"})
-    max_eval: int = field(default=1000, metadata={"help": "held-out clips that the probes are tested on"})
-    seed: int = field(default=0, metadata={"help": "of clips, weights and probes"})
+    max_train: int = field(default=1000, metadata={"help": "clips to train the probes on"})
+    max_eval: int = field(default=1000, metadata={"help": "test clips of the probes"})
+    seed: int = field(default=0, metadata={"help": "seed of clips, weights and probes"})
 
 
 def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
-    """The demo's commands in order, each with the path that exists once it has been carried out."""
+    """The commands of the demo in order, each with the path that exists once it has run."""
     out = Path(args.output)
     run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user in the clone would type it
     world = ["--dataset", "toyworld", "--seed", str(args.seed)]
@@ -70,7 +70,7 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
         (run / "checkpoints", pretrain),
         generate(run, "trained-now"),
         generate(nano, "toto-nano"),
-        # toto-nano has four times as many tokens in a frame; its untrained twin is in its card.
+        # toto-nano has four times as many tokens per frame; its card compares it with its untrained twin.
         probed(nano, "probe", "--num_frames", "2", "--baselines", "pixels"),
         probed(run, "probe_trained", "--num_frames", "6"),
         (out / "report.html", [*report, "--output", str(out / "report.html")]),
@@ -80,14 +80,10 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
-    description = (
-        "See Toto learn from video and prove it: tokenize, pretrain, generate, probe, report; about ten minutes."
-    )
+    description = "Run the whole path on a CPU in about ten minutes: tokenize, pretrain, generate, probe, report."
     args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
     if not (NANO / "config.json").is_file():
-        raise FileNotFoundError(
-            f"The demo needs {NANO}, which is part of the clone; run it from a clone of the project."
-        )
+        raise FileNotFoundError(f"{NANO} is missing; run the demo from a clone of the project, which contains it.")
 
     import importlib
 
@@ -111,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _continued(run: Path, flags: list[str]) -> list[str] | None:
-    """Flags that go on with a stopped run; None when it is finished. A run without a checkpoint starts afresh."""
+    """Flags that resume a stopped run; None if it is finished. A run without a checkpoint starts again."""
     import json
 
     from training import checkpoints

@@ -1,4 +1,4 @@
-"""`toto generate`: continue clips frame by frame, and show true, reconstructed and generated frames side by side."""
+"""`toto generate`: continue clips frame by frame; write true, reconstructed and generated frames side by side."""
 
 from __future__ import annotations
 
@@ -13,60 +13,62 @@ from training.args import idle, refuse_idle, typed_flags
 @dataclass(frozen=True)
 class GenerateArgs:
     model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
-    output: str = field(metadata={"help": "Folder, or the .mp4 or .gif to write; a sheet (.png) is put beside it."})
+    output: str = field(metadata={"help": "Folder, or .mp4 or .gif file; a sheet (.png) is written next to it."})
     video: list[str] = field(
         default_factory=lambda: ["toyworld"],
-        metadata={"help": "Video files, or held-out clips of the embedded world: toyworld[:VARIANT][:INDEX]."},
+        metadata={"help": "Video files, or test clips of the embedded world: toyworld[:VARIANT][:INDEX]."},
     )
     num_prompt_frames: int | None = field(
-        default=None, metadata={"help": "True frames that the model sees; half of the model's frames by default."}
+        default=None, metadata={"help": "True frames given to the model; by default half of the model's frames."}
     )
     num_frames: int | None = field(
         default=None,
-        metadata={"help": "Frames to generate; by default as many as fill the model's row. More: the oldest leave it."},
+        metadata={
+            "help": "Frames to generate; by default as many as fit the context. Beyond it, the oldest are dropped."
+        },
     )
-    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token every time."})
-    top_k: int | None = field(default=None, metadata={"help": "Draw among the k likeliest tokens only."})
-    top_p: float | None = field(default=None, metadata={"help": "Draw among the fewest tokens that reach this mass."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the most likely token."})
+    top_k: int | None = field(default=None, metadata={"help": "Sample from the k most likely tokens only."})
+    top_p: float | None = field(default=None, metadata={"help": "Sample from the fewest tokens with this probability."})
     drop_frames: int | None = field(
         default=None,
-        metadata={"help": "Oldest frames that leave a row at a time when it outgrows the model; a quarter by default."},
+        metadata={"help": "Oldest frames to drop at a time beyond the model's context; by default a quarter."},
     )
     recompute: bool = field(
         default=False,
-        metadata={"help": "Encode the frames that stay again: exact, slower."},
+        metadata={"help": "Compute the states of the remaining frames again when frames are dropped: exact, slower."},
     )
-    num_samples: int = field(default=1, metadata={"help": "Continuations of each clip."})
+    num_samples: int = field(default=1, metadata={"help": "Continuations per clip."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
     fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
-    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
     def __post_init__(self):
         for name in ("num_prompt_frames", "num_frames", "num_samples", "stride", "drop_frames"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.temperature < 0:
-            raise ValueError(f"--temperature must be 0 or more, not {self.temperature:g}.")
+            raise ValueError(f"--temperature is {self.temperature:g}; it must be at least 0.")
         if len(self.video) > 1 and Path(self.output).suffix in (".mp4", ".gif"):
-            raise ValueError(f"{len(self.video)} videos do not fit into one file; make --output a folder.")
+            raise ValueError(f"--output is one file, and there are {len(self.video)} videos; make --output a folder.")
 
 
 def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) -> tuple[int, int]:
-    """(prompt frames, new frames) for a TotoConfig; what is None follows from the model's own number of frames.
+    """(prompt frames, new frames) for a TotoConfig; None is replaced by a default from the model's number of frames.
 
-    Together they may exceed the model's context: the oldest frames then leave it. Raises ValueError where the prompt
+    Together they may exceed the model's context: the oldest frames then leave it. Raises ValueError if the prompt
     alone does.
     """
     most = config.context_frames
     half = max(1, min(config.num_frames // 2, most))
     if num_prompt_frames is not None:
         prompt = num_prompt_frames
-    else:  # as many as leave room, where the new frames fit at all
+    else:  # leave room for the new frames if they fit
         prompt = half if num_frames is None or num_frames >= most else min(half, most - num_frames)
     if prompt > most:
         raise ValueError(
-            f"{prompt} prompt frames are more than the {most} frames of this model's context; show it fewer, and it "
-            "may still draw any number."
+            f"{prompt} prompt frames are more than the {most} frames of this model's context; give fewer. Any number "
+            "of frames may be generated."
         )
     return prompt, num_frames or max(1, min(config.num_frames, most) - prompt)
 
@@ -87,19 +89,19 @@ def continue_clip(
     seed: int = 0,
     progress: bool = False,
 ) -> dict:
-    """Show the model the first frames of a clip and let it draw the next ones (paper App. A.10).
+    """Give the model the first frames of a clip and generate the next ones (paper App. A.10).
 
     Args:
         model, processor: TotoForCausalLM and the TotoProcessor saved with it.
-        frames: uint8 (T, R, R, 3); what follows the prompt is kept for comparison and may be short or missing.
+        frames: uint8 (T, R, R, 3); frames after the prompt are kept for comparison, and may be missing.
         num_prompt_frames: P; half of the model's frames by default. num_frames: G; the rest of its frames.
         drop_frames, recompute: what happens beyond the model's context, as in `generate_frames`.
     Returns:
-        true (T', R, R, 3) and reconstructed (T', R, R, 3), T' = min(T, P + G): the clip, and its way through the
-        visual tokenizer and back; generated (num_samples, P + G, R, R, 3), the prompt reconstructed, then drawn; all
-        uint8. num_prompt_frames, num_frames: P and G. seconds: time of the drawing alone.
+        A dict of uint8 arrays: true (T', R, R, 3) and reconstructed (T', R, R, 3), with T' = min(T, P + G), the clip
+        before and after the visual tokenizer; generated (num_samples, P + G, R, R, 3), the reconstructed prompt and
+        the generated frames. num_prompt_frames, num_frames: P and G. seconds: time of the generation alone.
     Raises:
-        ValueError: fewer frames than the prompt needs, or a prompt that the model's context does not hold.
+        ValueError: fewer frames than the prompt needs, or a prompt longer than the model's context.
     """
     import numpy as np
     import torch
@@ -108,7 +110,7 @@ def continue_clip(
 
     prompt, new = frame_counts(model.config, num_prompt_frames, num_frames)
     if len(frames) < prompt:
-        raise ValueError(f"the clip has {len(frames)} frames, fewer than the {prompt} of the prompt.")
+        raise ValueError(f"The clip has {len(frames)} frames, and the prompt needs {prompt}; give a longer clip.")
     true = np.ascontiguousarray(frames[: prompt + new])
     codes = processor.encode_frames(true)[None]  # (1, T', h, w)
     ids = video_rows(codes[:, :prompt], end=False).expand(num_samples, -1).to(model.device)
@@ -138,10 +140,10 @@ def continue_clip(
 
 
 def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int):
-    """A `tokenization.video.Clip` of prompt + new frames, or of the prompt alone where a video has no more.
+    """A `tokenization.video.Clip` of prompt + new frames, or of the prompt alone if a video has no more.
 
     name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split.
-    Raises ValueError or FileNotFoundError with one sentence.
+    Raises ValueError or FileNotFoundError.
     """
     from tokenization.sampling import Sampling
     from tokenization.video import Clip, read_clip
@@ -158,7 +160,7 @@ def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None,
     parts = name.split(":")[1:]
     index = parts.pop() if parts and parts[-1].isdigit() else "0"
     if len(parts) > 1:
-        raise ValueError(f"--video {name} is not understood; write toyworld:INDEX or toyworld:VARIANT:INDEX.")
+        raise ValueError(f"--video {name} is not valid; write toyworld:INDEX or toyworld:VARIANT:INDEX.")
     world = ToyWorld("test", parts[0] if parts else "simple", resolution=resolution, num_frames=prompt + new)
     item = world.clip(int(index))
     return Clip(item["video"], item["clip_id"], 0, TOYWORLD_FPS, {})
@@ -168,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
     parser = HfArgumentParser(
-        GenerateArgs, prog="toto generate", description="Continue clips: see some frames, draw the next ones."
+        GenerateArgs, prog="toto generate", description="Continue clips: given some frames, generate the next ones."
     )
     argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parser.parse_args_into_dataclasses(argv)
@@ -201,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.video:
         clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution)
         if len(clip.frames) < prompt + new:
-            print(f"{name}: too short for {prompt + new} frames, so no true frames beside the generated ones")
+            print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
         result = continue_clip(
             model,
             processor,

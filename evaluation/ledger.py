@@ -1,4 +1,4 @@
-"""The ledger: which media each model was trained on (`training.media`), and the refusal of a score on any of them."""
+"""The ledger: which media each model was trained on (`training.media`); scores on any of these are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER_NAMES = {"k400": "kinetics400", "k600": "kinetics600", "ilsvrc2012": "imag
 
 @dataclass(frozen=True)
 class ProbePart:
-    """A part (train, validation, test) of what a probe read. items: None where the result does not keep them."""
+    """A part (train, validation, test) of what a probe read. items: None if the result does not list them."""
 
     part: str
     dataset: str
@@ -26,7 +26,7 @@ class ProbePart:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A medium that is also (in) what was read by a probe. items: the shared ones, sorted; empty where not known."""
+    """A medium that a probe read as well. items: the shared ones, sorted; empty if not known."""
 
     media: Media
     tested: ProbePart
@@ -35,19 +35,19 @@ class Overlap:
 
 
 def media_of_result(result: dict) -> list[Media] | None:
-    """What the model of a result saw: as the result says under "media", or else as the model's folder says."""
+    """What the model of a result was trained on: from the result ("media"), else from the model's folder."""
     return from_json(result["media"]) if "media" in result else media_seen(result["model"])
 
 
 def media_tested(result: dict) -> list[ProbePart]:
-    """What a result of `toto probe` or `toto finetune` trained, chose and tested on.
+    """The data on which a result of `toto probe` or `toto finetune` was trained, selected and tested.
 
-    Test items are known where a probe was told to keep its predictions.
+    Test items are known if the probe kept its predictions (--predictions).
     Raises:
-        ValueError: no such result.
+        ValueError: not such a result.
     """
     if "splits" not in result.get("data", {}):
-        raise ValueError("A result without data.splits does not say what was tested; write it again with toto probe.")
+        raise ValueError("The result has no data.splits, so its test data are unknown; write it again with toto probe.")
     tasks = result.get("tasks", {}).values()
     items = next((task["predictions"]["items"] for task in tasks if "predictions" in task), None)
     found = []
@@ -62,10 +62,10 @@ def media_tested(result: dict) -> list[ProbePart]:
 
 
 def check_overlap(seen: Iterable[Media], tested: Iterable[ProbePart]) -> list[Overlap]:
-    """Media that are also what a probe read, the part that it trained on too (which is no fault).
+    """Media that a probe read as well, in any of its parts (in the part that it trained on, that is allowed).
 
-    The same split of the same data set, and there the same items where both sides know them; and `ALIASES`. Different
-    splits of a data set are taken to be different media.
+    These are the same split of the same data set, and of it the same items where both sides list them; and `ALIASES`.
+    Different splits of a data set count as different media.
     """
     parts = list(tested)
     return [overlap for media in seen for part in parts for overlap in _overlaps(media, part)]
@@ -74,7 +74,7 @@ def check_overlap(seen: Iterable[Media], tested: Iterable[ProbePart]) -> list[Ov
 def _overlaps(media: Media, tested: ProbePart) -> Iterator[Overlap]:
     if (_plain(media.dataset), media.split) == (_plain(tested.dataset), tested.split):
         if media.items is None or tested.items is None:
-            yield Overlap(media, tested, (), "the same split; not all items are on record, so it counts whole")
+            yield Overlap(media, tested, (), "the same split; not all items are listed, so the whole split counts")
         elif both := _shared(media.items, tested.items):
             yield Overlap(media, tested, both, "the same items")
     for alias in ALIASES:
@@ -83,17 +83,17 @@ def _overlaps(media: Media, tested: ProbePart) -> Iterator[Overlap]:
             items = tuple(sorted(name for name in names if fnmatch(PurePosixPath(name).name, alias.items)))
             if items or (media.items is None and alias.dataset != "*"):
                 yield Overlap(media, tested, items, alias.reason)
-                return  # once is enough
+                return  # one reason is enough
 
 
 def _plain(name: str) -> str:
-    """ImageNet-1k is imagenet1k is imagenet_1k is in1k."""
+    """The name in one spelling: ImageNet-1k, imagenet_1k and in1k -> imagenet1k."""
     plain = re.sub(r"[-_ ]", "", name.lower())
     return OTHER_NAMES.get(plain, plain)
 
 
 def _shared(seen: frozenset[str], tested: frozenset[str]) -> tuple[str, ...]:
-    """The tested items that were seen, also where one side was named from a folder further up."""
+    """The tested items that were seen, also if one side has longer paths than the other."""
     ends = {end for name in seen for end in _ends(name)}
     return tuple(sorted(name for name in tested if name in ends or any(end in seen for end in _ends(name))))
 
@@ -108,7 +108,7 @@ def require_no_overlap(model: str, seen: Iterable[Media], tested: Iterable[Probe
     """Refuse a score on media that the model was trained on.
 
     Raises:
-        ValueError: the model, the medium, the test set and the first items that they share.
+        ValueError: there is an overlap; names the model, the medium, the test set and the first shared items.
     """
     for overlap in check_overlap(seen, (part for part in tested if part.part == "test")):
         media, test, items = overlap.media, overlap.tested, overlap.items
@@ -122,12 +122,12 @@ def require_no_overlap(model: str, seen: Iterable[Media], tested: Iterable[Probe
 def ledger_rows(
     models: dict[str, list[Media] | None], tested: dict[str, list[ProbePart]] | None = None
 ) -> list[dict[str, object]]:
-    """Rows of the ledger's table: model, medium, split, kind, items, tokens, epochs, read_by_probes.
+    """The rows of the ledger: model, medium, split, kind, items, tokens, epochs, read_by_probes.
 
     Args:
-        models: name -> `media_seen`. tested: name -> what the probes of that model read, of all its results.
+        models: name -> `media_seen`. tested: name -> what all probes of that model read.
     Returns:
-        A row a medium; items is None where they are not on record. read_by_probes: parts such as ["train"]. A model
+        A row per medium; items is None if they are not listed. read_by_probes: parts such as ["train"]. A model
         without a record has one row, whose medium is "not recorded".
     """
     rows = []
@@ -142,10 +142,10 @@ def ledger_rows(
 
 
 def check_media(results: dict[str, dict]) -> list[dict]:
-    """The rows of the ledger of all models that results, by name, are of (`ledger_rows`).
+    """The ledger (`ledger_rows`) of the models of results. results: by name.
 
     Raises:
-        ValueError: a result on test media that its model was trained on.
+        ValueError: a result was tested on media that its model was trained on.
     """
     models = list(dict.fromkeys(result.get("model", name) for name, result in results.items()))
     seen, tested = {}, {}

@@ -1,4 +1,4 @@
-"""Three simple predictors of codes, fitted by counting: the floor that a trained model's loss has to beat."""
+"""Three simple predictors of codes, fitted by counting: floors that the loss of a trained model should beat."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Weights of the prior, in counts; the one that predicts held-back training rows best is taken.
+# Weights of the prior, in counts; the one with the lowest loss on held-back training rows is taken.
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(-4, 11))
 HELD_BACK = 0.1
 # Counting more rows than this changes the third decimal and costs minutes and gigabytes.
@@ -16,10 +16,10 @@ MAX_TRAIN_TOKENS = 16_000_000
 
 
 class Table:
-    """How often each code followed each context, kept sparsely: 16k codes would make a dense table of 2 GB.
+    """Counts of codes after contexts, stored sparsely: for 16k codes a dense table would take 2 GB.
 
-    P(code | context) = (count(context, code) + strength * prior(code)) / (count(context) + strength): counts,
-    interpolated with a prior that matters less the more often the context was seen.
+    P(code | context) = (count(context, code) + strength * prior(code)) / (count(context) + strength): counts
+    interpolated with a prior, whose weight falls with the number of times the context was seen.
 
     Args:
         contexts, codes: integers of one shape; contexts 0..num_codes, codes 0..num_codes - 1.
@@ -34,7 +34,7 @@ class Table:
         return contexts.ravel().astype(np.int64) * self.num_codes + codes.ravel()
 
     def lookup(self, contexts: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """count(context, code) and count(context) of every token, both flat (n,)."""
+        """count(context, code) and count(context) of every token, both of shape (n,)."""
         if not len(self.pairs):  # images have no previous frame
             return np.zeros(codes.size, np.int64), np.zeros(codes.size, np.int64)
         wanted = self._pair(contexts, codes)
@@ -48,9 +48,9 @@ class Table:
 
 
 def left_neighbours(codes: np.ndarray, num_codes: int) -> np.ndarray:
-    """The token before each one in raster order, across line and frame borders: (N, T, h, w) -> the same shape.
+    """The previous token in raster order, across line and frame borders: (N, T, h, w) -> the same shape.
 
-    Before a row's first token stands the start token, as in the rows that the model reads; it is context `num_codes`.
+    Before a row's first token is the start token, as in the rows that the model reads; it is context `num_codes`.
     """
     flat = codes.reshape(len(codes), -1)
     left = np.empty_like(flat)
@@ -61,10 +61,10 @@ def left_neighbours(codes: np.ndarray, num_codes: int) -> np.ndarray:
 class Predictors:
     """Unigram, bigram and previous-frame predictors fitted on codes (N, T, h, w) of a codebook of `num_codes`.
 
-    unigram: how common a code is; prior: uniform.
+    unigram: the frequency of a code; prior: uniform.
     bigram: given the previous token in raster order (the row's start before the first); prior: the unigram.
-    previous_frame: given the code at the same place one frame earlier, one table for all places; prior: the unigram. A
-    row's first frame has no earlier one: there it is the bigram.
+    previous_frame: given the code at the same place one frame earlier, one table for all places; prior: the unigram. In
+    a row's first frame, which has no earlier one, it is the bigram.
     """
 
     names = ("unigram", "bigram", "previous_frame")
@@ -107,12 +107,14 @@ class Predictors:
 
 
 def fit(codes: np.ndarray, num_codes: int) -> Predictors:
-    """Predictors of training codes (N, T, h, w), their smoothing chosen on the last tenth of these rows.
+    """Predictors fitted on training codes (N, T, h, w), with their smoothing chosen on the last tenth of these rows.
 
-    The tables are then counted again over all rows. Raises ValueError for fewer than two rows.
+    The tables are then counted over all rows. Raises ValueError for fewer than two rows.
     """
     if len(codes) < 2:
-        raise ValueError(f"fitting the simple predictors needs two rows of codes or more, not {len(codes)}.")
+        raise ValueError(
+            f"Fitting the simple predictors needs at least two rows of codes, not {len(codes)}; tokenize more data."
+        )
     held_back = max(1, round(HELD_BACK * len(codes)))
     trial, rest = Predictors(codes[:-held_back], num_codes), _checked(codes[-held_back:], num_codes)
     for name in Predictors.names:  # unigram first: it is the prior of the others, and bigram has the first frames
@@ -128,11 +130,12 @@ def fit(codes: np.ndarray, num_codes: int) -> Predictors:
 def run_losses(run: str | Path) -> dict | None:
     """The predictors of a run: fitted on the rows it trained on, scored on the rows of its `val_loss`.
 
-    {"unigram", "bigram", "previous_frame"} in nats per code token, of several sources weighted as in the mixture, with
-    "train_rows", "val_rows", "shards", a hash of the manifests, and "maps": {source: {predictor: nats of every place of
-    a frame row, a list of T * h * w}}. Kept in RUN/predictors.json, which is read again while the shards are the same
-    or are gone.
-    Returns None where there is nothing to count: shards gone and nothing kept, sources of pixels, no validation rows.
+    Kept in RUN/predictors.json, which is read again while the shards are unchanged, or once they are gone.
+    Returns:
+        {"unigram", "bigram", "previous_frame"} in nats per code token, several sources weighted as in the mixture;
+        "train_rows", "val_rows"; "shards", a hash of the manifests; "maps": {source: {predictor: nats of every place of
+        a row, a list of T * h * w}}. None if nothing can be counted: the shards are gone and nothing was kept, the
+        sources are pixels, or there are no validation rows.
     """
     from evaluation.results import write_json
     from training.args import DataArgs, read_recipe
@@ -185,8 +188,8 @@ def _of_source(run: Path, source, val_rows: int) -> tuple[dict[str, np.ndarray],
 def _checked(codes: np.ndarray, num_codes: int) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.ndim != 4 or not codes.size:
-        raise ValueError(f"codes must be (N, T, h, w) with at least one row, not {codes.shape}.")
+        raise ValueError(f"Codes have the shape {codes.shape}; they must be (N, T, h, w) with at least one row.")
     codes = codes.astype(np.int64)
     if codes.min() < 0 or codes.max() >= num_codes:
-        raise ValueError(f"codes must be 0..{num_codes - 1}, but they span {codes.min()}..{codes.max()}.")
+        raise ValueError(f"Codes are in {codes.min()}..{codes.max()}; they must be in 0..{num_codes - 1}.")
     return codes

@@ -1,6 +1,6 @@
-"""What a report shows, as plain data, and the pages made of it by the templates (Jinja2) in `templates/`.
+"""The contents of a report as plain data, and its rendering by the Jinja2 templates in `templates/`.
 
-In HTML pages every text is escaped, except for figures (SVG of `plots`, which escapes its own); nothing is fetched.
+HTML pages escape every text but the figures (SVG of `plots`, which escapes its own), and fetch nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from pathlib import Path
 import jinja2
 
 from evaluation.claims import Comparison, summary
-from evaluation.layer_plots import STYLES, layers_svg
-from evaluation.plots import MODEL, PIXELS, UNTRAINED, loss_svg
+from evaluation.plots import MODEL, PIXELS, STYLES, UNTRAINED, frames_svg, layers_svg, loss_svg, map_svg, overlay_svg
 from evaluation.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
-from evaluation.run_plots import frames_svg, map_svg, overlay_svg
 
 MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
 FIGURES = (loss_svg, overlay_svg, frames_svg, map_svg, layers_svg)
@@ -26,7 +24,7 @@ LEGEND = {
     "linear": (MODEL, "", "the model, linear head"),
     "attention": (MODEL, "8 4", "the model, attention head"),
     "cross_attention_mlp": (MODEL, "3 2.4", "the model, cross-attention + MLP head"),
-    "untrained": (UNTRAINED, "", "the same model untrained: triangles, same dashes"),
+    "untrained": (UNTRAINED, "", "the untrained model: triangles, same dashes"),
     "pixels": (PIXELS, "12 4 2 4", AGAINST["pixels"]),
     "random_filters": (STYLES["random_filters"]["color"], "9 2", AGAINST["random_filters"]),
     "histogram": (STYLES["histogram"]["color"], "6 2 2 2 2 2", AGAINST["histogram"]),
@@ -72,7 +70,7 @@ def run_facts(run: Run) -> dict:
     else:
         note = (
             f"Simple predictors: counted on {run.predictors['train_rows']:,} training rows, smoothed on a tenth of "
-            f"these, scored on the {run.predictors['val_rows']:,} validation rows. bigram: given the token before, in "
+            f"these, scored on the {run.predictors['val_rows']:,} validation rows. bigram: given the previous token in "
             "raster order. previous frame: given the code at the same place one frame earlier; in a row's first frame, "
             "the bigram."
         )
@@ -126,17 +124,18 @@ def generation_facts(generation: Generation) -> dict[str, str]:
     sampling += [f"{key} {s[key]:g}" for key in ("top_k", "top_p") if s[key] is not None]
     caption = (
         f"{about['model']} on {about['source']}: {about['num_prompt_frames']} prompt frames, "
-        f"{about['num_frames']} drawn; {', '.join(sampling)}, seed {about['seeds']['draws']}; "
-        f"{about['tokens_per_second']:,.0f} tokens/s, {about['seconds_per_frame']:.2f} s a frame."
+        f"{about['num_frames']} generated; {', '.join(sampling)}, seed {about['seeds']['draws']}; "
+        f"{about['tokens_per_second']:,.0f} tokens/s, {about['seconds_per_frame']:.2f} s per frame."
     )
     return {"caption": caption, "image": image}
 
 
 def probe_facts(probe: Probe) -> dict:
-    """A probe's name and tasks, with: facts, legend (of LEGEND), table (a row a label), layers (Table of all rows)."""
+    """A probe's name and tasks, with: facts, legend (of LEGEND), table (a row per label), layers (all rows)."""
     data, result, tasks = probe.result.get("data", {}), probe.result, probe.tasks
     facts = [f"{result.get('model', probe.name)} on {data['dataset']}" if "dataset" in data else probe.name]
-    facts += [f"{data['num_frames']} frames of {data['resolution']} pixels"] if "num_frames" in data else []
+    if "num_frames" in data:
+        facts.append(f"{data['num_frames']} frame{'s' * (data['num_frames'] > 1)} of {data['resolution']} pixels")
     counts = [f"{result[key]:,} {part}" for key, part in (("n_train", "train"), ("n_validation", "validation"))
               if key in result]  # fmt: skip
     facts.append(", ".join([*counts, f"{probe.n_test:,} test items"]))
@@ -161,7 +160,7 @@ def probe_facts(probe: Probe) -> dict:
         layers += [[label, "trained", *layer_cells(row)] for row in task["layers"]]
         layers += [[label, "untrained", *layer_cells(row)] for row in baselines.get("untrained", {}).get("layers", [])]
     head = ["label", "chosen on validation", "test accuracy [95 %]", *(AGAINST[who] for who in floors), "chance",
-            "commonest class", "n test"]  # fmt: skip
+            "most common class", "n test"]  # fmt: skip
     shown = {row["head"] for task in tasks.values() for row in task["layers"]}
     shown |= {who for task in tasks.values() for who in task["baselines"]}
     legend = [entry for who, entry in LEGEND.items() if who in shown] + [(STYLES["chance"]["color"], "2 4", "chance")]
@@ -188,7 +187,7 @@ def tuned_table(tuned: dict[str, dict]) -> Table:
 
 
 def media_cells(row: dict) -> list[str]:
-    """A row of `ledger.ledger_rows` as texts, under MEDIA_HEAD."""
+    """The cells of a row of `ledger.ledger_rows`, under MEDIA_HEAD."""
     items = "not listed" if row["items"] is None else f"{row['items']:,}"
     tokens = "—" if row["tokens"] is None else f"{row['tokens'] / 1e6:,.1f} M"
     epochs = "—" if row["epochs"] is None else f"{row['epochs']:,.2f}"
@@ -230,7 +229,7 @@ def contents(
     tuned: dict[str, dict],
     media: list[dict],
 ) -> dict:
-    """What the templates report.html and report.md show.
+    """The facts that the templates report.html and report.md need.
 
     tuned: results of `toto finetune` by name. media: of `ledger.ledger_rows`.
     """
@@ -255,7 +254,7 @@ def markdown_cell(text: str) -> str:
 
 
 def render(template: str, **facts) -> str:
-    """The page of `templates/TEMPLATE.jinja`; a fact that it needs and lacks is an error."""
+    """The text of `templates/TEMPLATE.jinja`; a missing fact is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=lambda name: name is not None and name.endswith(".html.jinja"),

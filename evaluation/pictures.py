@@ -1,4 +1,4 @@
-"""Frames as pictures to look at: a labelled sheet (PNG) and a side-by-side movie (mp4, gif) of a continued clip."""
+"""Pictures of a continued clip: a labelled sheet of frames (PNG) and a side-by-side movie (mp4, gif)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's orange and blue, told apart by colour-blind readers too.
+# Okabe and Ito's orange and blue, which colour-blind readers can distinguish.
 PROMPT, DRAWN = (230, 159, 0), (0, 114, 178)
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (236, 236, 236)
-TARGET = 128  # pixels that a frame's side is enlarged to, by a whole factor
+TARGET = 128  # pixels of a frame's side after enlarging, by a whole factor
 FRAME, GAP = 4, 6
 
 
 def enlarge(frames: np.ndarray) -> np.ndarray:
-    """uint8 (..., R, R, 3) -> the same, each pixel a square block, so that small frames keep their pixels."""
+    """uint8 (..., R, R, 3) -> the same with each pixel repeated as a square block, so that small frames stay sharp."""
     factor = max(1, round(TARGET / frames.shape[-2]))
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def framed(frame: np.ndarray | None, colour: tuple[int, int, int], side: int) -> np.ndarray:
-    """A frame (side, side, 3) in a coloured border; None makes an empty place."""
+    """A frame (side, side, 3) in a coloured border; an empty tile for None."""
     tile = np.empty((side + 2 * FRAME, side + 2 * FRAME, 3), np.uint8)
     tile[:] = colour if frame is not None else FAINT
     if frame is not None:
@@ -30,7 +30,7 @@ def framed(frame: np.ndarray | None, colour: tuple[int, int, int], side: int) ->
 
 
 def _rows(result: dict) -> list[tuple[str, np.ndarray]]:
-    """The lines of a sheet as (label, enlarged frames)."""
+    """The rows of a sheet as (label, enlarged frames)."""
     generated = result["generated"]
     rows = [("true", result["true"]), ("reconstructed", result["reconstructed"])]
     rows += [(f"generated {k + 1}" if len(generated) > 1 else "generated", row) for k, row in enumerate(generated)]
@@ -38,13 +38,13 @@ def _rows(result: dict) -> list[tuple[str, np.ndarray]]:
 
 
 def _tile(frames: np.ndarray, row: int, time: int, prompt: int) -> np.ndarray:
-    """Frame `time` of row `row`; what the model was shown or could not see is orange or grey, what it drew is blue."""
+    """Frame `time` of row `row`: orange for prompt frames, blue for generated ones, grey for others."""
     colour = PROMPT if time < prompt else DRAWN if row >= 2 else (150, 150, 150)
     return framed(frames[time] if time < len(frames) else None, colour, frames.shape[1])
 
 
 def sheet(result: dict) -> Image.Image:
-    """Rows true, reconstructed, generated; one column a frame. result: of `generate.continue_clip`."""
+    """A sheet with the rows true, reconstructed, generated, one column per frame. result: of `continue_clip`."""
     prompt, total = result["num_prompt_frames"], result["num_prompt_frames"] + result["num_frames"]
     rows = _rows(result)
     font = ImageFont.load_default(size=22)
@@ -63,12 +63,12 @@ def sheet(result: dict) -> Image.Image:
 
 
 def _dark(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Dark enough to be read as text on white."""
+    """A darker colour, readable as text on white."""
     return tuple(value * 6 // 10 for value in colour)
 
 
 def panel(result: dict) -> np.ndarray:
-    """The rows of the sheet beside each other, one movie frame a time step: uint8 (T, H, W, 3), H and W even."""
+    """The rows of the sheet side by side, one movie frame per time step: uint8 (T, H, W, 3), H and W even."""
     prompt, total = result["num_prompt_frames"], result["num_prompt_frames"] + result["num_frames"]
     rows = _rows(result)
     movie = []
@@ -76,12 +76,12 @@ def panel(result: dict) -> np.ndarray:
         tiles = [_tile(frames, row, time, prompt) for row, (_, frames) in enumerate(rows)]
         movie.append(np.concatenate([np.pad(t, ((0, 0), (0, GAP), (0, 0)), constant_values=255) for t in tiles], 1))
     movie = np.stack(movie)
-    height, width = movie.shape[1:3]  # yuv420p wants even sides
+    height, width = movie.shape[1:3]  # yuv420p needs even sides
     return np.pad(movie, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
 
 
 def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
-    """frames uint8 (T, H, W, 3) with even H and W -> .gif (PIL), or .mp4: H.264, or MPEG-4 where PyAV lacks libx264."""
+    """Write frames, uint8 (T, H, W, 3) with even H and W, as .gif, or as .mp4 (H.264; MPEG-4 if PyAV lacks libx264)."""
     if path.suffix == ".gif":
         first, *others = [Image.fromarray(frame) for frame in frames]
         first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)

@@ -367,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     from accelerate import PartialState
 
-    from evaluation.layer_plots import write_layer_plot
+    from evaluation.plots import write_layer_plot
     from tokenization.sources.labelled import told_classes
 
     results = run_probe(args, command_line("probe", argv))

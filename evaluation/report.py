@@ -1,4 +1,4 @@
-"""`toto report`: results and runs -> one page that says what holds and what fails."""
+"""`toto report`: one page of results and runs, with every comparison and its verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ReportArgs:
-    output: str = field(default="report.html", metadata={"help": "Page to write (.html)."})
+    output: str = field(default="report.html", metadata={"help": "HTML page to write."})
     markdown: str | None = field(
         default=None,
         metadata={"help": "Markdown page (.md) to write from --results, without figures, in place of --output."},
@@ -33,9 +33,8 @@ class ReportArgs:
 def main(argv: list[str] | None = None) -> None:
     from transformers.hf_argparser import HfArgumentParser
 
-    parser = HfArgumentParser(
-        ReportArgs, prog="toto report", description="One HTML page: what holds, what fails, curves, frames, tables."
-    )
+    description = "Write a page of results and runs: comparisons with verdicts, curves, frames, tables."
+    parser = HfArgumentParser(ReportArgs, prog="toto report", description=description)
     (args,) = parser.parse_args_into_dataclasses(argv)
 
     from evaluation.claims import compare_probe, compare_run, summary

@@ -1,4 +1,4 @@
-"""What every result file says about itself, and how it is written: whole or not at all."""
+"""Writing result files: the command line that they record, and an atomic write."""
 
 import json
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def command_line(verb: str, argv: list[str] | None) -> str:
-    """The command as a user would type it again."""
+    """The command as a user would type it."""
     return shlex.join(["toto", verb, *(sys.argv[1:] if argv is None else argv)])
 
 
 def write_json(path: str | Path, content: dict) -> None:
-    """Write a result file, making its folder; a crash leaves the old file or the new one, never half of one."""
+    """Write a result file atomically, creating its folder: a crash leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

@@ -1,8 +1,11 @@
 """`toto scaling`: how the loss falls with training compute (paper Sec. 4.9); every point is a run that ended there.
 
-C is cumulative training FLOPs, forward and backward, with attention and vocabulary (6 a weight, 6 a causal attention
-pair, a token). The paper plots forward multiply-adds on an axis of its own, so that its constant, 7.32, holds for
-another unit: only its exponent, -0.0378, compares. A column of forward multiply-adds, C / 6, stands beside ours.
+C is cumulative training FLOPs, forward and backward, with attention and vocabulary: per token, 6 for each weight and 6
+for each causal attention pair. The paper's axis is in forward multiply-adds, so its constant, 7.32, does not compare
+with ours; its exponent, -0.0378, does. Results list forward multiply-adds, C / 6, next to C.
+
+A run is {"size": str, "parameters", "budget", "flops", "seed", "val_loss" (None where it diverged)}: `flops` is the
+training FLOPs that it took, `budget` what they were meant to be.
 """
 
 from __future__ import annotations
@@ -13,18 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from training.args import config_fields, option, parse, refuse_idle, require, typed_flags
 from training.grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378
+DRAWS = 1000
+# Exponents that `offset_power_law` tries; outside this range E + a C^b is nearly a straight line, or the constant E.
+EXPONENTS = -np.geomspace(0.005, 1.0, 800)
 HEADS, BASE_WIDTH, BASE_HEAD_DIM = 4, 64, 16
 DESCRIPTION = (
-    "Train models of several sizes to several compute budgets, each with a warm-up and a cosine of its own that end "
-    "there, on no token twice; take the best size of every budget, the compute-optimal frontier; fit L = a C^b and "
-    "L = E + a C^b through it, with 95 % intervals by bootstrap over runs and seeds. Points that would be of a few "
-    "steps, or need more tokens than the shards hold, are left out and named. A budget shows its optimum only where a "
-    "smaller and a larger size did worse: choose sizes around it. Resumable: call it again after it was stopped. With "
-    "--runs RESULT.json it fits the runs of a result again and trains nothing."
+    "Train models of several sizes to several compute budgets, each with its own schedule and seeing no token twice. "
+    "Take the best size of every budget (the compute-optimal frontier), fit L = a C^b and L = E + a C^b to it, with "
+    "95 % bootstrap intervals over runs and seeds. Points of too few steps, or that need more tokens than the shards "
+    "hold, are left out and listed. A budget shows its optimum only if a smaller and a larger size did worse: choose "
+    "sizes around it. Resumable: run the same command again after it was stopped. With --runs RESULT.json, the runs of "
+    "a result are fitted again and nothing is trained."
 )
 
 
@@ -33,7 +41,7 @@ class ScalingArgs:
     """Which runs, and how each is trained."""
 
     recipe: str | None = option(None, "YAML file, or a name in training/recipes (scaling_paper: a1..a6)")
-    shards: str | None = option(None, "folder written by `toto tokenize`, large enough that no run sees a token twice")
+    shards: str | None = option(None, "folder written by `toto tokenize`, with more tokens than the longest run sees")
     val_shards: str | None = option(None, "validation shards (default: one source in 20 of --shards)")
     sizes: list[str] = option(
         ["32x2", "48x3", "64x4", "96x5", "128x6", "160x7"], "WIDTHxLAYERS of the tiny preset, or presets such as a1"
@@ -44,19 +52,19 @@ class ScalingArgs:
     learning_rate: float = option(2**-8, "of every size, by muP (paper: 2^-7)")
     tokens_per_step: int = option(2048, "code tokens of one optimiser step")
     per_device_batch_size: int = option(8, "rows at a time")
-    warmup_share: float = option(0.1, "share of a run's steps in which the rate rises")
-    min_steps: int = option(20, "points of fewer steps are left out")
+    warmup_share: float = option(0.1, "share of a run's steps over which the learning rate rises")
+    min_steps: int = option(20, "leave out points of fewer steps")
     workers: int | None = option(None, "runs at a time (default: one a GPU, or one on a CPU)")
-    runs: str | None = option(None, "fit the runs of this result again, and train nothing")
-    output: str = option("results/scaling.json", "file to write; the figure (.png) and the runs go beside it")
+    runs: str | None = option(None, "result whose runs are fitted again; nothing is trained")
+    output: str = option("results/scaling.json", "file to write; the figure (.png) and the runs are written next to it")
 
     def __post_init__(self):
-        require(self.shards is not None or self.runs is not None, "Name the shards to train on: --shards DIR.")
+        require(self.shards is not None or self.runs is not None, "There are no shards to train on; give --shards DIR.")
         require(
-            len(set(self.budgets)) > 2 and min(self.budgets) > 0, "A law needs three --budgets or more, all above 0."
+            len(set(self.budgets)) > 2 and min(self.budgets) > 0, "A law needs at least three --budgets, all above 0."
         )
-        require(bool(self.sizes) and self.seeds > 0, "Give a size, and --seeds above 0.")
-        require(0 <= self.warmup_share < 1, "--warmup_share must be 0 or more, and below 1.")
+        require(bool(self.sizes) and self.seeds > 0, "There is nothing to train; give --sizes, and --seeds above 0.")
+        require(0 <= self.warmup_share < 1, "--warmup_share must be at least 0 and below 1.")
         require(self.min_steps > 0, "--min_steps must be above 0.")
         require(self.output.endswith(".json"), f"--output {self.output} must end in .json.")
 
@@ -66,7 +74,7 @@ def model_flags(size: str, fields: dict) -> list[str]:
 
     fields: of TotoConfig, for all sizes.
     Raises:
-        ValueError: neither.
+        ValueError: `size` is neither.
     """
     from modeling_toto import PRESETS
 
@@ -75,7 +83,8 @@ def model_flags(size: str, fields: dict) -> list[str]:
     width, _, layers = size.partition("x")
     require(
         width.isdigit() and layers.isdigit() and int(layers) > 0 and int(width) % (2 * HEADS) == 0 and int(width) > 0,
-        f"The size '{size}' is no WIDTHxLAYERS, the width a multiple of {2 * HEADS}, nor one of {', '.join(PRESETS)}.",
+        f"The size '{size}' is not valid; give WIDTHxLAYERS with a width divisible by {2 * HEADS}, or one of "
+        f"{', '.join(PRESETS)}.",
     )
     width = int(width)
     shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": int(layers)}
@@ -86,7 +95,7 @@ def model_flags(size: str, fields: dict) -> list[str]:
 
 
 def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
-    """(run, its place) of every budget, size and seed, the cheapest first; and sentences on those left out.
+    """(run, its place) for every budget, size and seed, the cheapest first; and a sentence for each that is left out.
 
     Raises:
         ValueError: an unknown size or field, shards of other geometry than the models, or fewer than three budgets left
@@ -108,12 +117,12 @@ def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
         for size, config in configs.items():
             flops = flops_per_token(config)
             steps = round(budget / (flops * args.tokens_per_step))
-            tokens, told = steps * args.tokens_per_step, f"{size} at {budget:g} FLOPs"
+            tokens, name = steps * args.tokens_per_step, f"{size} at {budget:g} FLOPs"
             if steps < args.min_steps:
-                left_out.append(f"{told}: {steps} steps, fewer than {args.min_steps}")
+                left_out.append(f"{name}: {steps} steps, fewer than {args.min_steps}")
                 continue
             if tokens > tokens_held:
-                left_out.append(f"{told}: {tokens:,} tokens, and the shards hold {tokens_held:,} to train on")
+                left_out.append(f"{name}: {tokens:,} tokens, and the shards hold {tokens_held:,} to train on")
                 continue
             place = {"size": size, "parameters": parameters(config), "budget": budget, "steps": steps}
             place |= {"tokens": tokens, "flops": tokens * flops, "forward_macs": tokens * flops / 6}
@@ -128,19 +137,140 @@ def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
                 found.append((point, place | {"seed": seed}))
     require(
         len({place["budget"] for _, place in found}) > 2,
-        f"A law needs three budgets or more with a run to train, and these are left out: {'; '.join(left_out)}. "
-        "Add sizes or --budgets, lower --min_steps, or tokenize more.",
+        f"A law needs at least three budgets with a run to train, and these are left out: {'; '.join(left_out)}. "
+        "Add sizes or --budgets, lower --min_steps, or tokenize more data.",
     )
     return found, left_out
 
 
+def by_budget(runs: list[dict]) -> dict[float, dict[str, list[dict]]]:
+    """budget -> size -> runs, the budgets in rising order. Runs that diverged are left out."""
+    groups: dict[float, dict[str, list[dict]]] = {}
+    for run in sorted(runs, key=lambda run: run["budget"]):
+        if run["val_loss"] is not None:
+            groups.setdefault(run["budget"], {}).setdefault(run["size"], []).append(run)
+    return groups
+
+
+def frontier(runs: list[dict]) -> list[dict]:
+    """The compute-optimal frontier: for each budget, the size with the lowest mean loss over its seeds.
+
+    Returns:
+        [{"budget", "size", "parameters", "flops", "loss" (mean), "bracketed": whether both a smaller and a larger size
+        did worse, so that the optimum is between sizes that were tried; "optimum": parameters at the minimum of the
+        parabola in log N through the best size and its two neighbours, None where it is not bracketed}].
+    """
+    points = []
+    for budget, sizes in by_budget(runs).items():
+        means = sorted(
+            (runs[0]["parameters"], fmean(run["val_loss"] for run in runs), size) for size, runs in sizes.items()
+        )
+        best = min(range(len(means)), key=lambda k: means[k][1])
+        parameters, loss, size = means[best]
+        bracketed = 0 < best < len(means) - 1
+        point = {"budget": budget, "size": size, "parameters": parameters, "flops": sizes[size][0]["flops"]}
+        optimum = _bottom([mean[:2] for mean in means[best - 1 : best + 2]]) if bracketed else None
+        points.append(point | {"loss": loss, "bracketed": bracketed, "optimum": optimum})
+    return points
+
+
+def _bottom(three: list[tuple[int, float]]) -> float:
+    """Parameters at the minimum of the parabola through three (parameters, loss), the middle one the lowest."""
+    a, b, _ = np.polyfit(np.log([count for count, _ in three]), [loss for _, loss in three], 2)
+    return float(np.exp(-b / (2 * a))) if a > 0 else float(three[1][0])  # three equal losses have no minimum
+
+
+def power_law(compute, losses) -> dict[str, float]:
+    """{"a", "b"} of L = a C^b, by least squares of the logarithms."""
+    b, log_a = np.polyfit(np.log(compute), np.log(losses), 1)
+    return {"a": float(np.exp(log_a)), "b": float(b)}
+
+
+def offset_power_law(compute, losses) -> dict[str, float]:
+    """{"E", "a", "b"} of L = E + a C^b with E and a at least 0 and b in [-1, -0.005], by least squares.
+
+    E and a are linear, so they are solved for at each b of `EXPONENTS`; the best of these is taken.
+    """
+    compute, losses = np.asarray(compute, float), np.asarray(losses, float)
+    scale = np.exp(np.log(compute).mean())  # so that C^b is about 1
+    x = (compute / scale) ** EXPONENTS[:, None]  # (exponents, points)
+    centred = x - x.mean(1, keepdims=True)
+    a = (centred * losses).sum(1) / (centred**2).sum(1)
+    E = losses.mean() - a * x.mean(1)
+    a, E = np.where(E < 0, (x * losses).sum(1) / (x**2).sum(1), a), np.maximum(E, 0)
+    a, E = np.maximum(a, 0), np.where(a < 0, losses.mean(), E)
+    best = int(((E[:, None] + a[:, None] * x - losses) ** 2).sum(1).argmin())
+    b = EXPONENTS[best]
+    return {"E": float(E[best]), "a": float(a[best] * scale**-b), "b": float(b)}
+
+
+LAWS = {"power_law": power_law, "offset_power_law": offset_power_law}
+
+
+def predicted(law: dict, compute):
+    """The loss that a law predicts at training FLOPs `compute`."""
+    return law.get("E", 0.0) + law["a"] * np.asarray(compute, float) ** law["b"]
+
+
+def fit(runs: list[dict], draws: int = DRAWS) -> dict:
+    """Both laws fitted to the frontier, with 95 % bootstrap intervals.
+
+    Each draw resamples the sizes of every budget, and the seeds of each size, and computes frontier and laws again. The
+    intervals thus cover seeds and the choice of sizes. They do not cover the choice of validation rows, which all runs
+    share, nor the shape of the law.
+
+    Returns:
+        {"frontier", and of each law its constants, their "median" over the draws and "interval" (2.5 and 97.5 %),
+        "rmse" in nats at the frontier and its "band" {"flops", "low", "high"}; "optimum_size": {"k", "p"} of N = k C^p
+        of the bracketed points, None if there are fewer than three}
+    Raises:
+        ValueError: fewer than three budgets with a run that did not diverge.
+    """
+    points = frontier(runs)
+    if len(points) < 3:
+        raise ValueError(
+            f"A law needs at least three budgets, and {len(points)} have a run that did not diverge; "
+            "add --budgets, or lower --learning_rate where runs diverged."
+        )
+    compute, losses = [p["flops"] for p in points], [p["loss"] for p in points]
+    generator, groups = np.random.default_rng(0), by_budget(runs)
+    drawn: dict[str, list[dict]] = {name: [] for name in LAWS}
+    for _ in range(draws):
+        again = frontier(_redrawn(groups, generator))
+        for name, law in LAWS.items():
+            drawn[name].append(law([p["flops"] for p in again], [p["loss"] for p in again]))
+    xs = np.geomspace(min(compute), max(compute), 40)
+    found: dict = {"frontier": points}
+    for name, law in LAWS.items():
+        best = law(compute, losses)
+        quantiles = {key: np.quantile([each[key] for each in drawn[name]], [0.025, 0.5, 0.975]) for key in best}
+        low, high = np.quantile([predicted(each, xs) for each in drawn[name]], [0.025, 0.975], axis=0)
+        found[name] = best | {
+            "median": {key: float(q[1]) for key, q in quantiles.items()},
+            "interval": {key: [float(q[0]), float(q[2])] for key, q in quantiles.items()},
+            "rmse": float(np.sqrt(np.mean((predicted(best, compute) - losses) ** 2))),
+            "band": {"flops": xs.tolist(), "low": low.tolist(), "high": high.tolist()},
+        }
+    inside = [(p["flops"], p["optimum"]) for p in points if p["bracketed"]]
+    law = power_law(*zip(*inside, strict=True)) if len(inside) >= 3 else None
+    return found | {"optimum_size": law and {"k": law["a"], "p": law["b"]}}
+
+
+def _redrawn(groups: dict[float, dict[str, list[dict]]], generator: np.random.Generator) -> list[dict]:
+    chosen = []
+    for sizes in groups.values():
+        names = list(sizes)
+        for name in sorted({names[k] for k in generator.integers(len(names), size=len(names))}):
+            own = sizes[name]
+            chosen += [own[k] for k in generator.integers(len(own), size=len(own))]
+    return chosen
+
+
 def draw(runs: list[dict], found: dict, path: Path) -> None:
-    """Final losses against compute, a line a size; the frontier ringed, both laws, the paper's slope for comparison."""
-    import numpy as np
+    """Draw final losses against compute, a line per size: the frontier ringed, both laws, the paper's slope."""
     from matplotlib import colormaps
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    from evaluation.law import predicted
     from evaluation.plots import GREY, MODEL, UNTRAINED, new_figure
 
     figure, axes = new_figure(8.2, 5.4)
@@ -156,20 +286,20 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
         axes.plot([run["flops"] for run in own], [run["val_loss"] for run in own], ".", color=colour, markersize=5)
         axes.plot([], [], ".-", color=colour, linewidth=1, label=f"{count / 1e6:.2f} M ({size})")
     points = found["frontier"]
-    for bracketed, edge, told in ((True, "-", "best of its budget"), (False, ":", "best, at an end of the sizes")):
+    for bracketed, edge, label in ((True, "-", "best of its budget"), (False, ":", "best, at an end of the sizes")):
         chosen = [p for p in points if p["bracketed"] == bracketed]
         if chosen:
             at = [p["flops"] for p in chosen], [p["loss"] for p in chosen]
-            axes.scatter(*at, s=110, facecolors="none", edgecolors="#111", linestyles=edge, zorder=5, label=told)
+            axes.scatter(*at, s=110, facecolors="none", edgecolors="#111", linestyles=edge, zorder=5, label=label)
     xs = np.array(found["power_law"]["band"]["flops"])
     one, two = found["power_law"], found["offset_power_law"]
     styles = (
         (one, MODEL, "-", f"a C^b, b = {one['b']:.4f}"),
         (two, UNTRAINED, (0, (5, 2)), f"E + a C^b, E = {two['E']:.2f}, b = {two['b']:.3f}"),
     )
-    for law, colour, dashes, told in styles:
+    for law, colour, dashes, label in styles:
         axes.fill_between(xs, law["band"]["low"], law["band"]["high"], color=colour, alpha=0.13, linewidth=0)
-        axes.plot(xs, predicted(law, xs), color=colour, linewidth=1.9, linestyle=dashes, label=told, zorder=3)
+        axes.plot(xs, predicted(law, xs), color=colour, linewidth=1.9, linestyle=dashes, label=label, zorder=3)
     slope = points[0]["loss"] * (xs / points[0]["flops"]) ** PAPER_EXPONENT
     dashes = {"color": GREY, "linewidth": 1.6, "linestyle": (0, (1, 2))}
     axes.plot(xs, slope, **dashes, label=f"the paper's slope, {PAPER_EXPONENT}")
@@ -189,7 +319,7 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
 
 
 def table(found: dict) -> str:
-    """Frontier and laws as text."""
+    """The frontier and the laws as text."""
     lines = [f"{'FLOPs':>10}{'forward MACs':>14}{'best size':>11}{'parameters':>12}{'loss':>9}  optimum"]
     for p in found["frontier"]:
         optimum = f"{p['optimum']:,.0f} parameters" if p["bracketed"] else "not shown: best at an end of the sizes"
@@ -202,7 +332,7 @@ def table(found: dict) -> str:
     if found["optimum_size"]:
         lines.append("optimum size: N = {k:.3g} C^{p:.3f}".format(**found["optimum_size"]))
     lines.append(
-        f"The paper's b of L = a C^b is {PAPER_EXPONENT}; its a holds for another unit of C and does not compare."
+        f"The paper's b of L = a C^b is {PAPER_EXPONENT}; its a is for another unit of C and does not compare."
     )
     return "\n".join(lines)
 
@@ -211,19 +341,19 @@ def read_result(file: str) -> dict:
     """An earlier result of this command.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a result.
     """
     try:
         result = json.loads(Path(file).read_text())
         complete = all(key in result for key in ("training", "left_out", "runs"))
     except (json.JSONDecodeError, TypeError):
         complete = False
-    require(complete, f"--runs {file} is no result of `toto scaling`; name the JSON file that it wrote.")
+    require(complete, f"--runs {file} is not a result of `toto scaling`; name the JSON file that it wrote.")
     return result
 
 
 def train(args: ScalingArgs) -> dict:
-    """Every run of the plan: {"training": settings, "left_out", "runs"}; see `law` for a run."""
+    """Every run of the plan: {"training": settings, "left_out", "runs"}; a run as above."""
     points, left_out = plan(args)
     for sentence in left_out:
         print(f"left out: {sentence}")
@@ -241,7 +371,6 @@ def main(argv: list[str] | None = None) -> None:
         others = typed_flags(argv) - {"runs", "output"}
         refuse_idle(argv, tuple(sorted(others)), "with --runs, which trains nothing")
 
-    from evaluation.law import fit
     from evaluation.results import command_line, write_json
     from training.device import versions
 
@@ -249,18 +378,18 @@ def main(argv: list[str] | None = None) -> None:
     study = train(args) if args.runs is None else read_result(args.runs)
     for run in study["runs"]:
         if run["val_loss"] is None:
-            told = f"{run['size']} at {run['budget']:g} FLOPs, seed {run['seed']}"
-            print(f"diverged, and left out of the frontier: {told}", file=sys.stderr)
+            name = f"{run['size']} at {run['budget']:g} FLOPs, seed {run['seed']}"
+            print(f"{name} diverged and is left out of the frontier", file=sys.stderr)
     found = fit(study["runs"])
     result = {"command": command_line("scaling", argv), "training": study["training"], "versions": versions()}
     if args.runs is not None:  # what trained the runs is not what fits them
         result |= {"trained_by": study.get("trained_by") or {key: study.get(key) for key in ("command", "versions")}}
-    told = {"left_out": study["left_out"], "law": found, "paper_exponent": PAPER_EXPONENT, "runs": study["runs"]}
-    write_json(output, result | told)
+    result |= {"left_out": study["left_out"], "law": found, "paper_exponent": PAPER_EXPONENT, "runs": study["runs"]}
+    write_json(output, result)
     draw(study["runs"], found, output.with_suffix(".png"))
     print(table(found))
     if max(run["seed"] for run in study["runs"]) == 0:
-        print("Of one seed: the intervals say nothing about seeds.")
+        print("There is one seed, so the intervals do not cover seeds.")
     print(f"wrote {output} and {output.with_suffix('.png')}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.claims import words
-from evaluation.layer_plots import comparison_figure
+from evaluation.plots import comparison_figure
 from evaluation.reading import controls, percent
 from evaluation.tasks import TASKS
 from studies.probing.rows import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from evaluation.compare import common_labels, compare, compare_files, depth_of, read_results
-from evaluation.layer_plots import comparison_figure, write_layer_plot
 from evaluation.metrics import METRICS, paired_difference, unpaired_difference
+from evaluation.plots import comparison_figure, write_layer_plot
 from training.scores import wilson_interval
 
 N = 200
@@ -78,17 +78,17 @@ def test_other_metrics_come_from_the_predictions(tmp_path):
     expected = paired_difference(predictions(0.7), predictions(0.6), TRUE, metric="balanced_accuracy")
     assert second["difference"] == pytest.approx(balanced[1] - balanced[0])
     assert second["difference_ci95"] == expected["ci95"]
-    with pytest.raises(ValueError, match=r"needs predictions, and .*c\.json holds none"):
+    with pytest.raises(ValueError, match=r"needs predictions, and .*c\.json has none"):
         compare(read_results([files[0], write(tmp_path / "c.json", keep=False)]), "balanced_accuracy")
-    with pytest.raises(ValueError, match="no metric 'top5': a comparison knows accuracy, balanced_accuracy"):
+    with pytest.raises(ValueError, match="The metric 'top5' is not known; use one of accuracy, balanced_accuracy"):
         compare(read_results(files), "top5")
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"keep": False}, r"b\.json holds no predictions"),
-        ({"items": [f"other/{k}.mp4" for k in range(N)]}, "other test items: 0 in common of 200 and 200"),
+        ({"keep": False}, r"b\.json has no predictions"),
+        ({"items": [f"other/{k}.mp4" for k in range(N)]}, "different test items: 0 in common of 200 and 200"),
         (
             {
                 "predictions": {
@@ -97,7 +97,7 @@ def test_other_metrics_come_from_the_predictions(tmp_path):
                     "label": [0] * N,
                 }
             },
-            "the same test items with other labels",
+            "the same test items with different labels",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_table_page_picture_and_rows(tmp_path, capsys):
         compare_files(files, str(tmp_path / "new" / f"out.{kind}"), "toto probe --compare")
     text = capsys.readouterr().out
     assert re.search(r"^b<i> +linear +6 +\d\d\.\d % \[.*\] +200 +\+\d+\.\d \[.*\] +paired$", text, re.MULTILINE)
-    assert "unpaired: c.json holds no predictions" in text and "includes 0" in text and "wrote" in text
+    assert "unpaired: c.json has no predictions" in text and "no significant difference" in text and "wrote" in text
     page = (tmp_path / "new" / "out.html").read_text()
     assert (
         page.count("<svg") == 1
@@ -179,10 +179,10 @@ def test_models_of_one_name_keep_apart(tmp_path):
 
 def test_mistakes_get_a_sentence(tmp_path):
     a = write(tmp_path / "a.json")
-    with pytest.raises(ValueError, match="two results or more"):
+    with pytest.raises(ValueError, match="at least two results"):
         compare_files([a])
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"other\.json is no single result of toto probe"):
+    with pytest.raises(ValueError, match=r"other\.json is not a single result of toto probe"):
         compare_files([a, str(tmp_path / "other.json")])
     with pytest.raises(FileNotFoundError, match="There is no result file"):
         compare_files([a, str(tmp_path / "none.json")])
@@ -190,7 +190,7 @@ def test_mistakes_get_a_sentence(tmp_path):
         compare(read_results([a, write(tmp_path / "b.json", label="motion")]))
     with pytest.raises(ValueError, match="has 4 and 10 classes in these results"):
         common_labels(read_results([a, write(tmp_path / "c.json", classes=10)]))
-    with pytest.raises(ValueError, match=r"ends in \.html, .*not out\.pdf"):
+    with pytest.raises(ValueError, match=r"out\.pdf is not supported; .* must end in \.html"):
         compare_files([a, a], "out.pdf")
-    with pytest.raises(ValueError, match="at most 7 results"):
+    with pytest.raises(ValueError, match="too many for one figure; compare at most 7 results"):
         compare_files([a] * 8, str(tmp_path / "out.png"))

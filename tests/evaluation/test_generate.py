@@ -61,7 +61,7 @@ def test_only_the_prompt_is_needed(model, processor, clip):
     result = continue_clip(model, processor, clip[:2], 2, 2)
     assert len(result["true"]) == 2 and result["generated"].shape[1] == 4
     assert sheet(result).size == sheet(continue_clip(model, processor, clip, 2, 2)).size  # empty places are drawn
-    with pytest.raises(ValueError, match="1 frames, fewer than the 2 of the prompt"):
+    with pytest.raises(ValueError, match="1 frames, and the prompt needs 2"):
         continue_clip(model, processor, clip[:1], 2, 2)
 
 
@@ -164,7 +164,7 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         run("--video", "toyworld:nowhere:1")
     with pytest.raises(ValueError, match="toyworld:VARIANT:INDEX"):
         run("--video", "toyworld:a:b:1")
-    with pytest.raises(ValueError, match="--num_samples must be 1 or more"):
+    with pytest.raises(ValueError, match="--num_samples is 0; it must be at least 1"):
         run("--num_samples", "0")
     with pytest.raises(ValueError, match="--top_k, --top_p would have no effect at --temperature 0"):
         run("--temperature", "0", "--top_k", "8", "--top_p", "0.9")
@@ -172,7 +172,7 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         run("--video", "a.mp4", "--stride", "4", "--fps", "8")
     with pytest.raises(ValueError, match="--fps would have no effect on toyworld"):
         run("--fps", "8")
-    with pytest.raises(ValueError, match="do not fit into one file"):
+    with pytest.raises(ValueError, match="--output is one file, and there are 2 videos"):
         main(["--model", checkpoint, "--output", "a.mp4", "--video", "toyworld:0", "toyworld:1"])
     with pytest.raises(FileNotFoundError, match="no model folder"):
         main(["--model", str(tmp_path / "no" / "model"), "--output", str(tmp_path)])

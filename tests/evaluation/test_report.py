@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from evaluation.claims import Comparison, summary, words
+from evaluation import metrics
+from evaluation.claims import Comparison, compare_probe, summary, words
 from evaluation.ngrams import fit
 from evaluation.plots import spread
 from evaluation.reading import read_probes, read_run
@@ -262,6 +263,14 @@ def test_a_run_and_a_probe_of_one_name_share_no_sentence():
     assert summary([loss, probe]) == {
         "run": [("holds", "validation loss 2 nats: below unigram."), ("fails", "digit 20 %: not above raw pixels.")]
     }
+
+
+@pytest.mark.parametrize("says", ["not apart", "no significant difference"])
+def test_a_verdict_reads_the_same_in_both_spellings(says, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "verdict", lambda ci95: says)
+    write_result(tmp_path / "a.json", "x/toto", {"digit": task(0.6, 0.4, 0.3)})
+    found = compare_probe(read_probes([str(tmp_path)])[0])
+    assert {(c.verdict, c.holds) for c in found} == {("no significant difference", False)}
 
 
 def test_words_and_labels():

@@ -52,7 +52,7 @@ def shard_card(manifest: dict, repo: str) -> str:
 
 
 def _template() -> jinja2.Template:
-    """card.md.jinja; a fact that it needs and lacks is an error."""
+    """card.md.jinja; a missing fact is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,

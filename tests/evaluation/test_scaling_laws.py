@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.law import fit, frontier, offset_power_law, power_law, predicted
+from evaluation.scaling import fit, frontier, offset_power_law, power_law, predicted
 
 SIZES = {"32x2": 51_360, "48x3": 138_576, "64x4": 299_584, "96x5": 793_632, "128x6": 1_648_256}
 COMPUTE = [1e11, 3e11, 1e12, 3e12, 1e13]
@@ -111,5 +111,5 @@ def test_two_budgets_make_no_law():
     runs = synthetic({"a": 12.0, "b": -0.05})
     for run in runs:
         run["val_loss"] = run["val_loss"] if run["budget"] < 1e12 else None
-    with pytest.raises(ValueError, match="needs three budgets or more, and 2 have"):
+    with pytest.raises(ValueError, match="needs at least three budgets, and 2 have"):
         fit(runs)
