@@ -23,7 +23,7 @@ VERBS = {
     "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
     "generate": ("evaluation.generate", "continue a clip, frame by frame"),
     "report": ("evaluation.report", "results and runs -> one page of what holds and what fails"),
-    "export": ("training.export_model", "a Toto checkpoint -> a plain Llama with the same logits"),
+    "export": ("training.export", "a Toto checkpoint -> a plain Llama with the same logits"),
 }
 
 

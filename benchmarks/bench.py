@@ -43,7 +43,7 @@ def main() -> None:
 
     import torch
 
-    from training.device import bf16_is_fast, versions
+    from training.engine.device import bf16_is_fast, versions
 
     device = torch.device("cpu")
     result = bench.measure(args)

@@ -76,8 +76,8 @@ def measure(args: argparse.Namespace) -> dict:
 def our_rows(folders: list[Path]):
     from modeling_toto import TotoConfig
     from training.args import Source
-    from training.data import ShardRows
-    from training.mixture import RowStream
+    from training.rows.mixture import RowStream
+    from training.rows.shard_rows import ShardRows
 
     config = TotoConfig.from_preset("tiny")
     settings = [Source(str(folder), weight) for folder, weight in zip(folders, (0.3, 0.7), strict=True)]

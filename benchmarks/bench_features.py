@@ -20,9 +20,9 @@ def measure(args) -> dict:
     """
     import torch
 
-    from evaluation.backbones import TotoBackbone
+    from evaluation.backbones.toto import TotoBackbone
     from modeling_toto import TotoConfig, TotoModel
-    from training.device import fast_autocast
+    from training.engine.device import fast_autocast
 
     torch.manual_seed(0)
     config = TotoConfig.from_preset(args.preset)

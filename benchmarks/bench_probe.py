@@ -28,14 +28,14 @@ def measure(args) -> dict:
     from datasets import Image as ImageFeature
     from PIL import Image
 
-    from evaluation.backbones import TotoBackbone
-    from evaluation.extraction import Job, extract
-    from evaluation.heads import HeadBank
+    from evaluation.backbones.extraction import Job, extract
+    from evaluation.backbones.toto import TotoBackbone
+    from evaluation.heads.bank import HeadBank
     from modeling_toto import TotoConfig, TotoModel
     from tokenization import TotoProcessor
     from tokenization.sampling import Sampling
     from tokenization.sources.open import open_source
-    from training.device import flush_denormals
+    from training.engine.device import flush_denormals
 
     flush_denormals()
     torch.manual_seed(0)

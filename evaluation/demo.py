@@ -110,7 +110,7 @@ def _continued(run: Path, flags: list[str]) -> list[str] | None:
     """Flags that resume a stopped run; None if it is finished. A run without a checkpoint starts again."""
     import json
 
-    from training import checkpoints
+    from training.engine import checkpoints
 
     found = checkpoints.steps(run)
     if not found:

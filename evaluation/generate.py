@@ -183,14 +183,14 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
 
-    from evaluation.features import default_device
+    from evaluation.backbones.contract import default_device
     from evaluation.pictures import panel, sheet, write_movie
     from evaluation.results import command_line, write_json
     from modeling_toto import TotoForCausalLM
     from modeling_toto.decoding_toto import frames_to_drop
     from tokenization.processing_toto import TotoProcessor
-    from training.checkpoints import resolve_model
-    from training.device import versions
+    from training.engine.checkpoints import resolve_model
+    from training.engine.device import versions
 
     path = resolve_model(args.model)
     device = default_device()

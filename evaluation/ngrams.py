@@ -169,13 +169,13 @@ def run_losses(run: str | Path) -> dict | None:
 
 def _of_source(run: Path, source, val_rows: int) -> tuple[dict[str, np.ndarray], int, int] | None:
     """(maps (T, h, w) of the predictors, training rows counted, validation rows) of one source of shards."""
-    from training import data
+    from training.rows import shard_rows as data
 
     manifest = data.read_manifest(source.data)
     frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
     limit = max(2, MAX_TRAIN_TOKENS // (frames * int(np.prod(manifest["grid"]))))
     if manifest["kind"] == "image":  # a row that the model reads is a pack of images
-        from training.checkpoints import latest
+        from training.engine.checkpoints import latest
 
         val_rows *= json.loads((latest(run) / "config.json").read_text())["num_frames"]
     train = data.read_codes(source.data, None if source.val_data else "train", limit)

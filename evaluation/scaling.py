@@ -19,7 +19,7 @@ from statistics import fmean
 import numpy as np
 
 from training.args import config_fields, option, parse, refuse_idle, require, typed_flags
-from training.grid import Point, run_grid
+from training.sweep.run_grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378
 DRAWS = 1000
@@ -103,7 +103,7 @@ def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
     """
     from modeling_toto import TotoConfig
     from training.architectures import flops_per_token, parameters
-    from training.data import ShardRows
+    from training.rows.shard_rows import ShardRows
 
     fields = config_fields(args.config)
     models = {size: model_flags(size, fields) for size in args.sizes}
@@ -271,7 +271,7 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    from evaluation.plots import GREY, MODEL, UNTRAINED, new_figure
+    from evaluation.report.figures import GREY, MODEL, UNTRAINED, new_figure
 
     figure, axes = new_figure(8.2, 5.4)
     sizes = sorted({(run["parameters"], run["size"]) for run in runs})
@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse_idle(argv, tuple(sorted(others)), "with --runs, which trains nothing")
 
     from evaluation.results import command_line, write_json
-    from training.device import versions
+    from training.engine.device import versions
 
     output = Path(args.output)
     study = train(args) if args.runs is None else read_result(args.runs)

@@ -99,7 +99,7 @@ def plot(path: str | Path, title: str, ways: list[dict], context: int) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from evaluation.plots import GREY, MODEL, UNTRAINED
+    from evaluation.report.figures import GREY, MODEL, UNTRAINED
 
     figure = Figure(figsize=(8, 0.6 + 2.8 * len(ways)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
 
-    from evaluation.features import default_device
+    from evaluation.backbones.contract import default_device
     from evaluation.results import command_line, write_json
     from modeling_toto import TotoForCausalLM
     from modeling_toto.decoding_toto import frames_to_drop
@@ -145,8 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     from tokenization.sampling import Sampling
     from tokenization.sequences import video_rows
     from tokenization.sources.open import open_source
-    from training.checkpoints import resolve_model
-    from training.device import versions
+    from training.engine.checkpoints import resolve_model
+    from training.engine.device import versions
 
     path, device = resolve_model(args.model), default_device()
     model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)

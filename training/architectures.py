@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from tokenization.sequences import code_positions
 from training.args import require
-from training.device import in_own_memory
+from training.engine.device import in_own_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -16,15 +16,15 @@ from transformers import PretrainedConfig
 from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
 from tokenization.sequences import image_rows, video_rows
-from training import checkpoints
 from training.architectures import DropPath
 from training.args import require
-from training.device import in_own_memory
+from training.engine import checkpoints
+from training.engine.device import in_own_memory
+from training.engine.objective import Objective
+from training.engine.optim import Average
+from training.engine.progress import finite
 from training.finetune_args import FinetuneModelArgs
-from training.labelled import Clips
-from training.objective import Objective
-from training.optim import Average
-from training.progress import finite
+from training.rows.clips import Clips
 
 # Architectures that a fine-tuning can start from.
 CLASSES = ("TotoForCausalLM", "TotoModel", "TotoForImageClassification", "TotoForVideoClassification")

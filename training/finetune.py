@@ -24,9 +24,9 @@ from training.finetune_args import (
 if TYPE_CHECKING:
     from modeling_toto import TotoConfig
     from tokenization import TotoProcessor
-    from training.begin import Beginning, Run
-    from training.labelled import Clips
-    from training.mixture import RowStream
+    from training.engine.run import Beginning, Run
+    from training.rows.clips import Clips
+    from training.rows.mixture import RowStream
 
 DESCRIPTION = (
     "Fine-tune a pre-trained Toto on labelled images or clips, with causal, prefix or full attention (paper App. A.3, "
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     argv, resumed = resumed_run(argv)
     settings = Settings(*parse(TYPES, argv, "toto finetune", DESCRIPTION, RETIRED)).checked(argv)
 
-    from training.begin import begin, end_run, publish, running
-    from training.media import media_on_record
+    from training.engine.run import begin, end_run, publish, running
+    from training.publish.media_seen import media_on_record
 
     # Everything that can be wrong is checked before there is a process group or a model.
     beginning = begin("finetune", settings.run, resumed)
@@ -134,9 +134,9 @@ def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tu
     Raises:
         ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
     """
-    from training import checkpoints
     from training.classification import check_rows, model_and_tokenizer
-    from training.objective import micro_batches
+    from training.engine import checkpoints
+    from training.engine.objective import micro_batches
 
     data, args = settings.data, settings.run
     start = checkpoints.resolve_model(str(beginning.checkpoint or settings.model.model))
@@ -163,8 +163,8 @@ def finetune(run: Run, inputs: Inputs, settings: Settings, facts: dict) -> tuple
     """
     from training.architectures import DropPath
     from training.classification import Classify, load_classifier, name_classes
-    from training.loop import Learner, train
-    from training.optim import layer_factors, make_optimizer
+    from training.engine.loop import Learner, train
+    from training.engine.optim import layer_factors, make_optimizer
 
     accelerator, args, optim = run.accelerator, settings.run, settings.optim
     config, processor, augment = inputs.config, inputs.processor, settings.augment
@@ -201,9 +201,9 @@ def finetune(run: Run, inputs: Inputs, settings: Settings, facts: dict) -> tuple
 
 def open_stream(run: Run, inputs: Inputs, settings: Settings) -> RowStream:
     """The training rows of this process."""
-    from training.augment import Augment
-    from training.labelled_rows import LabelledRows
-    from training.mixture import RowStream
+    from training.rows.augment import Augment
+    from training.rows.labelled_rows import LabelledRows
+    from training.rows.mixture import RowStream
 
     args, data, seed, augment = settings.augment, settings.data, settings.run.seed, None
     if args.augment != "none":
@@ -237,7 +237,7 @@ def labelled_media(data: LabelledArgs, config):
         ValueError, FileNotFoundError: no such dataset or column, or several columns that can be meant.
     """
     from tokenization.sources.labelled import check_first, label_columns
-    from training.splits import LabelledMedia
+    from training.rows.labelled_media import LabelledMedia
 
     media = LabelledMedia(data, config.num_frames)
     opened = media.open(data.train_split, 64, "train")
@@ -257,8 +257,8 @@ def read_clips(media, column: str, processor, data: LabelledArgs, augment: Augme
     Raises:
         ValueError: there is nothing to read, one class only, or a label out of range.
     """
-    from training.labelled import Clips, same_classes
-    from training.splits import Split
+    from training.rows.clips import Clips, same_classes
+    from training.rows.labelled_media import Split
 
     side = processor.resolution
     found = media.splits(side)
@@ -284,7 +284,7 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
     from modeling_toto import TotoConfig
     from tokenization.files import write_whole
     from training.classification import load_classifier, score
-    from training.device import versions
+    from training.engine.device import versions
     from training.scores import accuracy_interval, per_class_accuracy
 
     best, test, data = run.folder / "checkpoints" / f"step_{chosen['step']:06d}", inputs.test, settings.data

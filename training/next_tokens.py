@@ -8,9 +8,9 @@ import torch
 
 from training.architectures import losses, training_flops
 from training.args import DataArgs
-from training.mixture import RowStream
-from training.objective import Objective, accumulation_steps
-from training.progress import finite, starved, write_loss_maps
+from training.engine.objective import Objective, accumulation_steps
+from training.engine.progress import finite, starved, write_loss_maps
+from training.rows.mixture import RowStream
 
 
 class NextTokens(Objective):

@@ -87,9 +87,9 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs)
     import torch
 
     from training.architectures import make_model, training_flops
-    from training.data import HELD_OUT
-    from training.objective import accumulation_steps
+    from training.engine.objective import accumulation_steps
     from training.pretrain import row_layout
+    from training.rows.shard_rows import HELD_OUT
 
     config = row_layout(model, None, False)
     with torch.device("meta"):

@@ -25,7 +25,7 @@ from training.tiny_scale import shrink
 if TYPE_CHECKING:
     from modeling_toto import TotoConfig
     from tokenization import TotoProcessor
-    from training.begin import Beginning, Run
+    from training.engine.run import Beginning, Run
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = replace(model_args, init_from=absolute(model_args.init_from)), data.absolute(), args, optim
     require(bool(data.mixture()), "No data is named; name shards with --shards DIR (toto tokenize), or --sources.")
 
-    from training.begin import begin, end_run, publish, running
+    from training.engine.run import begin, end_run, publish, running
 
     # Everything that can be wrong is checked before there is a process group or a model.
     beginning = begin("pretrain", args, resumed)
@@ -89,10 +89,10 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
         ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
     """
     from tokenization.shards.format import read_manifest
-    from training import checkpoints
     from training.architectures import check_architecture
-    from training.mixture import check_tokenizers, open_rows, warn_of_other_codes
-    from training.objective import accumulation_steps
+    from training.engine import checkpoints
+    from training.engine.objective import accumulation_steps
+    from training.rows.mixture import check_tokenizers, open_rows, warn_of_other_codes
 
     goes_on, mixture = beginning.checkpoint is not None, data.mixture()
     start = beginning.checkpoint or model_args.init_from
@@ -122,10 +122,10 @@ def pretrain(
     run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]
 ) -> tuple[Path, bool]:
     """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training before."""
-    from training.loop import Learner, train
-    from training.mixture import RowStream, open_validation
+    from training.engine.loop import Learner, train
+    from training.engine.optim import make_optimizer
     from training.next_tokens import NextTokens
-    from training.optim import make_optimizer
+    from training.rows.mixture import RowStream, open_validation
 
     model_args, data, args, optim = settings
     accelerator, layout, processor = run.accelerator, inputs.layout, inputs.processor
@@ -194,7 +194,7 @@ def reading(architecture: str, data: DataArgs, layout):
         ValueError: patches from shards, which hold no pixels.
     """
     from tokenization import TotoProcessor
-    from training.pixels import patch_row, token_row
+    from training.rows.pixel_rows import patch_row, token_row
     from training.tiny_scale import tiny_processor
 
     mixture = data.mixture()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluation.claims import words
-from evaluation.plots import comparison_figure
-from evaluation.reading import controls, percent
-from evaluation.tasks import TASKS
+from evaluation.probe.tasks import TASKS
+from evaluation.report.comparisons import words
+from evaluation.report.figures import comparison_figure
+from evaluation.report.reading import controls, percent
 from studies.probing.rows import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
 from studies.probing.sections import Section, Side
 from tokenization.sources.labelled import group_of
-from training.media import identify
+from training.publish.media_seen import identify
 
 OVERLAP = ", but seeds overlap"
 

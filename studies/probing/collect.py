@@ -16,7 +16,7 @@ def collect(steps: list[Step], data: Path, work: Path, output: Path) -> None:
 
     steps: all of the study. data, work: its folders, which the files then name DATA and WORK.
     """
-    from training.media import media_seen, to_json
+    from training.publish.media_seen import media_seen, to_json
 
     output.mkdir(parents=True, exist_ok=True)
     files = {file.stem: file for file in sorted((work / "results").glob("*.json"))}
@@ -58,7 +58,7 @@ def add_floors(result: dict, floors: dict) -> None:
     """
     import numpy as np
 
-    from evaluation.probe import compare
+    from evaluation.probe.command import compare
 
     for label, task in result["tasks"].items():
         other = floors["tasks"][label]

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation.claims import words
-from evaluation.page import MEDIA_HEAD, media_cells
+from evaluation.report.comparisons import words
+from evaluation.report.page import MEDIA_HEAD, media_cells
 from studies.probing.answers import Answer
 from studies.probing.rows import files_of
 from studies.probing.sections import COSTS, SECTIONS
@@ -224,8 +224,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(PageArgs, prog="python -m studies.probing.page", description=__doc__.splitlines()[0])
     (args,) = parser.parse_args_into_dataclasses(argv)
 
-    from evaluation.ledger import check_media
-    from evaluation.reading import find, read_json, read_results
+    from evaluation.report.leakage import check_media
+    from evaluation.report.reading import find, read_json, read_results
 
     files = find(args.results, "*.json", "result file")
     costs = next((read_json(file) for file in files if file.name == COSTS_FILE), None)

@@ -72,7 +72,7 @@ def read_pictures(args: PeerArgs, resolution: int):
 
     from tokenization.sampling import Sampling
     from tokenization.sources.open import open_source
-    from training.data import is_held_out
+    from training.rows.shard_rows import is_held_out
 
     source = open_source(args.dataset, args.split, Sampling(resolution=resolution), limit=args.max_images)
     if source.kind != "image":
@@ -117,8 +117,8 @@ def train(args: PeerArgs) -> dict:
     from studies.probing.peer_models import PEERS, augmented, order, validation_loss
     from tokenization.files import write_whole
     from training.args import OptimArgs
-    from training.device import flush_denormals, versions
-    from training.optim import learning_rate, make_optimizer, set_learning_rate
+    from training.engine.device import flush_denormals, versions
+    from training.engine.optim import learning_rate, make_optimizer, set_learning_rate
 
     folder = Path(f"{args.output_dir}.partial")
     if folder.exists() and not args.resume:
@@ -220,7 +220,7 @@ def train(args: PeerArgs) -> dict:
 def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
     """media.json, by which the ledger knows what the model saw: the whole split, whatever was held out."""
     from evaluation.results import write_json
-    from training.media import FORMAT, MEDIA_FILE, Media, identify, to_json
+    from training.publish.media_seen import FORMAT, MEDIA_FILE, Media, identify, to_json
 
     numbers = {"tokens": result["tokens_seen"], "epochs": result["epochs"]}
     media = [Media(*identify(args.dataset, args.split), kind="image", **numbers)]

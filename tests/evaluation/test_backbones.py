@@ -6,10 +6,10 @@ import pytest
 import torch
 from backbone_zoo import ZOO, save
 
-from evaluation.backbones import load_backbone
-from evaluation.features import normalise
-from evaluation.vision_backbones import FrameBackbone
-from training.device import fast_autocast
+from evaluation.backbones.contract import normalise
+from evaluation.backbones.load import load_backbone
+from evaluation.backbones.vision_models import FrameBackbone
+from training.engine.device import fast_autocast
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from test_heads import features, gaussians
 
-from evaluation.closed_form import CLOSED_FORMS, ClosedForm, fit_logistic, fit_neighbours, fit_ridge
+from evaluation.heads.closed_form import CLOSED_FORMS, ClosedForm, fit_logistic, fit_neighbours, fit_ridge
 
 
 def data(count: int, dim: int):

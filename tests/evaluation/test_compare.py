@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.compare import common_labels, compare, compare_files, depth_of, read_results
 from evaluation.metrics import METRICS, paired_difference, unpaired_difference
-from evaluation.plots import comparison_figure, write_layer_plot
+from evaluation.report.compare import common_labels, compare, compare_files, depth_of, read_results
+from evaluation.report.figures import comparison_figure, write_layer_plot
 from training.scores import wilson_interval
 
 N = 200

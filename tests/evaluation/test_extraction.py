@@ -7,10 +7,11 @@ import pytest
 import torch
 from backbone_zoo import save
 
-from evaluation import extraction
-from evaluation.backbones import TotoBackbone, load_backbone
-from evaluation.extraction import Job, data_key, dataset_fingerprint, extract
-from evaluation.floors import PixelBackbone
+from evaluation.backbones import extraction
+from evaluation.backbones.extraction import Job, data_key, dataset_fingerprint, extract
+from evaluation.backbones.floors import PixelBackbone
+from evaluation.backbones.load import load_backbone
+from evaluation.backbones.toto import TotoBackbone
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
 

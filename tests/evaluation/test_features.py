@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from evaluation.backbones import TotoBackbone, load_backbone
-from evaluation.features import normalise, pooled_size, pooling_matrix
-from training.device import fast_autocast
+from evaluation.backbones.contract import normalise, pooled_size, pooling_matrix
+from evaluation.backbones.load import load_backbone
+from evaluation.backbones.toto import TotoBackbone
+from training.engine.device import fast_autocast
 
 CPU = torch.device("cpu")
 CLIPS = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.backbones import TotoBackbone
-from evaluation.floors import FLOORS, HistogramBackbone, HogBackbone, PixelBackbone, RandomFilterBackbone
+from evaluation.backbones.floors import FLOORS, HistogramBackbone, HogBackbone, PixelBackbone, RandomFilterBackbone
+from evaluation.backbones.toto import TotoBackbone
 
 CPU = torch.device("cpu")
 CLIPS = torch.randint(0, 256, (5, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_heads import same, small_sets
 
-from evaluation import head_checkpoint
-from evaluation.heads import HEADS, HeadBank, make_head
-from evaluation.stacked_heads import StackedAdamW
+from evaluation.heads import checkpoint as head_checkpoint
+from evaluation.heads.bank import HEADS, HeadBank, make_head
+from evaluation.heads.stacked import StackedAdamW
 
 
 class Killed(BaseException):

@@ -7,10 +7,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.choosing import choose
-from evaluation.features import Features
-from evaluation.heads import HEADS, HeadBank, make_head
-from evaluation.stacked_heads import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW
+from evaluation.backbones.contract import Features
+from evaluation.heads.bank import HEADS, HeadBank, make_head
+from evaluation.heads.selection import choose
+from evaluation.heads.stacked import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW
 from modeling_toto.pooling_toto import AttentionPooling, CrossAttentionPooling, MeanPooling
 
 

@@ -8,10 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from evaluation.ledger import ProbePart, check_overlap, ledger_rows, media_of_result, media_tested, require_no_overlap
-from training import media as media_record
-from training.data import is_held_out
-from training.media import Media, from_json, identify, media_seen, to_json, write_media
+from evaluation.report.leakage import (
+    ProbePart,
+    check_overlap,
+    ledger_rows,
+    media_of_result,
+    media_tested,
+    require_no_overlap,
+)
+from training.publish import media_seen as media_record
+from training.publish.media_seen import Media, from_json, identify, media_seen, to_json, write_media
+from training.rows.shard_rows import is_held_out
 
 NAMES = [f"train[{number}]" for number in range(60)]
 

@@ -16,13 +16,7 @@ from evaluation.metrics import (
     unpaired_difference,
     verdict,
 )
-from training.scores import (
-    accuracy_interval,
-    bootstrap_interval,
-    exact_interval,
-    per_class_accuracy,
-    wilson_interval,
-)
+from training.scores import accuracy_interval, bootstrap_interval, exact_interval, per_class_accuracy, wilson_interval
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(5, size=200, p=[0.5, 0.2, 0.1, 0.1, 0.1])

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from evaluation.ngrams import Predictors
-from evaluation.plots import frames_svg, map_svg, overlay_svg
-from evaluation.report import main
+from evaluation.report.command import main
+from evaluation.report.figures import frames_svg, map_svg, overlay_svg
 
 FRAMES, SIDE = 4, 2
 PLACES = FRAMES * SIDE * SIDE

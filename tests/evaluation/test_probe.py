@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.probe import main
-from evaluation.probe_args import ProbeArgs, idle_flags, refuse_idle_flags
+from evaluation.probe.args import ProbeArgs, idle_flags, refuse_idle_flags
+from evaluation.probe.command import main
 
 
 @pytest.fixture(scope="module")

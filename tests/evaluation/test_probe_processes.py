@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from evaluation.probe import main
+from evaluation.probe.command import main
 
 FLAGS = ("--dataset", "toyworld", "--num_frames", "4", "--max_train", "150", "--max_eval", "60")
 FLAGS += ("--heads", "linear", "attention", "--label_column", "motion", "--baselines", "pixels", "--epochs", "4")

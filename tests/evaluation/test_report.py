@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 
 from evaluation import metrics
-from evaluation.claims import Comparison, compare_probe, summary, words
 from evaluation.ngrams import fit
-from evaluation.plots import spread
-from evaluation.reading import read_probes, read_run
-from evaluation.report import main
-from training.media import Media, to_json
+from evaluation.report.command import main
+from evaluation.report.comparisons import Comparison, compare_probe, summary, words
+from evaluation.report.figures import spread
+from evaluation.report.reading import read_probes, read_run
+from training.publish.media_seen import Media, to_json
 from training.scores import wilson_interval
 
 K, N_TEST = 16, 1000
@@ -152,7 +152,7 @@ def page(demo):
 
 
 def test_predictors_are_those_of_the_runs_rows(demo):
-    from training.data import read_codes
+    from training.rows.shard_rows import read_codes
 
     train, val = read_codes(demo / "shards"), read_codes(demo / "val_shards")
     predictors = read_run(str(demo / "run")).predictors

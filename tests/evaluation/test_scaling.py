@@ -10,7 +10,7 @@ from modeling_toto import TotoConfig
 from tokenization.tokenize_dataset import main as tokenize
 from training.architectures import flops_per_token
 from training.args import parse
-from training.data import ShardRows
+from training.rows.shard_rows import ShardRows
 
 # 32-pixel frames at stride 8, 4 frames a row of 64 tokens.
 GEOMETRY = {"vocab_size": 64 + 32, "tokens_per_frame": 16, "num_frames": 4, "max_position_embeddings": 66}
@@ -101,7 +101,7 @@ def test_the_paper_sized_recipe_plans_three_sizes_and_more_at_every_budget(monke
     class HowTo100M:  # at 7.5 frames a second, less what is held out
         rows_per_epoch = int(640e9 * 0.95 / 4096)
 
-    monkeypatch.setattr("training.data.ShardRows", lambda *_, **__: HowTo100M)
+    monkeypatch.setattr("training.rows.shard_rows.ShardRows", lambda *_, **__: HowTo100M)
     points, left_out = plan(args)
     tried = {budget: {place["size"] for _, place in points if place["budget"] == budget} for budget in args.budgets}
     assert all(len(sizes) >= 3 for sizes in tried.values())

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from evaluation.probe import ProbeArgs
-from evaluation.tasks import TASKS, apply_task, get_task
+from evaluation.probe.command import ProbeArgs
+from evaluation.probe.tasks import TASKS, apply_task, get_task
 from tokenization.toyworld.world import ToyWorld
 
 NEEDED = {"imagenet-1k", "kinetics-400", "cifar10", "cifar100", "something-something-v2", "ucf101", "toyworld"}

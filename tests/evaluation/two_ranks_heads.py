@@ -14,7 +14,7 @@ def banks(folder: Path) -> dict:
     import torch
     from test_heads import small_sets
 
-    from evaluation.heads import HeadBank
+    from evaluation.heads.bank import HeadBank
 
     found = {}
     for kind in ("linear", "cross_attention_mlp"):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from modeling_toto import PRESETS, TotoConfig, TotoForCausalLM, TotoModel
 from modeling_toto.mup import hidden_matrices, learning_rate_scales
 from training.args import OptimArgs
-from training.optim import learning_rate, make_optimizer, set_learning_rate
+from training.engine.optim import learning_rate, make_optimizer, set_learning_rate
 
 ROWS = {"tokens_per_frame": 4, "num_frames": 4, "max_position_embeddings": 18, "vocab_size": 96}
 

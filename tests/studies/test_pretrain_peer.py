@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.backbones import load_backbone
+from evaluation.backbones.load import load_backbone
 from studies.probing import pretrain_peer
 from studies.probing.peer_models import PEERS, MaskedAutoencoder, PixelGPT, augmented, order
 from studies.probing.pretrain_peer import PeerArgs, train
-from training.data import is_held_out
-from training.media import media_seen
+from training.publish.media_seen import media_seen
+from training.rows.shard_rows import is_held_out
 
 SMALL = {
     "mae": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

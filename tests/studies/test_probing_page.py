@@ -10,7 +10,7 @@ from study_files import write_probe, write_tuned
 
 from studies.probing.page import costs_lines, main
 from studies.probing.sections import SECTIONS
-from training.media import Media, to_json
+from training.publish.media_seen import Media, to_json
 
 FLOORS = {"pixels": 0.4, "untrained": 0.5, "histogram": 0.45, "random_filters": 0.62, "hog": 0.8}
 

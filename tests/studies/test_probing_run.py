@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers.hf_argparser import HfArgumentParser
 
-from evaluation.probe_args import ProbeArgs, of_task
+from evaluation.probe.args import ProbeArgs, of_task
 from studies.probing import steps as study_steps
 from studies.probing.collect import add_floors
 from studies.probing.pretrain_peer import PeerArgs

@@ -104,7 +104,7 @@ def written(run: Path) -> tuple:
 
 def trial(draw: random.Random, folder: Path, whole: dict) -> dict:
     """One run, killed once or twice and resumed; what came of it."""
-    from training import checkpoints
+    from training.engine import checkpoints
 
     choice = data, ranks, accumulation = draw.choice(DATA), draw.choice((1, 2)), draw.choice((1, 2))
     flags, log = flags_of(data, accumulation, folder), folder / "log.txt"
@@ -152,7 +152,7 @@ def main() -> None:
 
     import modeling_toto
     import tokenization
-    import training.loop  # noqa: F401
+    import training.engine.loop  # noqa: F401
     from tokenization import TotoProcessor, ToyWorld  # noqa: F401
 
     _ = modeling_toto.TotoForCausalLM, tokenization.TotoVQGANModel

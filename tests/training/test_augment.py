@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from training.augment import OPERATIONS, Augment, crop_box, mix
 from training.finetune_args import AugmentArgs
+from training.rows.augment import OPERATIONS, Augment, crop_box, mix
 
 RNG = np.random.default_rng(0)
 CLIP = RNG.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from modeling_toto import TotoConfig, TotoForCausalLM
-from training import sweep
-from training.coordinates import QUANTITIES, config_of_width, coordinates, curve, main, measure, slope
+from training.sweep import command as sweep
+from training.sweep.coordinates import QUANTITIES, config_of_width, coordinates, curve, main, measure, slope
 
 WIDTHS = (64, 128, 256, 512, 1024)
 BASE = TotoConfig(
@@ -56,7 +56,7 @@ def test_mup_is_flat_over_widths_and_standard_parametrisation_is_not():
 @pytest.mark.parametrize(
     ("where", "without", "quantity"),
     [
-        ("training.optim.learning_rate_scales", lambda model: {}, "residual stream"),
+        ("training.engine.optim.learning_rate_scales", lambda model: {}, "residual stream"),
         ("modeling_toto.modeling_toto.attention_scaling", lambda config: config.head_dim**-0.5, "attention logits"),
         ("modeling_toto.modeling_toto.output_multiplier", lambda config: 1.0, "logits"),
         ("modeling_toto.modeling_toto.init_weights", lambda model, module: None, "residual stream"),

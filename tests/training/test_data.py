@@ -8,7 +8,7 @@ from tiny_run import CONFIG
 
 from modeling_toto import TotoConfig
 from tokenization.sequences import IMAGE_START_ID
-from training.data import ShardRows, is_held_out, read_codes, validation_rows
+from training.rows.shard_rows import ShardRows, is_held_out, read_codes, validation_rows
 
 CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
 

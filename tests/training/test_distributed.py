@@ -104,7 +104,7 @@ def test_a_sharded_run_is_a_plain_checkpoint(of_two, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-    from training.export_model import main as export
+    from training.export import main as export
 
     _, run, _ = of_two
     export(["--to", "llama", "--model", str(run), "--output", str(tmp_path / "llama")])

@@ -8,7 +8,7 @@ from tiny_run import CONFIG
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoModel
-from training.export_model import main
+from training.export import main
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from tiny_run import CONFIG, SIDE, save_tokenizer
 
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
-from training import checkpoints
 from training.architectures import load_model
 from training.classification import load_classifier
+from training.engine import checkpoints
+from training.engine.optim import layer_factors
 from training.finetune import main
 from training.finetune_args import AugmentArgs
-from training.optim import layer_factors
 
 COLOURS = {"black": (20, 20, 20), "red": (235, 10, 10), "white": (240, 240, 240)}
 STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1", "--warmup_steps", "2"]
@@ -192,7 +192,7 @@ def test_averages_are_what_is_saved_and_the_weights_lie_beside(varied):
 def test_averages_are_those_of_torch():
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    from training.optim import Average
+    from training.engine.optim import Average
 
     torch.manual_seed(0)
     model, decay = torch.nn.Linear(3, 2), 0.15  # below 2 / 11, the decay of the first step: constant from there on
@@ -324,7 +324,7 @@ def test_drop_path_drops_rows_in_training_only_and_keeps_the_mean(pretrained):
 def test_validation_is_never_the_test_split(tmp_path):
     """Where the test split is called validation, as in the ImageNet recipes, validation is carved from train."""
     from training.finetune_args import LabelledArgs
-    from training.splits import LabelledMedia
+    from training.rows.labelled_media import LabelledMedia
 
     folder = save_pictures(tmp_path / "pictures", {"train": 6, "validation": 3})
     args = LabelledArgs(dataset=str(folder), label_column="label", test_split="validation")
@@ -338,7 +338,7 @@ def test_recordings_stay_on_one_side_of_carved_splits(tmp_path):
     """The 25 groups of UCF101's names: without --group_by nearly every test group was also in train."""
     from tokenization.sources.labelled import group_of
     from training.finetune_args import LabelledArgs
-    from training.splits import LabelledMedia
+    from training.rows.labelled_media import LabelledMedia
 
     for group in range(1, 26):
         for clip in range(1, 6):
@@ -376,12 +376,12 @@ def test_text_labels_are_classes(pretrained, tmp_path, capsys):
 
 def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
     from training.args import Source
-    from training.augment import Augment
     from training.finetune_args import LabelledArgs
-    from training.labelled import Clips
-    from training.labelled_rows import LabelledRows
-    from training.mixture import RowStream
-    from training.splits import LabelledMedia
+    from training.rows.augment import Augment
+    from training.rows.clips import Clips
+    from training.rows.labelled_media import LabelledMedia
+    from training.rows.labelled_rows import LabelledRows
+    from training.rows.mixture import RowStream
 
     media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1)
     clips = Clips(media.splits(40)[0], "label")
@@ -403,8 +403,8 @@ def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
 
 def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):
     from training.finetune_args import LabelledArgs
-    from training.labelled import Clips, same_classes
-    from training.splits import LabelledMedia
+    from training.rows.clips import Clips, same_classes
+    from training.rows.labelled_media import LabelledMedia
 
     folder = save_pictures(tmp_path / "data", {"train": 10, "validation": 4})
     shutil.rmtree(folder / "validation" / "black")  # numbers of a folder without one class differ
@@ -421,8 +421,8 @@ def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):
 
 def test_files_that_are_decoded_when_needed_give_the_same_rows(pictures):
     from training.finetune_args import LabelledArgs
-    from training.labelled import Clips
-    from training.splits import LabelledMedia
+    from training.rows.clips import Clips
+    from training.rows.labelled_media import LabelledMedia
 
     media = LabelledMedia(LabelledArgs(dataset=str(pictures)), 1)
     kept, read = (Clips(media.splits(32)[0], "label", is_kept=is_kept) for is_kept in (True, False))
@@ -526,8 +526,8 @@ def test_what_is_settled_or_gone_is_told_when_resuming(half, tmp_path):
 
 
 def test_the_card_tells_classes_call_and_test(plain):
-    from training.hub import run_facts
-    from training.model_card import model_card
+    from training.publish.cards import model_card
+    from training.publish.push import run_facts
 
     folder = checkpoints.resolve_model(json.loads((plain / "results.json").read_text())["checkpoint"])
     metrics, recipe = run_facts(type(plain)(folder))

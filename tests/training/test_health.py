@@ -8,14 +8,14 @@ from tiny_run import CONFIG, FLAGS
 
 import training.next_tokens
 from modeling_toto import TotoConfig, TotoForCausalLM
-from training import checkpoints
 from training.architectures import flops_per_token
 from training.args import OptimArgs
-from training.data import validation_rows
-from training.device import fast_autocast
-from training.optim import make_optimizer, set_learning_rate
+from training.engine import checkpoints
+from training.engine.device import fast_autocast
+from training.engine.optim import make_optimizer, set_learning_rate
+from training.engine.progress import peak_memory, update_ratios
 from training.pretrain import main
-from training.progress import peak_memory, update_ratios
+from training.rows.shard_rows import validation_rows
 
 CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
 STEPS = ["--max_steps", "8", "--save_steps", "4", "--logging_steps", "1"]
@@ -116,7 +116,7 @@ def test_too_many_infinite_steps_end_the_run(shards, tmp_path, monkeypatch):
 def test_a_run_that_waits_for_its_data_says_so_once(shards, tmp_path, capsys, monkeypatch):
     import time
 
-    from training.data import ShardRows
+    from training.rows.shard_rows import ShardRows
 
     row = ShardRows.row
     monkeypatch.setattr(ShardRows, "row", lambda self, k: time.sleep(0.05) or row(self, k))

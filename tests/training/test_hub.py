@@ -14,9 +14,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_toto import TotoConfig, TotoForCausalLM
-from training.checkpoints import STATE
-from training.hub import push_folder
-from training.model_card import model_card
+from training.engine.checkpoints import STATE
+from training.publish.cards import model_card
+from training.publish.push import push_folder
 
 ROOT = Path(__file__).parents[2]
 

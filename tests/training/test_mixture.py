@@ -10,8 +10,8 @@ from tiny_run import CONFIG, save_tokenizer, tokenize
 from modeling_toto import TotoConfig
 from tokenization import TotoProcessor
 from training.args import DataArgs, Source
-from training.mixture import RowStream, check_tokenizers, open_rows, open_validation
-from training.pixels import Ended, token_row
+from training.rows.mixture import RowStream, check_tokenizers, open_rows, open_validation
+from training.rows.pixel_rows import Ended, token_row
 
 CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
 # The paper's shares (Sec. 3.3).

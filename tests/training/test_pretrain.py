@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_run import FLAGS, save_tokenizer, tokenize
 
-from training import checkpoints
+from training.engine import checkpoints
 from training.pretrain import main
 
 STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1"]
@@ -56,7 +56,7 @@ def test_loss_falls_and_the_checkpoint_loads(whole_run):
 def test_the_logged_loss_is_the_mean_over_codes(whole_run, shards):
     """The validation loss of the log equals one computed from the logits, code tokens only."""
     from modeling_toto import TotoConfig, TotoForCausalLM
-    from training.data import validation_rows
+    from training.rows.shard_rows import validation_rows
 
     last = checkpoints.latest(whole_run)
     rows = validation_rows(shards, None, TotoConfig.from_pretrained(last))

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from modeling_toto import TotoConfig
-from training import checkpoints
 from training.architectures import parameters, peer_config, training_flops
 from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, json_fields, parse
+from training.engine import checkpoints
 from training.pretrain import main
 from training.tiny_scale import STEPS, shrink
 

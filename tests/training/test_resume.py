@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_run import FLAGS, save_tokenizer, tokenize
 
-from training import checkpoints
+from training.engine import checkpoints
+from training.engine.changes import shared_out_anew
 from training.pretrain import main
-from training.resume import shared_out_anew
 
 STEPS = ["--max_steps", "8", "--save_steps", "4", "--logging_steps", "1", "--val_rows", "2"]
 

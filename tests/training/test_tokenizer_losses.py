@@ -11,7 +11,7 @@ from tokenization.configuration_dvae import TotoDVAEConfig
 from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.modeling_dvae import TotoDVAEModel, map_pixels
 from tokenization.modeling_vqgan import TotoVQGANModel
-from training.tokenizer_losses import (
+from training.tokenizers.losses import (
     PatchDiscriminator,
     RelaxedDVAE,
     adaptive_weight,

@@ -17,9 +17,9 @@ from transformers import AutoModel
 from tokenization.evaluate_tokenizer import measure
 from tokenization.modeling_dvae import TotoDVAEModel
 from tokenization.modeling_vqgan import TotoVQGANModel
-from training import checkpoints
 from training.args import PREEMPTED
-from training.frames import FrameStream, held_out_frames
+from training.engine import checkpoints
+from training.rows.frames import FrameStream, held_out_frames
 from training.train_tokenizer import main
 
 CRITIC = ["--disc_start", "6", "--disc_layers", "1", "--disc_channels", "8"]

@@ -63,10 +63,10 @@ def main() -> None:
 
     import torch.distributed
 
-    import training.loop
+    import training.engine.loop
     from training.pretrain import main as pretrain
 
-    train, models = training.loop.train, []
+    train, models = training.engine.loop.train, []
 
     def watched(run, learner, *args):
         from torch.distributed.tensor import DTensor
@@ -88,7 +88,7 @@ def main() -> None:
         tell(f"models that outlive their process group: {sum(model() is not None for model in models)}")
         destroy(*args, **kwargs)
 
-    training.loop.train, torch.distributed.destroy_process_group = watched, destroyed
+    training.engine.loop.train, torch.distributed.destroy_process_group = watched, destroyed
     pretrain(argv)
     tell(f"{len(syncs)} exchanges of gradients")
 

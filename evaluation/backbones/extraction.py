@@ -1,0 +1,351 @@
+"""A stream of clips through frozen backbones, once: pooled features and few tokens of each layer, in mapped files.
+
+`<cache>/<data key>/` holds what the clips are (items.json), and a folder for each backbone, layers and number of tokens
+in it: `pooled-0.npy` (L, N, P), `tokens-0.npy` (L, N, n, D), one pair for each width of layers. Keys are hashes of the
+data set's and the model's fingerprints and of the precision, so an entry is never stale. Work is done in parts of some
+items; a run that was killed goes on from its finished parts, and several processes (`torchrun`, `accelerate launch`)
+share the parts through the cache folder, which must be on a file system that they share. The result does not depend on
+their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from evaluation.backbones.contract import Backbone, Features
+from evaluation.results import write_json
+from tokenization.files import write_whole
+from tokenization.precision import bf16_is_fast
+from tokenization.shards.parts import finished_parts, work_in_parts
+from tokenization.video import Clip
+
+FORMAT = 1  # of the cache: raised when what is kept of a model changes
+PART_ROWS = 256  # pictures of a part; of clips as many as hold so many frames
+IN_MEMORY = 2**28  # bytes of a selection of rows that is not put into a file
+
+
+@dataclass(frozen=True)
+class Job:
+    """One backbone's part in a pass over the clips. max_tokens: kept for the attention heads; None keeps none."""
+
+    backbone: Backbone
+    layers: list[int]
+    max_tokens: int | None
+
+    def key(self) -> str:
+        device = self.backbone.device
+        made_on = {"device": device.type, "bf16": bf16_is_fast(device), "format": FORMAT}
+        return _key(made_on | {"of": self.backbone.fingerprint(), "layers": self.layers, "tokens": self.max_tokens})
+
+
+@dataclass
+class ClipSet:
+    """Clips of one split with their features.
+
+    split: where they come from, in words. kind: "image" or "video". labels: column -> (N,) class numbers, -1 where
+    there is none, or text, empty where there is none. sources: file or row of each clip. features: for each `Job` its
+    features, one `Features` for each width of its layers.
+    """
+
+    split: str
+    kind: str
+    label_names: dict[str, list[str]]
+    labels: dict[str, np.ndarray]
+    sources: list[str]
+    features: list[list[Features]]
+    skipped: list[dict] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def take(self, rows: np.ndarray, split: str, folder: Path | None = None) -> ClipSet:
+        """Some of the clips, by number. folder: for what is too large to be held in memory."""
+        rows = torch.as_tensor(rows)
+        return ClipSet(
+            split,
+            self.kind,
+            self.label_names,
+            {column: values[rows.numpy()] for column, values in self.labels.items()},
+            [self.sources[row] for row in rows.tolist()],
+            [[_take(group, rows, folder) for group in groups] for groups in self.features],
+            self.skipped,
+        )
+
+
+def _take(features: Features, rows: torch.Tensor, folder: Path | None) -> Features:
+    def select(kept: torch.Tensor | None) -> torch.Tensor | None:
+        if kept is None:
+            return None
+        shape = (kept.shape[0], len(rows), *kept.shape[2:])
+        if folder is None or int(np.prod(shape)) * kept.element_size() < IN_MEMORY:
+            return kept[:, rows]
+        with tempfile.NamedTemporaryFile(dir=folder) as file:  # the mapping outlives the name
+            chosen = torch.from_numpy(np.memmap(file.name, kept.numpy().dtype, "w+", shape=shape))
+        for layer, source in zip(chosen, kept, strict=True):
+            for start in range(0, len(rows), 1024):
+                layer[start : start + 1024] = source[rows[start : start + 1024]]
+        return chosen
+
+    return Features(features.layers, select(features.pooled), select(features.tokens))
+
+
+def _key(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def dataset_fingerprint(dataset: str) -> str | None:
+    """What changes when the data change: code of the embedded world, files of a folder, commit of a Hub repository.
+
+    None where it cannot be told (a Hub id without a network): such features are not kept.
+    """
+    path = Path(dataset)
+    digest = hashlib.sha256()
+    if dataset.split(":")[0] == "toyworld":
+        import tokenization
+
+        digest.update(dataset.encode())
+        for file in sorted(Path(tokenization.__file__).parent.glob("toyworld/*.py")):
+            digest.update(file.read_bytes())
+    elif path.exists():
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                facts = file.stat()
+                digest.update(f"{file.relative_to(path)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    else:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            digest.update(HfApi().dataset_info(dataset).sha.encode())
+        except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, OSError):
+            return None
+    return digest.hexdigest()
+
+
+def data_key(fingerprint: str, split: str, options: dict) -> str:
+    """Key of a stream of clips: the data set (`dataset_fingerprint`) and how it is read."""
+    return _key({"data": fingerprint, "split": split, "format": FORMAT} | options)
+
+
+def extract(
+    source,
+    split: str,
+    jobs: list[Job],
+    folder: Path,
+    *,
+    change: Callable[[np.ndarray, str], np.ndarray] | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> ClipSet:
+    """Features of all clips of a `ClipSource` for every job, from `folder` as far as they are there.
+
+    Every process of a launch calls it with the same arguments. change: frames (T, R, R, 3) and the clip's name -> other
+    frames, for controls.
+    Raises:
+        ValueError: no clip could be read.
+    """
+    state = PartialState()
+    folders = [folder / job.key() for job in jobs]
+    # jobs of equal weights, such as an untrained model and its untrained twin, share a folder
+    missing = [k for k, at in enumerate(folders) if not (at / "done.json").is_file() and at not in folders[:k]]
+    if missing or not (folder / "items.json").is_file():
+        for each in (folder, *folders):
+            (each / "parts").mkdir(parents=True, exist_ok=True)
+        _fill(source, split, jobs, folders, missing, folder, change, batch_size, progress, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _merge(source, split, folders, missing, folder)
+        state.wait_for_everyone()
+    items = json.loads((folder / "items.json").read_text())
+    if not items["sources"]:
+        skipped = items["skipped"]
+        why = f" ({len(skipped)} skipped; the first: {skipped[0]['why']})" if skipped else ""
+        raise ValueError(f"split {split} gave no clips{why}; check --dataset, --num_frames, --stride and --fps.")
+    return ClipSet(
+        split,
+        source.kind,
+        dict(source.label_names),
+        {column: np.array(values) for column, values in items["labels"].items()},
+        items["sources"],
+        [_open(each) for each in folders],
+        items["skipped"],
+    )
+
+
+def _fill(source, split, jobs, folders, missing, folder, change, batch_size, progress, state) -> None:
+    """Write the parts that are this process's and not there yet."""
+
+    def finished() -> dict[str, dict]:
+        """Parts that every missing job has."""
+        return {
+            name: info
+            for name, info in finished_parts(folder / "parts").items()
+            if all((folders[k] / "parts" / f"{name}.safetensors").is_file() for k in missing)
+        }
+
+    frames = 1 if source.kind == "image" else jobs[0].backbone.num_frames
+    rows_done = sum(info["rows"] for info in finished().values())
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
+    # Of videos, whose clips are counted as they come, the limit says nothing about how many there are.
+    total = source.expected or (source.limit if source.kind == "image" else None)
+    bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
+    at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
+    bar.set_description(f"{split}: {'features' if missing else 'labels'}{at_most}")
+    done = work_in_parts(
+        source,
+        lambda name: _Part(name, source, jobs, folders, missing, folder, change, batch_size),
+        finished,
+        items_per_part=max(1, PART_ROWS // frames),
+        limit=source.limit,
+        threads=min(4, cpus),
+        items_ahead=4 * batch_size,
+        clips_each=4,
+        rank=state.process_index,
+        world=state.num_processes,
+    )
+    with contextlib.closing(done), bar:
+        for step in done:
+            bar.update(step.clip is not None)
+
+
+def _columns(source) -> list[str]:
+    return [*source.label_names, *source.text_labels]
+
+
+class _Part:
+    """Clips of some consecutive items; their features go to a file for every missing job."""
+
+    def __init__(self, name, source, jobs, folders, missing, folder, change, batch_size):
+        self.name, self.source, self.folder, self.batch_size = name, source, folder, batch_size
+        self.change = change
+        self.jobs = [(jobs[k], folders[k]) for k in missing]
+        self.clips: list = []
+        self.kept: list[dict[int, list]] = [{} for _ in self.jobs]
+        self.info = {"rows": 0, "sources": [], "labels": {c: [] for c in _columns(source)}, "skipped": []}
+
+    @property
+    def rows(self) -> int:
+        return self.info["rows"]
+
+    def add(self, item: int, clip: Clip) -> None:
+        self.info["sources"].append(clip.source)
+        for column, values in self.info["labels"].items():
+            values.append(clip.labels.get(column, "" if column in self.source.text_labels else -1))
+        self.info["rows"] += 1
+        self.clips.append(clip.frames if self.change is None else self.change(clip.frames, clip.source))
+        if len(self.clips) == self.batch_size:
+            self._run()
+
+    def skip(self, item: int, source: str, why: str) -> None:
+        self.info["skipped"].append({"source": source, "why": why})
+
+    def _run(self) -> None:
+        frames, prepared = np.stack(self.clips), {}
+        self.clips = []
+        for kept, (job, _) in zip(self.kept, self.jobs, strict=True):
+            backbone = job.backbone
+            if backbone.reads not in prepared:
+                prepared[backbone.reads] = backbone.prepare(frames, image=self.source.kind == "image")
+            inputs = prepared[backbone.reads]
+            made = backbone.grids(inputs, job.layers, lambda grid, b=backbone, j=job: b.summarise(grid, j.max_tokens))
+            for layer, (vector, tokens) in made.items():
+                few = None if tokens is None else tokens.half().cpu()
+                kept.setdefault(layer, []).append((vector.float().cpu(), few))
+
+    def close(self, items: int, shard_ends: bool) -> dict:
+        """The part counts once its JSON is there, which is written last."""
+        if self.clips:
+            self._run()
+        for kept, (_, folder) in zip(self.kept, self.jobs, strict=True):
+            tensors = {}
+            for layer, batches in kept.items():
+                tensors[f"pooled.{layer}"] = torch.cat([vector for vector, _ in batches])
+                if batches[0][1] is not None:
+                    tensors[f"tokens.{layer}"] = torch.cat([few for _, few in batches])
+            file = folder / "parts" / f"{self.name}.safetensors"
+            write_whole(file, lambda path, tensors=tensors: save_file(tensors, path))
+        info = self.info | {"items": items, "shard_ends": shard_ends}
+        file = self.folder / "parts" / f"{self.name}.json"
+        write_whole(file, lambda path: path.write_text(json.dumps(info)))
+        return info
+
+    def abandon(self) -> None:
+        """Nothing to delete: all files are written at the end."""
+
+
+def _merge(source, split, folders, missing, folder) -> None:
+    """The files of the parts, one after the other up to the limit, as one file for each job and width."""
+    parts, rows = [], 0
+    for name, info in finished_parts(folder / "parts").items():
+        taken = info["rows"] if source.limit is None else min(info["rows"], source.limit - rows)
+        if taken or not info["rows"]:
+            parts.append((name, info, taken))
+            rows += taken
+    items = {
+        "split": split,
+        "sources": [name for _, info, taken in parts for name in info["sources"][:taken]],
+        "labels": {c: [v for _, i, taken in parts for v in i["labels"][c][:taken]] for c in _columns(source)},
+        "skipped": [skip for _, info, _ in parts for skip in info["skipped"]],
+    }
+    for k in missing:
+        _merge_job(folders[k], [(name, taken) for name, _, taken in parts if taken], rows)
+    write_json(folder / "items.json", items)
+    for k in missing:
+        shutil.rmtree(folders[k] / "parts")
+
+
+def _merge_job(folder: Path, parts: list[tuple[str, int]], rows: int) -> None:
+    groups: list[dict] = []
+    maps: dict[str, tuple[np.ndarray, int]] = {}
+    start = 0
+    for name, taken in parts:
+        tensors = load_file(folder / "parts" / f"{name}.safetensors")
+        if not groups:
+            groups = _groups(tensors)
+            for number, group in enumerate(groups):
+                for kind in group["kinds"]:
+                    like = tensors[f"{kind}.{group['layers'][0]}"]
+                    shape = (len(group["layers"]), rows, *like.shape[1:])
+                    file = folder / f"{kind}-{number}.npy"
+                    array = np.lib.format.open_memmap(file, "w+", like.numpy().dtype, shape)
+                    maps |= {f"{kind}.{layer}": (array, place) for place, layer in enumerate(group["layers"])}
+        for key, tensor in tensors.items():
+            array, place = maps[key]
+            array[place, start : start + taken] = tensor[:taken].numpy()
+        start += taken
+    for array, _ in maps.values():
+        array.flush()
+    write_json(folder / "done.json", {"groups": groups})
+
+
+def _groups(tensors: dict[str, torch.Tensor]) -> list[dict]:
+    """[{"layers": of one width, "kinds": what is kept of them}], in the order of the layers."""
+    layers = sorted(int(key.split(".")[1]) for key in tensors if key.startswith("pooled."))
+    kinds = ["pooled", "tokens"] if any(key.startswith("tokens.") for key in tensors) else ["pooled"]
+    groups: dict[tuple, list[int]] = {}
+    for layer in layers:
+        groups.setdefault(tuple(tensors[f"{kind}.{layer}"].shape[1:] for kind in kinds), []).append(layer)
+    return [{"layers": members, "kinds": kinds} for members in groups.values()]
+
+
+def _open(folder: Path) -> list[Features]:
+    found = []
+    for number, group in enumerate(json.loads((folder / "done.json").read_text())["groups"]):
+        # "c" maps a private copy: torch takes no read-only array, and nothing is ever written back
+        arrays = {k: torch.from_numpy(np.load(folder / f"{k}-{number}.npy", mmap_mode="c")) for k in group["kinds"]}
+        found.append(Features(group["layers"], arrays["pooled"], arrays.get("tokens")))
+    return found

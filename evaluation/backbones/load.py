@@ -1,0 +1,37 @@
+"""Any model that the probes can read, opened by its name or folder."""
+
+import torch
+
+from evaluation.backbones.contract import Backbone
+from evaluation.backbones.token_models import TOKEN_BACKBONES
+from evaluation.backbones.toto import TotoBackbone
+from evaluation.backbones.vision_models import VISION_BACKBONES, FrameBackbone
+
+
+def load_backbone(
+    path: str, device: torch.device | None = None, rope_base: float | None = None, resolution: int | None = None
+) -> Backbone:
+    """A frozen backbone from a folder or Hub id: Toto, or a vision model of transformers' own classes.
+
+    Tested: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, I-JEPA,
+    CLIP, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
+
+    Args:
+        rope_base: RoPE base of a Toto if it differs from training: a control for training after the change (Table 4).
+        resolution: side of the frames in pixels; None: the model's own.
+    Raises:
+        ValueError: not a vision model, a `rope_base` for a model that is not a Toto, or a resolution that the model
+            cannot read.
+    """
+    from transformers import AutoConfig
+
+    import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
+
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind == "toto":
+        changes = {} if rope_base is None else {"rope_theta": rope_base}
+        return TotoBackbone.from_pretrained(path, device, resolution, **changes)
+    if rope_base is not None:
+        raise ValueError(f"{path} is not a Toto and has no RoPE base to change; leave --rope_base out.")
+    adapter = (VISION_BACKBONES | TOKEN_BACKBONES).get(kind, FrameBackbone)
+    return adapter.from_pretrained(path, device, resolution)

@@ -1,0 +1,229 @@
+"""Flags of `toto probe`, and what of them depends on the model or the task."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+BASELINES = ("pixels", "untrained", "random_filters", "histogram", "hog")
+FRAME_ORDERS = ("ordered", "reversed", "shuffled", "middle")
+
+
+@dataclass(frozen=True)
+class ProbeArgs:
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone: Toto, or any vision model."},
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "Result file to write (.json); a plot (.png) is put beside it."}
+    )
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "imagenet-1k, kinetics-400, cifar10, cifar100, something-something-v2, ucf101 or toyworld: sets "
+            "the data set, its columns, splits and sampling, where no flag does."
+        },
+    )
+    dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
+    label_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "One label column or several, of whole numbers, text, or true and false; by default all that have "
+            "class names, or the only one."
+        },
+    )
+    layers: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={
+            "help": "all, best (search all, report the one chosen on validation), or layer numbers; 0 = embeddings."
+        },
+    )
+    heads: list[str] = field(
+        default_factory=lambda: ["linear", "attention"],
+        metadata={"help": "linear, attention, cross_attention_mlp; ridge, logistic, knn as checks."},
+    )
+    baselines: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "pixels, untrained, random_filters (2,048 convolution filters), histogram (of a Toto's codes), "
+            "hog, or none; by default pixels and untrained."
+        },
+    )
+    train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split that chooses; found, or carved from the training split, by default."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split that is scored; test, or else the validation split, by default."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
+    max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
+    max_eval: int = field(
+        default=2000,
+        metadata={"help": "Most clips or images (with --views: videos) to test on; validation gets a quarter."},
+    )
+    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip; the model's own by default."})
+    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video (paper: 4)."})
+    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
+    epochs: int | None = field(
+        default=None,
+        metadata={"help": "Epochs of the heads (default: 60 linear, 30 attention, 20 cross_attention_mlp)."},
+    )
+    max_tokens: int = field(default=64, metadata={"help": "Tokens a clip, after averaging, for the attention head."})
+    rope_base: float | None = field(
+        default=None,
+        metadata={
+            "help": "Another RoPE base than the Toto was trained with: a control, marked in the result; the paper "
+            "trains on after the change (Table 4), with toto pretrain --init_from."
+        },
+    )
+    resolution: int | None = field(
+        default=None, metadata={"help": "Side of the frames in pixels; by default what the model was trained on."}
+    )
+    detail: int | None = field(
+        default=None,
+        metadata={
+            "help": "Control: frames are reduced to so many pixels a side and enlarged again; the same tokens, "
+            "less to see in them."
+        },
+    )
+    frame_order: str = field(
+        default="ordered",
+        metadata={"help": "ordered; or a control of what order tells: reversed, shuffled, or middle (one frame)."},
+    )
+    group_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on "
+            "both sides of a carved split."
+        },
+    )
+    leave_one_group_out: bool = field(
+        default=False,
+        metadata={
+            "help": "Score each group of the test split with heads trained on the training split and the other test "
+            "groups."
+        },
+    )
+    average_clips: bool = field(
+        default=False,
+        metadata={"help": "Score videos, not clips: the mean of the class probabilities of all clips of a video."},
+    )
+    views: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Windows and crops of a test video, such as 5 3, or of a test image, such as 1 3: their "
+            "probabilities are averaged, and a training video gives its middle window. By default the task's; without "
+            "one all windows that do not overlap, centre crop."
+        },
+    )
+    batch_norm: bool = field(
+        default=False, metadata={"help": "Batch normalisation before the linear heads, as in MAE's linear probe."}
+    )
+    predictions: bool = field(
+        default=False, metadata={"help": "Keep the predicted class of every test clip in the result (for --compare)."}
+    )
+    compare: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Result files of earlier probes: no probe, but one table and figure of them all (--output, .png), "
+            "with paired intervals where they hold --predictions of the same clips."
+        },
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps features between probes (default: toto_features in HF_HOME), or none."},
+    )
+    batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
+    seed: int = field(default=0, metadata={"help": "Seed of the heads, their batches and the untrained twin."})
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of carved splits; --seed leaves them as they are, so that seeds compare."}
+    )
+
+    def __post_init__(self):
+        from evaluation.heads.bank import HEADS
+
+        if self.compare is None:
+            for name, flag in (("model", "--model MODEL"), ("output", "--output FILE.json")):
+                if getattr(self, name) is None:
+                    raise ValueError(f"name what to probe and where to write: {flag} is missing.")
+            if Path(self.output).suffix != ".json":
+                raise ValueError(f"--output {self.output} must end in .json.")
+        for flag, given, known in (
+            ("heads", self.heads, HEADS),
+            ("baselines", self.baselines, (*BASELINES, "none")),
+            ("frame_order", [self.frame_order], FRAME_ORDERS),
+        ):
+            for name in given or []:
+                if name not in known:
+                    raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+        if self.views is not None and (len(self.views) != 2 or min(self.views) < 1):
+            raise ValueError("--views takes two numbers of 1 or more, windows and crops, such as 5 3.")
+        if self.views is not None and self.average_clips:
+            raise ValueError("--average_clips is over all windows, and --views over some: leave one of them out.")
+        if self.leave_one_group_out and self.group_by is None:
+            raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
+        if self.rope_base is not None and not self.rope_base > 0:
+            raise ValueError(f"--rope_base must be above 0, not {self.rope_base:g}.")
+        counts = ("max_train", "max_eval", "max_tokens", "batch_size", "resolution", "detail", "num_frames", "epochs")
+        for name in counts:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.layers not in (["all"], ["best"]) and not all(layer.isdigit() for layer in self.layers):
+            raise ValueError(f"--layers takes all, best or layer numbers, not {' '.join(self.layers)!r}.")
+
+
+def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
+    """Raises ValueError for a typed flag that would have no effect next to the others."""
+    from evaluation.heads.bank import BANKS
+    from training.args import refuse_idle, typed_flags
+
+    typed = typed_flags(argv)
+    if args.compare is not None:
+        others = typed - {"compare", "output"}
+        refuse_idle(argv, tuple(sorted(others)), "with --compare, which reads result files only")
+    if not set(args.heads) & set(BANKS):
+        refuse_idle(argv, ("epochs",), f"on the heads {', '.join(args.heads)}, which are closed forms")
+    if "linear" not in args.heads:
+        refuse_idle(argv, ("batch_norm",), "without linear heads")
+    if "fps" in typed:
+        refuse_idle(argv, ("stride",), "next to --fps")
+    if args.dataset.split(":")[0] == "toyworld":
+        refuse_idle(argv, ("stride", "fps", "image_column"), "on toyworld, which is drawn")
+
+
+def idle_flags(args: ProbeArgs, argv: list[str], kind: str) -> list[str]:
+    """Sentences on typed flags that had no effect on these data, kind "image" or "video", or with these heads."""
+    from evaluation.heads.bank import TOKEN_HEADS
+    from training.args import idle
+
+    found = []
+    if kind == "image" and (flags := idle(argv, "num_frames", "stride", "fps", "frame_order", "average_clips")):
+        found.append(f"{flags}: no effect on images, each of which is one frame")
+    if not set(args.heads) & set(TOKEN_HEADS) and (flags := idle(argv, "max_tokens")):
+        found.append(f"{flags}: no effect without heads on tokens ({', '.join(TOKEN_HEADS)})")
+    return found
+
+
+def of_task(args: ProbeArgs, argv: list[str]) -> ProbeArgs:
+    """The settings of --task, under the flags that were typed."""
+    from evaluation.probe.tasks import apply_task
+    from training.args import typed_flags
+
+    typed = typed_flags(argv)
+    given = {name: value for name, value in vars(args).items() if name in typed}
+    settings = apply_task(args.task, given)
+    if Path(settings["dataset"]).is_file():  # one file is one split, whatever the task calls its splits
+        settings = {key: value for key, value in settings.items() if not key.endswith("_split") or key in given}
+    if ("average_clips" in given or Path(settings["dataset"]).is_file()) and "views" not in given:
+        settings.pop("views", None)
+    return replace(args, **settings)
+
+
+def choose_layers(asked: list[str], depth: int, name: str) -> list[int]:
+    """Layer numbers for --layers. Raises ValueError for one that the model does not have."""
+    if asked in (["all"], ["best"]):
+        return list(range(depth + 1))
+    layers = sorted({int(layer) for layer in asked})
+    if layers[-1] > depth:
+        raise ValueError(f"{name} has layers 0 (embeddings) to {depth}, not {layers[-1]}; see --layers.")
+    return layers

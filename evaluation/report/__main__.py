@@ -1,0 +1,6 @@
+"""`python -m evaluation.report`."""
+
+from evaluation.report.command import main
+from toto_cli import run
+
+run(main)

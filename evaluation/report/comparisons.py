@@ -1,0 +1,84 @@
+"""The comparisons of a report: each with its verdict, and sentences that summarise them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evaluation.report.figures import PREDICTORS
+from evaluation.report.reading import AGAINST, NATS, Probe, Run, percent
+
+VALIDATION_LOSS = "validation loss"
+# What a page says for a verdict of `metrics.verdict`; results of earlier versions say "not apart".
+VERDICTS = {"not apart": "no significant difference"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The claim that `subject` is better than `against` at `task`. Numbers are texts with their unit and interval.
+
+    interval: 95 %, of the difference; paired where the result contains that. Empty for a loss.
+    """
+
+    subject: str
+    task: str
+    against: str
+    ours: str
+    theirs: str
+    difference: str
+    interval: str
+    verdict: str
+    holds: bool
+
+
+def compare_run(run: Run) -> list[Comparison]:
+    """The last validation loss against each simple predictor on the same tokens; none for losses of pixels."""
+    if run.val_loss is None or run.predictors is None or run.unit != NATS:
+        return []
+    found = []
+    for key, (label, _, _) in PREDICTORS.items():
+        gap = run.val_loss - run.predictors[key]
+        verdict = "below" if gap < 0 else "not below"
+        numbers = (f"{run.val_loss:.3f} nats", f"{run.predictors[key]:.3f} nats", f"{gap:+.3f} nats", "")
+        found.append(Comparison(run.name, VALIDATION_LOSS, label, *numbers, verdict, gap < 0))
+    return found
+
+
+def compare_probe(probe: Probe) -> list[Comparison]:
+    """Each label's chosen row against each baseline; a comparison holds if the interval of the difference is above 0.
+
+    The interval is paired where the result contains that, else computed from the two single intervals.
+    """
+    from evaluation.metrics import unpaired_difference, verdict
+
+    found = []
+    for label, task in probe.tasks.items():
+        best = task["best"]
+        for who, row in task["baselines"].items():
+            versus = best.get("versus", {}).get(who)
+            lead = versus or unpaired_difference(best["accuracy"], best["ci95"], row["accuracy"], row["ci95"])
+            low, high = lead["ci95"]
+            interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if versus else ', unpaired'}"
+            says = verdict(lead["ci95"])
+            says = VERDICTS.get(says, says)
+            numbers = (percent(best), percent(row), f"{100 * lead['difference']:+.1f} points", interval, says)
+            found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, says == "above"))
+    return found
+
+
+def words(items: list[str], last: str = "and") -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
+
+
+def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
+    """{model or run: [("holds" | "partly" | "fails", sentence) for every task]}: what it beats and what not."""
+    found = {}
+    for subject, task in dict.fromkeys((c.subject, c.task) for c in comparisons):
+        mine = [c for c in comparisons if (c.subject, c.task) == (subject, task)]
+        good, bad = ("below", "not below") if task == VALIDATION_LOSS else ("above", "not above")
+        beats, others = [c.against for c in mine if c.holds], [c.against for c in mine if not c.holds]
+        said = [f"{good} {words(beats)}"] if beats else []
+        said += [f"{bad} {words(others, 'or')}"] if others else []
+        state = "fails" if not beats else "partly" if others else "holds"
+        found.setdefault(subject, []).append((state, f"{task} {mine[0].ours}: {' but '.join(said)}."))
+    return found

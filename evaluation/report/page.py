@@ -1,0 +1,278 @@
+"""The contents of a report as plain data, and its rendering by the Jinja2 templates in `templates/`.
+
+HTML pages escape every text but the figures (SVG of `plots`, which escapes its own), and fetch nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from evaluation.report.comparisons import Comparison, summary
+from evaluation.report.figures import (
+    MODEL,
+    PIXELS,
+    STYLES,
+    UNTRAINED,
+    frames_svg,
+    layers_svg,
+    loss_svg,
+    map_svg,
+    overlay_svg,
+)
+from evaluation.report.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
+
+MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
+FIGURES = (loss_svg, overlay_svg, frames_svg, map_svg, layers_svg)
+# Legend of a probe's figures: head or baseline -> colour, dashes, text.
+LEGEND = {
+    "linear": (MODEL, "", "the model, linear head"),
+    "attention": (MODEL, "8 4", "the model, attention head"),
+    "cross_attention_mlp": (MODEL, "3 2.4", "the model, cross-attention + MLP head"),
+    "untrained": (UNTRAINED, "", "the untrained model: triangles, same dashes"),
+    "pixels": (PIXELS, "12 4 2 4", AGAINST["pixels"]),
+    "random_filters": (STYLES["random_filters"]["color"], "9 2", AGAINST["random_filters"]),
+    "histogram": (STYLES["histogram"]["color"], "6 2 2 2 2 2", AGAINST["histogram"]),
+    "hog": (STYLES["hog"]["color"], "2 2", AGAINST["hog"]),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are plain text. classes: of each row's last cell, in HTML."""
+
+    head: list[str]
+    rows: list[list[str]]
+    classes: list[str] | None = None
+
+
+def comparison_table(comparisons: list[Comparison]) -> Table:
+    head = ["model or run", "task", "against", "ours", "theirs", "difference", "95 %", "verdict"]
+    rows = [[c.subject, c.task, c.against, c.ours, c.theirs, c.difference, c.interval, c.verdict] for c in comparisons]
+    return Table(head, rows, ["holds" if c.holds else "fails" for c in comparisons])
+
+
+def run_facts(run: Run) -> dict:
+    """A run's name, rows, predictors and unit, with: facts, losses (Table), note, sources (Table or None), maps."""
+    last = run.rows[-1]
+    facts = [f"{last['step']:,} steps"]
+    if "tokens" in last:
+        facts.append(f"{last['tokens'] / 1e6:.1f} M tokens")
+    timed = [row for row in run.rows if "seconds" in row]
+    if timed:
+        facts.append(f"{timed[-1]['seconds'] / 60:.1f} minutes")
+    if timed and "tokens_per_second" in timed[-1]:
+        facts.append(f"{timed[-1]['tokens_per_second']:,.0f} tokens/s")
+    for key in ("device", "threads"):
+        if key in run.versions:
+            facts.append(f"{key} {run.versions[key]}")
+    changes = run.folder / "changes.txt"
+    if changes.is_file():
+        facts.append(" ".join(changes.read_text().split()))
+    if run.predictors is None:
+        note = "No simple predictors: the shards of this run are gone, or have no validation rows."
+        rows = []
+    else:
+        note = (
+            f"Simple predictors: counted on {run.predictors['train_rows']:,} training rows, smoothed on a tenth of "
+            f"these, scored on the {run.predictors['val_rows']:,} validation rows. bigram: given the previous token in "
+            "raster order. previous frame: given the code at the same place one frame earlier; in a row's first frame, "
+            "the bigram."
+        )
+        names = ("unigram", "bigram", "previous_frame")
+        rows = [[name.replace("_", " "), f"{run.predictors[name]:.4f}"] for name in names]
+    if run.val_loss is not None:
+        rows.append([f"{run.name}, last validation", f"{run.val_loss:.4f}"])
+    trained = [row["loss"] for row in run.rows if "loss" in row]
+    if trained:
+        rows.append([f"{run.name}, last logged training", f"{trained[-1]:.4f}"])
+    found = {"name": run.name, "rows": run.rows, "predictors": run.predictors, "unit": run.unit, "facts": facts}
+    found |= {"losses": Table([run.unit, ""], rows), "note": note}
+    return found | {"sources": sources_table(run), "maps": read_loss_maps(run.folder)}
+
+
+def sources_table(run: Run) -> Table | None:
+    """Realised shares, epochs and losses of a run's sources; None where it has one source."""
+    last = next((row for row in reversed(run.rows) if len(row.get("sources", {})) > 1), None)
+    if last is None:
+        return None
+    validated = next((row["val_losses"] for row in reversed(run.rows) if row.get("val_losses")), {})
+    rows = []
+    for name, fact in last["sources"].items():
+        epochs = "not known" if fact["epochs"] is None else f"{fact['epochs']:,.2f}"
+        losses = [fact["loss"], validated.get(name)]
+        cells = ["—" if loss is None else f"{loss:.4f}" for loss in losses]
+        rows.append([name, f"{fact['rows']:,}", f"{fact['share']:.2%}", epochs, *cells])
+    head = ["source", "rows", "share", "epochs", "training loss at the end", "validation loss"]
+    return Table(head, rows)
+
+
+def overlays(runs: list[Run]) -> list[tuple]:
+    """Arguments of `overlay_svg`: runs of one unit of loss over each other, against tokens and against compute."""
+    found = []
+    for unit in dict.fromkeys(run.unit for run in runs):
+        alike = [run for run in runs if run.unit == unit]
+        # Runs from before compute was logged are still compared by tokens.
+        with_compute = all(any("flops" in row for row in run.rows) for run in alike)
+        curves = [(run.name, run.rows) for run in alike]
+        found += [(curves, against, unit) for against in ("tokens", "flops")[: 2 if with_compute else 1]]
+    return found
+
+
+def generation_facts(generation: Generation) -> dict[str, str]:
+    """The caption of a sheet, and its PNG in base64."""
+    about, image = generation.about, base64.b64encode(generation.sheet.read_bytes()).decode()
+    if not about:
+        return {"caption": str(generation.sheet), "image": image}
+    s = about["sampling"]
+    sampling = [f"temperature {s['temperature']:g}"]
+    sampling += [f"{key} {s[key]:g}" for key in ("top_k", "top_p") if s[key] is not None]
+    caption = (
+        f"{about['model']} on {about['source']}: {about['num_prompt_frames']} prompt frames, "
+        f"{about['num_frames']} generated; {', '.join(sampling)}, seed {about['seeds']['draws']}; "
+        f"{about['tokens_per_second']:,.0f} tokens/s, {about['seconds_per_frame']:.2f} s per frame."
+    )
+    return {"caption": caption, "image": image}
+
+
+def probe_facts(probe: Probe) -> dict:
+    """A probe's name and tasks, with: facts, legend (of LEGEND), table (a row per label), layers (all rows)."""
+    data, result, tasks = probe.result.get("data", {}), probe.result, probe.tasks
+    facts = [f"{result.get('model', probe.name)} on {data['dataset']}" if "dataset" in data else probe.name]
+    if "num_frames" in data:
+        facts.append(f"{data['num_frames']} frame{'s' * (data['num_frames'] > 1)} of {data['resolution']} pixels")
+    counts = [f"{result[key]:,} {part}" for key, part in (("n_train", "train"), ("n_validation", "validation"))
+              if key in result]  # fmt: skip
+    facts.append(", ".join([*counts, f"{probe.n_test:,} test items"]))
+    if data.get("skipped"):
+        facts.append(f"{len(data['skipped'])} skipped")
+    facts += [f"control: {words}" for words in controls(result)]
+    floors = [who for who in AGAINST if any(who in task["baselines"] for task in tasks.values())]
+    rows, layers = [], []
+    for label, task in tasks.items():
+        best, baselines = task["best"], task["baselines"]
+        rows.append(
+            [
+                label,
+                f"layer {best['layer']}, {best['head']}",
+                percent(best),
+                *(percent(baselines[who]) if who in baselines else "—" for who in floors),
+                f"{100 * task['chance']:.1f} %" if "chance" in task else "—",
+                f"{100 * task['majority']:.1f} %" if "majority" in task else "—",
+                f"{probe.n_test:,}",
+            ]
+        )
+        layers += [[label, "trained", *layer_cells(row)] for row in task["layers"]]
+        layers += [[label, "untrained", *layer_cells(row)] for row in baselines.get("untrained", {}).get("layers", [])]
+    head = ["label", "chosen on validation", "test accuracy [95 %]", *(AGAINST[who] for who in floors), "chance",
+            "most common class", "n test"]  # fmt: skip
+    shown = {row["head"] for task in tasks.values() for row in task["layers"]}
+    shown |= {who for task in tasks.values() for who in task["baselines"]}
+    legend = [entry for who, entry in LEGEND.items() if who in shown] + [(STYLES["chance"]["color"], "2 4", "chance")]
+    found = {"name": probe.name, "tasks": tasks, "facts": facts, "legend": legend, "table": Table(head, rows)}
+    return found | {"layers": Table(["label", "weights", "layer", "head", "validation", "test [95 %]"], layers)}
+
+
+def layer_cells(row: dict) -> list[str]:
+    validation = f"{100 * row['val_accuracy']:.1f} %" if "val_accuracy" in row else "—"
+    return [str(row["layer"]), row["head"], validation, percent(row)]
+
+
+def tuned_table(tuned: dict[str, dict]) -> Table:
+    """Results of `toto finetune`, by name."""
+    from training.scores import wilson_interval
+
+    rows = []
+    for name, result in tuned.items():
+        best, data = result["best"], result["data"]
+        best = {"ci95": wilson_interval(best["correct"], result["n_test"])} | best
+        rows.append([name, result["model"], data["dataset"], data["attention_mode"], percent(best),
+                     f"{result['n_test']:,}"])  # fmt: skip
+    return Table(["result", "from", "data", "attention", "test accuracy [95 %]", "n test"], rows)
+
+
+def media_cells(row: dict) -> list[str]:
+    """The cells of a row of `ledger.ledger_rows`, under MEDIA_HEAD."""
+    items = "not listed" if row["items"] is None else f"{row['items']:,}"
+    tokens = "—" if row["tokens"] is None else f"{row['tokens'] / 1e6:,.1f} M"
+    epochs = "—" if row["epochs"] is None else f"{row['epochs']:,.2f}"
+    read = ", ".join(row["read_by_probes"]) or "—"
+    return [row["model"], row["medium"], row["split"] or "—", row["kind"] or "—", items, tokens, epochs, read]
+
+
+def reproduce(
+    runs: list[Run], generations: list[Generation], probes: list[Probe], command: str, tuned: dict[str, dict]
+) -> dict:
+    """commands, versions [(names, text)] and seeds (Table or None) of everything on the page."""
+    commands = [
+        shlex.join(["toto", "pretrain", "--recipe", str(run.folder / "recipe.yaml"), "--output_dir", "NEW_RUN"])
+        for run in runs
+    ]
+    sources = [(g.sheet.name, g.about) for g in generations if g.about] + [(p.file.name, p.result) for p in probes]
+    sources += tuned.items()
+    commands += [about["command"] for _, about in sources if "command" in about]
+    versions: dict[str, list[str]] = {}  # equal ones are listed once
+    for name, found in [(run.name, run.versions) for run in runs] + [(n, a.get("versions", {})) for n, a in sources]:
+        if found:
+            text = ", ".join(f"{package} {version}" for package, version in found.items() if version is not None)
+            versions.setdefault(text, []).append(name)
+    seeds = [[name, json.dumps(about["seeds"])] for name, about in sources if "seeds" in about]
+    return {
+        "commands": [*dict.fromkeys(commands), command],
+        "versions": [(names, text) for text, names in versions.items()],
+        "seeds": Table(["result", "seeds"], seeds) if seeds else None,
+    }
+
+
+def contents(
+    title: str,
+    runs: list[Run],
+    generations: list[Generation],
+    probes: list[Probe],
+    comparisons: list[Comparison],
+    command: str,
+    tuned: dict[str, dict],
+    media: list[dict],
+) -> dict:
+    """The facts that the templates report.html and report.md need.
+
+    tuned: results of `toto finetune` by name. media: of `ledger.ledger_rows`.
+    """
+    return {
+        "title": title,
+        "held": sum(c.holds for c in comparisons),
+        "comparisons": comparison_table(comparisons),
+        "summary": summary(comparisons),
+        "runs": [run_facts(run) for run in runs],
+        "overlays": overlays(runs),
+        "generations": [generation_facts(generation) for generation in generations],
+        "probes": [probe_facts(probe) for probe in probes],
+        "tuned": tuned_table(tuned) if tuned else None,
+        "media": Table(MEDIA_HEAD, [media_cells(row) for row in media]) if media else None,
+        **reproduce(runs, generations, probes, command, tuned),
+    }
+
+
+def markdown_cell(text: str) -> str:
+    """Text that neither ends a cell of a Markdown table nor opens an HTML tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def render(template: str, **facts) -> str:
+    """The text of `templates/TEMPLATE.jinja`; a missing fact is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=lambda name: name is not None and name.endswith(".html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {figure.__name__: figure for figure in FIGURES}
+    environment.filters["cell"] = markdown_cell
+    return environment.get_template(f"{template}.jinja").render(**facts)

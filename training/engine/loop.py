@@ -1,0 +1,258 @@
+"""The one training loop: accumulate, clip, step, log, validate, checkpoint; resumes bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from training.args import OptimArgs, RunArgs, require
+from training.engine import checkpoints
+from training.engine.changes import shared_out_anew
+from training.engine.device import matmul_peak, surroundings
+from training.engine.objective import Objective
+from training.engine.optim import learning_rate, set_learning_rate
+from training.engine.progress import (
+    STARVED,
+    Clock,
+    MetricsFile,
+    finite,
+    flat,
+    log_line,
+    peak_memory,
+    update_ratios,
+    validation_line,
+)
+from training.engine.run import Preemption, Run
+from training.rows.mixture import RowStream
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and from what.
+
+    Fields:
+        model, optimizer: already prepared by the accelerator.
+        processor: saved with the model; None where there is none.
+        stream: the rows of this rank.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    processor: object
+    stream: RowStream
+    objective: Objective
+
+
+def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[Path, bool]:
+    """Train to `run.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training before.
+
+    Raises:
+        ValueError: too many steps in a row are not finite, or the data end before the first. OSError: no space for a
+            checkpoint.
+    """
+    loop = _Loop(run, learner, args, optim)
+    with Preemption() as preemption:
+        while loop.step < loop.max_steps and not loop.preempted:
+            has_rows = loop.take_step(preemption)
+            if loop.clock.steps and loop.is_due(args.logging_steps):
+                loop.log()
+            if not has_rows and loop.saved == loop.step:
+                break
+            if learner.objective.validates and loop.is_due(args.eval_steps or args.save_steps):
+                loop.validate()
+            if loop.is_due(args.save_steps) or loop.preempted:
+                loop.save()
+    loop.bar.close()
+    return loop.checkpoint, loop.preempted and loop.step < loop.max_steps
+
+
+class _Loop:
+    """Where a training stands, and what is done at its steps."""
+
+    def __init__(self, run: Run, learner: Learner, args: RunArgs, optim: OptimArgs):
+        self.run, self.learner, self.args, self.optim = run, learner, args, optim
+        self.accelerator = accelerator = run.accelerator
+        self.device, self.is_distributed = accelerator.device, accelerator.num_processes > 1
+        self.plain = accelerator.unwrap_model(learner.model)  # its weights have the same names, however they are spread
+        objective = learner.objective
+        peak = matmul_peak(self.device) * accelerator.num_processes
+        self.clock = Clock(peak, objective.flops_per_token, objective.tokens_per_step)
+        self.max_steps, self.step, self.tokens, self.skipped, self.in_a_row = run.max_steps, 0, 0, 0, 0
+        self.since_log = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
+        self.is_budgeted = args.max_minutes is None
+        self.checkpoint, self.saved, self.preempted, self.has_starved = run.checkpoint, None, False, False
+        if run.checkpoint is not None:
+            self._load(run.checkpoint)
+        self.metrics = MetricsFile(run.folder / "metrics.jsonl", self.step) if run.is_main else None
+        learner.model.train()
+        self.bar = tqdm(
+            total=self.max_steps, initial=self.step, desc=objective.verb, unit="step", disable=not run.is_main
+        )
+
+    def _load(self, checkpoint: Path) -> None:
+        learner, state = self.learner, checkpoints.load_loop(checkpoint)
+        folder = checkpoint / checkpoints.STATE
+        checkpoints.load_optimizer(folder / "optimizer", self.plain, learner.optimizer, self.is_distributed)
+        self.step, self.tokens, self.clock.seconds = (state[key] for key in ("step", "tokens", "seconds"))
+        self.is_budgeted, self.saved = state["is_budgeted"], state["step"]
+        self.skipped, self.in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        nothing = [0.0] * 4  # of a source that the recipe did not have then
+        known = [state["since_log"].get(name, nothing) for name in learner.stream.names]
+        self.since_log = torch.tensor(known, dtype=torch.float64)
+        learner.objective.load(folder, state, self.is_distributed)
+        streams = shared_out_anew(state, self.accelerator.num_processes)
+        learner.stream.load_state_dict(streams[self.accelerator.process_index])
+
+    def is_due(self, every: int) -> bool:
+        """Whether this step is a multiple of `every`, or the last."""
+        return self.step % every == 0 or self.step == self.max_steps
+
+    def take_step(self, preemption: Preemption) -> bool:
+        """One optimiser step on the next rows; False where the data have ended, which makes this step the last."""
+        learner, clock, objective = self.learner, self.clock, self.learner.objective
+        clock.start()
+        self.rate = learning_rate(self.step, self.max_steps, self.optim)
+        set_learning_rate(learner.optimizer, self.rate)
+        rows = _take(self.accelerator, learner.stream, objective.micro * objective.accumulation)
+        clock.waited += clock.running
+        if rows is None:
+            require(self.step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
+            self.bar.write(f"The data end after step {self.step}, as the recipe says.")
+            self.max_steps = self.step
+            return False
+        sums, self.preempted = _gradients(self.accelerator, learner, rows, preemption.asked)
+        self.figures = objective.figures(sums.sum(0).tolist())
+        limit = self.optim.max_grad_norm or math.inf
+        self.norm = float(self.accelerator.clip_grad_norm_(learner.model.parameters(), limit))
+        self.is_finite = math.isfinite(self.figures["loss"]) and math.isfinite(self.norm)
+        if self.is_finite:
+            learner.optimizer.step()
+            objective.stepped(self.step + 1)
+            self.since_log += sums
+            self.in_a_row = 0
+        else:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            self._refuse_many()
+        learner.optimizer.zero_grad(set_to_none=True)
+        self.step, self.tokens = self.step + 1, self.tokens + objective.tokens_per_step
+        clock.stop()
+        self._budget()
+        self.bar.update()
+        return True
+
+    def _refuse_many(self) -> None:
+        if self.in_a_row > self.args.max_skipped_steps:
+            good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+            raise ValueError(
+                f"The loss or its gradient is not finite at step {self.step + 1} (loss {self.figures['loss']}, norm "
+                f"{self.norm}), as in the {self.args.max_skipped_steps} steps before; {good}. Lower --learning_rate or "
+                "lengthen --warmup_steps."
+            )
+
+    def _budget(self) -> None:
+        """Lower `max_steps` once to what fits into --max_minutes, when the first steps have shown their time."""
+        if not self.is_budgeted and self.step >= 5 and self.clock.taken >= 2:
+            self.is_budgeted = True
+            fitting = self.step + self.clock.steps_in(self.args.max_minutes * 60)
+            self.bar.total = self.max_steps = min(self.max_steps, broadcast_object_list([fitting])[0])
+
+    def log(self) -> None:
+        clock, stream = self.clock, self.learner.stream
+        ratios = update_ratios(self.plain, self.learner.optimizer)  # all ranks call it: weights may be sharded
+        if self.metrics:
+            row = {"step": self.step, "tokens": self.tokens, "flops": self.tokens * clock.flops_per_token}
+            figures = {key: value for key, value in self.figures.items() if self.is_finite or key != "loss"}
+            row |= {key: value and finite(value) for key, value in figures.items()}
+            row |= {"learning_rate": self.rate, "grad_norm": finite(self.norm)}
+            row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(self.device)}
+            row |= {"skipped_steps": self.skipped, "sources": _by_source(stream, self.since_log)}
+            self._write(row, f"{log_line(row)} | ETA {clock.left(self.max_steps - self.step)}")
+            if row["data_wait"] > STARVED and not self.has_starved:
+                self.has_starved = True  # printed once: every row of the metrics has the share
+                self.bar.write(self.learner.objective.starved(row["data_wait"]))
+        clock.reset()
+        self.since_log.zero_()
+
+    def validate(self) -> None:
+        learner = self.learner
+        row = learner.objective.validate(self.accelerator, learner.model, self.run.folder, self.step)
+        if self.metrics:
+            self._write({"step": self.step, "tokens": self.tokens} | row, f"validation {validation_line(row)}")
+
+    def _write(self, row: dict, line: str) -> None:
+        self.metrics.write(row)
+        self.accelerator.log(flat(row), step=self.step)
+        self.bar.write(f"step {self.step}/{self.max_steps} | {line}")
+
+    def save(self) -> None:
+        """Write a checkpoint; every rank calls it."""
+        accelerator, learner, run, is_distributed = self.accelerator, self.learner, self.run, self.is_distributed
+        state = {"step": self.step, "max_steps": self.max_steps, "seconds": self.clock.seconds}
+        state |= {"skipped_steps": self.skipped, "skipped_in_a_row": self.in_a_row}
+        state |= {"tokens": self.tokens, "is_budgeted": self.is_budgeted, "asked_steps": self.args.max_steps}
+        state |= {"since_log": dict(zip(learner.stream.names, self.since_log.tolist(), strict=True))}
+        state |= learner.objective.state_dict(self.step)
+        streams = gather_object([learner.stream.state_dict()])
+        keep, wait, spared = self.args.keep_checkpoints, accelerator.wait_for_everyone, learner.objective.spared()
+        with learner.objective.saved_weights():
+            weights = accelerator.get_state_dict(learner.model)  # whole, on the first process
+            with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
+                inside = folder / checkpoints.STATE
+                checkpoints.save_optimizer(inside / "optimizer", self.plain, learner.optimizer, is_distributed)
+                learner.objective.save(inside, is_distributed)
+                if run.is_main:
+                    self.plain.save_pretrained(folder, state_dict=weights)
+                    if learner.processor is not None:
+                        learner.processor.save_pretrained(folder)
+                    state |= {"world": accelerator.num_processes, "fingerprints": learner.stream.fingerprints}
+                    state |= {"versions": surroundings(accelerator), "streams": streams}
+                    checkpoints.save_loop(folder, state)
+        self.checkpoint, self.saved = run.folder / "checkpoints" / f"step_{self.step:06d}", self.step
+
+
+def _gradients(accelerator, learner: Learner, rows: list, asked: bool) -> tuple[torch.Tensor, bool]:
+    """The gradients of a step, the mean over the rows of all ranks.
+
+    Args:
+        rows: [(source, row)] of this rank.
+        asked: whether SIGTERM has reached this rank.
+    Returns:
+        (sources, 4) float64 on the CPU: the objective's sums by source, over all ranks; whether SIGTERM has reached any
+        rank.
+    """
+    device, objective, model = accelerator.device, learner.objective, learner.model
+    micro, accumulation = objective.micro, objective.accumulation
+    sums = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
+    for k in range(accumulation):
+        batch = rows[k * micro : (k + 1) * micro]
+        # Gradients are exchanged once a step, in the last micro-batch.
+        with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
+            loss, of_rows = objective.losses(model, [row for _, row in batch], device)
+            accelerator.backward(loss)
+        sums.index_add_(0, torch.tensor([source for source, _ in batch]), of_rows)
+    if accelerator.num_processes == 1:
+        return sums, asked
+    shared = torch.cat([sums.flatten(), torch.tensor([asked], dtype=torch.float64)])
+    shared = accelerator.reduce(shared.to(device, torch.float32), "sum").double().cpu()
+    return shared[:-1].view_as(sums), bool(shared[-1])
+
+
+def _take(accelerator, stream: RowStream, count: int) -> list | None:
+    """The rows of a step; None for all ranks where the data have ended for one."""
+    rows = stream.take(count)
+    if not stream.is_indexed and accelerator.num_processes > 1:  # pixels may end on one rank first
+        ended = torch.tensor(float(rows is None), device=accelerator.device)
+        rows = None if accelerator.reduce(ended, "sum").item() else rows
+    return rows
+
+
+def _by_source(stream: RowStream, sums: torch.Tensor) -> dict:
+    """Name -> realised share and epochs so far, and the mean loss since the last log line (None: no row of it)."""
+    means = [total / codes if codes else None for total, codes, *_ in sums.tolist()]
+    return {name: facts | {"loss": mean} for (name, facts), mean in zip(stream.shares().items(), means, strict=True)}

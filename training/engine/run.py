@@ -1,0 +1,256 @@
+"""The life of a run folder: where a run starts or resumes, its processes, its files, SIGTERM, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+
+from tokenization.files import write_whole
+from training.args import PREEMPTED, RunArgs, read_recipe, require, write_recipe
+from training.engine import checkpoints
+from training.engine.changes import changed_settings, changed_surroundings
+from training.engine.device import make_accelerator, require_free_port, require_together, surroundings, versions
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A run before its processes have started.
+
+    Fields:
+        is_resumed: `--resume` named the folder.
+        checkpoint: the newest valid checkpoint of a resumed run; None where training starts at step 0.
+    """
+
+    verb: str
+    folder: Path
+    is_resumed: bool
+    checkpoint: Path | None
+
+    def changes(self, *settings, **which) -> list[str]:
+        """`changed_settings` of a resumed run; none of a run that starts at step 0."""
+        return [] if self.checkpoint is None else changed_settings(read_recipe(self.folder), *settings, **which)
+
+
+def begin(verb: str, args, resumed: Path | None, name: str | None = None) -> Beginning:
+    """The run to start or to resume, checked before there is a process group or a model.
+
+    Args:
+        args: has `recipe` and `output_dir`.
+        resumed: the folder that `--resume` names.
+        name: of a new folder without a recipe; by default the verb.
+    Raises:
+        ValueError: the output folder is not empty, or `accelerate launch` was given fp16.
+    """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    require(precision != "fp16", "fp16 needs a loss scale, which checkpoints do not keep; train in bf16 or no.")
+    if resumed is not None:
+        found = checkpoints.steps(resumed)
+        return Beginning(verb, resumed, True, found[-1] if found else None)
+    name = Path(args.recipe).stem if args.recipe else name or verb
+    run = Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
+    occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
+    require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
+    return Beginning(verb, run, False, None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose processes have started.
+
+    Fields:
+        folder: the same in every process.
+        checkpoint: the newest undamaged checkpoint of a resumed run: everything after it is as if the run had never
+            stopped. None where training starts at step 0.
+        max_steps: of the schedule.
+        changes: sentences of `Beginning.changes`.
+    """
+
+    verb: str
+    folder: Path
+    accelerator: Accelerator
+    checkpoint: Path | None
+    max_steps: int
+    changes: list[str]
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def machine(self) -> str:
+        """Processes, device and precision, for people."""
+        accelerator = self.accelerator
+        precision = f"mixed precision: {accelerator.mixed_precision}"
+        return f"{accelerator.num_processes} x {accelerator.device.type} ({precision})"
+
+    def report_changes(self, fingerprints: dict[str, str] | None = None, is_indexed: bool = True) -> None:
+        """Print what is not as it was when the checkpoint was written, and append it to RUN/changes.txt.
+
+        Args:
+            fingerprints: source -> what its rows depend on (`RowStream.fingerprints`).
+            is_indexed: the rows are the same for any number of processes (`RowStream.is_indexed`).
+        """
+        if self.checkpoint is None or not self.is_main:
+            return
+        saved = checkpoints.load_loop(self.checkpoint)
+        now = {"world": self.accelerator.num_processes, "fingerprints": fingerprints or {}}
+        now["versions"] = surroundings(self.accelerator)
+        sentences = self.changes + changed_surroundings(saved, now, is_indexed)
+        if sentences:
+            text = f"Resumed after step {saved['step']} with changes:\n" + "".join(f"- {each}\n" for each in sentences)
+            with (self.folder / "changes.txt").open("a") as file:
+                file.write(text)
+            print(text.rstrip())
+
+    def announce(self, what: str, *settings) -> None:
+        """Write recipe.yaml and versions.json, print what is trained, and start the trackers of `--report_to`."""
+        if self.is_main:
+            write_recipe(self.folder, *settings)
+            text = json.dumps(versions(self.accelerator.device), indent=2) + "\n"
+            write_whole(self.folder / "versions.json", lambda path: path.write_text(text))
+            print(f"{self.folder}: {what}", flush=True)
+        if self.accelerator.log_with:
+            tracked = [asdict(concern) for concern in settings if not isinstance(concern, RunArgs)]
+            config = {key: value for concern in tracked for key, value in concern.items()}
+            self.accelerator.init_trackers("toto", config=config)
+
+
+@contextlib.contextmanager
+def running(
+    beginning: Beginning,
+    args,
+    changes: list[str],
+    *,
+    report_to: str | None = None,
+    push_to: str | None = None,
+) -> Iterator[Run]:
+    """The processes of a run, from their start to their end.
+
+    What refers to a prepared model must be gone when the body ends (keep it in a function of its own): what holds the
+    process group goes first, else the end of the group may wait, holding Python's lock, for a thread of gloo's that
+    waits for that lock.
+
+    Args:
+        args: has `max_steps` and `seed`.
+        report_to: an Accelerate tracker.
+        push_to: the repository that the run will be pushed to; created now, since a missing token is better known
+            before the training than after it.
+    Raises:
+        ValueError: processes that would work alone, a port in use, an unknown tracker. OSError: a run folder or a
+            repository that cannot be written. FileNotFoundError: every checkpoint is damaged.
+    """
+    require_free_port()
+    if os.environ.get("RANK", "0") == "0":
+        _require_writable(beginning.folder)
+    accelerator = make_accelerator(log_with=report_to, project_dir=str(beginning.folder))
+    try:
+        require_together(accelerator.num_processes)
+        require(
+            report_to is None or bool(accelerator.log_with),
+            f"--report_to {report_to}: Accelerate has no such tracker, or it is not installed.",
+        )
+        folder = Path(broadcast_object_list([str(beginning.folder)])[0])  # a name with the time differs by process
+        if push_to is not None and accelerator.is_main_process:
+            from training.publish.push import create_repo
+
+            create_repo(push_to)
+        checkpoint, max_steps = None, args.max_steps
+        if beginning.checkpoint is not None:
+            checkpoint = _newest_sound(accelerator, folder)
+            saved = checkpoints.load_loop(checkpoint)
+            # --max_minutes may have lowered what was asked for, which the recipe does not know.
+            max_steps = saved["max_steps"] if max_steps == saved.get("asked_steps") else max_steps
+        elif beginning.is_resumed and accelerator.is_main_process:
+            print(f"{folder} has no checkpoint yet, so it begins anew.")
+        set_seed(args.seed)
+        yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes)
+    finally:
+        accelerator.free_memory()
+        accelerator.end_training()
+
+
+class Preemption:
+    """Notes SIGTERM, which a scheduler sends before it takes the machine away; `asked` from then on."""
+
+    def __init__(self):
+        self.asked = False
+        self._before = None
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_) -> None:
+        self.asked = True
+
+
+def end_run(run: Run, last: Path, best: Path | None) -> None:
+    """Print what was written.
+
+    Args:
+        last: the last checkpoint. best: the one that `--model RUN` takes; None where SIGTERM ended the training.
+    Raises:
+        SystemExit: with PREEMPTED, after SIGTERM.
+    """
+    if run.is_main:
+        print(f"wrote {last}")
+        if best is None:
+            print(f"stopped by SIGTERM; go on with: toto {run.verb} --resume {run.folder}")
+        elif best != last:
+            print(f"best on validation, and what `--model {run.folder}` takes: {best}")
+    if best is None:
+        raise SystemExit(PREEMPTED)
+
+
+def publish(run: Run, best: Path, push_to: str | None) -> None:
+    """Write media.json, so that what the model saw stays known when its shards or its first weights are gone; push."""
+    if not run.is_main:
+        return
+    from training.publish.media_seen import write_media
+
+    try:
+        write_media(run.folder, run.folder)
+    except (OSError, ValueError) as error:
+        print(f"no record of what the run saw was kept: {error}")
+    if push_to is not None:
+        from training.publish.push import push_folder
+
+        print(f"pushed {push_folder(best, push_to)}")
+
+
+def _newest_sound(accelerator: Accelerator, folder: Path) -> Path:
+    """The newest checkpoint whose checksums hold, the same in every process; damaged ones are reported."""
+    sound = [None]
+    if accelerator.is_main_process:
+        checkpoint, damaged = checkpoints.newest_sound(folder)
+        sound = [str(checkpoint)]
+        print("".join(f"{sentence}\n" for sentence in damaged), end="")
+    return Path(broadcast_object_list(sound)[0])
+
+
+def _require_writable(run: Path) -> None:
+    """Make the run folder. Raises OSError where it cannot be written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"The run folder {run} cannot be written ({error.strerror}); name another --output_dir."
+        ) from error

@@ -1,0 +1,103 @@
+"""Labelled clips in memory, as ids or as pixels, and the numbers of their classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tokenization.sources.labelled import check_labels, number_classes
+from tokenization.video import Clip
+from training.args import require
+from training.rows.labelled_media import Split
+
+# Clips tokenized at a time.
+BATCH = 16
+
+
+class Clips:
+    """Clips of a split in memory: `codes` (N, T, h, w), or `frames` uint8 (N, T, S, S, 3), or items to decode anew.
+
+    labels: (N,) numbers of `classes` (None: not named), or text until `same_classes` numbers it (`is_text`). sources:
+    file or row of each. skipped: [{"source", "why"}].
+
+    Args:
+        processor: tokenizes them at once; None keeps what there is of pixels.
+        is_kept: whether pixels are decoded once and kept, or when they are asked for.
+    Raises:
+        ValueError: nothing to read, or a label that is missing, hidden, or out of range.
+    """
+
+    def __init__(self, split: Split, column: str, processor=None, is_kept: bool = True):
+        self.name, self.kind, self.codes, self.frames, self.items = split.name, split.source.kind, None, None, None
+        self.classes = split.source.label_names.get(column) or None
+        self.sources, self.skipped, labels = [], [], []
+        self.is_text = column in split.source.text_labels
+        missing = "" if self.is_text else -1
+        if is_kept or processor is not None:
+            frames, codes = [], []
+            for name, clip in self._decoded(split):
+                labels.append(clip.labels.get(column, missing))
+                self.sources.append(name)
+                frames.append(clip.frames)
+                if processor is not None and len(frames) == BATCH:
+                    codes.append(_encode(processor, frames))
+                    frames = []
+            if processor is not None:
+                codes += [_encode(processor, frames)] if frames else []
+                self.codes = np.concatenate(codes) if codes else None
+            elif frames:
+                self.frames = np.stack(frames)
+        else:
+            require(
+                split.source.lists_paths and split.source.expected is None,
+                f"{self.name} is no folder of files, which alone can be decoded when needed: take --decode once.",
+            )
+            self.items = list(split)
+            for item in self.items:
+                labels.append(item.labels.get(column, missing))
+                self.sources.append(item.name)
+        why = f" ({len(self.skipped)} skipped; the first: {self.skipped[0]['why']})" if self.skipped else ""
+        require(bool(labels), f"No clip of {self.name} could be read{why}; check --dataset, --num_frames and --stride.")
+        self.labels = np.array(labels)
+        check_labels(self.labels, self.classes, column, self.name, self.sources)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _decoded(self, split: Split) -> Iterator[tuple[str, Clip]]:
+        count = split.source.expected if split.items is None else len(split.items)
+        for item in tqdm(split, total=count, desc=f"reading {self.name}", unit="item"):
+            try:
+                for clip in item.clips():
+                    yield item.name, clip
+            except (ValueError, OSError) as error:
+                self.skipped.append({"source": item.name, "why": str(error)})
+
+    def pixels(self, index: int) -> tuple[np.ndarray, int]:
+        """(uint8 (T, S, S, 3), label) of a clip whose pixels are kept or decoded anew; of a bad file the next one's."""
+        if self.items is None:
+            return self.frames[index], int(self.labels[index])
+        for number in [*range(index, len(self)), *range(index)]:
+            item = self.items[number]
+            try:
+                return next(iter(item.clips())).frames, int(self.labels[number])
+            except (ValueError, OSError) as error:
+                warnings.warn(f"{item.name}: {error} The next file stands in.", stacklevel=2)
+        raise ValueError(f"Nothing of {self.name} can be decoded.")
+
+
+def _encode(processor, frames: list[np.ndarray]) -> np.ndarray:
+    """Clips (T, R, R, 3) -> codes (B, T, h, w) uint16."""
+    codes = processor.encode_frames(np.concatenate(frames))
+    return codes.numpy().astype(np.uint16).reshape(len(frames), -1, *codes.shape[1:])
+
+
+def same_classes(splits: list[Clips], column: str) -> list[str]:
+    """Give all splits the same class numbers, in place; returns the names of the classes."""
+    numbered, names = number_classes(column, [split.labels for split in splits], [split.classes for split in splits])
+    for split, labels in zip(splits, numbered, strict=True):
+        split.labels = labels
+    return names

@@ -1,0 +1,210 @@
+"""Sources to batches of frames for the tokenizers: endless, mixed, the same again after a resume."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.args import require
+from training.rows.shard_rows import is_held_out
+
+if TYPE_CHECKING:
+    from tokenization.sampling import Sampling
+from tokenization.video import Clip
+
+# Frames are shuffled among so many batches: enough scenes for a batch, little memory (25 MB at 64 pixels, batch 32).
+CHUNK = 16
+# Four frames a clip: neighbours are nearly equal, and a batch should show many scenes.
+FRAMES_PER_CLIP = 4
+
+
+class FrameStream:
+    """Endless uint8 batches (B, R, R, 3), the sources drawn in turn and shuffled in chunks of 16 batches.
+
+    `state_dict()` after a batch and `load_state_dict` make the next batch the same: a chunk is read again from where it
+    began. Batches are made in a thread, a few ahead.
+    """
+
+    def __init__(
+        self,
+        datasets: list[str],
+        split: str,
+        resolution: int,
+        batch_size: int,
+        *,
+        crops: int = 1,
+        hold_out: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        """
+        Args:
+            hold_out: leave one item in 20 out, those of `held_out_frames` of the same split.
+            rank, world: this process takes every world-th item.
+        """
+        self.datasets, self.split, self.resolution, self.batch_size = datasets, split, resolution, batch_size
+        self.crops, self.hold_out, self.seed, self.rank, self.world = crops, hold_out, seed, rank, world
+        self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0, 0] for _ in datasets]}
+
+    def _clips(self, dataset: str, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
+        share = {"rank": self.rank, "world": self.world}
+        sampling = Sampling(FRAMES_PER_CLIP, resolution=self.resolution, crops=self.crops, seed=self.seed)
+        for clip, after in clips(dataset, self.split, position, sampling, hold_out=self.hold_out, **share):
+            yield clip.frames, after
+
+    def _make(self) -> Iterator[tuple[np.ndarray, dict]]:
+        """(batch, state after it)."""
+        state = self._state
+        positions = [list(position) for position in state["positions"]]
+        streams = [self._clips(dataset, position) for dataset, position in zip(self.datasets, positions, strict=True)]
+        chunk, first = state["chunk"], state["batch"]
+        while True:
+            began, frames = json.loads(json.dumps(positions)), []
+            count = 0
+            while count < CHUNK * self.batch_size:
+                for i, stream in enumerate(streams):
+                    clip, positions[i] = next(stream)
+                    frames.append(clip)
+                    count += len(clip)
+            frames = np.concatenate(frames)
+            order = np.random.default_rng([self.seed, self.rank, chunk]).permutation(len(frames))
+            for batch in range(first, CHUNK):
+                after = {"chunk": chunk, "batch": batch + 1, "positions": began}
+                yield frames[order[batch * self.batch_size :][: self.batch_size]], after
+            chunk, first = chunk + 1, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for batch, state in prefetch(self._make()):
+            self._state = state
+            yield batch
+
+    def state_dict(self) -> dict:
+        """Where the stream stands, as JSON."""
+        return self._state
+
+    def load_state_dict(self, state: dict) -> None:
+        self._state = state
+
+
+def clips(
+    dataset: str,
+    split: str | None,
+    position: list[int],
+    sampling: Sampling,
+    *,
+    rank: int,
+    world: int,
+    hold_out: bool = False,
+    only_held_out: bool = False,
+    repeat: bool = True,
+    **columns,
+) -> Iterator[tuple[Clip, list[int]]]:
+    """(clip, where the next one begins) of this process's share of a source: every world-th item.
+
+    Folders are shuffled anew in every epoch, and random crops are other ones; parquet and tar files are read in the
+    order in which they were written.
+
+    Args:
+        position: [epoch, items before, clips of the item]; [0, 0, 0] is the beginning.
+        hold_out, only_held_out: leave out one item in 20, or take nothing else.
+        repeat: begin a new epoch when all was read; else the iteration ends.
+        sampling: its seed draws the crops of the first epoch, and the order of every epoch.
+        columns: `image_column` and `kind` of `open_source`.
+    Raises:
+        ValueError: nothing in the source can be read.
+    """
+    from tokenization.sources.open import open_source
+
+    epoch, items_before, clips_before = position
+    while True:
+        opened = open_source(dataset, split, replace(sampling, seed=sampling.seed + epoch), limit=10**9, **columns)
+        items = _items(opened)
+        if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
+            items = list(items)
+            np.random.default_rng([sampling.seed, epoch]).shuffle(items)
+        found = items_before > 0 or clips_before > 0
+        for index, item in enumerate(items):
+            if index < items_before or index % world != rank:
+                continue
+            if (hold_out or only_held_out) and is_held_out(item.name) != only_held_out:
+                continue
+            for count, clip in enumerate(_clips_of(item), start=1):
+                found = True
+                if index > items_before or count > clips_before:
+                    yield clip, [epoch, index, count]
+        share = (
+            f" in the share of process {rank} of {world}: are there fewer files than processes?" if world > 1 else "."
+        )
+        require(found, f"No clip of '{dataset}' could be read{share}")
+        if not repeat:
+            return
+        epoch, items_before, clips_before = epoch + 1, 0, 0
+
+
+def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
+    """Run a generator in a thread, `depth` items ahead; its end, or its exception, comes out here."""
+    ready: queue.Queue = queue.Queue(depth)
+    end = object()
+
+    def work():
+        try:
+            for batch in batches:
+                ready.put(batch)
+            ready.put(end)
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (item := ready.get()) is not end:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_held_out: bool = False) -> np.ndarray:
+    """Frames to evaluate on, the first of a file or row each: uint8 (N, R, R, 3).
+
+    Args:
+        only_held_out: of a split that is also trained on, take the items that `FrameStream(hold_out=True)` leaves out.
+    """
+    from tokenization.sources.open import open_source
+
+    frames = []
+    sampling = Sampling(num_frames=1, resolution=resolution)
+    for item in _items(open_source(dataset, split, sampling, limit=10**9)):
+        if not only_held_out or is_held_out(item.name):
+            frames.extend(clip.frames for clip in itertools.islice(_clips_of(item), 1))
+        if len(frames) == count:
+            break
+    require(
+        bool(frames),
+        f"'{dataset}' has no clip to measure on: none of its {split} split could be read"
+        + (
+            ", or it is too small for one item in 20 to be held out; name another split with --eval_split."
+            if only_held_out
+            else "."
+        ),
+    )
+    return np.concatenate(frames)
+
+
+def _items(source) -> Iterator:
+    """All items of a source, undecoded."""
+    return itertools.chain.from_iterable(map(source.list_items, range(source.num_shards)))
+
+
+def _clips_of(item) -> Iterator[Clip]:
+    """The clips of an item; a bad file costs only itself."""
+    try:
+        yield from item.clips()
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{item.name}: {error}", stacklevel=2)

@@ -1,0 +1,6 @@
+"""`python -m training.sweep`."""
+
+from toto_cli import run
+from training.sweep.command import main
+
+run(main)
