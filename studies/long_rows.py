@@ -1,8 +1,8 @@
-"""What going on beyond the context costs: negative log-likelihood per frame, states kept against made afresh.
+"""The cost of going beyond the context: negative log-likelihood per frame, with cached states kept or recomputed.
 
-`generate_frames` drops the oldest frames of a row that outgrows the model and keeps the cached states of the others.
-Those were computed when the dropped frames could be seen; encoding the frames afresh is the exact reference. Here both
-predict the same true clips: `python -m studies.long_rows --model M --num_frames 64 --output results/long_rows.json`.
+`generate_frames` drops the oldest frames of a row that outgrows the context and keeps the cached states of the others.
+Those were computed with attention to the dropped frames; recomputing them is the exact reference. Here both predict
+the same true clips: `python -m studies.long_rows --model M --num_frames 64 --output results/long_rows.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 @dataclass(frozen=True)
 class LongRowsArgs:
     model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
-    output: str = field(metadata={"help": "The .json to write; a plot (.png) is put beside it."})
+    output: str = field(metadata={"help": "The .json to write; a plot (.png) is written next to it."})
     dataset: str = field(
         default="toyworld", metadata={"help": "Clips: toyworld[:VARIANT], a folder, a file, a Hub id."}
     )
@@ -24,9 +24,7 @@ class LongRowsArgs:
     num_clips: int = field(default=32, metadata={"help": "Clips to score."})
     drop_frames: list[int] = field(
         default_factory=list,
-        metadata={
-            "help": "Oldest frames that leave at a time, several are compared; a quarter of the context by default."
-        },
+        metadata={"help": "Oldest frames to drop at a time; several numbers are compared (default: a quarter)."},
     )
     batch_size: int = field(default=8, metadata={"help": "Clips at a time."})
     stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
@@ -36,19 +34,19 @@ class LongRowsArgs:
         if self.num_clips < 2:
             raise ValueError(f"--num_clips is {self.num_clips}; an interval needs at least 2.")
         if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be 1 or more, not {self.batch_size}.")
+            raise ValueError(f"--batch_size is {self.batch_size}; it must be at least 1.")
         if Path(self.output).suffix != ".json":
             raise ValueError(f"--output {self.output} must end in .json.")
 
 
 def score_ways(model, rows, drop_frames: list[int], batch_size: int = 8, progress: bool = False) -> list[dict]:
-    """Score the same rows with every number of dropped frames, states kept and made afresh.
+    """Score the same rows with every number of dropped frames, with states kept and recomputed.
 
     Args:
         model: a TotoForCausalLM. rows: (N, 1 + F * tokens_per_frame) ids, F beyond the model's context.
-        drop_frames: numbers of frames that leave at a time.
+        drop_frames: numbers of frames that dropped at a time.
     Returns:
-        One dict for each: drop_frames; kept and recomputed, float32 numpy (N, F), nats a code of every frame;
+        One dict for each: drop_frames; kept and recomputed, float32 numpy (N, F), nats per code of every frame;
         kept_seconds and recomputed_seconds, of the scoring.
     """
     import numpy as np
@@ -80,7 +78,7 @@ def mean_interval(values, seed: int = 0, samples: int = 10_000) -> dict:
 def summary(result: dict, context: int) -> dict:
     """The numbers of one of `score_ways`' results, for a model that sees `context` frames.
 
-    Frames inside the context are the same both ways. Beyond it: mean nats a code of each way, and their paired
+    Frames inside the context are the same both ways. Beyond it: mean nats per code of each way, and their paired
     difference (kept minus recomputed, above 0: keeping costs), each over clips.
     """
     kept, recomputed = result["kept"], result["recomputed"]
@@ -108,10 +106,10 @@ def plot(path: str | Path, title: str, ways: list[dict], context: int) -> None:
     for axes, way in zip(panels, ways, strict=True):
         lines = way["nats_per_frame"]
         frames = range(1, len(lines["kept"]) + 1)
-        axes.plot(frames, lines["recomputed"], color=MODEL, lw=2.2, label="frames that stay encoded afresh (exact)")
-        axes.plot(frames, lines["kept"], color=UNTRAINED, lw=1.6, ls=(0, (4, 2)), label="states kept, keys turned")
+        axes.plot(frames, lines["recomputed"], color=MODEL, lw=2.2, label="states recomputed (exact)")
+        axes.plot(frames, lines["kept"], color=UNTRAINED, lw=1.6, ls=(0, (4, 2)), label="states kept, keys rotated")
         axes.axvline(context + 0.5, color=GREY, lw=1, ls=(0, (1, 2)))
-        axes.set_title(f"{way['drop_frames']} oldest leave at a time", loc="left", fontsize=10)
+        axes.set_title(f"{way['drop_frames']} oldest frames dropped at a time", loc="left", fontsize=10)
         axes.set_ylabel("nats per code")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].annotate(
@@ -153,7 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     processor = TotoProcessor.from_pretrained(path).to(device)
     context = model.config.context_frames
     if args.num_frames <= context:
-        raise ValueError(f"--num_frames is {args.num_frames}, which the model's {context} frames hold; ask for more.")
+        raise ValueError(
+            f"--num_frames is {args.num_frames}, within the model's context of {context} frames; give more."
+        )
     drop_frames = args.drop_frames or [frames_to_drop(model.config, None)]
     start = torch.tensor([[model.config.bos_token_id]])
     for drop in drop_frames:  # before the clips are read
@@ -186,8 +186,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     picture = Path(args.output).with_suffix(".png")
     plot(picture, f"{args.model}: {len(clips)} clips of {args.dataset}, {context} frames of context", ways, context)
-    print(f"nats a code, mean over {len(clips)} clips [95 % interval]; frames beyond the {context} of the context")
-    print(f"{'leave at a time':>15}  {'kept':>24}  {'encoded afresh':>24}  {'difference':>26}  seconds")
+    print(f"nats per code, mean over {len(clips)} clips [95 % interval]; frames beyond the {context} of the context")
+    print(f"{'dropped at a time':>15}  {'kept':>24}  {'recomputed':>24}  {'difference':>26}  seconds")
     for way in ways:
         cells = [way["beyond"]["kept"], way["beyond"]["recomputed"], way["kept_minus_recomputed"]]
         text = "  ".join(f"{c['mean']:8.4f} [{c['ci95'][0]:.4f}, {c['ci95'][1]:.4f}]" for c in cells)

@@ -1,4 +1,4 @@
-"""What the files of a study answer to each of its questions: rows, differences, sentences, a figure of layers."""
+"""The answers of a study's files to its questions: rows, differences, sentences, and a figure of the layers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from evaluation.probe.tasks import TASKS
 from evaluation.report.comparisons import words
 from evaluation.report.figures import comparison_figure
 from evaluation.report.reading import controls, percent
-from studies.probing.rows import Difference, Seed, difference, files_of, interaction, interval, mean, read_seeds
+from studies.probing.rows import (
+    NO_DIFFERENCE,
+    Difference,
+    Seed,
+    difference,
+    files_of,
+    interaction,
+    interval,
+    mean,
+    read_seeds,
+)
 from studies.probing.sections import Section, Side
 from tokenization.sources.labelled import group_of
 from training.publish.media_seen import identify
 
 OVERLAP = ", but seeds overlap"
+# verdict -> what a sentence says
+RELATIONS = {"holds": "above", "fails": "below", NO_DIFFERENCE: "not significantly different from"}
 
 
 class Answer:
@@ -21,8 +33,8 @@ class Answer:
 
     results: all results by file.
     Attributes:
-        seeds: entry name -> its seeds, of those that have any. missing: names of the others.
-        differences: [(claim, `Difference`, whether seeds overlap though the verdict is clear)] of the claims told.
+        seeds: entry name -> its seeds, of entries that have any. missing: the other entries.
+        differences: [(claim, `Difference`, whether seeds overlap in spite of a clear verdict)] of the claims with data.
     """
 
     def __init__(self, section: Section, results: dict[Path, dict]):
@@ -45,12 +57,12 @@ class Answer:
         return found, overlap and found.verdict in ("holds", "fails")
 
     def sentences(self) -> list[str]:
-        """For each thing compared: what it is above, what it is below, and what it is not apart from."""
+        """For each side compared: what it is above, below, and not significantly different from."""
         found = []
         for better in dict.fromkeys(claim[0] for claim, *_ in self.differences):
-            mine = [(claim[1], *told) for claim, *told in self.differences if claim[0] == better]
+            mine = [(claim[1], *found) for claim, *found in self.differences if claim[0] == better]
             said = []
-            for verdict, relation in (("holds", "above"), ("fails", "below"), ("not apart", "not apart from")):
+            for verdict, relation in RELATIONS.items():
                 others = [
                     f"{name(worse)} ({points(each.value)}{OVERLAP * overlap})"
                     for worse, each, overlap in mine
@@ -59,11 +71,11 @@ class Answer:
                 said += [f"{relation} {words(others)}"] if others else []
             if said:
                 found.append(f"{name(better)} is {'; '.join(said)}.")
-        # Of a word such as iGPT the first letter stays small.
+        # A word such as iGPT keeps its small first letter.
         return [text[0].upper() + text[1:] if text.split()[0].rstrip(":").islower() else text for text in found]
 
     def rows(self) -> list[list[str]]:
-        """A row an entry; those without a file say so."""
+        """A row per entry; those without a file say "not run"."""
         found = []
         for entry in self.section.entries:
             seeds = self.seeds.get(entry.name)
@@ -88,9 +100,9 @@ class Answer:
         return found
 
     def by_group(self) -> list[str]:
-        """Where groups of the test were left out one by one: how each fared, and the differences with groups resampled.
+        """Scores per group, and differences with groups resampled, if test groups were left out one by one; else empty.
 
-        A line for the first entry, which every group is told of, and one for its comparisons; nothing elsewhere.
+        One line is on the first entry, with its score in every group, and one on its comparisons.
         """
         first = self.section.entries[0].name
         seeds = self.seeds.get(first, [])
@@ -103,29 +115,29 @@ class Answer:
         for name_, value in zip(groups, right, strict=True):
             each.setdefault(name_, []).append(value)
         shares = [f"{100 * sum(values) / len(values):.0f} % of {len(values)}" for values in each.values()]
-        found = [f"By recording, {name(first)} has right {words(shares)}."]
-        told = []
+        found = [f"Per recording, {name(first)} is correct on {words(shares)}."]
+        intervals = []
         for (better, worse), _, _ in self.differences:
             if better == first:
                 whole = difference(seeds, self.seeds[worse], self.section.metric, pattern)
                 if whole.why_unpaired is None:
-                    told.append(f"{worse} {points(whole.ci95[0])} to {points(whole.ci95[1])}")
-        if told and len(each) > 1:
+                    intervals.append(f"{worse} {points(whole.ci95[0])} to {points(whole.ci95[1])}")
+        if intervals and len(each) > 1:
             found.append(
-                f"With these {len(each)} resampled as wholes, too few for such an interval to be wide enough, "
-                f"that of its difference from each is: {words(told)}."
+                f"With these {len(each)} recordings resampled instead of clips (too few for intervals that are wide "
+                f"enough), the intervals of its differences are: {words(intervals)}."
             )
         return found
 
     def facts(self) -> list[str]:
-        """What was probed, from the files: data, counts, frames, heads; alike files in one sentence."""
+        """What was probed, from the files: data, counts, frames, heads; files that agree share a sentence."""
         found: dict[str, list[str]] = {}
         for file in dict.fromkeys(file for entry in self.section.entries for file in files_of(entry, self.results)):
             found.setdefault(fact(self.results[file]), []).append(f"`{file.stem}`")
-        return [f"{words(files)}: {told}" for told, files in found.items()]
+        return [f"{words(files)}: {text}" for text, files in found.items()]
 
     def figure(self):
-        """Accuracy per layer, means over seeds, of the entries that are to be drawn; None where there are no curves."""
+        """Mean accuracy over seeds per layer, of the entries to draw; None if there are no curves."""
         curves = {}
         for entry in self.section.entries:
             if entry.name in self.section.curves and entry.name in self.seeds:
@@ -160,7 +172,7 @@ def fact(result: dict) -> str:
         for key, part in (("n_train", "train"), ("n_validation", "validation"), ("n_test", "test"))
         if key in result
     ]
-    counts = counts[:-1] if len(counts) == 1 else counts  # of a fine-tuning the splits tell all three
+    counts = counts[:-1] if len(counts) == 1 else counts  # the splits of a fine-tuning list all three
     counts = counts or [f"{split['clips']:,} {part}" for part, split in data["splits"].items()]
     said = [f"{identify(data['dataset'], 'test')[0]}, {words(counts)} items"]
     task = TASKS.get(identify(data["dataset"], "test")[0])
@@ -172,7 +184,9 @@ def fact(result: dict) -> str:
     if pattern := data.get("leave_one_group_out"):
         kept = result["tasks"][result["label"]].get("predictions", {}).get("items", [])
         groups = len({group_of(item, pattern) for item in kept})
-        said.append(f"each of the {groups or ''} test groups scored by heads that saw the others".replace("  ", " "))
+        said.append(
+            f"each of the {groups or ''} test groups scored by heads trained on the others too".replace("  ", " ")
+        )
     if "layers" in result:
         heads = dict.fromkeys(row["head"].replace("_", " ") for row in result["layers"])
         said.append(f"{len({row['layer'] for row in result['layers']})} layers; heads: {words(list(heads))}")

@@ -1,4 +1,4 @@
-"""What of the probing study is committed: results without this machine's folders, and what each model cost."""
+"""What is committed of the probing study: results without this machine's folders, and the cost of each model."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def collect(steps: list[Step], data: Path, work: Path, output: Path) -> None:
         if "media" not in result:  # a result outlives the weights
             result["media"] = to_json(media_seen(result["model"]))
         if "tasks" in result:
-            result.pop("predictions", None)  # those of its label stand in tasks as well
+            result.pop("predictions", None)  # those of its label are in tasks as well
         else:  # a fine-tuning keeps them in a file of their own
             result["predictions"] = json.loads((file.parent / "predictions.json").read_text())
         write_compact(output / f"{name}.json", without_folders(result, data, work))
-    told = read_costs(output)  # of models and searches that another machine may hold
+    known = read_costs(output)  # of models and searches that may be on another machine
     found = without_folders(costs(steps, work), data, work)
     for model, losses in found["search"].items():
-        losses = told.get("search", {}).get(model, {}) | losses
+        losses = known.get("search", {}).get(model, {}) | losses
         found["search"][model] = dict(sorted(losses.items(), key=lambda row: float(row[0])))
-    found |= {part: told.get(part, {}) | found[part] for part in ("models", "search", "steps")}
+    found |= {part: known.get(part, {}) | found[part] for part in ("models", "search", "steps")}
     write_compact(output / "costs.json", found)
 
 
@@ -51,10 +51,10 @@ def read_costs(output: Path) -> dict:
 
 
 def add_floors(result: dict, floors: dict) -> None:
-    """Put the floors of another probe of the same test images beside those of a result, in place.
+    """Add the floors of another probe of the same test images to a result, in place.
 
     Raises:
-        ValueError: other images.
+        ValueError: the probes were tested on different images.
     """
     import numpy as np
 
@@ -64,7 +64,7 @@ def add_floors(result: dict, floors: dict) -> None:
         other = floors["tasks"][label]
         kept, theirs = task["predictions"], other["predictions"]
         if (kept["items"], kept["label"]) != (theirs["items"], theirs["label"]):
-            raise ValueError(f"{result['command']} and {floors['command']} were tested on other images; run both anew.")
+            raise ValueError(f"{result['command']} and {floors['command']} are of different images; run both again.")
         predicted, references = np.array(kept["predicted"]), np.array(kept["label"])
         rows = {name: (row, np.array(theirs["baselines"][name])) for name, row in other["baselines"].items()}
         versus = compare(task["best"], predicted, rows, references, kept["items"], result["seeds"]["heads"])
@@ -95,7 +95,7 @@ def costs(steps: list[Step], work: Path) -> dict:
     """{"models": {name: costs}, "search": {name: {rate: validation loss}}, "steps": {step: time}, ...}.
 
     Of a model: cpu_seconds of its steps; process_cpu_seconds of the whole command with reading and validation (None
-    where the study did not run it). What a Toto's tokens cost stands apart: training the tokenizer, and encoding.
+    if the study did not run it). The cost of a Toto's tokens, training the tokenizer and encoding, is separate.
     """
     times = work / "times"
     spent_by = {
@@ -123,7 +123,7 @@ def costs(steps: list[Step], work: Path) -> dict:
 
 
 def of_peer(run: Path) -> dict:
-    """From the study.json of a peer; charged are reading the pictures and, of an iGPT, finding its colours."""
+    """From the study.json of a peer; its costs include reading the pictures and, for an iGPT, finding its colours."""
     study = json.loads((run / "study.json").read_text())
     return study | {"charged_cpu_seconds": study["cpu_seconds"] + study["preparation_cpu_seconds"]}
 
@@ -131,8 +131,8 @@ def of_peer(run: Path) -> dict:
 def of_toto(run: Path, spent: float | None) -> dict:
     """From the metrics of a run of `toto pretrain`.
 
-    cpu_seconds are the wall clock of its steps times its threads, or where that is less, since other jobs shared the
-    core, the CPU time that the study measured: `spent`, None where it did not run it.
+    cpu_seconds is the wall-clock time of its steps times its threads, or the CPU time that the study measured (`spent`,
+    None if the study did not run it) if that is less, because other jobs shared the core.
     """
     from safetensors import safe_open
     from transformers import AutoConfig
@@ -148,7 +148,7 @@ def of_toto(run: Path, spent: float | None) -> dict:
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "learning_rate" in row][-1]
     sources, tokens_a_row = last["sources"], config.num_frames * config.tokens_per_frame
-    unique = sum(told["rows"] / max(1.0, told["epochs"]) for told in sources.values())
+    unique = sum(its["rows"] / max(1.0, its["epochs"]) for its in sources.values())
     versions = json.loads((run / "versions.json").read_text())
     wall = last["seconds"] * versions["threads"]
     return {
@@ -157,10 +157,10 @@ def of_toto(run: Path, spent: float | None) -> dict:
         "probed_parameters": parameters,
         "steps": last["step"],
         "images_seen": config.num_frames * sources.get("cifar10", {}).get("rows", 0),
-        "clips_seen": sum(told["rows"] for name, told in sources.items() if name != "cifar10"),
+        "clips_seen": sum(its["rows"] for name, its in sources.items() if name != "cifar10"),
         "tokens_seen": last["tokens"],
         "unique_tokens": round(unique * tokens_a_row),
-        "epochs": {name: told["epochs"] for name, told in sources.items()},
+        "epochs": {name: its["epochs"] for name, its in sources.items()},
         "flops": last["flops"],
         "cpu_seconds": wall if spent is None else min(wall, spent),
         "learning_rate": recipe["learning_rate"],

@@ -8,32 +8,34 @@ The same files give the same bytes. No number is written in this file or in `sec
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.report.comparisons import words
 from evaluation.report.page import MEDIA_HEAD, media_cells
 from studies.probing.answers import Answer
-from studies.probing.rows import files_of
+from studies.probing.rows import NO_DIFFERENCE, files_of
 from studies.probing.sections import COSTS, SECTIONS
 
 RESULTS, PAGE = "docs/studies/probing", "docs/results.md"
 COSTS_FILE = "costs.json"  # what the models of the study cost, next to its results
 READING = (
-    "How to read the numbers. The value of a model is the mean over its pre-training seeds, each of which stands "
-    "beside it. Brackets are 95 % intervals over test items, which are drawn anew (whole videos, where one gave "
-    "several clips) for all seeds at once; a difference is paired where both sides kept their predictions of the "
-    "same items, and says so where it is not. These intervals hold for the models that were trained. How much "
-    "another seed would change is not in them: a few seeds give no honest interval of their own, so their values are "
-    "shown, and a verdict says where the seeds of both sides overlap. A comparison *holds* when its whole interval "
-    "is above zero, *fails* when it is below, and is *not apart* otherwise. Layer, head and learning rate are chosen "
-    "on validation, inside each seed."
+    "How to read the numbers. The value of a model is the mean over its pre-training seeds; the value of each seed is "
+    "listed next to it. Brackets are 95 % intervals over test items (over whole videos, if one gave several clips), "
+    "resampled for all seeds at once. A difference is paired if both sides kept their predictions of the same items; "
+    "the tables say where it is not. The intervals hold for the models that were trained. They do not cover the "
+    "choice of seed: a few seeds are too few for an interval of their own, so their values are shown, and a verdict "
+    "says where the seeds of both sides overlap. A comparison *holds* if its whole interval is above zero and *fails* "
+    "if it is below; otherwise there is *no significant difference*. Layer, head and learning rate are chosen on "
+    "validation, for each seed."
 )
 # verdict -> of one comparison, of several
 COUNTED = {
     "holds": ("holds", "hold"),
     "fails": ("fails", "fail"),
-    "not apart": ("is not apart", "are not apart"),
+    NO_DIFFERENCE: ("shows no significant difference", "show no significant difference"),
     "no interval": ("has no interval", "have no interval"),
 }
 
@@ -51,34 +53,45 @@ class PageArgs:
     title: str = field(default="Results", metadata={"help": "title of the page"})
 
 
+def wrapped(block: str) -> str:
+    """A paragraph or list wrapped at 120 characters; tables, code, headings and images as they are."""
+    if block.startswith(("|", "```", "#", "![")):
+        return block
+    # A sign at the start of a line would begin a list, and so would a number with a full stop.
+    glued = re.sub(r" (?=(?:[-+*>]|\d+[.)]) )", "\0", block)
+    style = {"width": 120, "break_long_words": False, "break_on_hyphens": False}
+    lines = [textwrap.fill(line, **style, subsequent_indent="  " * line.startswith("- ")) for line in glued.split("\n")]
+    return "\n".join(lines).replace("\0", " ")
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def costs_lines(costs: dict) -> list[str]:
-    """What pre-training cost, in Markdown blocks; the tokenizer is charged to every Toto.
+    """What pre-training cost, in Markdown blocks; the cost of the tokenizer is added to every Toto.
 
     costs: {"models": {name: {key: number}}, "tokenizer_training_cpu_seconds": number, "steps": {step: {"cpu_seconds"}},
     "search": {model: {learning rate: validation loss}}}, all but the first optional.
     """
-    spent = {step: told["cpu_seconds"] for step, told in costs.get("steps", {}).items()}
+    spent = {step: time["cpu_seconds"] for step, time in costs.get("steps", {}).items()}
     encoding = [seconds for step, seconds in spent.items() if step.startswith("tokenize/")]
     training = costs.get("tokenizer_training_cpu_seconds")
     models = dict(costs["models"])
-    for model, told in models.items():
-        if told.get("kind") == "toto" and training is not None:
-            models[model] = told | {"charged_cpu_seconds": told["cpu_seconds"] + training + sum(encoding)}
-    columns = {key: heading for key, heading in COSTS if any(key in told for told in models.values())}
-    rows = [[model, *(cost(key, told.get(key)) for key in columns)] for model, told in models.items()]
+    for model, its in models.items():
+        if its.get("kind") == "toto" and training is not None:
+            models[model] = its | {"charged_cpu_seconds": its["cpu_seconds"] + training + sum(encoding)}
+    columns = {key: heading for key, heading in COSTS if any(key in its for its in models.values())}
+    rows = [[model, *(cost(key, its.get(key)) for key in columns)] for model, its in models.items()]
     lines = [table(["model", *columns.values()], rows)]
     if training is not None:
         encoded = f"{sum(encoding) / 60:,.1f}" if encoding else "none (not timed)"
         lines.append(
-            "CPU minutes are those of the training steps. All charged: of a peer with what its pictures needed before; "
-            f"of every Toto, though it is done once, with {training / 60:,.0f} minutes for training the tokenizer and "
-            f"{encoded} for encoding all media of the study. FLOPs are those of the model alone, forward "
-            "and backward."
+            "CPU minutes are those of the training steps. Everything included: for a peer, also the preparation of its "
+            f"pictures; for every Toto, also {training / 60:,.0f} minutes for training the tokenizer and {encoded} for "
+            "encoding all media of the study, though both are done once for all of them. FLOPs are those of the model "
+            "alone, forward and backward."
         )
     if costs.get("search"):
         searched = [[model, *(f"{rate}: {loss:.3f}" for rate, loss in found.items())]
@@ -92,7 +105,9 @@ def costs_lines(costs: dict) -> list[str]:
             if (best := min(found, key=found.__getitem__)) in (min(found, key=float), max(found, key=float))
         ]
         if edges:
-            lines.append(f"At the edge of what was searched, so that a better rate may lie beyond it: {words(edges)}.")
+            lines.append(
+                f"The best rate is at an end of the range that was searched, so a better one may exist: {words(edges)}."
+            )
     return lines
 
 
@@ -109,8 +124,8 @@ def cost(key: str, value: float | str | dict | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def section_lines(answer: Answer, image: str | None, told: set[str]) -> list[str]:
-    """The Markdown of a section, in blocks. told: facts of files that stand further up; grows."""
+def section_lines(answer: Answer, image: str | None, known: set[str]) -> list[str]:
+    """The Markdown of a section, in blocks. known: facts of files that are listed further up; grows."""
     section = answer.section
     lines = [f"## {section.title}", section.about]
     if not answer.seeds:
@@ -124,11 +139,11 @@ def section_lines(answer: Answer, image: str | None, told: set[str]) -> list[str
     if image:
         lines.append(f"![Accuracy per layer: {section.title}]({image})")
         lines.append(
-            "Means over seeds, of accuracies and of the bounds of their 95 % intervals over test items; a ring marks "
-            "what the mean validation accuracy chooses. Level lines: baselines, and chance."
+            "Means over seeds of the accuracies and of the bounds of their 95 % intervals over test items. A ring "
+            "marks the layer with the highest mean validation accuracy. Level lines: baselines, and chance."
         )
-    facts = [each for each in answer.facts() if each not in told]
-    told.update(facts)
+    facts = [each for each in answer.facts() if each not in known]
+    known.update(facts)
     lines += facts
     if missing := [each.files for each in answer.missing if not files_of(each, answer.results)]:
         lines.append(f"Not run: {not_there(missing)}.")
@@ -143,7 +158,7 @@ def summary_lines(answers: list[Answer]) -> list[str]:
     """How many comparisons hold, and what each section found."""
     verdicts = [each.verdict for answer in answers for _, each, _ in answer.differences]
     counts = [
-        f"{verdicts.count(key)} {told[verdicts.count(key) > 1]}" for key, told in COUNTED.items() if key in verdicts
+        f"{verdicts.count(key)} {forms[verdicts.count(key) > 1]}" for key, forms in COUNTED.items() if key in verdicts
     ]
     lines = (
         [f"Of {len(verdicts)} comparison{'s' * (len(verdicts) > 1)} {words(counts)}."]
@@ -157,14 +172,14 @@ def summary_lines(answers: list[Answer]) -> list[str]:
 
 
 def ran_lines(results: dict[Path, dict]) -> list[str]:
-    """The commands and versions behind the files; equal versions stand once."""
+    """The commands and versions behind the files; equal versions are listed once."""
     versions: dict[str, list[str]] = {}
     for file, result in results.items():
-        told = ", ".join(f"{what} {which}" for what, which in result.get("versions", {}).items() if which is not None)
-        versions.setdefault(told, []).append(f"`{file.stem}`")
+        listed = ", ".join(f"{what} {which}" for what, which in result.get("versions", {}).items() if which is not None)
+        versions.setdefault(listed, []).append(f"`{file.stem}`")
     commands = "\n".join(f"{result['command']}" for result in results.values() if "command" in result)
     lines = ["## How it was run", f"```\n{commands}\n```"]
-    return lines + [f"{words(files)}: {told}." for told, files in versions.items() if told]
+    return lines + [f"{words(files)}: {listed}." for listed, files in versions.items() if listed]
 
 
 def write_results_page(
@@ -175,14 +190,16 @@ def write_results_page(
     costs: dict | None,
     media: list[dict],
 ) -> list[Path]:
-    """Write the page, and its figures into the folder `figures`; the files that were written.
+    """Write the page, and its figures into the folder `figures`; returns the files that were written.
 
     results: of probes and fine-tunings by file. costs: content of costs.json, or None. media: of `ledger_rows`.
     Raises:
         ValueError: no results.
     """
     if not results:
-        raise ValueError("There is no result of toto probe or toto finetune among the files of --results.")
+        raise ValueError(
+            "There is no result of toto probe or toto finetune among the files of --results; name a folder of them."
+        )
     markdown, figures = Path(markdown), Path(figures)
     answers = [Answer(section, results) for section in SECTIONS]
     drawn = {figures / f"{answer.section.figure}.png": answer.figure() for answer in answers if answer.section.figure}
@@ -196,16 +213,16 @@ def write_results_page(
         "## What was trained, and what it cost",
         *(costs_lines(costs) if costs else ["Not run: there is no `costs.json`."]),
     ]
-    told: set[str] = set()
+    known: set[str] = set()
     for answer in answers:
         file = figures / f"{answer.section.figure}.png"
         image = os.path.relpath(file, markdown.parent) if drawn.get(file) is not None else None
-        blocks += section_lines(answer, image, told)
+        blocks += section_lines(answer, image, known)
     blocks += [
         "## Media seen",
-        "What each model was trained on before it was probed or fine-tuned. A result on test media that its model "
-        "saw ends this report, so there is none here. Read by probes: splits that heads also trained on, which is no "
-        "fault.",
+        "What each model was trained on before it was probed or fine-tuned. No result is on test media that its model "
+        "saw; the page is not written with such a result. Also read by probes: splits that the heads were trained on "
+        "as well, which is allowed.",
         table(MEDIA_HEAD, [media_cells(row) for row in media]),
         *ran_lines(results),
     ]
@@ -214,7 +231,7 @@ def write_results_page(
     drawn = {file: figure for file, figure in drawn.items() if figure is not None}
     for file, figure in drawn.items():
         figure.savefig(file, dpi=110, metadata={"Software": None})
-    markdown.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    markdown.write_text("\n\n".join(map(wrapped, blocks)) + "\n", encoding="utf-8")
     return [markdown, *drawn]
 
 

@@ -1,6 +1,6 @@
 """The peers of the probing study, of transformers' own classes: a ViT-MAE and an ImageGPT as large as a small Toto.
 
-Each says what it makes of pictures, what its loss is, what that costs, and what its folder needs beside the weights.
+Each defines its input, its loss, its cost in FLOPs, and what its folder needs in addition to the weights.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MaskedAutoencoder:
         return {"image_processor_type": "ViTImageProcessor", "size": size, "image_mean": half, "image_std": half}
 
     def state(self) -> dict:
-        """What a checkpoint holds beside weights and optimiser."""
+        """What a checkpoint contains in addition to weights and optimiser."""
         return {}
 
     def load_state(self, state: dict) -> None:
@@ -132,7 +132,7 @@ class PixelGPT:
         return {"image_processor_type": "ImageGPTImageProcessor", "size": size, "clusters": self.clusters.tolist()}
 
     def state(self) -> dict:
-        """What a checkpoint holds beside weights and optimiser."""
+        """What a checkpoint contains in addition to weights and optimiser."""
         return {"clusters": self.clusters}
 
     def load_state(self, state: dict) -> None:

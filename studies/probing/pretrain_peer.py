@@ -2,9 +2,9 @@
 
     python -m studies.probing.pretrain_peer --kind mae --dataset DATA/cifar10 --output_dir runs/mae_0 --minutes 60
 
-Writes a folder that `toto probe --model` reads, with study.json: what was seen and what it cost. Images that `toto
+Writes a folder that `toto probe --model` reads, with study.json: the images seen and the cost. Images that `toto
 pretrain` holds out of its shards are held out here too. With --minutes the schedule follows the CPU time of the steps,
-so that another job on the machine does not shorten the training; only with --max_steps can a run be repeated exactly.
+so that another job on the machine does not shorten the training; a run is exactly repeatable only with --max_steps.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class PeerArgs:
 
     kind: str = field(metadata={"help": "mae or igpt"})
     dataset: str = field(metadata={"help": "images: Hub id, folder, parquet or webdataset"})
-    output_dir: str = field(
-        metadata={"help": "folder to write, at the end; OUTPUT_DIR.partial is where the work goes on"}
-    )
+    output_dir: str = field(metadata={"help": "folder to write; until the end the work is in OUTPUT_DIR.partial"})
     split: str = field(default="train", metadata={"help": "split of the data set"})
     minutes: float | None = field(default=None, metadata={"help": "budget: CPU minutes of the steps, all threads"})
     max_steps: int | None = field(default=None, metadata={"help": "budget: steps"})
@@ -44,19 +42,19 @@ class PeerArgs:
     max_images: int | None = field(default=None, metadata={"help": "read only so many pictures"})
     val_images: int = field(default=512, metadata={"help": "at most so many held-out pictures for the validation loss"})
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
-    resume: bool = field(default=False, metadata={"help": "go on from OUTPUT_DIR.partial, if it is there"})
+    resume: bool = field(default=False, metadata={"help": "resume from OUTPUT_DIR.partial, if it exists"})
     seed: int = field(default=0, metadata={"help": "of weights, order, masks and colours"})
 
     def __post_init__(self):
         if self.kind not in ("mae", "igpt"):
             raise ValueError(f"--kind must be mae or igpt, not {self.kind!r}.")
         if (self.minutes is None) == (self.max_steps is None):
-            raise ValueError("give the budget: either --minutes or --max_steps.")
+            raise ValueError("The budget is not clear; give either --minutes or --max_steps.")
         for name in ("minutes", "max_steps", "learning_rate", "batch_size", "max_images", "val_images", "save_minutes"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}.")
         if Path(self.output_dir).exists():
-            raise ValueError(f"{self.output_dir} exists already: name another --output_dir.")
+            raise ValueError(f"{self.output_dir} exists already; name another --output_dir.")
 
 
 def read_pictures(args: PeerArgs, resolution: int):
@@ -76,7 +74,7 @@ def read_pictures(args: PeerArgs, resolution: int):
 
     source = open_source(args.dataset, args.split, Sampling(resolution=resolution), limit=args.max_images)
     if source.kind != "image":
-        raise ValueError(f"{args.dataset} holds videos; a peer is trained on images.")
+        raise ValueError(f"{args.dataset} contains videos; name a data set of images.")
     parts: tuple[list, list] = ([], [])
     for clip in tqdm(source, desc="reading pictures", unit="picture"):
         parts[is_held_out(clip.source)].append(clip.frames[0])
@@ -99,7 +97,7 @@ def load_state(folder: Path, settings: dict) -> dict | None:
     state = torch.load(folder / STATE, weights_only=True)
     for name, before in json.loads(state["settings"]).items():
         if before != settings[name]:
-            raise ValueError(f"--{name} was {before} in {folder} and is now {settings[name]}; delete it to begin anew.")
+            raise ValueError(f"--{name} was {before} in {folder} and is now {settings[name]}; delete it to restart.")
     return state
 
 
@@ -173,7 +171,7 @@ def train(args: PeerArgs) -> dict:
         recent.append(loss.item())
         step, cpu = step + 1, cpu + time.process_time() - began
         if not math.isfinite(recent[-1]):
-            raise ValueError(f"the loss of step {step} is not finite; take a lower --learning_rate.")
+            raise ValueError(f"The loss of step {step} is not finite; use a lower --learning_rate.")
         bar.set_postfix_str(f"step {step}, loss {recent[-1]:.3f}, {step * peer.batch_size / cpu:,.0f} pictures/CPU s")
         bar.update(min(100.0, 100 * progress()) - bar.n)
         if time.monotonic() - saved > 60 * args.save_minutes:

@@ -1,8 +1,8 @@
-"""The rows of a study: what result files say of a model, a head, a layer or a floor, over seeds, and their differences.
+"""The rows of a study: scores of a model, head, layer or floor over seeds, from result files, and their differences.
 
 An interval resamples test items (whole videos where one gave several clips): for all seeds at once, and for both sides
 of a difference at once where they are of the same items. It holds for these trained models and new items of the same
-kind; how much another pre-training seed changes is told by each seed's value, not by the interval.
+kind; it does not cover the pre-training seed, so each seed's value is listed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from evaluation.metrics import METRICS, unpaired_difference
 from tokenization.sources.labelled import group_of
 from training.scores import bootstrap_interval, wilson_interval
 
+NO_DIFFERENCE = "no significant difference"
+
 
 @dataclass(frozen=True)
 class Entry:
     """A row of a table.
 
-    files: name of its result files without .json; those with _0, _1, ... behind it are its seeds. what: "best" (the
-    layer and head chosen on validation), "head=linear", "layer=0", "layer=last" (the best of those, chosen alike),
-    "baseline=pixels", or "majority" (always the commonest class).
+    files: name of its result files without .json; with the suffixes _0, _1, ... they are its seeds. what: "best" (the
+    layer and head chosen on validation), "head=linear", "layer=0" or "layer=last" (the best of those, also chosen on
+    validation), "baseline=pixels", or "majority" (always the most common class).
     """
 
     name: str
@@ -35,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Seed:
-    """One result's share of an entry. value, ci95: fractions; ci95 None where a metric has none without predictions.
+    """The score of one result. value, ci95: fractions; ci95 is None for a metric that needs predictions, without them.
 
     row: of the result, with layer and head. items: names, with the number of the clip in its video; predicted, true:
     class numbers (N,) in the order of these; None where the file does not keep them.
@@ -53,7 +55,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two entries, or of two differences. verdict: "holds", "fails", "not apart" or "no interval"."""
+    """A difference of two entries, or of two differences. verdict: "holds", "fails", NO_DIFFERENCE or "no interval"."""
 
     value: float
     ci95: list[float] | None
@@ -63,7 +65,7 @@ class Difference:
     def verdict(self) -> str:
         if self.ci95 is None:
             return "no interval"
-        return "holds" if self.ci95[0] > 0 else "fails" if self.ci95[1] < 0 else "not apart"
+        return "holds" if self.ci95[0] > 0 else "fails" if self.ci95[1] < 0 else NO_DIFFERENCE
 
 
 def files_of(entry: Entry, results: dict[Path, dict]) -> list[Path]:
@@ -77,11 +79,11 @@ def files_of(entry: Entry, results: dict[Path, dict]) -> list[Path]:
 
 
 def read_seeds(entry: Entry, results: dict[Path, dict], metric: str) -> list[Seed]:
-    """An entry's seeds; empty where it has no file, or its files have no such head, layer or baseline.
+    """An entry's seeds; empty if it has no file, or its files have no such head, layer or baseline.
 
     results: of `toto probe` (its label with the largest margin) and `toto finetune`, by file.
     Raises:
-        ValueError: a file without the metric, or without the predictions that would give it.
+        ValueError: a file has neither the metric nor the predictions to compute it from.
     """
     return [seed for file in files_of(entry, results) if (seed := _read(entry, file, results[file], metric))]
 
@@ -100,12 +102,12 @@ def _read(entry: Entry, file: Path, result: dict, metric: str) -> Seed | None:
     if kept is None:
         if metric not in row:
             raise ValueError(
-                f"{file} has no {metric.replace('_', ' ')} of {entry.what} and keeps no predictions of it: run it "
+                f"{file} has no {metric.replace('_', ' ')} of {entry.what}, and no predictions of it; run the command "
                 "again with this version and --predictions."
             )
         return Seed(file, row[metric], ci95, n_test, row)
     keys, seen = [], Counter()
-    for item in kept[0]:  # the clips of one video share its name
+    for item in kept[0]:  # clips of one video share its name
         keys.append((item, seen[item]))
         seen[item] += 1
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -131,7 +133,7 @@ def _row(what: str, task: dict) -> dict | None:
 
 
 def _kept(what: str, task: dict, row: dict) -> tuple[list, list, list] | None:
-    """(items, predicted, true) of a row, where the result holds the predictions of this row."""
+    """(items, predicted, true) of a row, if the result contains its predictions."""
     kept = task.get("predictions")
     if kept is None:
         return None
@@ -144,7 +146,7 @@ def _kept(what: str, task: dict, row: dict) -> tuple[list, list, list] | None:
     elif kind == "baseline":
         predicted = kept.get("baselines", {}).get(which)
     elif kind == "majority":
-        # Which class is commonest in training is not in the result; the one as common in the test as it says, is.
+        # The result does not say which class is the most common in training, only how common it is in the test.
         counts = Counter(kept["label"])
         wanted = round(task["majority"] * len(kept["label"]))
         predicted = next(([c] * len(kept["label"]) for c, count in sorted(counts.items()) if count == wanted), None)
@@ -158,19 +160,19 @@ def mean(seeds: list[Seed]) -> float:
 
 
 def unlike(*sides: list[Seed]) -> str | None:
-    """Why seeds cannot be resampled together; None where all hold predictions of the same items."""
+    """Why seeds cannot be resampled together; None if all contain predictions of the same items."""
     first, *others = [seed for side in sides for seed in side]
     for seed in (first, *others):
         if seed.items is None:
-            return f"{seed.file.name} does not hold these predictions"
+            return f"{seed.file.name} does not contain these predictions"
     for seed in others:
         if seed.items != first.items or (seed.true != first.true).any():
-            return f"{first.file.name} and {seed.file.name} are of other test items"
+            return f"{first.file.name} and {seed.file.name} are of different test items"
     return None
 
 
 def interval(seeds: list[Seed], metric: str) -> list[float] | None:
-    """95 % interval of the mean over seeds; None where there are no predictions and none for one proportion."""
+    """95 % interval of the mean over seeds; None if there are no predictions and the metric is not a proportion."""
     if unlike(seeds) is None:
         return _resampled([(seeds, 1.0)], metric)
     if len(seeds) == 1 or metric != "accuracy":
@@ -180,9 +182,9 @@ def interval(seeds: list[Seed], metric: str) -> list[float] | None:
 
 
 def difference(better: list[Seed], worse: list[Seed], metric: str, pattern: str | None = None) -> Difference:
-    """Mean over the seeds of `better` minus that of `worse`, paired where both hold predictions of the same items.
+    """Mean over the seeds of `better` minus that of `worse`, paired if both contain predictions of the same items.
 
-    pattern: of the items' names, what is resampled as a whole (`probe_data.group_of`), such as a recording.
+    pattern: of the items' names; items of one group (`probe_data.group_of`), such as a recording, are resampled as one.
     """
     why = unlike(better, worse)
     if why is None:
@@ -196,7 +198,7 @@ def difference(better: list[Seed], worse: list[Seed], metric: str, pattern: str 
 
 
 def interaction(first: tuple, second: tuple, metric: str) -> Difference:
-    """How much larger the difference of one pair of entries is than that of another. first, second: (better, worse)."""
+    """The difference of one pair of entries minus that of another. first, second: (better, worse)."""
     why = unlike(*first, *second)
     a, b = difference(*first, metric), difference(*second, metric)
     if why is None:
@@ -211,8 +213,8 @@ def interaction(first: tuple, second: tuple, metric: str) -> Difference:
 def _resampled(signed: list[tuple[list[Seed], float]], metric: str, pattern: str | None = None) -> list[float]:
     """Bootstrap interval of a signed sum of means over seeds, all of the same items.
 
-    Both metrics are sums over items of a share that depends on the true classes alone, so what the seeds of both sides
-    have right adds up first, (N,), and is resampled once.
+    Both metrics are sums over items with weights that depend on the true classes alone. So the correct predictions of
+    all seeds and sides are added up per item first, (N,), and resampled once.
     """
     first = signed[0][0][0]
     rights = sum(sign / len(seeds) * (seed.predicted == seed.true) for seeds, sign in signed for seed in seeds)

@@ -1,17 +1,17 @@
-"""The probing study from raw data to docs/studies/probing/*.json: every command printed before it runs.
+"""The probing study from raw data to docs/studies/probing/*.json; each command is printed before it runs.
 
     python -m studies.probing.run --data DATA --work WORK --list
 
-DATA holds cifar10/, pretrain_clips/ and room_actions/; WORK gets shards, runs and raw results. A step is done once the
-file or folder that it makes is there, so a study that was stopped goes on where it stood; a step that fails does not
-keep those from running that do not need it. Two studies of unlike --only may share WORK, one a core.
+DATA contains cifar10/, pretrain_clips/ and room_actions/; shards, runs and raw results are written to WORK. A step is
+done once the file or folder that it makes exists, so a study that was stopped resumes with the next step. A step that
+fails does not stop the steps that do not need it. Two studies with different --only may share WORK, one per core.
 
-Every model has 3.7 M parameters. A Toto of all media gets `--minutes` of CPU time for each of its seeds, 15 steps a
-minute, which is its speed in float32 on one core of 64 GFLOP/s. What is compared by its training gets
-`--comparison_minutes`: Totos of images alone and of videos alone, a ViT-MAE and an ImageGPT of the same images.
-Searches are alike: the same learning rates, the same share of the time each, the lowest validation loss wins. A search
-that the output's costs.json tells of is not made again, and what it tells of models that are not in WORK stays; so a
-study may go on elsewhere.
+Every model has 3.7 M parameters. A Toto of all media is trained for `--minutes` of CPU time per seed, at 15 steps per
+minute, its speed in float32 on one core of 64 GFLOP/s. Models whose training is compared get `--comparison_minutes`:
+Totos of images alone and of videos alone, a ViT-MAE and an ImageGPT of the same images. All searches are the same: the
+same learning rates, the same share of the time for each, and the lowest validation loss wins. A search that is in the
+output's costs.json is not run again, and entries of models that are not in WORK are kept there, so a study can be
+continued on another machine.
 """
 
 from __future__ import annotations
@@ -59,29 +59,29 @@ class StudyArgs:
     data: str = field(metadata={"help": "folder with cifar10/, pretrain_clips/ and room_actions/"})
     work: str = field(metadata={"help": "folder for shards, runs and raw results"})
     output: str = field(default=OUTPUT, metadata={"help": "folder of the committed results"})
-    only: list[str] = field(default_factory=list, metadata={"help": "steps whose names begin like one of these"})
+    only: list[str] = field(default_factory=list, metadata={"help": "run steps whose names begin with one of these"})
     show: bool = field(
         default=False,
-        metadata={"aliases": ["--list"], "help": "list the steps, whether they are done, and run nothing"},
+        metadata={"aliases": ["--list"], "help": "list the steps and whether they are done; run nothing"},
     )
     minutes: float = field(default=60, metadata={"help": "CPU minutes of a Toto of all media"})
     seeds: int = field(default=3, metadata={"help": "pre-training seeds of the Toto of all media"})
     comparison_minutes: float = field(
-        default=20, metadata={"help": "CPU minutes of every model that is compared by its training"}
+        default=20, metadata={"help": "CPU minutes of every model whose training is compared"}
     )
     comparison_seeds: int = field(default=1, metadata={"help": "pre-training seeds of each of these"})
-    search_share: float = field(default=1 / 9, metadata={"help": "share of a training's minutes that each rate gets"})
+    search_share: float = field(default=1 / 9, metadata={"help": "share of the minutes for each learning rate"})
     max_train: int = field(default=5000, metadata={"help": "CIFAR-10 images that the probes are trained on"})
     max_tokens: int = field(default=16, metadata={"help": "tokens of a clip that attention heads read"})
     threads: int = field(default=1, metadata={"help": "threads of a step"})
-    toy: bool = field(default=False, metadata={"help": "little data everywhere, to try the path"})
+    toy: bool = field(default=False, metadata={"help": "use little data everywhere, to try the steps"})
 
     def __post_init__(self):
         for name in ("cifar10", "pretrain_clips", "room_actions"):
             if not (Path(self.data) / name).is_dir():
-                raise ValueError(f"--data {self.data} has no folder {name}/.")
+                raise ValueError(f"--data {self.data} has no folder {name}/; name the folder that contains it.")
         if self.toy and Path(self.output).resolve() == (ROOT / OUTPUT).resolve():
-            raise ValueError(f"--toy would write into {OUTPUT}, where the study's numbers are: give another --output.")
+            raise ValueError(f"--toy would overwrite the study's numbers in {OUTPUT}; give another --output.")
         positive = ("minutes", "seeds", "comparison_minutes", "comparison_seeds", "search_share")
         for name in (*positive, "max_train", "max_tokens", "threads"):
             if getattr(self, name) <= 0:
@@ -120,8 +120,8 @@ class Study:
         return max(3, round(STEPS_PER_MINUTE * minutes))
 
     def add(self, name: str, made: Path, command: list[str], rates: dict[str, Path | float] | None = None) -> None:
-        kind, _, told = name.partition("/")
-        model, _, rate = told.rpartition("_")
+        kind, _, rest = name.partition("/")
+        model, _, rate = rest.rpartition("_")
         if kind == "search" and rate in self.searched.get(model, {}):
             return
         self.steps.append(Step(name, made, command, rates))
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     study = Study(args)
     steps = [step for step in study.steps if not args.only or step.name.startswith(tuple(args.only))]
     if args.show:
-        print("\n".join(step.told() for step in steps))
+        print("\n".join(step.listed() for step in steps))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends the step too, and its time is kept
     failed = []

@@ -1,4 +1,4 @@
-"""The questions of the probing study as data: which files answer each, what is compared, and what was expected."""
+"""The questions of the probing study as data: the files that answer each, what is compared, what was expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Side = str | tuple[str, str]
 class Section:
     """A question.
 
-    claims: (better, worse), as expected beforehand; what came out is told whatever it is. curves: entries whose
+    claims: (better, worse), as expected beforehand; the page reports the outcome, whatever it is. curves: entries whose
     accuracy per layer is drawn. metric: a name of `metrics.METRICS`.
     """
 
@@ -38,12 +38,12 @@ def against(better: Side, *others: Side) -> tuple[tuple[Side, Side], ...]:
 
 CIFAR10 = Section(
     title="CIFAR-10: the frozen model against floors and peers",
-    about="Every layer is probed with linear heads; layer and learning rate are chosen on validation images, inside "
-    "each seed. The histogram of codes is what the tokenizer alone knows, layer 0 what its embeddings add, the "
+    about="Every layer is probed with linear heads; layer and learning rate are chosen on validation images, for each "
+    "seed. The histogram of codes shows what the tokenizer contributes, layer 0 what the embeddings add, the "
     "untrained model what the architecture adds. ViT-MAE and iGPT are transformers' own classes, pre-trained on the "
-    "same images. They and the Totos of one medium were given the same budget, of minutes or of what a Toto does in "
-    "them on a quiet core; what each then took, in minutes and FLOPs, is in the table of costs. The figure is as the "
-    "paper's figures 9 and 18.",
+    "same images. They and the Totos of one medium had the same budget: CPU minutes, or the number of steps that a "
+    "Toto makes in these minutes on an idle core. The table of costs lists the minutes and FLOPs that each took. The "
+    "figure corresponds to the paper's figures 9 and 18.",
     entries=(
         Entry(TOTO, "cifar10_mixed"),
         Entry(IMAGES, "cifar10_images"),
@@ -72,8 +72,8 @@ CIFAR10 = Section(
 )
 HEADS = Section(
     title="Heads: linear, attention, cross-attention with an MLP",
-    about="The same frozen features of the same models, CIFAR-10, layers 0, 4 and 8; the layer is chosen for "
-    "each head. The paper probes with attention, and finds the head with an MLP better for all models (A.9).",
+    about="The same frozen features of the same models on CIFAR-10, layers 0, 4 and 8; the layer is chosen for each "
+    "head. The paper probes with attention, and finds the head with an MLP better for all models (A.9).",
     entries=(
         Entry("linear", "heads_mixed", "head=linear"),
         Entry("attention", "heads_mixed", "head=attention"),
@@ -98,13 +98,13 @@ HEADS = Section(
 ORDERED = "frames in order"
 ROOM = Section(
     title="room_actions: does the model use time?",
-    about="Eight actions under a ceiling camera; the test recordings were left out of pre-training, and each of them "
-    "is scored by heads that saw the training clips and the other test recordings. Balanced accuracy, so that the "
-    "commonest action earns one class in eight. The middle frame alone, frames shuffled (in training and test) and "
-    "time reversed are controls: a model that knows motion loses by them. The intervals are over clips of these few "
-    "recordings; other days or rooms may differ by more. The first two seeds of all media were trained again for this, "
-    "by the same commands, since their first weights, of which the CIFAR-10 rows and the costs are, were lost. The "
-    "figure shows plain accuracy.",
+    about="Eight actions under a ceiling camera. The test recordings were left out of pre-training, and each of them "
+    "is scored by heads trained on the training clips and the other test recordings. The metric is balanced accuracy, "
+    "so that always predicting the most common action scores one in eight. The middle frame alone, frames shuffled "
+    "(in training and test) and time reversed are controls: they lower the score of a model that uses motion. The "
+    "intervals are over clips of these few recordings; other days or rooms may differ by more. The first two seeds of "
+    "all media were trained again for this section, with the same commands, because their first weights were lost; "
+    "the CIFAR-10 rows and the costs are of the first weights. The figure shows plain accuracy.",
     entries=(
         Entry(ORDERED, "room_ordered"),
         Entry("middle frame only", "room_middle"),
@@ -115,10 +115,10 @@ ROOM = Section(
         Entry(f"{MAE}, in order", "room_mae"),
         Entry(UNTRAINED, "room_ordered", "baseline=untrained"),
         Entry("raw pixels", "room_ordered", "baseline=pixels"),
-        Entry("always the commonest action", "room_ordered", "majority"),
+        Entry("always the most common action", "room_ordered", "majority"),
     ),
     claims=(
-        *against(ORDERED, "always the commonest action", "raw pixels", UNTRAINED),
+        *against(ORDERED, "always the most common action", "raw pixels", UNTRAINED),
         *against(ORDERED, "middle frame only", "frames shuffled", "time reversed"),
         *against(ORDERED, f"{IMAGES}, in order", f"{MAE}, in order"),
         (f"{VIDEOS}, in order", f"{IMAGES}, in order"),
@@ -134,10 +134,10 @@ FULL, CAUSAL = (
 )
 FINETUNE = Section(
     title="Fine-tuning: causal against full attention",
-    about="CIFAR-10, the whole model trained. The paper (A.3) gains a little on ImageNet by full attention, though "
-    "pre-training was causal, and explains it by videos: a token has seen the frame before, which is like seeing all "
-    "of its own. Were that so, full attention would gain more after videos than after images: the last row of the "
-    "second table.",
+    about="CIFAR-10, training the whole model. The paper (A.3) gains a little on ImageNet with full attention, "
+    "although pre-training was causal, and explains it with videos: a token attends to the whole previous frame, "
+    "which is similar to attending to its own frame. If so, full attention should gain more after videos than after "
+    "images: the last row of the second table.",
     entries=tuple(
         Entry(names[media], f"finetune_{media}_{mode}")
         for media in AFTER
@@ -149,9 +149,9 @@ FINETUNE = Section(
     ),
 )
 GRID = Section(
-    title="Tokens: 8 x 8 against 16 x 16 a frame",
-    about="room_actions at twice the pixels a side, which are four times the tokens. The control has 16 x 16 tokens "
-    "of the smaller pictures enlarged: what it gains is owed to the number of tokens, and not to finer pictures.",
+    title="Tokens: 8 x 8 against 16 x 16 per frame",
+    about="room_actions at twice the resolution, which gives four times as many tokens. The control has 16 x 16 "
+    "tokens of the smaller pictures, enlarged: what it gains is due to the number of tokens, not to finer pictures.",
     entries=(
         Entry("8 x 8 tokens", "grid_8"),
         Entry("16 x 16 tokens", "grid_16"),
@@ -171,7 +171,7 @@ SECTIONS = (CIFAR10, HEADS, ROOM, FINETUNE, GRID)
 # Columns of the table of costs: key in costs.json, heading.
 COSTS = (
     ("parameters", "parameters"),
-    ("probed_parameters", "of these probed"),
+    ("probed_parameters", "probed parameters"),
     ("images_seen", "images seen"),
     ("clips_seen", "clips seen"),
     ("tokens_seen", "tokens seen"),
@@ -181,5 +181,5 @@ COSTS = (
     ("val_loss", "validation loss"),
     ("flops", "FLOPs"),
     ("cpu_seconds", "CPU minutes"),
-    ("charged_cpu_seconds", "all charged"),
+    ("charged_cpu_seconds", "CPU minutes, everything included"),
 )

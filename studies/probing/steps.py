@@ -1,4 +1,4 @@
-"""A step of a study: a command, what exists once it is done, and the search that its learning rate comes from."""
+"""A step of a study: a command, the path that exists once it is done, the search that gives its learning rate."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PEER = "studies.probing.pretrain_peer"
 class Step:
     """One command.
 
-    made: what exists once it is done. command: a verb of `toto`, or PEER for a peer's pre-training, and its flags.
-    rates: {learning rate: run, or its validation loss} of the search that its rate comes from; None where it needs
+    made: path that exists once it is done. command: a verb of `toto`, or PEER for a peer's pre-training, and its flags.
+    rates: {learning rate: run, or its validation loss} of the search that gives its learning rate; None if it needs
     none.
     """
 
@@ -34,11 +34,11 @@ class Step:
     rates: dict[str, Path | float] | None = None
 
     def line(self) -> list[str]:
-        """The command with its rate. Raises FileNotFoundError where the search is not done."""
+        """The command with its learning rate. Raises FileNotFoundError if the search is not done."""
         return self.command if self.rates is None else [*self.command, "--learning_rate", best_rate(self.rates)]
 
-    def told(self) -> str:
-        """Whether it is done, its name, its command."""
+    def listed(self) -> str:
+        """A line of --list: whether it is done, its name, its command."""
         try:
             line = self.line()
         except FileNotFoundError:
@@ -47,23 +47,23 @@ class Step:
 
 
 def validation_loss(run: Path) -> float:
-    """The last one of a run of `toto pretrain`, or that of a peer. Raises FileNotFoundError for an unfinished one."""
+    """The last validation loss of a run of `toto pretrain`, or of a peer. Raises FileNotFoundError if it has none."""
     if (run / "study.json").is_file():
         return json.loads((run / "study.json").read_text())["val_loss"]
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"val_loss"' in row]
     if not rows:
-        raise FileNotFoundError(f"{run} has no validation loss yet: run the steps search/ first.")
+        raise FileNotFoundError(f"{run} has no validation loss yet; run the steps search/ first.")
     return rows[-1]["val_loss"]
 
 
 def best_rate(rates: dict[str, Path | float]) -> str:
-    """The learning rate of the lowest validation loss. Raises FileNotFoundError where a run has none yet."""
+    """The learning rate of the lowest validation loss. Raises FileNotFoundError if a run has none yet."""
     losses = {rate: run if isinstance(run, float) else validation_loss(run) for rate, run in rates.items()}
     return min(losses, key=losses.__getitem__)
 
 
 def flags(**values) -> list[str]:
-    """Flags of a command line; lists are given one by one, True as the flag alone, None not at all."""
+    """Flags of a command line: lists become several words, True becomes the flag alone, None is left out."""
     found: list[str] = []
     for name, value in values.items():
         if value is True:
@@ -74,10 +74,11 @@ def flags(**values) -> list[str]:
 
 
 def carry_out(step: Step, work: Path, threads: int) -> None:
-    """Run a step, and keep the time that it took in `work`/times.
+    """Run a step, and write the time that it took to `work`/times.
 
     Raises:
-        FileNotFoundError: its search is not done. subprocess.CalledProcessError: it failed.
+        FileNotFoundError: its search is not done.
+        subprocess.CalledProcessError: it failed.
     """
     from evaluation.results import write_json
     from toto_cli import VERBS

@@ -54,7 +54,7 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
     def run(*flags, output="a.json"):
         main(["--model", checkpoint, "--output", str(tmp_path / output), *flags])
 
-    with pytest.raises(ValueError, match="--num_frames is 4, which the model's 4 frames hold"):
+    with pytest.raises(ValueError, match="--num_frames is 4, within the model's context of 4 frames"):
         run("--num_frames", "4")
     with pytest.raises(ValueError, match=r"drop_frames is 4, .*; set 1 to 3"):
         run("--num_frames", "6", "--num_clips", "2", "--drop_frames", "4")

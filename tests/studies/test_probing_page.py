@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from study_files import write_probe, write_tuned
 
-from studies.probing.page import costs_lines, main
+from studies.probing.page import costs_lines, main, wrapped
 from studies.probing.sections import SECTIONS
 from training.publish.media_seen import Media, to_json
 
@@ -56,6 +56,11 @@ def page(study):
     return run(study)
 
 
+def unwrapped(page):
+    """The page with a line per paragraph or item."""
+    return re.sub(r"(?<=\S)\n *(?=[^\s|#`-])", " ", page)
+
+
 def test_the_same_files_give_the_same_bytes(study, page):
     folder = study / "docs" / "studies" / "probing"
     before = {file.name: file.read_bytes() for file in folder.glob("*.png")}
@@ -73,19 +78,33 @@ def test_means_seeds_and_differences_stand_in_tables(page):
         r"\| Toto \(images and videos\) − raw pixels \| \+22.0 \[\+\d+.\d, \+\d+.\d\] \| paired \| holds \|", page
     )
     assert re.search(r"\| Toto \(images and videos\) − HOG \| -18.0 \[.*\] \| paired \| fails \|", page)
-    assert re.search(r"\| Toto \(images and videos\) − random filters \| \+0.0 .* \| paired \| not apart \|", page)
+    assert re.search(
+        r"\| Toto \(images and videos\) − random filters \| \+0.0 .* \| paired \| no significant difference \|", page
+    )
     assert "| attention − linear | -5.0 [" in page
 
 
+def test_lines_are_wrapped_and_stay_paragraphs(page):
+    for length in range(60, 120):  # every word comes to the end of a line
+        text = wrapped(f"{'a' * length} attention + MLP is no list, and 12. is no item - at a start of any line.")
+        assert "\n" in text and not re.search(r"^([-+*]|\d+[.)]) ", text, flags=re.MULTILINE)
+    for line in page.splitlines():
+        assert len(line) <= 120 or line.startswith(("|", "![", "toto ")), line
+    assert wrapped("| a | b |\n| --- | --- |") == "| a | b |\n| --- | --- |"
+
+
 def test_sentences_follow_from_the_numbers(page):
+    page = unwrapped(page)
     assert (
         "Toto (images and videos) is above untrained Toto (+12.0), layer 0 of Toto (+20.0), histogram of codes "
-        "(+17.0), raw pixels (+22.0) and last layer of Toto (+20.0); below HOG (-18.0); not apart from random "
-        "filters (+0.0)." in page
+        "(+17.0), raw pixels (+22.0) and last layer of Toto (+20.0); below HOG (-18.0); not significantly different "
+        "from random filters (+0.0)." in page
     )
     assert "Toto (images) is above raw pixels (+22.0) and untrained Toto (+12.0); below ViT-MAE (-8.0)." in page
     assert "ViT-MAE: linear is" not in page and re.search(r"^Attention is below linear", page, flags=re.MULTILINE)
-    assert re.search(r"^Of \d+ comparisons \d+ hold, \d+ fail and \d+ are not apart\.$", page, flags=re.MULTILINE)
+    assert re.search(
+        r"^Of \d+ comparisons \d+ hold, \d+ fail and \d+ show no significant difference\.$", page, flags=re.MULTILINE
+    )
 
 
 def test_names_and_numbers_read_well(tmp_path):
@@ -95,7 +114,7 @@ def test_names_and_numbers_read_well(tmp_path):
         write_probe(tmp_path / f"cifar10_igpt_{seed}.json", 0.6, {"untrained": 0.4}, heads=("linear",), data=data)
     write_probe(tmp_path / "room_middle_0.json", 0.6, data=data | {"dataset": "room", "frame_order": "middle"})
     main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path)])
-    page = (tmp_path / "r.md").read_text()
+    page = unwrapped((tmp_path / "r.md").read_text())
     assert "Of 1 comparison 1 holds." in page and "\n\niGPT is above untrained iGPT (+20.0)." in page
     assert "test items; images of 16 pixels; 5 layers" in page  # whatever a clip of this model would have
     assert "test items; 16 frames of 16 pixels; 5 layers; heads: linear and attention; the middle frame only." in page
@@ -126,12 +145,12 @@ def test_the_committed_page_is_that_of_the_committed_files(tmp_path):
 
 
 def test_an_unpaired_difference_says_so(page):
-    assert "| unpaired: finetune_images_causal.json does not hold these predictions |" in page
+    assert "| unpaired: finetune_images_causal.json does not contain these predictions |" in page
     assert "the gain of full attention after videos over causal attention after videos − the gain of full" in page
 
 
 def test_costs_media_and_commands_are_there(page):
-    assert "| model | images seen | epochs | FLOPs | CPU minutes | all charged |" in page
+    assert "| model | images seen | epochs | FLOPs | CPU minutes | CPU minutes, everything included |" in page
     assert "| mixed_0 | 120,000 | cifar10 3.25 | 1.50e+15 | 60.0 | 170.0 |" in page
     assert "| mae_0 | — | — | — | 50.0 | 50.5 |" in page  # the tokenizer is not its cost
     assert "100 minutes for training the tokenizer and 10.0 for encoding" in page
@@ -162,7 +181,7 @@ def test_costs_need_the_models_alone():
 def test_a_search_that_ends_at_an_edge_says_so():
     search = {"a": {"0.1": 2.0, "0.2": 1.0}, "b": {"0.1": 2.0, "0.2": 1.0, "0.4": 3.0}, "c": {"1e-3": 1.0, "0.1": 4.0}}
     told = costs_lines({"models": {}, "search": search})[-1]
-    assert told.endswith("a better rate may lie beyond it: a (0.2, the highest) and c (1e-3, the lowest).")
+    assert told.endswith("so a better one may exist: a (0.2, the highest) and c (1e-3, the lowest).")
 
 
 def test_recordings_left_out_are_told_one_by_one(tmp_path):
@@ -171,10 +190,10 @@ def test_recordings_left_out_are_told_one_by_one(tmp_path):
     for name, best in (("room_ordered_0", 0.8), ("room_middle_0", 0.6)):
         write_probe(tmp_path / f"{name}.json", best, {"pixels": 0.3}, data=data)
     main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path), "--figures", str(tmp_path)])
-    text = (tmp_path / "r.md").read_text()
+    text = unwrapped((tmp_path / "r.md").read_text())
     ten = ", ".join(["80 % of 20"] * 9)  # by the last figure of their number; the first 160 of 200 are right
-    assert f"By recording, frames in order has right {ten} and 80 % of 20." in text
-    assert "With these 10 resampled as wholes" in text and "middle frame only +" in text
+    assert f"Per recording, frames in order is correct on {ten} and 80 % of 20." in text
+    assert "With these 10 recordings resampled instead of clips" in text and "middle frame only +" in text
 
 
 def test_sections_name_only_what_they_have():

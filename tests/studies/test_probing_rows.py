@@ -46,7 +46,7 @@ def test_without_predictions_the_row_tells(tmp_path):
     result = json.loads((tmp_path / "a.json").read_text())
     del result["tasks"]["label"]["best"]["balanced_accuracy"]
     (tmp_path / "a.json").write_text(json.dumps(result))
-    with pytest.raises(ValueError, match=r"a.json has no balanced accuracy of best and keeps no predictions"):
+    with pytest.raises(ValueError, match=r"a.json has no balanced accuracy of best, and no predictions"):
         read(tmp_path, Entry("x", "a"), metric="balanced_accuracy")
 
 
@@ -67,7 +67,7 @@ def test_a_difference_is_that_of_the_means_and_is_paired(tmp_path):
     # Unpaired, the same difference is less sure.
     unpaired = [[type(seed)(*list(vars(seed).values())[:5]) for seed in side] for side in (a, pixels)]
     loose = difference(*unpaired, "accuracy")
-    assert "does not hold these predictions" in loose.why_unpaired
+    assert "does not contain these predictions" in loose.why_unpaired
     assert loose.ci95[1] - loose.ci95[0] > found.ci95[1] - found.ci95[0]
 
 
@@ -75,7 +75,7 @@ def test_fails_and_not_apart_are_told_apart(tmp_path):
     write_probe(tmp_path / "a.json", 0.6, {"pixels": 0.8, "hog": 0.6})
     a, pixels, hog = read(tmp_path, Entry("a", "a"), *(Entry(w, "a", f"baseline={w}") for w in ("pixels", "hog")))
     assert difference(a, pixels, "accuracy").verdict == "fails"
-    assert difference(a, hog, "accuracy").verdict == "not apart"
+    assert difference(a, hog, "accuracy").verdict == "no significant difference"
 
 
 def test_other_items_are_not_paired(tmp_path):
@@ -85,7 +85,7 @@ def test_other_items_are_not_paired(tmp_path):
     result["tasks"]["label"]["predictions"]["items"][0] = "test[999]"
     (tmp_path / "b.json").write_text(json.dumps(result))
     found = difference(*read(tmp_path, Entry("a", "a"), Entry("b", "b")), "accuracy")
-    assert found.why_unpaired == "a.json and b.json are of other test items" and found.ci95 is not None
+    assert found.why_unpaired == "a.json and b.json are of different test items" and found.ci95 is not None
 
 
 def test_clips_of_one_video_are_resampled_together(tmp_path):
@@ -120,5 +120,5 @@ def test_an_interaction_is_a_difference_of_differences(tmp_path):
     write_tuned(tmp_path / "ic.json", 0.65, "full", keep=False)
     (c,) = read(tmp_path, Entry("ic", "ic"))
     loose = interaction((vf, vc), (f, c), "accuracy")
-    assert loose.value == pytest.approx(0.15) and "ic.json does not hold" in loose.why_unpaired
+    assert loose.value == pytest.approx(0.15) and "ic.json does not contain" in loose.why_unpaired
     assert loose.ci95[1] - loose.ci95[0] > found.ci95[1] - found.ci95[0]

@@ -151,7 +151,7 @@ def test_floors_of_another_probe_are_paired_and_only_of_the_same_images():
     assert result["best"] == task["best"] and result["baselines"] == task["baselines"]
     assert list(task["baselines"]) == list(task["predictions"]["baselines"]) == ["untrained", "hog"]
     floors["tasks"]["label"]["predictions"]["items"][0] = "z"
-    with pytest.raises(ValueError, match="other images"):
+    with pytest.raises(ValueError, match="are of different images"):
         add_floors(result, floors)
 
 
