@@ -57,6 +57,16 @@ def test_every_verb_has_its_module_and_explains_itself(verb):
     assert seconds < 2 * HELP_SECONDS  # 3 s on an idle core; caches and clock rates of a loaded one double it
 
 
+@pytest.mark.parametrize("module", ["evaluation.probe", "evaluation.report", "training.sweep", "training.pretrain"])
+def test_verbs_are_modules_too(module):
+    """So that `accelerate launch -m training.pretrain` works; a verb of several files is a folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", module, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: toto {module.split('.')[1]}" in done.stdout
+
+
 def test_an_unknown_verb_is_told():
     done = toto("pretrian")
     assert done.returncode == 2

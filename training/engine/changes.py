@@ -20,7 +20,7 @@ SETTLED = (
 )
 DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step", "dataset", "label_column")
 DATA += ("train_split", "validation_split", "max_train", "max_validation", "batch_size", "augment", "mixup", "cutmix")
-DATA += ("split", "eval_split", "crops")
+DATA += ("split", "eval_split", "crops", "group_by", "split_seed")
 SAME_MACHINE = ("torch", "transformers", "accelerate", "numpy", "threads", "device", "mixed_precision")
 
 EXACT, ROUNDED, OTHER = "the losses stay exact", "the losses differ by rounding", "the losses differ"
