@@ -138,6 +138,25 @@ def test_a_verb_run_as_a_module_names_the_folder_too(tmp_path):
     assert done.stderr.startswith(f"error: {shown} hides the package modeling_toto")
 
 
+def test_an_editable_installation_is_hidden_by_an_empty_folder(tmp_path):
+    """setuptools' finder comes after Python's own, which takes any folder for a namespace package."""
+    (tmp_path / "training").mkdir()
+    finder = f"""
+import importlib.util, sys
+class Editable:
+    def find_spec(name, path=None, target=None):
+        file = {str(ROOT)!r} + ("/toto_cli.py" if name == "toto_cli" else f"/{{name}}/__init__.py")
+        ours = name in {("toto_cli", *toto_cli.PACKAGES)}
+        return importlib.util.spec_from_file_location(name, file) if ours else None
+sys.meta_path.append(Editable)
+import toto_cli
+print(toto_cli.hidden_package())
+"""
+    command = [sys.executable, "-S", "-c", finder]  # -S: without an installation that the tests may run in
+    done = subprocess.run(command, capture_output=True, text=True, env={}, cwd=tmp_path, check=False)
+    assert done.stdout.startswith("The folder ./training hides the package training"), done.stderr
+
+
 def test_a_folder_that_hides_nothing_is_no_obstacle(tmp_path, monkeypatch):
     """A folder that is not on Python's path, or stands on it after ours."""
     hide(tmp_path, "training", "folder")
