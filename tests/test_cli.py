@@ -109,3 +109,69 @@ def test_a_command_refuses_with_a_sentence():
     done = toto("train-tokenizer", "--kind", "jpeg")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "error: --kind must be vqgan or dvae, not 'jpeg'."
+
+
+def hide(folder: Path, name: str, kind: str) -> str:
+    """Put something into `folder` that Python imports as `name`; returns how the sentence shows it."""
+    if kind == "file":
+        (folder / f"{name}.py").touch()
+        return f"The file ./{name}.py"
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").touch()
+    return f"The folder ./{name}"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("name", toto_cli.PACKAGES)
+@pytest.mark.parametrize("program", ["python -m toto_cli", "toto"])
+def test_a_folder_that_hides_a_package_is_named(tmp_path, program, name, kind):
+    """`python -m` puts the working directory first; the console script does not, but PYTHONPATH may."""
+    shown = hide(tmp_path, name, kind)
+    script = tmp_path / "bin" / "toto"
+    script.parent.mkdir()
+    script.write_text("from toto_cli import main\nmain()\n")
+    command = [sys.executable, str(script)] if program == "toto" else [sys.executable, "-m", "toto_cli"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command += ["plan", "--recipe", "base"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    rest = f"hides the package {name} of modeling-toto; run toto from another folder or rename it."
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {shown} {rest}\n")
+
+
+def test_a_verb_run_as_a_module_names_the_folder_too(tmp_path):
+    """`python -m training.plan` imports a hidden package only later, but refuses at once."""
+    shown = hide(tmp_path, "modeling_toto", "folder")
+    command = [sys.executable, "-m", "training.plan", "--recipe", "base"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {shown} hides the package modeling_toto")
+
+
+def test_an_editable_installation_is_hidden_by_an_empty_folder(tmp_path):
+    """setuptools' finder comes after Python's own, which takes any folder for a namespace package."""
+    (tmp_path / "training").mkdir()
+    finder = f"""
+import importlib.util, sys
+class Editable:
+    def find_spec(name, path=None, target=None):
+        file = {str(ROOT)!r} + ("/toto_cli.py" if name == "toto_cli" else f"/{{name}}/__init__.py")
+        ours = name in {("toto_cli", *toto_cli.PACKAGES)}
+        return importlib.util.spec_from_file_location(name, file) if ours else None
+sys.meta_path.append(Editable)
+import toto_cli
+print(toto_cli.hidden_package())
+"""
+    command = [sys.executable, "-S", "-c", finder]  # -S: without an installation that the tests may run in
+    done = subprocess.run(command, capture_output=True, text=True, env={}, cwd=tmp_path, check=False)
+    assert done.stdout.startswith("The folder ./training hides the package training"), done.stderr
+
+
+def test_a_folder_that_hides_nothing_is_no_obstacle(tmp_path, monkeypatch):
+    """A folder that is not on Python's path, or stands on it after ours."""
+    hide(tmp_path, "training", "folder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    assert toto_cli.hidden_package() is None
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert toto_cli.hidden_package() is None

@@ -1,6 +1,7 @@
 """What the README shows works: its Python runs, its commands run (shortened), its paths exist."""
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -100,5 +101,50 @@ def test_links_and_tree_exist():
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / link).exists(), (page.name, link)
     tree = next(text for language, text in BLOCKS if not language)
-    for path in re.findall(r"^(\S+)", tree, flags=re.M):
-        assert (ROOT / path).exists(), path
+    assert len(tree.splitlines()) <= 45
+    folder = ROOT
+    for line in tree.splitlines():
+        names, _ = re.split(r" {2,}(?=\S+(?: \S+)+$)", line.strip(), maxsplit=1)
+        if not line.startswith(" "):
+            folder = ROOT
+        for name in names.split():
+            assert (folder / name).exists(), line
+        if not line.startswith(" ") and names.strip() in (
+            "tokenization/",
+            "modeling_toto/",
+            "training/",
+            "evaluation/",
+        ):
+            folder = ROOT / names.strip()
+
+
+def test_the_row_of_results_is_the_committed_one():
+    motion = json.loads((ROOT / "checkpoints" / "toto-nano" / "probe.json").read_text())["tasks"]["motion"]
+    scores = [motion["best"], motion["baselines"]["untrained"], motion["baselines"]["pixels"]]
+    cells = [f"{100 * s['accuracy']:.1f} [{100 * s['ci95'][0]:.1f}, {100 * s['ci95'][1]:.1f}]" for s in scores]
+    (row,) = re.findall(r"^\| direction of motion.*$", README, flags=re.M)
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [*cells, f"{100 * motion['chance']:.1f}"]
+
+
+def test_the_picture_is_what_its_command_draws():
+    """Its true frames are those of the clip, and it has a column for each frame of the model."""
+    import numpy as np
+    from PIL import Image
+    from transformers.hf_argparser import HfArgumentParser
+
+    from evaluation.generate import GenerateArgs, frame_counts, read_video
+    from evaluation.pictures import sheet
+    from modeling_toto import TotoConfig
+
+    (command,) = re.findall(r"^`toto generate (--.*)`", README, flags=re.M)
+    (args,) = HfArgumentParser(GenerateArgs).parse_args_into_dataclasses(shlex.split(command))
+    prompt, new = frame_counts(TotoConfig.from_pretrained(ROOT / args.model), args.num_prompt_frames, args.num_frames)
+    (path,) = re.findall(r"!\[.*\]\((.*)\)", README)
+    assert (ROOT / path).stat().st_size < 200_000
+    picture = np.asarray(Image.open(ROOT / path).convert("RGB")).astype(int)
+    clip = read_video(args.video[0], prompt, new, args.stride, args.fps, 128).frames
+    result = {"true": clip, "reconstructed": clip, "generated": clip[None]}
+    drawn = np.asarray(sheet(result | {"num_prompt_frames": prompt, "num_frames": new})).astype(int)
+    assert picture.shape == drawn.shape
+    first_row = slice(0, 44 + 128 + 8)  # of three: the title and the true frames
+    assert abs(picture[first_row] - drawn[first_row]).mean() < 4  # 256 colours
