@@ -14,8 +14,7 @@ import torch
 import yaml
 
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
-from training.publish.cards import model_card
-from training.publish.tokenizer_card import tokenizer_card
+from training.publish.cards import model_card, tokenizer_card
 
 CARDS = Path(__file__).parent / "cards"
 NANO = Path(__file__).parents[2] / "checkpoints" / "toto-nano"

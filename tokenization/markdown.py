@@ -1,0 +1,26 @@
+"""Jinja2 templates of Markdown documents, such as the cards of models, tokenizers and shards."""
+
+from pathlib import Path
+
+import jinja2
+
+
+def markdown_template(file: Path) -> jinja2.Template:
+    """The template in a file, which may include others of its folder; a missing fact is an error.
+
+    Nothing is escaped, since Markdown shows code as it is. The filter `cell` is `markdown_cell`, for tables.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(file.parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = markdown_cell
+    return environment.get_template(file.name)
+
+
+def markdown_cell(text: str) -> str:
+    """Text that neither ends a cell of a Markdown table nor opens an HTML tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
