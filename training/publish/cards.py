@@ -211,7 +211,7 @@ def _source_facts(manifest: dict, share: float) -> dict:
         "kind": manifest["kind"],
         "dataset": _public(manifest["dataset"]),
         "split": manifest["split"],
-        "tokenizer": manifest["tokenizer"]["name"],
+        "tokenizer": _public(manifest["tokenizer"]["name"]),
         "fingerprint": manifest["tokenizer"]["fingerprint"],
     }
 
