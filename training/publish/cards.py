@@ -66,7 +66,7 @@ def model_card(
     layer, best_for = facts["num_hidden_layers"] // 2, None
     if probes:
         label, task, result = max(probes, key=lambda probe: probe[1]["best"].get("val_accuracy", 0))
-        layer, best_for = task["best"]["layer"], f"{label} of {_public(result['data']['dataset'])}"
+        layer, best_for = task["best"]["layer"], f'"{label}" on {_public(result["data"]["dataset"])}'
     return markdown_template(TEMPLATES / "model.md.jinja").render(
         facts,
         header=header.to_yaml(),
