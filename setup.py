@@ -40,6 +40,7 @@ setup(
         "tokenization": ["weights/*/*"],
         "tokenization.shards": ["*.jinja"],
         "training": ["recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
+        "training.publish": ["templates/*"],
         "evaluation.report": ["templates/*"],
     },
     install_requires=[

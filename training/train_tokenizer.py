@@ -144,7 +144,7 @@ def make_tokenizer(run: Run, config):
 def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) -> None:
     """Write the tokenizer, its figures and its card into the run folder itself, for `toto tokenize --tokenizer RUN`."""
     from tokenization.evaluate_tokenizer import measure
-    from training.publish.tokenizer_card import tokenizer_card
+    from training.publish.cards import tokenizer_card
 
     model.eval()
     results = {name: measure(model, frames) for name, frames in held_out.items()}

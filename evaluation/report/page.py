@@ -26,6 +26,7 @@ from evaluation.report.figures import (
     overlay_svg,
 )
 from evaluation.report.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
+from tokenization.markdown import markdown_cell
 
 MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
 FIGURES = (loss_svg, overlay_svg, frames_svg, map_svg, layers_svg)
@@ -256,11 +257,6 @@ def contents(
         "media": Table(MEDIA_HEAD, [media_cells(row) for row in media]) if media else None,
         **reproduce(runs, generations, probes, command, tuned),
     }
-
-
-def markdown_cell(text: str) -> str:
-    """Text that neither ends a cell of a Markdown table nor opens an HTML tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def render(template: str, **facts) -> str:

@@ -534,7 +534,7 @@ def test_the_card_tells_classes_call_and_test(plain):
     card = model_card(folder, metrics=metrics, recipe=recipe, repo_id="someone/colours")
     best = json.loads((plain / "results.json").read_text())["best"]
     assert "pipeline_tag: image-classification" in card and "Classes: black, red, white." in card
-    assert f"({best['correct']} of 18), scored once, of step {best['step']}" in card
+    assert f"({best['correct']} of 18). The test split was scored once" in card and f"of step {best['step']}" in card
     assert "AutoModelForImageClassification.from_pretrained(repo" in card and "toto finetune" in card
     assert str(plain.parent) not in card and "pictures" in card
 

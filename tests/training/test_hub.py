@@ -63,7 +63,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoImageProcessor, TotoProcessor, TotoVQGANConfig, TotoVQGANModel
-from training.hub import push_folder
+from training.publish.push import push_folder
 
 torch.manual_seed(0)
 vqgan = TotoVQGANConfig(num_codes=32, embed_dim=4, base_channels=8, channel_multipliers=(1, 1, 1), num_res_blocks=1,
@@ -230,7 +230,8 @@ def test_the_card_of_a_run(hub, pushed):
     assert "| toyworld, digit | pixels | linear | 30.0 | [27.2, 32.9] | +20.0 [+15.7, +24.3] | 1,000 |" in card.text
     assert "| toyworld, motion | pixels |  | 50.0 |  |  | 1,000 |" in card.text, "a lost comparison is shown as well"
     assert "hidden_states[1]" in card.text and "learning_rate: 0.002" in card.text
-    assert "Trained for 20 steps" in card.text and "someone" not in str(card), "folders of one's machine stay private"
+    assert "The last validation was at step 20." in card.text
+    assert "someone" not in str(card), "folders of one's machine stay private"
 
 
 # --- the card alone
@@ -252,8 +253,8 @@ def test_a_card_without_numbers_claims_none(folder):
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["license"] == "mit" and "model-index" not in metadata and "metrics" not in metadata
     assert f"{int((folder.parent / 'parameters').read_text()):,} parameters: 2 layers" in card
-    assert "None measured yet" in card and "No record of the training" in card and "{" not in card
-    assert re.findall("^## (.*)", card, re.M) == ["How to load it", "Training", "Numbers", "Limitations", "Licence"]
+    assert "Nothing has been measured yet" in card and "without a record of its training" in card and "{" not in card
+    assert re.findall("^## (.*)", card, re.M) == ["How to use it", "Training", "Evaluation", "Limitations", "Licence"]
 
 
 def test_a_card_names_its_data_while_the_shards_are_there(folder, tmp_path):
@@ -262,7 +263,7 @@ def test_a_card_names_its_data_while_the_shards_are_there(folder, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     card = model_card(folder, metrics={"val_loss": float(np.log(8)), "step": 5}, recipe={"shards": str(tmp_path)})
     assert "1,200 video rows (76,800 tokens) of `user/clips`" in card and str(tmp_path) not in card
-    assert "**2.0794** nats per code token (a uniform guess over 32 codes: 3.4657)" in card
+    assert "**2.0794** nats per code token; a uniform guess over 32 codes has a loss of 3.4657." in card
     (result,) = ModelCard(card).data.eval_results
     assert result.dataset_type == "user/clips" and result.metric_value == float(np.log(8))
 
@@ -276,8 +277,8 @@ def test_a_card_names_the_sources_of_a_mixture_and_no_folder(folder, tmp_path):
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest | {"dataset": f"user/{name}"}))
         sources.append({"data": str(tmp_path / name), "weight": weight})
     card = model_card(folder, metrics={"val_loss": 2.0, "step": 5}, recipe={"sources": sources})
-    assert "Data (10% of the tokens): 12 image rows (768 tokens) of `user/photos`" in card
-    assert "Data (15% of the tokens): 12 image rows (768 tokens) of `user/clips`" in card
+    assert "12 image rows (768 tokens) of `user/photos`, split `train`, for 10 % of the training tokens" in card
+    assert "12 image rows (768 tokens) of `user/clips`, split `train`, for 15 % of the training tokens" in card
     assert "data: user/more" in card and "data: photos" in card and str(tmp_path) not in card
     (result,) = ModelCard(card).data.eval_results
     assert result.dataset_type == "validation shards"

@@ -113,7 +113,7 @@ def test_the_card_holds_the_numbers_of_the_evaluation(kind, request):
     line = next(line for line in card.splitlines() if line.startswith("| toyworld |"))
     cells = [float(cell) for cell in line.strip("|").split("|")[1:]]
     assert cells == [figures[key] for key in ("psnr", "ssim", "codes_used", "perplexity", "num_frames")]
-    assert f"# A {kind} visual tokenizer" in card and "stride 8: 16 codes a frame" in card
+    assert f"# A {kind} visual tokenizer" in card and "stride 8: 16 codes per frame" in card
     assert "max_steps: 24" in card and str(folder) not in card and "label-contaminated" not in card
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jinja2
-
+from tokenization.markdown import markdown_template
 from tokenization.shards.format import read_manifest
 
 
@@ -34,7 +33,7 @@ def shard_card(manifest: dict, repo: str) -> str:
     if manifest.get("bf16_agreement") is not None:
         precision += f" ({100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32)"
     facts = manifest | {"dataset": _public_name(manifest["dataset"]), "precision": precision}
-    return _template().render(
+    return markdown_template(Path(__file__).with_name("card.md.jinja")).render(
         facts | {"tokenizer": _public_name(manifest["tokenizer"]["name"])},
         header=yaml.safe_dump(header, sort_keys=False).strip(),
         name=repo.split("/")[-1],
@@ -49,18 +48,6 @@ def shard_card(manifest: dict, repo: str) -> str:
         sampling=sampling,
         to_rows="video_rows" if is_video else "image_rows",
     )
-
-
-def _template() -> jinja2.Template:
-    """card.md.jinja; a missing fact is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("card.md.jinja")
 
 
 def _size_category(rows: int) -> str:

@@ -1,14 +1,16 @@
-"""The model card: metadata that the Hub reads, and what a user needs to know, from files of the run."""
+"""The facts of the cards of models and tokenizers, from files of their runs; the texts are in `templates/`."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.markdown import markdown_template
 from training.engine.checkpoints import resolve_model
-from training.publish.classifier_card import classifier_facts, classifier_numbers, classifier_sections
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -19,50 +21,8 @@ PRIVATE_SETTINGS = {
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
 }
 
-WHAT = """\
-# {name}
-
-A Toto: a LLaMA-style transformer trained to predict the next *visual token* of images and videos, to be used frozen
-for recognition, or to continue clips. Pre-trained with an open implementation of
-[An Empirical Study of Autoregressive Pre-training from Videos](https://arxiv.org/abs/2501.05453) (Rajasegaran et al.,
-2025), whose authors released no weights: this model is not theirs.
-
-{parameters:,} parameters: {num_hidden_layers} layers, width {hidden_size}, {num_attention_heads} heads. A frame is
-{tokens_per_frame} tokens of a codebook of {num_codes:,}; a row holds up to {num_frames} frames. The visual tokenizer
-comes with the model, in `visual_tokenizer/`.
-"""
-
-HOW = """\
-## How to load it
-
-```python
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
-
-repo = "{repo}"
-processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
-rows = processor(videos="clip.mp4")  # {num_frames} frames, every 4th; images=... takes pictures
-backbone = AutoModel.from_pretrained(repo, trust_remote_code=True)
-features = backbone(**rows, output_hidden_states=True).hidden_states[{layer}]  # (1, ids, {hidden_size}){why_layer}
-
-model = AutoModelForCausalLM.from_pretrained(repo, trust_remote_code=True)
-prompt = processor(videos="clip.mp4", add_end_token=False).input_ids[:, : 1 + {prompt} * {tokens_per_frame}]
-frames = processor.decode(model.generate_frames(prompt, num_frames={new}))  # uint8, (1, {num_frames}, R, R, 3)
-```
-
-`trust_remote_code=True` runs the Python files of this repository: read them, or install the `modeling-toto` package and
-`import modeling_toto, tokenization` first, and its own code is used instead. Video files need PyAV (`pip install av`).
-"""
-
-LIMITS = """\
-## Limitations
-
-- It sees square crops of {resolution} x {resolution} pixels through {num_codes:,} codes: what the visual tokenizer does
-  not keep, the model never saw, and generated frames are at most as sharp as its reconstructions.
-- It knows nothing but its training data; how it does on other pictures has to be measured. Nobody has checked it for
-  social bias. It takes no text.
-- A continued clip is a guess, not a forecast. The loss depends on the tokenizer: losses over other tokenizers do not
-  compare.
-"""
+MEDIA = {"TotoForImageClassification": "image", "TotoForVideoClassification": "video"}
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def model_card(
@@ -103,25 +63,27 @@ def model_card(
         model_name=name if found else None,
         eval_results=found or None,
     )
-    layer, why = facts["num_hidden_layers"] // 2, ""
+    layer, best_for = facts["num_hidden_layers"] // 2, None
     if probes:
         label, task, result = max(probes, key=lambda probe: probe[1]["best"].get("val_accuracy", 0))
-        layer, why = task["best"]["layer"], f"; best for {label} of {_public(result['data']['dataset'])}"
-    prompt = max(1, facts["num_frames"] // 4)
-    split = {"prompt": prompt, "new": facts["num_frames"] - prompt}
-    if facts["medium"]:
-        opening = classifier_sections(name, repo_id or folder.name, facts)
-    else:
-        how = HOW.format(repo=repo_id or folder.name, layer=layer, why_layer=why, **split, **facts)
-        opening = [WHAT.format(name=name, **facts), how]
-    sections = [
-        *opening,
-        _training(data, recipe, metrics),
-        _numbers(metrics, probes, facts["num_codes"]),
-        LIMITS.format(**facts),
-        f"## Licence\n\n{license}, for the weights and the code in this repository.\n",
-    ]
-    return f"---\n{header.to_yaml()}\n---\n\n" + "\n".join(sections)
+        layer, best_for = task["best"]["layer"], f'"{label}" on {_public(result["data"]["dataset"])}'
+    return markdown_template(TEMPLATES / "model.md.jinja").render(
+        facts,
+        header=header.to_yaml(),
+        name=name,
+        repo=repo_id or folder.name,
+        layer=layer,
+        best_for=best_for,
+        prompt=max(1, facts["num_frames"] // 4),
+        data=[_source_facts(manifest, share) for manifest, share in data],
+        init_from=_public(recipe["init_from"]) if recipe.get("init_from") else None,
+        step=metrics.get("step"),
+        **_recipe_facts(recipe),
+        **{key: metrics.get(key) for key in ("val_loss", "val_accuracy", "val_rows", "test")},
+        uniform_loss=math.log(facts["num_codes"]) if facts["num_codes"] else None,
+        probes=[row for probe in probes for row in _probe_rows(*probe)],
+        license=license,
+    )
 
 
 def complete_folder(folder: str | Path) -> Path:
@@ -142,7 +104,7 @@ def complete_folder(folder: str | Path) -> Path:
 
 
 def _facts(folder: Path) -> dict:
-    """The numbers of the model that the card states."""
+    """What the card states of the model itself; `medium` is None but for a classifier."""
     from huggingface_hub import get_local_safetensors_metadata
 
     from modeling_toto.configuration_toto import TotoConfig
@@ -152,7 +114,20 @@ def _facts(folder: Path) -> dict:
     facts = {name: getattr(config, name) for name in names}
     facts["parameters"] = sum(get_local_safetensors_metadata(folder).parameter_count.values())
     saved = json.loads((folder / "processor_config.json").read_text())
-    return facts | classifier_facts(config) | {"resolution": saved["image_processor"]["resolution"]}
+    facts["resolution"] = saved["image_processor"]["resolution"]
+    kind = (config.architectures or [""])[0]
+    if kind not in MEDIA:
+        return facts | {"medium": None}
+    middle = max(1, config.num_hidden_layers // 2)
+    return facts | {
+        "medium": MEDIA[kind],
+        "auto_class": f"AutoModelFor{kind.removeprefix('TotoFor')}",
+        "attention_mode": config.attention_mode,
+        "pooler": config.pooler.replace("_", " "),
+        "feature_layer": middle if config.feature_layer is None else config.feature_layer,
+        "num_labels": config.num_labels,
+        "classes": list(config.id2label.values()),
+    }
 
 
 def _data(recipe: dict) -> list[tuple[dict, float]]:
@@ -227,63 +202,74 @@ def _probe_result(label: str, task: dict, result: dict) -> EvalResult:
     )
 
 
-def _training(data: list[tuple[dict, float]], recipe: dict, metrics: dict) -> str:
+def _source_facts(manifest: dict, share: float) -> dict:
+    """What the card says of one source of the training."""
+    return {
+        "share": share,
+        "rows": manifest["num_sequences"],
+        "tokens": manifest["num_tokens"],
+        "kind": manifest["kind"],
+        "dataset": _public(manifest["dataset"]),
+        "split": manifest["split"],
+        "tokenizer": _public(manifest["tokenizer"]["name"]),
+        "fingerprint": manifest["tokenizer"]["fingerprint"],
+    }
+
+
+def _recipe_facts(recipe: dict) -> dict:
+    """The recipe as YAML, without settings of the machine; None where none are left."""
     import yaml
 
-    lines = ["## Training\n"]
-    for manifest, share in data:
-        lines.append(
-            f"Data{f' ({share:.0%} of the tokens)' if share < 1 else ''}: {manifest['num_sequences']:,} "
-            f"{manifest['kind']} rows ({manifest['num_tokens']:,} tokens) of `{_public(manifest['dataset'])}`, split "
-            f"`{manifest['split']}`, tokens of `{manifest['tokenizer']['name']}` (fingerprint "
-            f"{manifest['tokenizer']['fingerprint']}).\n"
-        )
-    if recipe.get("init_from"):
-        lines.append(
-            f"Began with the weights of `{_public(recipe['init_from'])}`: their training comes before these steps.\n"
-        )
-    if "step" in metrics:
-        lines.append(f"Trained for {metrics['step']:,} steps when last validated.\n")
-    settings = {
-        key: _without_folders(value)
-        for key, value in recipe.items()
-        if key not in PRIVATE_SETTINGS and value is not None
-    }
-    if settings:
-        verb = "finetune" if "label_smoothing" in settings else "pretrain"
-        lines.append(f"Recipe of `toto {verb}`:\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n")
-    if len(lines) == 1:
-        lines.append("No record of the training came with this checkpoint.\n")
-    return "\n".join(lines)
+    settings = {key: _without_folders(value) for key, value in recipe.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
+    text = yaml.safe_dump(settings, sort_keys=False).strip() if settings else None
+    return {"recipe": text, "verb": "finetune" if "label_smoothing" in settings else "pretrain"}
 
 
-def _numbers(metrics: dict, probes: list[tuple[str, dict, dict]], num_codes: int) -> str:
-    lines = ["## Numbers\n"]
-    if "val_accuracy" in metrics:
-        lines.append(classifier_numbers(metrics))
-    elif "val_loss" in metrics:
-        lines.append(
-            f"Validation loss: **{metrics['val_loss']:.4f}** nats per code token (a uniform guess over {num_codes:,} "
-            f"codes: {math.log(num_codes):.4f}).\n"
-        )
-    if probes:
-        lines += [
-            "Probes of frozen features, accuracy in percent on held-out test data with 95 % intervals; layer, head and",
-            "learning rate were chosen on a validation split. Lead: this model minus the baseline, in points, on the",
-            "same items; the baseline is beaten where the whole interval lies above 0.\n",
-            "| data, label | features | layer, head | accuracy | 95 % interval | lead | test items |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-    for label, task, result in probes:
-        for features, row in [("**this model**", task["best"]), *task.get("baselines", {}).items()]:
-            where = ", ".join(str(row[key]) for key in ("layer", "head") if key in row)
-            interval = "[{:.1f}, {:.1f}]".format(*(100 * end for end in row["ci95"])) if "ci95" in row else ""
-            versus = task["best"].get("versus", {}).get(features)
-            points = [100 * part for part in (versus["difference"], *versus["ci95"])] if versus else []
-            lead = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points) if points else ""
-            what = f"{_public(result['data']['dataset'])}, {label}"
-            accuracy = f"{100 * row['accuracy']:.1f}"
-            lines.append(f"| {what} | {features} | {where} | {accuracy} | {interval} | {lead} | {result['n_test']:,} |")
-    if len(lines) == 1:
-        lines.append("None measured yet: `toto probe` measures what the features know.")
-    return "\n".join(lines).rstrip("\n") + "\n"
+def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:
+    """The rows of the table: the model's best, then each baseline."""
+    for features, row in [("**this model**", task["best"]), *task.get("baselines", {}).items()]:
+        versus = task["best"].get("versus", {}).get(features)
+        points = [100 * part for part in (versus["difference"], *versus["ci95"])] if versus else []
+        yield {
+            "data": _public(result["data"]["dataset"]),
+            "label": label,
+            "features": features,
+            "where": ", ".join(str(row[key]) for key in ("layer", "head") if key in row),
+            "accuracy": f"{100 * row['accuracy']:.1f}",
+            "interval": "[{:.1f}, {:.1f}]".format(*(100 * end for end in row["ci95"])) if "ci95" in row else "",
+            "lead": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points) if points else "",
+            "test_items": result["n_test"],
+        }
+
+
+def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str:
+    """The README.md of a visual tokenizer trained by `toto train-tokenizer`.
+
+    Args:
+        settings: the command's dataclasses; the first is `TokenizerArgs`.
+        results: data set -> figures of `evaluate_tokenizer.measure`.
+        seconds: of training.
+    """
+    import yaml
+
+    from tokenization.evaluate_tokenizer import markdown_table
+
+    args, config = settings[0], model.config
+    recipe = {key: _without_folders(value) for concern in settings for key, value in asdict(concern).items()}
+    for key in ("recipe", "resume", "output_dir"):
+        recipe.pop(key)
+    return markdown_template(TEMPLATES / "tokenizer.md.jinja").render(
+        recipe,
+        names=recipe["dataset"],
+        # A tokenizer whose training used a supervised network carries its labels into every later result.
+        supervised=args.kind == "vqgan" and recipe["perceptual"] is not None,
+        side=config.resolution,
+        stride=config.stride,
+        codes_per_frame=(config.resolution // config.stride) ** 2,
+        num_codes=config.num_codes,
+        parameters=sum(p.numel() for p in model.parameters()),
+        minutes=seconds / 60,
+        figures=markdown_table(results),
+        recipe=yaml.safe_dump(recipe, sort_keys=False).strip(),
+    )

@@ -1,0 +1,130 @@
+"""Cards of fixed models and tokenizers equal those in `cards/` to the letter; toto-nano's follows from its files.
+
+After a deliberate change of the wording, run this file with `REWRITE_CARDS=1`, which writes these cards again.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
+from training.publish.cards import model_card, tokenizer_card
+
+CARDS = Path(__file__).parent / "cards"
+NANO = Path(__file__).parents[2] / "checkpoints" / "toto-nano"
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+SIZES |= {"vocab_size": 96, "tokens_per_frame": 4, "max_position_embeddings": 66}
+TOKENIZER = {"name": "/home/someone/toto-tokenizer-64", "fingerprint": "13ed709c28b8c859"}
+FIGURES = {"psnr": 23.504, "ssim": 0.87, "codes_used": 500, "num_codes": 512, "perplexity": 206.2, "num_frames": 500}
+# The shards of toto-nano's last part, which are not kept: rows, tokens, kind, name of the data.
+NANO_SHARDS = {
+    "photos": (26000, 6656000, "image", "toyworld:photos"),
+    "cluttered": (900, 1843200, "video", "toyworld:cluttered"),
+    "simple": (700, 1433600, "video", "toyworld"),
+    "film": (900, 1843200, "video", "toyworld:film"),
+}
+
+
+def assert_card(card: str, name: str, folder: Path = CARDS) -> None:
+    file = folder / f"{name}.md"
+    if os.environ.get("REWRITE_CARDS"):
+        file.write_text(card)
+    assert card == file.read_text()
+
+
+def save(folder: Path, kind=TotoForCausalLM, **fields) -> Path:
+    """A Hugging Face folder; of the processor the card reads only its settings."""
+    with torch.random.fork_rng():
+        kind(TotoConfig(**SIZES, **fields)).save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": {"resolution": 16}}))
+    return folder
+
+
+def write_manifest(folder: Path, rows: int, tokens: int, kind: str, dataset: str) -> str:
+    folder.mkdir(parents=True)
+    counts = {"num_sequences": rows, "num_tokens": tokens, "kind": kind, "dataset": dataset, "split": "train"}
+    (folder / "manifest.json").write_text(json.dumps(counts | {"tokenizer": TOKENIZER}))
+    return str(folder)
+
+
+def test_a_model_without_a_record(tmp_path):
+    assert_card(model_card(save(tmp_path / "toto-bare"), license="mit"), "bare")
+
+
+def test_a_pretrained_model(tmp_path):
+    shards = write_manifest(tmp_path / "shards", 1200, 76800, "video", "user/clips")
+    recipe = {
+        "preset": "tiny",
+        "init_from": "/home/someone/earlier",
+        "shards": shards,
+        "val_shards": None,
+        "output_dir": "runs/a",
+    }
+    recipe |= {"max_steps": 2000, "learning_rate": 0.002, "seed": 0}
+    best = {"layer": 1, "head": "linear", "val_accuracy": 0.5, "accuracy": 0.5, "ci95": [0.469, 0.531]}
+    best["versus"] = {"pixels": {"difference": 0.2, "ci95": [0.157, 0.243]}}
+    probe = {"data": {"dataset": "/home/someone/digits", "num_frames": 1}, "n_test": 1000, "label": "digit"}
+    probe |= {"best": best, "baselines": {"pixels": {"head": "linear", "accuracy": 0.3, "ci95": [0.272, 0.329]}}}
+    card = model_card(
+        save(tmp_path / "toto-pretrained"),
+        metrics={"step": 2000, "val_loss": 2.0794},
+        recipe=recipe,
+        results=[probe],
+        repo_id="someone/toto-pretrained",
+    )
+    assert str(tmp_path) not in card
+    assert_card(card, "pretrained")
+
+
+@pytest.mark.parametrize("medium", ["image", "video"])
+def test_a_finetuned_classifier(medium, tmp_path):
+    kind = {"image": TotoForImageClassification, "video": TotoForVideoClassification}[medium]
+    names = {k: f"class {k}" for k in range(24 if medium == "image" else 3)}
+    labels = {"id2label": names, "label2id": {name: k for k, name in names.items()}}
+    folder = save(tmp_path / f"toto-{medium}s", kind, **labels)
+    metrics = {"step": 30, "val_loss": 1.0, "val_accuracy": 0.5, "val_rows": 1200}
+    if medium == "image":
+        best = {"accuracy": 0.4722, "correct": 1700, "step": 20, "val_accuracy": 0.51}
+        metrics["test"] = {"best": best, "n_test": 3600}
+    recipe = {"model": "/home/someone/run", "dataset": "/home/someone/pets", "label_smoothing": 0.1, "epochs": 2}
+    assert_card(model_card(folder, metrics=metrics, recipe=recipe, repo_id=f"someone/{folder.name}"), medium)
+
+
+@pytest.mark.parametrize("kind", ["dvae", "vqgan"])
+def test_a_tokenizer(kind, tmp_path):
+    from training.tokenizers.args import AdversarialArgs, RelaxationArgs, TokenizerArgs, TokenizerOptimArgs
+
+    (tmp_path / "pictures").mkdir()
+    model = SimpleNamespace(
+        config=SimpleNamespace(resolution=64, stride=8, num_codes=512),
+        parameters=lambda: [torch.empty(900, 1000), torch.empty(54321)],
+    )
+    split = {"eval_split": "held_out"} if kind == "dvae" else {}
+    args = TokenizerArgs(kind=kind, dataset=["toyworld", str(tmp_path / "pictures")], output_dir="runs/a", **split)
+    special = RelaxationArgs()
+    if kind == "vqgan":
+        special = AdversarialArgs(perceptual="lpips", perceptual_files=[str(tmp_path / "vgg.pth"), "/data/lin.pth"])
+    card = tokenizer_card(model, (args, special, TokenizerOptimArgs()), {"toyworld": FIGURES}, 3240.4)
+    assert_card(card, kind)
+
+
+def test_toto_nano_has_the_card_of_its_files(tmp_path):
+    """The paragraph on earlier runs is written by hand."""
+    committed = (NANO / "README.md").read_text()
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", committed, re.S)[1])
+    for source in recipe["sources"]:
+        source["data"] = write_manifest(tmp_path / source["data"], *NANO_SHARDS[source["data"]])
+    rows = [json.loads(line) for line in (NANO / "metrics.jsonl").read_text().splitlines()]
+    probes = ("probe_room_actions", "probe_cifar10", "probe")
+    results = [json.loads((NANO / f"{name}.json").read_text()) for name in probes]
+    card = model_card(NANO, metrics=rows[-1], recipe=recipe, results=results, repo_id="checkpoints/toto-nano")
+    start = re.compile(r"^Training started from (?:.+\n)+", re.M)
+    (by_hand,) = start.findall(committed)
+    assert len(start.findall(card)) == 1
+    assert_card(start.sub(lambda _: by_hand, card), "README", NANO)
