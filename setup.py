@@ -37,10 +37,12 @@ setup(
     ],
     py_modules=["toto_cli"],
     package_data={
-        "tokenization": ["weights/*/*"],
+        "modeling_toto": ["py.typed"],
+        "tokenization": ["py.typed", "weights/*/*"],
         "tokenization.shards": ["*.jinja"],
-        "training": ["recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
+        "training": ["py.typed", "recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
         "training.publish": ["templates/*"],
+        "evaluation": ["py.typed"],
         "evaluation.report": ["templates/*"],
     },
     install_requires=[
@@ -60,6 +62,6 @@ setup(
         "tqdm",
         "transformers>=5.20",
     ],
-    extras_require={"demo": demo, "liger": ["liger-kernel"], "test": [*demo, "pytest", "pytest-xdist", "ruff"]},
+    extras_require={"demo": demo, "liger": ["liger-kernel"], "test": [*demo, "peft", "pytest", "pytest-xdist", "ruff"]},
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

@@ -47,3 +47,8 @@ def test_the_wheel_holds_every_module_and_template(arguments):
     for package in PRODUCT:
         for file in (ROOT / package).rglob("templates/*"):
             assert file.relative_to(ROOT) in data, f"package_data does not match {file.relative_to(ROOT)}"
+
+
+def test_type_checkers_read_the_annotations_of_every_package(arguments):
+    """PEP 561: without py.typed in the wheel they ignore an installed package's annotations."""
+    assert {Path(package, "py.typed") for package in PRODUCT} <= set(data_files(arguments))

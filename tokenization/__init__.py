@@ -5,10 +5,31 @@ Importing this package teaches transformers' Auto classes to load what it saves.
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers read; `as` marks a name as public
+    from .configuration_dvae import TotoDVAEConfig as TotoDVAEConfig
+    from .configuration_vqgan import TotoVQGANConfig as TotoVQGANConfig
+    from .image_processing_toto import TotoImageProcessor as TotoImageProcessor
+    from .modeling_dvae import TotoDVAEModel as TotoDVAEModel
+    from .modeling_vqgan import TotoVQGANModel as TotoVQGANModel
+    from .patches import Patches as Patches
+    from .processing_toto import TotoProcessor as TotoProcessor
+    from .sampling import Sampling as Sampling
+    from .sources.open import ClipSource as ClipSource
+    from .sources.open import open_source as open_source
+    from .tokenize_dataset import TokenizeArgs as TokenizeArgs
+    from .tokenize_dataset import tokenize as tokenize
+    from .toyworld import ToyWorld as ToyWorld
+    from .video import Clip as Clip
+    from .video import read_clip as read_clip
 
 _HOMES = {
     "Clip": "video",
+    "ClipSource": "sources.open",
     "Patches": "patches",
+    "Sampling": "sampling",
+    "TokenizeArgs": "tokenize_dataset",
     "ToyWorld": "toyworld",
     "TotoDVAEConfig": "configuration_dvae",
     "TotoDVAEModel": "modeling_dvae",
@@ -18,14 +39,20 @@ _HOMES = {
     "TotoVQGANModel": "modeling_vqgan",
     "open_source": "sources.open",
     "read_clip": "video",
+    "tokenize": "tokenize_dataset",
 }
 __all__ = list(_HOMES)
 
+if not TYPE_CHECKING:  # for a type checker, a name that is not imported above does not exist
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tokenization' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    def __getattr__(name: str):
+        if name not in _HOMES:
+            raise AttributeError(f"module 'tokenization' has no attribute {name!r}")
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 def _register() -> None:

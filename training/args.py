@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from tokenization.sampling import Sampling
 
@@ -74,6 +74,30 @@ def parse(
         hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
         raise ValueError(f"The flag or value '{rest[0]}' is not understood{hint}")
     return tuple(parsed)
+
+
+def with_flags(settings: tuple, flags: dict[str, Any]) -> tuple:
+    """Parsed settings with some flags changed, as a caller in Python gives them.
+
+    Args:
+        flags: name -> value, of the type of the dataclass's field; a path becomes text, a mapping JSON; None is off.
+    Raises:
+        ValueError: a name that no flag has (the nearest valid one is offered).
+    """
+    known = [f.name for concern in settings for f in fields(concern)]
+    for name in flags:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the flags are {', '.join(sorted(known))}."
+        require(name in known, f"There is no flag {name}; {hint}")
+
+    def as_field(value):
+        if isinstance(value, (list, tuple)):
+            return [as_field(each) for each in value]
+        return _flag_value(value) if isinstance(value, (dict, Path)) else value
+
+    values = {name: as_field(value) for name, value in flags.items()}
+    mine = [{f.name: values[f.name] for f in fields(concern) if f.name in values} for concern in settings]
+    return tuple(replace(concern, **changes) for concern, changes in zip(settings, mine, strict=True))
 
 
 def typed_flags(argv: list[str]) -> set[str]:

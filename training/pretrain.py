@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.args import (
     DataArgs,
@@ -19,6 +19,7 @@ from training.args import (
     parse,
     require,
     resumed_run,
+    with_flags,
 )
 from training.tiny_scale import shrink
 
@@ -40,9 +41,48 @@ DECIDED_BY_WEIGHTS = (
 )
 
 
+TYPES = (ModelArgs, DataArgs, PretrainRunArgs, OptimArgs)
+
+
 def main(argv: list[str] | None = None) -> None:
     argv, resumed = resumed_run(argv)
-    settings = parse((ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), argv, "toto pretrain", DESCRIPTION)
+    execute(parse(TYPES, argv, "toto pretrain", DESCRIPTION), resumed)
+
+
+def pretrain_model(
+    shards: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    **flags: Any,
+) -> Path:
+    """Pre-train a Toto on token shards, as `toto pretrain` does; returns the run folder.
+
+    Args:
+        shards: folder that `tokenization.tokenize` wrote; takes the place of a recipe's sources.
+        recipe: YAML file, or a name in training/recipes such as "tiny_cpu", with defaults for all flags.
+        output_dir: run folder, new or empty; None: runs/<recipe>-<time>.
+        resume: continue this run folder exactly; needs no other argument.
+        flags: other flags of the verb by name, such as max_steps=600, learning_rate=1e-3 or seed=1; `config` and the
+            members of `sources` are mappings. `toto pretrain --help` lists them.
+    Returns:
+        The folder with recipe.yaml, versions.json, metrics.jsonl and checkpoints/step_XXXXXX/; `training.load_run`
+        loads the newest of them.
+    Raises:
+        ValueError: an unknown flag (the nearest valid one is offered), or settings and data that do not fit together.
+        FileNotFoundError: no such recipe, shards or run.
+        SystemExit: code 75, after a SIGTERM and a checkpoint.
+    """
+    argv, resumed = resumed_run([] if resume is None else ["--resume", str(resume)])
+    argv += [] if recipe is None else ["--recipe", str(recipe)]
+    named = {"shards": shards, "output_dir": output_dir}
+    flags |= {name: value for name, value in named.items() if value is not None}
+    return execute(with_flags(parse(TYPES, argv, "toto pretrain", DESCRIPTION), flags), resumed)
+
+
+def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], resumed: Path | None) -> Path:
+    """Start or resume the run that the settings describe; returns its folder."""
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
@@ -60,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         last, preempted = pretrain(run, inputs, settings)
     end_run(run, last, None if preempted else last)
     publish(run, last, push_to)
+    return run.folder
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ class Job:
         made_on = {"device": device.type, "bf16": bf16_is_fast(device), "format": FORMAT}
         return _key(made_on | {"of": self.backbone.fingerprint(), "layers": self.layers, "tokens": self.max_tokens})
 
+    def run(self, inputs: torch.Tensor) -> dict[int, tuple[torch.Tensor, torch.Tensor | None]]:
+        """{layer: (pooled (B, P) float32, tokens (B, n, D) float16 or None)} of prepared inputs, on the CPU."""
+        made = self.backbone.grids(inputs, self.layers, lambda grid: self.backbone.summarise(grid, self.max_tokens))
+        return {k: (mean.float().cpu(), None if few is None else few.half().cpu()) for k, (mean, few) in made.items()}
+
 
 @dataclass
 class ClipSet:
@@ -260,11 +265,8 @@ class _Part:
             backbone = job.backbone
             if backbone.reads not in prepared:
                 prepared[backbone.reads] = backbone.prepare(frames, image=self.source.kind == "image")
-            inputs = prepared[backbone.reads]
-            made = backbone.grids(inputs, job.layers, lambda grid, b=backbone, j=job: b.summarise(grid, j.max_tokens))
-            for layer, (vector, tokens) in made.items():
-                few = None if tokens is None else tokens.half().cpu()
-                kept.setdefault(layer, []).append((vector.float().cpu(), few))
+            for layer, made in job.run(prepared[backbone.reads]).items():
+                kept.setdefault(layer, []).append(made)
 
     def close(self, items: int, shard_ends: bool) -> dict:
         """The part counts once its JSON is there, which is written last."""

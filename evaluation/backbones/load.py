@@ -1,25 +1,37 @@
 """Any model that the probes can read, opened by its name or folder."""
 
+from pathlib import Path
+
 import torch
 
 from evaluation.backbones.contract import Backbone
 from evaluation.backbones.token_models import TOKEN_BACKBONES
 from evaluation.backbones.toto import TotoBackbone
 from evaluation.backbones.vision_models import VISION_BACKBONES, FrameBackbone
+from training.engine.checkpoints import resolve_model
 
 
 def load_backbone(
-    path: str, device: torch.device | None = None, rope_base: float | None = None, resolution: int | None = None
+    name_or_path: str | Path,
+    device: str | torch.device | None = None,
+    rope_base: float | None = None,
+    resolution: int | None = None,
 ) -> Backbone:
-    """A frozen backbone from a folder or Hub id: Toto, or a vision model of transformers' own classes.
+    """A frozen backbone: Toto, or a vision model of transformers' own classes.
 
     Tested: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, I-JEPA,
     CLIP, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
 
     Args:
+        name_or_path: Hub id, Hugging Face folder, or run folder, which stands for its newest valid checkpoint.
+        device: where it runs; None: the GPU if there is one.
         rope_base: RoPE base of a Toto if it differs from training: a control for training after the change (Table 4).
         resolution: side of the frames in pixels; None: the model's own.
+    Returns:
+        A `Backbone`: `depth` (number of its deepest layer), `resolution` (side of the frames that it reads, in pixels)
+        and `num_frames`; `extract_features` runs it.
     Raises:
+        FileNotFoundError: a folder without a model.
         ValueError: not a vision model, a `rope_base` for a model that is not a Toto, or a resolution that the model
             cannot read.
     """
@@ -27,6 +39,7 @@ def load_backbone(
 
     import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
 
+    path, device = resolve_model(str(name_or_path)), device and torch.device(device)
     kind = AutoConfig.from_pretrained(path).model_type
     if kind == "toto":
         changes = {} if rope_base is None else {"rope_theta": rope_base}
