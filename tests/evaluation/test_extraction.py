@@ -102,7 +102,8 @@ def test_the_number_of_processes_changes_nothing(backbone, tmp_path, monkeypatch
     (folder / "parts").mkdir()
     for rank in (1, 0):
         state = type("State", (), {"process_index": rank, "num_processes": 2})
-        extraction._fill(world(), "train", jobs, folders, [0], folder, None, 16, False, state)
+        work = extraction._Pass(world(), "train", folder, [(jobs[0], folders[0])], backbone.num_frames, 16)
+        extraction._fill(work, state, progress=False)
     assert_same(whole, extract(world(), "train", jobs, folder, progress=False))
 
 
