@@ -213,7 +213,7 @@ def _number_classes(*labels: LabelInput | None) -> tuple[np.ndarray, list[torch.
     arrays = [None if each is None else np.asarray(each) for each in labels]
     classes = np.unique(np.concatenate([each for each in arrays if each is not None]))
     if len(classes) < 2:
-        raise ValueError(f"All labels are {classes[0]!r}; a probe needs at least two classes.")
+        raise ValueError(f"All labels are {classes.tolist()[0]!r}; a probe needs at least two classes.")
     numbers = [None if each is None else torch.from_numpy(np.searchsorted(classes, each)) for each in arrays]
     return classes, numbers
 

@@ -158,6 +158,6 @@ def test_nothing_to_read(backbone, tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "broken.mp4").write_bytes(b"no video")
     source = open_source(str(tmp_path / "media"), "train", Sampling(num_frames=4, resolution=32))
-    with pytest.raises(ValueError, match=r"split train gave no clips \(1 skipped; the first: "):
+    with pytest.raises(ValueError, match=r"Split train gave no clips \(1 skipped; the first: "):
         extract(source, "train", [Job(backbone, [1], None)], tmp_path / "cache", progress=False)
     assert json.loads((tmp_path / "cache" / "items.json").read_text())["sources"] == []

@@ -75,7 +75,9 @@ class LabelledMedia:
                 inside = carve(names, train[0], args.split_seed, args.group_by, most=self._most(part))
                 taken = [name for name, is_taken in zip(names, inside, strict=True) if is_taken]
                 names = [name for name, is_taken in zip(names, inside, strict=True) if not is_taken]
-                found.append(Split(f"{part}: from {train[0]} (seed {args.split_seed})", train[1], taken, is_carved=True))
+                found.append(
+                    Split(f"{part}: from {train[0]} (seed {args.split_seed})", train[1], taken, is_carved=True)
+                )
             else:
                 found.append(Split(f"{part}: {split[0]}", split[1], self._limited(split[1], self._most(part))))
         return [Split(f"train: {train[0]}", train[1], names), found[1], found[0]]
