@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tokenization.sampling import Sampling, TimeStepArgs
 from training.args import idle, refuse_idle, typed_flags
 
+if TYPE_CHECKING:
+    from tokenization.video import Clip
 
-@dataclass(frozen=True)
-class GenerateArgs:
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArgs(TimeStepArgs):
     model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
     output: str = field(metadata={"help": "Folder, or .mp4 or .gif file; a sheet (.png) is written next to it."})
     video: list[str] = field(
@@ -39,18 +44,38 @@ class GenerateArgs:
         metadata={"help": "Compute the states of the remaining frames again when frames are dropped: exact, slower."},
     )
     num_samples: int = field(default=1, metadata={"help": "Continuations per clip."})
-    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
-    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
     def __post_init__(self):
-        for name in ("num_prompt_frames", "num_frames", "num_samples", "stride", "drop_frames"):
+        super().__post_init__()
+        for name in ("num_prompt_frames", "num_frames", "num_samples", "drop_frames"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature:g}; it must be at least 0.")
         if len(self.video) > 1 and Path(self.output).suffix in (".mp4", ".gif"):
             raise ValueError(f"--output is one file, and there are {len(self.video)} videos; make --output a folder.")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How new frames are drawn.
+
+    Fields:
+        temperature: of the tokens; 0 takes the most likely one.
+        top_k: sample from the k most likely tokens only. top_p: from the fewest tokens with this probability.
+        drop_frames, recompute: what happens beyond the model's context, as in `generate_frames`.
+        num_samples: continuations of the clip.
+        seed: of the sampling.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    drop_frames: int | None = None
+    recompute: bool = False
+    num_samples: int = 1
+    seed: int = 0
 
 
 def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) -> tuple[int, int]:
@@ -80,22 +105,19 @@ def continue_clip(
     num_prompt_frames: int | None = None,
     num_frames: int | None = None,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    drop_frames: int | None = None,
-    recompute: bool = False,
-    num_samples: int = 1,
-    seed: int = 0,
     progress: bool = False,
+    **drawing,
 ) -> dict:
     """Give the model the first frames of a clip and generate the next ones (paper App. A.10).
+
+    For example ``continue_clip(model, processor, frames, num_frames=8, temperature=0.9, top_k=100)``.
 
     Args:
         model, processor: TotoForCausalLM and the TotoProcessor saved with it.
         frames: uint8 (T, R, R, 3); frames after the prompt are kept for comparison, and may be missing.
         num_prompt_frames: P; half of the model's frames by default. num_frames: G; the rest of its frames.
-        drop_frames, recompute: what happens beyond the model's context, as in `generate_frames`.
+        progress: show a bar.
+        drawing: the fields of `Drawing`: temperature, top_k, top_p, drop_frames, recompute, num_samples, seed.
     Returns:
         A dict of uint8 arrays: true (T', R, R, 3) and reconstructed (T', R, R, 3), with T' = min(T, P + G), the clip
         before and after the visual tokenizer; generated (num_samples, P + G, R, R, 3), the reconstructed prompt and
@@ -108,24 +130,25 @@ def continue_clip(
 
     from tokenization.sequences import codes_of, video_rows
 
+    how = Drawing(**drawing)
     prompt, new = frame_counts(model.config, num_prompt_frames, num_frames)
     if len(frames) < prompt:
         raise ValueError(f"The clip has {len(frames)} frames, and the prompt needs {prompt}; give a longer clip.")
     true = np.ascontiguousarray(frames[: prompt + new])
     codes = processor.encode_frames(true)[None]  # (1, T', h, w)
-    ids = video_rows(codes[:, :prompt], end=False).expand(num_samples, -1).to(model.device)
-    generator = torch.Generator().manual_seed(seed)
+    ids = video_rows(codes[:, :prompt], end=False).expand(how.num_samples, -1).to(model.device)
+    generator = torch.Generator().manual_seed(how.seed)
     began = time.perf_counter()
     drawn = model.generate_frames(
         ids,
         new,
-        temperature,
-        top_k,
-        top_p,
+        how.temperature,
+        how.top_k,
+        how.top_p,
         generator=generator,
         progress=progress,
-        drop_frames=drop_frames,
-        recompute=recompute,
+        drop_frames=how.drop_frames,
+        recompute=how.recompute,
     ).cpu()
     seconds = time.perf_counter() - began
     grid = processor.grid
@@ -139,13 +162,12 @@ def continue_clip(
     }
 
 
-def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int):
-    """A `tokenization.video.Clip` of prompt + new frames, or of the prompt alone if a video has no more.
+def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int) -> Clip:
+    """A clip of prompt + new frames, or of the prompt alone if a video has no more.
 
     name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split.
     Raises ValueError or FileNotFoundError.
     """
-    from tokenization.sampling import Sampling
     from tokenization.video import Clip, read_clip
 
     if name.split(":")[0] != "toyworld":
@@ -184,13 +206,10 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from evaluation.backbones.contract import default_device
-    from evaluation.pictures import panel, sheet, write_movie
-    from evaluation.results import command_line, write_json
+    from evaluation.results import command_line
     from modeling_toto import TotoForCausalLM
-    from modeling_toto.decoding_toto import frames_to_drop
     from tokenization.processing_toto import TotoProcessor
     from training.engine.checkpoints import resolve_model
-    from training.engine.device import versions
 
     path = resolve_model(args.model)
     device = default_device()
@@ -199,59 +218,58 @@ def main(argv: list[str] | None = None) -> None:
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
     if prompt + new <= model.config.context_frames and (ignored := idle(argv, "drop_frames", "recompute")):
         print(f"{ignored}: no effect, since {prompt + new} frames fit into the model's row")
-    output = Path(args.output)
+    command = command_line("generate", argv)
     for name in args.video:
-        clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution)
-        if len(clip.frames) < prompt + new:
-            print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
-        result = continue_clip(
-            model,
-            processor,
-            clip.frames,
-            prompt,
-            new,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            drop_frames=args.drop_frames,
-            recompute=args.recompute,
-            num_samples=args.num_samples,
-            seed=args.seed,
-            progress=True,
-        )
-        if output.suffix in (".mp4", ".gif"):
-            movie = output
-        else:
-            stem = name.replace(":", "-") if name.startswith("toyworld") else Path(name).stem
-            movie = output / f"{stem}.mp4"
-        movie.parent.mkdir(parents=True, exist_ok=True)
-        write_movie(movie, panel(result), clip.fps)
-        sheet(result).save(movie.with_suffix(".png"))
-        frames = new * args.num_samples
-        write_json(
-            movie.with_suffix(".json"),
-            {
-                "command": command_line("generate", argv),
-                "model": args.model,
-                "video": name,
-                "source": clip.source,
-                "num_prompt_frames": prompt,
-                "num_frames": new,
-                "sampling": {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p},
-                "drop_frames": frames_to_drop(model.config, args.drop_frames),
-                "recompute": args.recompute,
-                "seeds": {"draws": args.seed},
-                "tokens_per_second": frames * model.config.tokens_per_frame / result["seconds"],
-                "seconds_per_frame": result["seconds"] / frames,
-                "versions": versions(),
-            },
-        )
-        print(
-            f"{name}: {prompt} prompt frames, {args.num_samples} x {new} new ones in {result['seconds']:.1f} s: "
-            f"{frames * model.config.tokens_per_frame / result['seconds']:,.0f} tok/s, "
-            f"{result['seconds'] / frames:.3f} s/frame"
-        )
-        print(f"wrote {movie} and {movie.with_suffix('.png')}")
+        generate(model, processor, name, args, command)
+
+
+def generate(model, processor, name: str, args: GenerateArgs, command: str) -> None:
+    """Continue one of --video; write its movie, its sheet and its result.
+
+    model, processor: TotoForCausalLM and the TotoProcessor saved with it. command: as it was typed.
+    """
+    from evaluation.pictures import panel, sheet, write_movie
+    from evaluation.results import GenerationResult
+    from modeling_toto.decoding_toto import frames_to_drop
+    from tokenization.files import write_json
+    from training.engine.device import versions
+
+    prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
+    clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution)
+    if len(clip.frames) < prompt + new:
+        print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
+    drawing = {each.name: getattr(args, each.name) for each in fields(Drawing)}
+    result = continue_clip(model, processor, clip.frames, prompt, new, progress=True, **drawing)
+    movie = Path(args.output)
+    if movie.suffix not in (".mp4", ".gif"):
+        stem = name.replace(":", "-") if name.startswith("toyworld") else Path(name).stem
+        movie = movie / f"{stem}.mp4"
+    movie.parent.mkdir(parents=True, exist_ok=True)
+    write_movie(movie, panel(result), clip.fps)
+    sheet(result).save(movie.with_suffix(".png"))
+    frames, seconds = new * args.num_samples, result["seconds"]
+    tokens = frames * model.config.tokens_per_frame
+    about = GenerationResult(
+        command=command,
+        model=args.model,
+        video=name,
+        source=clip.source,
+        num_prompt_frames=prompt,
+        num_frames=new,
+        sampling={"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p},
+        drop_frames=frames_to_drop(model.config, args.drop_frames),
+        recompute=args.recompute,
+        seeds={"draws": args.seed},
+        tokens_per_second=tokens / seconds,
+        seconds_per_frame=seconds / frames,
+        versions=versions(),
+    )
+    write_json(movie.with_suffix(".json"), about.to_json())
+    print(
+        f"{name}: {prompt} prompt frames, {args.num_samples} x {new} new ones in {seconds:.1f} s: "
+        f"{about.tokens_per_second:,.0f} tok/s, {about.seconds_per_frame:.3f} s/frame"
+    )
+    print(f"wrote {movie} and {movie.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def run_losses(run: str | Path) -> dict | None:
         a row, a list of T * h * w}}. None if nothing can be counted: the shards are gone and nothing was kept, the
         sources are pixels, or there are no validation rows.
     """
-    from evaluation.results import write_json
+    from tokenization.files import write_json
     from training.args import DataArgs, read_recipe
 
     run, kept = Path(run), Path(run) / "predictors.json"

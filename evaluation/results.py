@@ -1,11 +1,16 @@
-"""Writing result files: the command line that they record, and an atomic write."""
+"""What `toto probe` and `toto generate` write, as dataclasses, and the command line that every result records."""
 
-import json
-import os
+from __future__ import annotations
+
 import shlex
 import sys
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from training.results import Record
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 def command_line(verb: str, argv: list[str] | None) -> str:
@@ -13,12 +18,214 @@ def command_line(verb: str, argv: list[str] | None) -> str:
     return shlex.join(["toto", verb, *(sys.argv[1:] if argv is None else argv)])
 
 
-def write_json(path: str | Path, content: dict) -> None:
-    """Write a result file atomically, creating its folder: a crash leaves the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)  # temporary files are private by default
-    os.replace(file.name, path)
+@dataclass(frozen=True, kw_only=True)
+class Row(Record):
+    """A head on a layer, scored; fractions. layer: None for a baseline that has one only.
+
+    lr, weight_decay, penalty, k: the setting chosen on validation; which of them depends on the head. ci95: 95 %
+    interval of the test accuracy.
+    """
+
+    layer: int | None = None
+    head: str | None
+    lr: float | None = None
+    weight_decay: float | None = None
+    penalty: float | None = None
+    k: float | None = None
+    val_accuracy: float | None
+    accuracy: float
+    balanced_accuracy: float | None
+    ci95: list[float] | None
+
+    @property
+    def setting(self) -> dict[str, float]:
+        """The chosen setting, such as {"lr": 0.001, "weight_decay": 0.1}."""
+        values = {key: getattr(self, key) for key in ("lr", "weight_decay", "penalty", "k")}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versus(Record):
+    """The chosen row minus a baseline on the same clips: paired difference, 95 % interval, and what that says."""
+
+    difference: float
+    ci95: list[float]
+    verdict: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Row):
+    """The row chosen on validation. versus: its difference to each baseline."""
+
+    versus: dict[str, Versus] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Row):
+    """The chosen row of a baseline. layers: all its rows, of the untrained model."""
+
+    layers: list[Row] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected(Record):
+    """What validation chooses among some of the rows. predicted: its class of every test item."""
+
+    layer: int
+    head: str
+    predicted: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Record):
+    """Class numbers of the test items: true, predicted by the chosen row and by each baseline.
+
+    items: names; clips of one video share theirs. selected: the best row of each head ("head=linear") and of the first
+    and last layer ("layer=0").
+    """
+
+    items: list[str]
+    label: list[int]
+    predicted: list[int]
+    baselines: dict[str, list[int]] | None
+    selected: dict[str, Selected] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(Record):
+    """One label of a probe.
+
+    classes: how many. chance, majority: accuracy of guessing, and of always the most common class. per_class: of
+    `scores.per_class_accuracy`. class_names: of labels that are text. confusion: a row for each true class.
+    """
+
+    classes: int | None
+    chance: float | None
+    majority: float | None
+    layers: list[Row]
+    best: Best
+    baselines: dict[str, Baseline] | None
+    per_class: list[dict] | None
+    class_names: list[str] | None = None
+    confusion: list[list[int]] | None = None
+    predictions: Predictions | None = None
+
+    @property
+    def untrained_layers(self) -> list[Row]:
+        """All rows of the untrained model; empty where it was no baseline."""
+        twin = (self.baselines or {}).get("untrained")
+        return (twin and twin.layers) or []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Record):
+    """One of the three splits. split: where its clips come from, in words. sources: how many files or rows."""
+
+    split: str
+    clips: int | None
+    sources: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData(Record):
+    """What was probed on. kind: "image" or "video". leave_one_group_out: the pattern of the groups."""
+
+    dataset: str | None
+    kind: str | None
+    num_frames: int | None
+    stride: int | None
+    fps: float | None
+    resolution: int | None
+    detail: int | None
+    frame_order: str | None
+    views: list[int] | None
+    leave_one_group_out: str | None
+    splits: dict[str, Split] | None
+    skipped: list[dict] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(Record):
+    """The file that `toto probe` writes.
+
+    In JSON the keys of the label with the largest margin, `label`, are also at the outermost level.
+
+    Fields:
+        depth: number of the model's deepest layer.
+        media: what the model was trained on (`media_seen.to_json`); None where that is not recorded.
+        control: what was changed on purpose, so that the accuracy is not that of the model as it was trained.
+        n_train, n_validation: clips. n_test: items: clips, or videos where several clips of each are averaged.
+        tasks: by label.
+        floors_command: in the files of a study, the command of the probe that its baselines come from.
+    """
+
+    command: str | None
+    model: str | None
+    depth: int | None
+    media: list[dict] | None
+    control: str | None = None
+    data: ProbeData | None
+    versions: dict | None
+    seeds: dict[str, int] | None
+    label: str | None
+    n_train: int | None
+    n_validation: int | None
+    n_test: int
+    tasks: dict[str, TaskResult]
+    floors_command: str | None = None
+
+    @property
+    def task(self) -> TaskResult:
+        """The label with the largest margin over the baselines on validation."""
+        return self.tasks[self.label]
+
+    @classmethod
+    def from_json(cls, content: dict) -> Self:
+        """As `Record.from_json`; a file of one label may have no `tasks`, and its label no name."""
+        task_keys = TaskResult.json_fields()
+        copied = {key: value for key, value in content.items() if key in task_keys}
+        tasks = content.get("tasks") or {content.get("label", "accuracy"): copied}
+        label = content.get("label", next(iter(tasks)))
+        if label not in tasks:
+            raise ValueError(f"The label {label!r} is not one of the tasks {', '.join(tasks)}; correct the file.")
+        own = {
+            key: value
+            for key, value in content.items()
+            if key in cls.json_fields() or (key not in task_keys and key not in tasks[label])
+        }
+        found = super().from_json(own | {"label": label, "tasks": tasks})
+        absent = ({"label", "tasks"} | tasks[label].keys()) - content.keys()
+        return replace(found, lacks=found.lacks | absent)
+
+    def to_json(self) -> dict:
+        copied = {key: value for key, value in self.task.to_json().items() if key not in self.lacks}
+        content, names = super().to_json(), list(self.json_fields())
+        first = names[: names.index("n_train")]
+        return (
+            {key: content[key] for key in first if key in content}
+            | copied
+            | {key: value for key, value in content.items() if key not in first}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult(Record):
+    """The JSON file next to a sheet of `toto generate`.
+
+    video: as it was named. source: of the clip. num_prompt_frames, num_frames: given and generated. sampling:
+    temperature, top_k and top_p. drop_frames: oldest frames dropped at a time beyond the model's context.
+    """
+
+    command: str | None
+    model: str
+    video: str | None
+    source: str
+    num_prompt_frames: int
+    num_frames: int
+    sampling: dict
+    drop_frames: int | None
+    recompute: bool | None
+    seeds: dict[str, int]
+    tokens_per_second: float
+    seconds_per_frame: float
+    versions: dict | None

@@ -371,7 +371,8 @@ def main(argv: list[str] | None = None) -> None:
         others = typed_flags(argv) - {"runs", "output"}
         refuse_idle(argv, tuple(sorted(others)), "with --runs, which trains nothing")
 
-    from evaluation.results import command_line, write_json
+    from evaluation.results import command_line
+    from tokenization.files import write_json
     from training.engine.device import versions
 
     output = Path(args.output)

@@ -135,10 +135,11 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from evaluation.backbones.contract import default_device
-    from evaluation.results import command_line, write_json
+    from evaluation.results import command_line
     from modeling_toto import TotoForCausalLM
     from modeling_toto.decoding_toto import frames_to_drop
     from modeling_toto.generation_toto import check_rows
+    from tokenization.files import write_json
     from tokenization.processing_toto import TotoProcessor
     from tokenization.sampling import Sampling
     from tokenization.sequences import video_rows

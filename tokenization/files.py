@@ -1,6 +1,7 @@
 """Files that are whole or not there, and their checksums."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,13 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def write_json(file: str | Path, content: dict) -> None:
+    """Write JSON with `write_whole`, one space per level, creating the file's folder."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def sha256(file: Path) -> str:

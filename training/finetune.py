@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from modeling_toto import TotoConfig
     from tokenization import TotoProcessor
     from training.engine.run import Beginning, Run
+    from training.results import FinetuneData
     from training.rows.clips import Clips
     from training.rows.mixture import RowStream
 
@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     inputs, settings = open_inputs(beginning, settings, argv)
     if inputs.kind == "image" and (ignored := idle(argv, "stride", "fps", "num_frames")):
         print(f"{ignored}: no effect on images, each of which is one frame")
+    if not any(clips.is_carved for clips in inputs.splits.values()) and (ignored := idle(argv, "group_by")):
+        print(f"{ignored}: no effect, since no split was carved")
     changes = beginning.changes(*settings.all, weights_flag="--model")
     if beginning.checkpoint is not None:
         had = [inputs.config.id2label[number] for number in range(inputs.config.num_labels)]
@@ -272,6 +274,23 @@ def read_clips(media, column: str, processor, data: LabelledArgs, augment: Augme
     return clips, same_classes(clips, column)
 
 
+def describe(inputs: Inputs, dataset: str, config: TotoConfig) -> FinetuneData:
+    """What the result says of the data. config: of the tested model."""
+    from training.results import FinetuneData, FinetuneSplit
+
+    splits = inputs.splits
+    return FinetuneData(
+        dataset=dataset,
+        label_column=inputs.column,
+        class_names=inputs.classes,
+        kind=inputs.kind,
+        num_frames=1 if inputs.kind == "image" else config.num_frames,
+        attention_mode=config.attention_mode,
+        splits={part: FinetuneSplit(name=clips.name, clips=len(clips)) for part, clips in splits.items()},
+        skipped={part: clips.skipped for part, clips in splits.items() if clips.skipped},
+    )
+
+
 def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: dict) -> Path:
     """Test the chosen checkpoint once: RUN/results.json, and RUN/predictions.json. Returns the checkpoint.
 
@@ -282,12 +301,13 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
         FileNotFoundError: the checkpoint is gone.
     """
     from modeling_toto import TotoConfig
-    from tokenization.files import write_whole
+    from tokenization.files import write_json
     from training.classification import load_classifier, score
     from training.engine.device import versions
+    from training.results import FinetunePredictions, FinetuneResult, FinetuneScore
     from training.scores import accuracy_interval, per_class_accuracy
 
-    best, test, data = run.folder / "checkpoints" / f"step_{chosen['step']:06d}", inputs.test, settings.data
+    best, test = run.folder / "checkpoints" / f"step_{chosen['step']:06d}", inputs.test
     if not best.is_dir():
         raise FileNotFoundError(f"{best}, which was best on validation, is gone, so nothing can be tested.")
     config = TotoConfig.from_pretrained(best)
@@ -297,34 +317,36 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
         return best
     accuracy, right = found["correct"] / found["total"], found["predictions"] == test.labels
     per_class = per_class_accuracy(found["predictions"], test.labels, inputs.classes)
-    by_class = {row["class"]: row["accuracy"] for row in per_class}
     ci95 = accuracy_interval(right, test.sources)
-    head = {"step": chosen["step"], "layer": model.feature_layer, "head": config.pooler}
-    scores = {"val_accuracy": chosen["val_accuracy"], "accuracy": accuracy, "ci95": ci95, "loss": found["loss"]}
-    result = {
+    result = FinetuneResult(
         **facts,
-        "settings": read_recipe(run.folder),
-        "model": settings.model.model,
-        "checkpoint": str(best),
-        "data": {
-            "dataset": data.dataset,
-            "label_column": inputs.column,
-            "class_names": inputs.classes,
-            "kind": test.kind,
-            "num_frames": 1 if test.kind == "image" else config.num_frames,
-            "attention_mode": config.attention_mode,
-            "splits": {part: {"name": clips.name, "clips": len(clips)} for part, clips in inputs.splits.items()},
-            "skipped": {part: clips.skipped for part, clips in inputs.splits.items() if clips.skipped},
-        },
-        "versions": versions(run.accelerator.device),
-        "seeds": [settings.run.seed],
-        "best": head | scores | {"correct": found["correct"], "accuracy_by_class": by_class},
-        "n_test": found["total"],
-    }
-    rows = {"sources": test.sources, "labels": test.labels.tolist(), "predictions": found["predictions"].tolist()}
-    for name, content in (("results.json", result), ("predictions.json", {"classes": inputs.classes} | rows)):
-        text = json.dumps(content, indent=1) + "\n"
-        write_whole(run.folder / name, lambda path, text=text: path.write_text(text))
+        settings=read_recipe(run.folder),
+        model=settings.model.model,
+        checkpoint=str(best),
+        data=describe(inputs, settings.data.dataset, config),
+        versions=versions(run.accelerator.device),
+        seeds=[settings.run.seed],
+        best=FinetuneScore(
+            step=chosen["step"],
+            layer=model.feature_layer,
+            head=config.pooler,
+            val_accuracy=chosen["val_accuracy"],
+            accuracy=accuracy,
+            ci95=ci95,
+            loss=found["loss"],
+            correct=found["correct"],
+            accuracy_by_class={row["class"]: row["accuracy"] for row in per_class},
+        ),
+        n_test=found["total"],
+    )
+    predictions = FinetunePredictions(
+        classes=inputs.classes,
+        sources=test.sources,
+        labels=test.labels.tolist(),
+        predictions=found["predictions"].tolist(),
+    )
+    write_json(run.folder / "results.json", result.to_json())
+    write_json(run.folder / "predictions.json", predictions.to_json())
     print(
         f"test accuracy {100 * accuracy:.2f} % ({found['correct']} of {found['total']}; 95 % interval "
         f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}), of step {chosen['step']}, "

@@ -27,10 +27,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Backbone, Features
-from evaluation.results import write_json
-from tokenization.files import write_whole
+from tokenization.files import write_json, write_whole
 from tokenization.precision import bf16_is_fast
 from tokenization.shards.parts import finished_parts, work_in_parts
+from tokenization.sources.open import ClipSource
 from tokenization.video import Clip
 
 FORMAT = 1  # of the cache: raised when what is kept of a model changes
@@ -147,7 +147,7 @@ def data_key(fingerprint: str, split: str, options: dict) -> str:
 
 
 def extract(
-    source,
+    source: ClipSource,
     split: str,
     jobs: list[Job],
     folder: Path,
@@ -170,16 +170,19 @@ def extract(
     if missing or not (folder / "items.json").is_file():
         for each in (folder, *folders):
             (each / "parts").mkdir(parents=True, exist_ok=True)
-        _fill(source, split, jobs, folders, missing, folder, change, batch_size, progress, state)
+        its_jobs = [(jobs[k], folders[k]) for k in missing]
+        frames = 1 if source.kind == "image" else jobs[0].backbone.num_frames
+        work = _Pass(source, split, folder, its_jobs, frames, batch_size, change)
+        _fill(work, state, progress)
         state.wait_for_everyone()
         if state.is_main_process:
-            _merge(source, split, folders, missing, folder)
+            _merge(work)
         state.wait_for_everyone()
     items = json.loads((folder / "items.json").read_text())
     if not items["sources"]:
         skipped = items["skipped"]
         why = f" ({len(skipped)} skipped; the first: {skipped[0]['why']})" if skipped else ""
-        raise ValueError(f"split {split} gave no clips{why}; check --dataset, --num_frames, --stride and --fps.")
+        raise ValueError(f"Split {split} gave no clips{why}; check --dataset, --num_frames, --stride and --fps.")
     return ClipSet(
         split,
         source.kind,
@@ -191,33 +194,53 @@ def extract(
     )
 
 
-def _fill(source, split, jobs, folders, missing, folder, change, batch_size, progress, state) -> None:
-    """Write the parts that are this process's and not there yet."""
+@dataclass(frozen=True)
+class _Pass:
+    """A pass over the clips of a `ClipSource`.
 
-    def finished() -> dict[str, dict]:
-        """Parts that every missing job has."""
+    folder: of the items. jobs: those whose features are not there yet, each with its folder. frames: of a clip.
+    change: as in `extract`.
+    """
+
+    source: ClipSource
+    split: str
+    folder: Path
+    jobs: list[tuple[Job, Path]]
+    frames: int
+    batch_size: int
+    change: Callable[[np.ndarray, str], np.ndarray] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.source.label_names, *self.source.text_labels]
+
+    def finished(self) -> dict[str, dict]:
+        """Parts that every job has."""
         return {
             name: info
-            for name, info in finished_parts(folder / "parts").items()
-            if all((folders[k] / "parts" / f"{name}.safetensors").is_file() for k in missing)
+            for name, info in finished_parts(self.folder / "parts").items()
+            if all((folder / "parts" / f"{name}.safetensors").is_file() for _, folder in self.jobs)
         }
 
-    frames = 1 if source.kind == "image" else jobs[0].backbone.num_frames
-    rows_done = sum(info["rows"] for info in finished().values())
+
+def _fill(work: _Pass, state: PartialState, progress: bool) -> None:
+    """Write the parts that are this process's and not there yet."""
+    source = work.source
+    rows_done = sum(info["rows"] for info in work.finished().values())
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     # Of videos, whose clips are counted as they come, the limit says nothing about how many there are.
     total = source.expected or (source.limit if source.kind == "image" else None)
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
     at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
-    bar.set_description(f"{split}: {'features' if missing else 'labels'}{at_most}")
+    bar.set_description(f"{work.split}: {'features' if work.jobs else 'labels'}{at_most}")
     done = work_in_parts(
         source,
-        lambda name: _Part(name, source, jobs, folders, missing, folder, change, batch_size),
-        finished,
-        items_per_part=max(1, PART_ROWS // frames),
+        lambda name: _Part(name, work),
+        work.finished,
+        items_per_part=max(1, PART_ROWS // work.frames),
         limit=source.limit,
         threads=min(4, cpus),
-        items_ahead=4 * batch_size,
+        items_ahead=4 * work.batch_size,
         clips_each=4,
         rank=state.process_index,
         world=state.num_processes,
@@ -227,20 +250,14 @@ def _fill(source, split, jobs, folders, missing, folder, change, batch_size, pro
             bar.update(step.clip is not None)
 
 
-def _columns(source) -> list[str]:
-    return [*source.label_names, *source.text_labels]
-
-
 class _Part:
     """Clips of some consecutive items; their features go to a file for every missing job."""
 
-    def __init__(self, name, source, jobs, folders, missing, folder, change, batch_size):
-        self.name, self.source, self.folder, self.batch_size = name, source, folder, batch_size
-        self.change = change
-        self.jobs = [(jobs[k], folders[k]) for k in missing]
+    def __init__(self, name: str, work: _Pass):
+        self.name, self.work = name, work
         self.clips: list = []
-        self.kept: list[dict[int, list]] = [{} for _ in self.jobs]
-        self.info = {"rows": 0, "sources": [], "labels": {c: [] for c in _columns(source)}, "skipped": []}
+        self.kept: list[dict[int, list]] = [{} for _ in work.jobs]
+        self.info = {"rows": 0, "sources": [], "labels": {c: [] for c in work.columns}, "skipped": []}
 
     @property
     def rows(self) -> int:
@@ -249,10 +266,11 @@ class _Part:
     def add(self, item: int, clip: Clip) -> None:
         self.info["sources"].append(clip.source)
         for column, values in self.info["labels"].items():
-            values.append(clip.labels.get(column, "" if column in self.source.text_labels else -1))
+            values.append(clip.labels.get(column, "" if column in self.work.source.text_labels else -1))
         self.info["rows"] += 1
-        self.clips.append(clip.frames if self.change is None else self.change(clip.frames, clip.source))
-        if len(self.clips) == self.batch_size:
+        change = self.work.change
+        self.clips.append(clip.frames if change is None else change(clip.frames, clip.source))
+        if len(self.clips) == self.work.batch_size:
             self._run()
 
     def skip(self, item: int, source: str, why: str) -> None:
@@ -261,10 +279,10 @@ class _Part:
     def _run(self) -> None:
         frames, prepared = np.stack(self.clips), {}
         self.clips = []
-        for kept, (job, _) in zip(self.kept, self.jobs, strict=True):
+        for kept, (job, _) in zip(self.kept, self.work.jobs, strict=True):
             backbone = job.backbone
             if backbone.reads not in prepared:
-                prepared[backbone.reads] = backbone.prepare(frames, image=self.source.kind == "image")
+                prepared[backbone.reads] = backbone.prepare(frames, image=self.work.source.kind == "image")
             for layer, made in job.run(prepared[backbone.reads]).items():
                 kept.setdefault(layer, []).append(made)
 
@@ -272,7 +290,7 @@ class _Part:
         """The part counts once its JSON is there, which is written last."""
         if self.clips:
             self._run()
-        for kept, (_, folder) in zip(self.kept, self.jobs, strict=True):
+        for kept, (_, folder) in zip(self.kept, self.work.jobs, strict=True):
             tensors = {}
             for layer, batches in kept.items():
                 tensors[f"pooled.{layer}"] = torch.cat([vector for vector, _ in batches])
@@ -281,7 +299,7 @@ class _Part:
             file = folder / "parts" / f"{self.name}.safetensors"
             write_whole(file, lambda path, tensors=tensors: save_file(tensors, path))
         info = self.info | {"items": items, "shard_ends": shard_ends}
-        file = self.folder / "parts" / f"{self.name}.json"
+        file = self.work.folder / "parts" / f"{self.name}.json"
         write_whole(file, lambda path: path.write_text(json.dumps(info)))
         return info
 
@@ -289,25 +307,25 @@ class _Part:
         """Nothing to delete: all files are written at the end."""
 
 
-def _merge(source, split, folders, missing, folder) -> None:
+def _merge(work: _Pass) -> None:
     """The files of the parts, one after the other up to the limit, as one file for each job and width."""
-    parts, rows = [], 0
-    for name, info in finished_parts(folder / "parts").items():
-        taken = info["rows"] if source.limit is None else min(info["rows"], source.limit - rows)
+    parts, rows, limit = [], 0, work.source.limit
+    for name, info in finished_parts(work.folder / "parts").items():
+        taken = info["rows"] if limit is None else min(info["rows"], limit - rows)
         if taken or not info["rows"]:
             parts.append((name, info, taken))
             rows += taken
     items = {
-        "split": split,
+        "split": work.split,
         "sources": [name for _, info, taken in parts for name in info["sources"][:taken]],
-        "labels": {c: [v for _, i, taken in parts for v in i["labels"][c][:taken]] for c in _columns(source)},
+        "labels": {c: [v for _, i, taken in parts for v in i["labels"][c][:taken]] for c in work.columns},
         "skipped": [skip for _, info, _ in parts for skip in info["skipped"]],
     }
-    for k in missing:
-        _merge_job(folders[k], [(name, taken) for name, _, taken in parts if taken], rows)
-    write_json(folder / "items.json", items)
-    for k in missing:
-        shutil.rmtree(folders[k] / "parts")
+    for _, folder in work.jobs:
+        _merge_job(folder, [(name, taken) for name, _, taken in parts if taken], rows)
+    write_json(work.folder / "items.json", items)
+    for _, folder in work.jobs:
+        shutil.rmtree(folder / "parts")
 
 
 def _merge_job(folder: Path, parts: list[tuple[str, int]], rows: int) -> None:

@@ -67,7 +67,6 @@ class HeadBank:
         batch_size: int = 256,
         batch_norm: bool = False,
         seed: int = 0,
-        device: torch.device | str = "cpu",
     ):
         if kind not in BANKS:
             raise ValueError(f"There is no trained head {kind!r}; the trained heads are {', '.join(BANKS)}.")
@@ -78,7 +77,12 @@ class HeadBank:
         self.decays = tuple(WEIGHT_DECAYS[kind] if weight_decays is None else weight_decays)
         self.settings = [{"lr": rate, "weight_decay": decay} for rate, decay in product(self.rates, self.decays)]
         self.epochs = epochs or EPOCHS[kind]
-        self.batch_size, self.batch_norm, self.device = batch_size, batch_norm, torch.device(device)
+        self.batch_size, self.batch_norm, self.device = batch_size, batch_norm, torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> "HeadBank":
+        """The same bank, which trains on this device."""
+        self.device = torch.device(device)
+        return self
 
     def run(
         self,
@@ -224,11 +228,10 @@ def _sum_gradients(heads: torch.nn.Module) -> None:
         sum_over_ranks(p.grad)
 
 
-def make_head(kind: str, classes: list[int], epochs: int | None = None, seed: int = 0, **options):
+def make_head(kind: str, classes: list[int], device: torch.device | str = "cpu", **options) -> HeadBank | ClosedForm:
     """A head of any kind in HEADS; `run(train, train_labels, validation, validation_labels, test, ...) -> Chosen`.
 
-    epochs, seed, options (learning_rates, weight_decays, batch_size, batch_norm, device): of `HeadBank`. batch_norm is
-    ignored by heads that are not linear, and all of these by closed forms.
+    options: of `HeadBank`. batch_norm is ignored by heads that are not linear, and all options by closed forms.
     """
     if kind not in HEADS:
         raise ValueError(f"There is no head {kind!r}; the heads are {', '.join(HEADS)}.")
@@ -236,4 +239,4 @@ def make_head(kind: str, classes: list[int], epochs: int | None = None, seed: in
         return ClosedForm(kind, classes)
     if kind != "linear":
         options.pop("batch_norm", None)
-    return HeadBank(kind, classes, epochs=epochs, seed=seed, **options)
+    return HeadBank(kind, classes, **options).to(device)

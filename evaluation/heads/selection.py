@@ -31,6 +31,10 @@ class Chosen:
         """The chosen setting; `layer` counts the first axis."""
         return self.settings[int(self.choice[layer, task])]
 
+    def rank(self, layer: int, task: int) -> tuple[float, float]:
+        """What layers and heads are chosen by: the larger, the better on validation."""
+        return self.val_accuracy[layer, task].item(), -self.val_loss[layer, task].item()
+
 
 def choose(accuracy: torch.Tensor, loss: torch.Tensor, count: int) -> torch.Tensor:
     """Index of the best of S settings on `count` validation clips: accuracy and loss (..., S) -> (...).

@@ -1,20 +1,22 @@
-"""Flags of `toto probe`, and what of them depends on the model or the task."""
+"""Flags of `toto probe`, and which of them the model, the data or a task settles."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from tokenization.sampling import TimeStepArgs
 
 BASELINES = ("pixels", "untrained", "random_filters", "histogram", "hog")
 FRAME_ORDERS = ("ordered", "reversed", "shuffled", "middle")
 
 
 @dataclass(frozen=True)
-class ProbeArgs:
+class ProbeArgs(TimeStepArgs):
     model: str | None = field(
         default=None,
         metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone: Toto, or any vision model."},
     )
     output: str | None = field(
-        default=None, metadata={"help": "Result file to write (.json); a plot (.png) is put beside it."}
+        default=None, metadata={"help": "Result file to write (.json); a plot (.png) is written next to it."}
     )
     task: str | None = field(
         default=None,
@@ -50,10 +52,10 @@ class ProbeArgs:
     )
     train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split that chooses; found, or carved from the training split, by default."}
+        default=None, metadata={"help": "Split to choose on; by default found, or carved from the training split."}
     )
     test_split: str | None = field(
-        default=None, metadata={"help": "Split that is scored; test, or else the validation split, by default."}
+        default=None, metadata={"help": "Split to score; by default test, or else the validation split, or carved."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
     max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
@@ -61,14 +63,12 @@ class ProbeArgs:
         default=2000,
         metadata={"help": "Most clips or images (with --views: videos) to test on; validation gets a quarter."},
     )
-    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip; the model's own by default."})
-    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video (paper: 4)."})
-    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames per clip; the model's own by default."})
     epochs: int | None = field(
         default=None,
         metadata={"help": "Epochs of the heads (default: 60 linear, 30 attention, 20 cross_attention_mlp)."},
     )
-    max_tokens: int = field(default=64, metadata={"help": "Tokens a clip, after averaging, for the attention head."})
+    max_tokens: int = field(default=64, metadata={"help": "Tokens per clip, after averaging, for the heads on tokens."})
     rope_base: float | None = field(
         default=None,
         metadata={
@@ -88,7 +88,9 @@ class ProbeArgs:
     )
     frame_order: str = field(
         default="ordered",
-        metadata={"help": "ordered; or a control of what order tells: reversed, shuffled, or middle (one frame)."},
+        metadata={
+            "help": "ordered; or a control of what the order contributes: reversed, shuffled, or middle (one frame)."
+        },
     )
     group_by: str | None = field(
         default=None,
@@ -142,10 +144,11 @@ class ProbeArgs:
     def __post_init__(self):
         from evaluation.heads.bank import HEADS
 
+        super().__post_init__()
         if self.compare is None:
             for name, flag in (("model", "--model MODEL"), ("output", "--output FILE.json")):
                 if getattr(self, name) is None:
-                    raise ValueError(f"name what to probe and where to write: {flag} is missing.")
+                    raise ValueError(f"{flag} is missing; name what to probe and where to write.")
             if Path(self.output).suffix != ".json":
                 raise ValueError(f"--output {self.output} must end in .json.")
         for flag, given, known in (
@@ -156,6 +159,8 @@ class ProbeArgs:
             for name in given or []:
                 if name not in known:
                     raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+        if self.baselines is not None and "none" in self.baselines and len(self.baselines) > 1:
+            raise ValueError(f"--baselines is {' '.join(self.baselines)}; leave out none, or all the others.")
         if self.views is not None and (len(self.views) != 2 or min(self.views) < 1):
             raise ValueError("--views takes two numbers of 1 or more, windows and crops, such as 5 3.")
         if self.views is not None and self.average_clips:
@@ -191,8 +196,11 @@ def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
         refuse_idle(argv, ("stride", "fps", "image_column"), "on toyworld, which is drawn")
 
 
-def idle_flags(args: ProbeArgs, argv: list[str], kind: str) -> list[str]:
-    """Sentences on typed flags that had no effect on these data, kind "image" or "video", or with these heads."""
+def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> list[str]:
+    """Sentences on typed flags that had no effect on these data or with these heads.
+
+    kind: "image" or "video". is_carved: some split was carved from another one.
+    """
     from evaluation.heads.bank import TOKEN_HEADS
     from training.args import idle
 
@@ -201,6 +209,8 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str) -> list[str]:
         found.append(f"{flags}: no effect on images, each of which is one frame")
     if not set(args.heads) & set(TOKEN_HEADS) and (flags := idle(argv, "max_tokens")):
         found.append(f"{flags}: no effect without heads on tokens ({', '.join(TOKEN_HEADS)})")
+    if not is_carved and not args.leave_one_group_out and (flags := idle(argv, "group_by")):
+        found.append(f"{flags}: no effect, since no split was carved and no group is left out")
     return found
 
 

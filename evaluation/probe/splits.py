@@ -3,22 +3,37 @@
 import math
 import os
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.backbones.extraction import ClipSet, Job, data_key, dataset_fingerprint, extract
 from tokenization.sampling import Sampling
-from tokenization.sources.labelled import carve, check_first, check_labels, label_columns, number_classes, open_splits
-from tokenization.sources.open import open_source
+from tokenization.sources.labelled import (
+    Opened,
+    carve,
+    check_first,
+    check_labels,
+    label_columns,
+    number_classes,
+    open_splits,
+)
+from tokenization.sources.open import ClipSource, open_source
+
+CARVED_FROM = "carved from "  # begins the name of a carved split
+
+
+def is_carved(split: str) -> bool:
+    """Whether `ClipSet.split` is of clips carved from another split."""
+    return split.startswith(CARVED_FROM)
 
 
 def carve_clips(clips: ClipSet, folder: Path, **options) -> tuple[ClipSet, ClipSet]:
     """(rest, carved) of a split; see `labelled.carve` for the options. folder: for what does not fit in memory."""
     inside = carve(clips.sources, clips.split, **options)
     rest = clips.take(np.flatnonzero(~inside), clips.split, folder)
-    carved = clips.take(np.flatnonzero(inside), f"carved from {clips.split} (seed {options['seed']})", folder)
+    carved = clips.take(np.flatnonzero(inside), f"{CARVED_FROM}{clips.split} (seed {options['seed']})", folder)
     carved.skipped = []  # already in the list of the rest
     return rest, carved
 
@@ -34,84 +49,136 @@ def same_classes(splits: list[ClipSet]) -> dict[str, list[str]]:
     return classes
 
 
-def frame_order(name: str, seed: int):
-    """The change of a clip's frames (T, R, R, 3) that a control asks for; None for "ordered".
+@dataclass(frozen=True)
+class FrameOrder:
+    """The order of a clip's frames: a control of what order contributes.
 
-    "middle" is the frame in the middle alone, "shuffled" one order for each clip, drawn from `seed` and its name.
+    name: "ordered", "reversed", "shuffled" (one order for each clip, drawn from `seed` and its name), or "middle" (the
+    frame in the middle alone).
     """
-    if name == "ordered":
-        return None
 
-    def change(frames: np.ndarray, source: str) -> np.ndarray:
-        if name == "middle":
+    name: str = "ordered"
+    seed: int = 0
+
+    def __call__(self, frames: np.ndarray, source: str) -> np.ndarray:
+        """frames: (T, R, R, 3). source: the clip's name."""
+        if self.name == "middle":
             return frames[len(frames) // 2 : len(frames) // 2 + 1]
-        if name == "reversed":
+        if self.name == "reversed":
             return frames[::-1].copy()
-        return frames[np.random.default_rng([seed, *source.encode()]).permutation(len(frames))]
+        if self.name == "shuffled":
+            return frames[np.random.default_rng([self.seed, *source.encode()]).permutation(len(frames))]
+        return frames
 
-    return change
+    def facts(self) -> dict:
+        """What of it the features depend on."""
+        return {"order": self.name} | ({"order_seed": self.seed} if self.name == "shuffled" else {})
 
 
-def read_splits(args, jobs: list[Job], resolution: int, num_frames: int, cache: Path) -> list[ClipSet]:
-    """[train, validation, test] for `ProbeArgs`, each clip decoded, tokenised and run through all backbones once.
+@dataclass(frozen=True)
+class Labelled:
+    """Which clips of a dataset, and which of their labels.
 
-    A missing validation split is carved from train; a missing test split is replaced by the validation split, or carved
-    too. `ClipSet.split` says which.
+    Fields:
+        dataset, image_column: as in `open_source`.
+        splits: names of the train, validation and test split; None looks for the usual ones.
+        label_column: columns; None takes those that have class names, or the only one.
+        max_train, max_eval: most clips to train on, and most clips or (with views) videos to test on; validation gets a
+            quarter of the latter.
+        group_by: pattern of the groups that no carved split divides. split_seed: of carved splits.
     """
-    most = {"train": args.max_train, "validation": max(1, args.max_eval // 4), "test": args.max_eval}
-    options = {"image_column": args.image_column, "shuffle_seed": 0}  # fixed: seeds are compared on the same clips
-    sampling = Sampling(num_frames, args.stride, args.fps, resolution, detail=args.detail)
-    samplings = dict.fromkeys(most, sampling)
-    if args.views:  # where tested videos have several views, those that train and choose give their middle
-        samplings = dict.fromkeys(most, replace(sampling, views=(1, 1)))
-        samplings["test"] = replace(sampling, views=tuple(args.views))
-    most["test"] *= math.prod(args.views or (1,))  # clips, of as many videos
-    change = frame_order(args.frame_order, args.seed)
-    fingerprint = dataset_fingerprint(args.dataset)
-    if fingerprint is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError(f"The version of {args.dataset} is unknown without a network; probe with one process.")
 
-    def open_part(split: str, part: str, extra: int = 0):
-        return open_source(args.dataset, split, samplings[part], limit=most[part] + extra, **options)
+    dataset: str
+    splits: tuple[str, str | None, str | None]
+    label_column: list[str] | None
+    image_column: str | None
+    max_train: int
+    max_eval: int
+    group_by: str | None
+    split_seed: int
 
-    def collect(part: str, split: str, source) -> ClipSet:
-        read = options | asdict(samplings[part]) | {"limit": source.limit, "order": args.frame_order}
-        read |= {"order_seed": args.seed} if args.frame_order == "shuffled" else {}
+
+class _Reader:
+    """Opens the parts of a dataset and runs their clips through the backbones.
+
+    most: clips of each part at most. samplings: of each part.
+    Raises:
+        ValueError: several processes, and a dataset whose version is not known.
+    """
+
+    def __init__(self, labelled: Labelled, sampling: Sampling, order: FrameOrder, jobs: list[Job], cache: Path):
+        self.labelled, self.order, self.jobs, self.cache = labelled, order, jobs, cache
+        views = sampling.views or (1,)
+        most = labelled.max_eval
+        self.most = {"train": labelled.max_train, "validation": max(1, most // 4), "test": most * math.prod(views)}
+        # Where test videos have several views, those that train and choose give their middle.
+        others = replace(sampling, views=(1, 1)) if sampling.views else sampling
+        self.samplings = {"train": others, "validation": others, "test": sampling}
+        # Fixed, so that seeds are compared on the same clips.
+        self.options = {"image_column": labelled.image_column, "shuffle_seed": 0}
+        self.fingerprint = dataset_fingerprint(labelled.dataset)
+        if self.fingerprint is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"The version of {labelled.dataset} is unknown without a network; probe with one process.")
+
+    def open(self, split: str, part: str, extra: int = 0) -> ClipSource:
+        """A split, as the part train, validation or test. extra: clips beyond the most, to be carved off."""
+        limit = self.most[part] + extra
+        return open_source(self.labelled.dataset, split, self.samplings[part], limit=limit, **self.options)
+
+    def open_parts(self) -> tuple[dict[str, Opened | None], list[str]]:
+        """(train, validation and test, None where one has to be carved from train; the label columns)."""
+        labelled = self.labelled
+        train, validation, test = open_splits(self.open, labelled.dataset, *labelled.splits)
+        columns = label_columns(train[1], labelled.label_column, labelled.dataset)
+        views = self.samplings["test"].views
+        if test is None and self.samplings["test"] != self.samplings["train"]:
+            raise ValueError("--views are of a test split of its own, and there is none; give --views 1 1.")
+        if test is not None and test[1].kind == "image" and views and views[0] > 1:
+            raise ValueError(f"Images have one window; give --views 1 {views[1]}, not {views[0]} {views[1]}.")
+        extra = (0 if validation else self.most["validation"]) + (0 if test else self.most["test"])
+        if extra:
+            train = train[0], self.open(train[0], "train", extra)
+        found = {"train": train, "validation": validation, "test": test}
+        for part, (split, source) in ((part, each) for part, each in found.items() if each):
+            check_first(source, split, columns, f"--{part}_split", labelled.dataset)
+        return found, columns
+
+    def collect(self, part: str, opened: Opened, columns: list[str], batch_size: int) -> ClipSet:
+        """The clips of an opened split with their features, and with checked labels of these columns."""
+        split, source = opened
+        read = self.options | asdict(self.samplings[part]) | {"limit": source.limit} | self.order.facts()
         read |= {"text_labels": source.text_labels} if source.text_labels else {}
-        key = fingerprint and data_key(fingerprint, split, read)
-        with tempfile.TemporaryDirectory(dir=cache) as unkept:  # where the version of the data is unknown
-            folder = cache / key if key else Path(unkept)
-            found = extract(source, split, jobs, folder, change=change, batch_size=args.batch_size)
+        key = self.fingerprint and data_key(self.fingerprint, split, read)
+        change = None if self.order.name == "ordered" else self.order
+        with tempfile.TemporaryDirectory(dir=self.cache) as unkept:  # where the version of the data is unknown
+            folder = self.cache / key if key else Path(unkept)
+            found = extract(source, split, self.jobs, folder, change=change, batch_size=batch_size)
         found.labels = {column: found.labels[column] for column in columns}
         for column, labels in found.labels.items():
             check_labels(labels, found.label_names.get(column), column, f"split {found.split}", found.sources)
         return found
 
-    asked = args.train_split, args.validation_split, args.test_split
-    train, validation, test = open_splits(open_part, args.dataset, *asked)
-    columns = label_columns(train[1], args.label_column, args.dataset)
-    if test is None and samplings["test"] != samplings["train"]:
-        raise ValueError("--views are of a test split of its own, and there is none; give --views 1 1.")
-    if test is not None and test[1].kind == "image" and args.views and args.views[0] > 1:
-        raise ValueError(
-            f"Images have one window; give --views 1 {args.views[1]}, not {args.views[0]} {args.views[1]}."
-        )
-    extra = (0 if validation else most["validation"]) + (0 if test else most["test"])
-    if extra:
-        train = train[0], open_part(train[0], "train", extra)
-    found = {"train": train, "validation": validation, "test": test}
-    for part, (split, source) in ((part, each) for part, each in found.items() if each):
-        check_first(source, split, columns, f"--{part}_split", args.dataset)
 
-    how = {"seed": args.split_seed, "pattern": args.group_by, "folder": cache}
-    train = collect("train", *train)
-    if test:
-        test = collect("test", *test)
-    else:
-        keep = most["train"] + (0 if validation else most["validation"])
-        train, test = carve_clips(train, most=most["test"], keep=keep, **how)
-    if validation:
-        validation = collect("validation", *validation)
-    else:
-        train, validation = carve_clips(train, most=most["validation"], keep=most["train"], **how)
-    return [train, validation, test]
+def read_splits(
+    labelled: Labelled, sampling: Sampling, order: FrameOrder, jobs: list[Job], cache: Path, batch_size: int = 8
+) -> list[ClipSet]:
+    """[train, validation, test], each clip decoded, tokenised and run through all backbones once.
+
+    A missing validation split is carved from train; a missing test split is replaced by the validation split, or carved
+    too. `ClipSet.split` says which.
+
+    Args:
+        sampling: of the clips; its views are those of test clips. jobs: the backbones. cache: folder of the features.
+        batch_size: clips in one forward pass.
+    """
+    reader = _Reader(labelled, sampling, order, jobs, cache)
+    opened, columns = reader.open_parts()
+    found = {part: reader.collect(part, each, columns, batch_size) for part, each in opened.items() if each}
+    train, most = found["train"], reader.most
+    how = {"seed": labelled.split_seed, "pattern": labelled.group_by, "folder": cache}
+    if "test" not in found:
+        keep = most["train"] + (0 if "validation" in found else most["validation"])
+        train, found["test"] = carve_clips(train, most=most["test"], keep=keep, **how)
+    if "validation" not in found:
+        train, found["validation"] = carve_clips(train, most=most["validation"], keep=most["train"], **how)
+    return [train, found["validation"], found["test"]]

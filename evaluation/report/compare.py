@@ -41,7 +41,7 @@ def common_labels(probes: list[Probe]) -> list[str]:
         has = "; ".join(f"{probe.file}: {', '.join(probe.tasks)}" for probe in probes)
         raise ValueError(f"The results have no label in common ({has}); compare results of the same labels.")
     for label in labels:
-        classes = {probe.tasks[label].get("classes") for probe in probes} - {None}
+        classes = {probe.tasks[label].classes for probe in probes} - {None}
         if len(classes) > 1:
             numbers = " and ".join(map(str, sorted(classes)))
             raise ValueError(
@@ -52,11 +52,11 @@ def common_labels(probes: list[Probe]) -> list[str]:
 
 def kept_predictions(probe: Probe, label: str) -> dict[tuple, tuple[int, int]] | None:
     """{(item, k): (predicted, true class)} of the test clips, k counting the clips of a video; None where not kept."""
-    kept = probe.tasks[label].get("predictions")
+    kept = probe.tasks[label].predictions
     if kept is None:
         return None
     seen, found = Counter(), {}
-    for item, predicted, true in zip(kept["items"], kept["predicted"], kept["label"], strict=True):
+    for item, predicted, true in zip(kept.items, kept.predicted, kept.label, strict=True):
         found[item, seen[item]] = (predicted, true)
         seen[item] += 1
     return found
@@ -81,9 +81,9 @@ def on_test(probe: Probe, label: str, metric: str) -> dict:
     from evaluation.metrics import METRICS
     from training.scores import bootstrap_interval
 
-    best = probe.tasks[label]["best"]
+    best = probe.tasks[label].best
     if metric == "accuracy":
-        return {"value": best["accuracy"], "ci95": best["ci95"]}
+        return {"value": best.accuracy, "ci95": best.ci95}
     if metric not in METRICS:
         raise ValueError(f"The metric {metric!r} is not known; use one of {', '.join(METRICS)}.")
     kept = kept_predictions(probe, label)
@@ -115,9 +115,9 @@ def compare(probes: list[Probe], metric: str = "accuracy") -> list[dict]:
     for label in common_labels(probes):
         first, base = probes[0], on_test(probes[0], label, metric)
         for probe in probes:
-            best, mine = probe.tasks[label]["best"], base if probe is first else on_test(probe, label, metric)
-            row = {"label": label, "model": probe.name, "file": str(probe.file), "head": best["head"]}
-            row |= {"layer": best["layer"], "metric": metric, **mine, "n_test": probe.n_test}
+            best, mine = probe.tasks[label].best, base if probe is first else on_test(probe, label, metric)
+            row = {"label": label, "model": probe.name, "file": str(probe.file), "head": best.head}
+            row |= {"layer": best.layer, "metric": metric, **mine, "n_test": probe.n_test}
             if probe is not first:
                 why = unlike(first, probe, label)
                 if why is None:
@@ -142,7 +142,7 @@ def cells(row: dict) -> list[str]:
         verdict = "" if low > 0 or high < 0 else ", no significant difference"
         kind = "paired" if row["paired"] else f"unpaired: {row['why']}"
         difference = [f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{verdict}", kind]
-    score = percent({"accuracy": row["value"], "ci95": row["ci95"]})
+    score = percent(row["value"], row["ci95"])
     return [row["model"], row["head"], str(row["layer"]), score, f"{row['n_test']:,}", *difference]
 
 
@@ -163,9 +163,9 @@ def table(rows: list[dict]) -> str:
 
 def depth_of(probe: Probe) -> int | None:
     """The model's deepest layer: from the result, or the last row if all layers from 0 on are there; else None."""
-    if "depth" in probe.result:
-        return probe.result["depth"]
-    layers = sorted({row["layer"] for task in probe.tasks.values() for row in task["layers"]})
+    if probe.result.depth is not None:
+        return probe.result.depth
+    layers = sorted({row.layer for task in probe.tasks.values() for row in task.layers})
     return layers[-1] if len(layers) > 1 and layers == list(range(len(layers))) else None
 
 
@@ -178,7 +178,7 @@ def compare_files(
     """
     from evaluation.report.figures import to_svg
     from evaluation.report.page import Table, render
-    from evaluation.results import write_json
+    from tokenization.files import write_json
 
     kinds = (".html", ".png", ".svg", ".json")
     if output and Path(output).suffix not in kinds:
@@ -186,7 +186,7 @@ def compare_files(
     probes = read_results(files)
     rows = compare(probes, metric)
     print(table(rows))
-    data = {probe.name: str(probe.result.get("data", {}).get("dataset", "unknown")) for probe in probes}
+    data = {probe.name: (probe.result.data and probe.result.data.dataset) or "unknown" for probe in probes}
     if len(set(data.values())) > 1:
         print("\nthe data sets have different names: " + "; ".join(f"{name}: {where}" for name, where in data.items()))
     if output is None:

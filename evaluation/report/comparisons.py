@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from evaluation.report.figures import PREDICTORS
 from evaluation.report.reading import AGAINST, NATS, Probe, Run, percent
+from evaluation.results import Versus
 
 VALIDATION_LOSS = "validation loss"
 # What a page says for a verdict of `metrics.verdict`; results of earlier versions say "not apart".
@@ -52,15 +53,17 @@ def compare_probe(probe: Probe) -> list[Comparison]:
 
     found = []
     for label, task in probe.tasks.items():
-        best = task["best"]
-        for who, row in task["baselines"].items():
-            versus = best.get("versus", {}).get(who)
-            lead = versus or unpaired_difference(best["accuracy"], best["ci95"], row["accuracy"], row["ci95"])
-            low, high = lead["ci95"]
-            interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if versus else ', unpaired'}"
-            says = verdict(lead["ci95"])
+        best = task.best
+        for who, row in task.baselines.items():
+            lead = (best.versus or {}).get(who)
+            is_paired = lead is not None
+            lead = lead or Versus.from_json(unpaired_difference(best.accuracy, best.ci95, row.accuracy, row.ci95))
+            low, high = lead.ci95
+            interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if is_paired else ', unpaired'}"
+            says = verdict(lead.ci95)
             says = VERDICTS.get(says, says)
-            numbers = (percent(best), percent(row), f"{100 * lead['difference']:+.1f} points", interval, says)
+            ours, theirs = percent(best.accuracy, best.ci95), percent(row.accuracy, row.ci95)
+            numbers = (ours, theirs, f"{100 * lead.difference:+.1f} points", interval, says)
             found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, says == "above"))
     return found
 

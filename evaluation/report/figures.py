@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from evaluation.report.reading import AGAINST, NATS
+from evaluation.results import ProbeResult, Row, TaskResult
 
 MODEL, UNTRAINED, PIXELS, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#5f6670", "#9a4f80"
 PREDICTORS = {
@@ -235,59 +236,59 @@ def overlay_svg(runs: list[tuple[str, list[dict]]], against: str, unit: str = NA
     return to_svg(figure, f"Loss against {against} of the runs {', '.join(name for name, _ in runs)}.")
 
 
-def layers_svg(name: str, label: str, task: dict) -> str:
+def layers_svg(name: str, label: str, task: TaskResult) -> str:
     """`draw_task` as inline SVG, with its numbers in words for screen readers. task: every row has `ci95`."""
     figure, axes = new_figure(4.2, 3.2)
     draw_task(axes, label, task)
-    best = task["best"]
-    others = ", ".join(f"{AGAINST.get(w, w)} {100 * row['accuracy']:.1f} %" for w, row in task["baselines"].items())
+    best = task.best
+    others = ", ".join(f"{AGAINST.get(w, w)} {100 * row.accuracy:.1f} %" for w, row in task.baselines.items())
     alt = (
-        f"Probe accuracy of {name} for {label}, per layer. Chosen on validation: layer {best['layer']}, {best['head']} "
-        f"head, {100 * best['accuracy']:.1f} % on test. Baselines: {others or 'none'}."
+        f"Probe accuracy of {name} for {label}, per layer. Chosen on validation: layer {best.layer}, {best.head} "
+        f"head, {100 * best.accuracy:.1f} % on test. Baselines: {others or 'none'}."
     )
     return to_svg(figure, alt)
 
 
-def write_layer_plot(results: dict, path: str | Path) -> None:
+def write_layer_plot(result: ProbeResult, path: str | Path) -> None:
     """Write the layer curves of one result of `toto probe` as a picture file: a panel per label, and a legend."""
-    tasks = results["tasks"]
+    tasks = result.tasks
     figure, axes = new_figure(4.6 * len(tasks), 4.2, (1, len(tasks)))
     for panel, (label, task) in zip(axes[0], tasks.items(), strict=True):
         draw_task(panel, label, task)
-    rows = [row for task in tasks.values() for row in task["layers"]]
-    baselines = dict.fromkeys(who for task in tasks.values() for who in task["baselines"])
-    entries = [_sample(f"{Path(results['model']).name or results['model']}", **STYLES["model"])]
+    rows = [row for task in tasks.values() for row in task.layers]
+    baselines = dict.fromkeys(who for task in tasks.values() for who in task.baselines)
+    entries = [_sample(f"{Path(result.model).name or result.model}", **STYLES["model"])]
     entries += [_sample(AGAINST.get(who, who), **STYLES.get(who, {"color": GREY})) for who in (*baselines, "chance")]
-    heads = list(dict.fromkeys(row["head"] for row in rows))
+    heads = list(dict.fromkeys(row.head for row in rows))
     entries += [_sample(f"{head} head", color=GREY, linestyle=HEAD_STYLES.get(head, "-")) for head in heads]
     _legend(figure, [*entries, _sample("chosen on validation", linestyle="none", **RING)])
     figure.savefig(path, dpi=130)
 
 
-def draw_task(axes, label: str, task: dict) -> None:
+def draw_task(axes, label: str, task: TaskResult) -> None:
     """Draw test accuracy per layer with 95 % bands, as the paper's figures 9 and 18 do for the model.
 
     Curves: the model and its untrained twin. Level lines: other baselines, and chance.
 
     A ring marks the layer and head chosen on validation.
     """
-    baselines, best = task["baselines"], task["best"]
-    for who, rows in {"model": task["layers"], "untrained": baselines.get("untrained", {}).get("layers", [])}.items():
-        for head in dict.fromkeys(row["head"] for row in rows):
-            _curve(axes, [row for row in rows if row["head"] == head], 1, STYLES[who], HEAD_STYLES.get(head, "-"))
+    baselines, best = task.baselines, task.best
+    for who, rows in {"model": task.layers, "untrained": task.untrained_layers}.items():
+        for head in dict.fromkeys(row.head for row in rows):
+            _curve(axes, [row for row in rows if row.head == head], 1, STYLES[who], HEAD_STYLES.get(head, "-"))
     for who, row in baselines.items():
-        if not row.get("layers"):
+        if not row.layers:
             style = STYLES.get(who, {"color": GREY})
-            axes.axhline(100 * row["accuracy"], **style)
+            axes.axhline(100 * row.accuracy, **style)
             axes.axhspan(*_bounds(row), color=style["color"], alpha=0.1, lw=0)
-    if "chance" in task:
-        axes.axhline(100 * task["chance"], **STYLES["chance"])
-    axes.plot(best["layer"], 100 * best["accuracy"], **RING)
+    if task.chance is not None:
+        axes.axhline(100 * task.chance, **STYLES["chance"])
+    axes.plot(best.layer, 100 * best.accuracy, **RING)
     _label_axes(axes, label, "layer (0 = embeddings)")
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def comparison_figure(names: list[str], depths: list[int | None], tasks: list[dict[str, dict]]):
+def comparison_figure(names: list[str], depths: list[int | None], tasks: list[dict[str, TaskResult]]):
     """A figure of several models: for each label and head, a panel over relative depth and one over layer numbers.
 
     Args:
@@ -301,19 +302,19 @@ def comparison_figure(names: list[str], depths: list[int | None], tasks: list[di
         raise ValueError(
             f"{len(names)} results are too many for one figure; compare at most {len(SERIES)} results at a time."
         )
-    heads = list(dict.fromkeys(row["head"] for each in tasks for task in each.values() for row in task["layers"]))
+    heads = list(dict.fromkeys(row.head for each in tasks for task in each.values() for row in task.layers))
     panels = [(label, head) for label in tasks[0] for head in heads]
     figure, axes = new_figure(10.5, 3.4 * len(panels) + 0.8, (len(panels), 2))
     for (label, head), (relative, absolute) in zip(panels, axes, strict=True):
         for k, (depth, its_tasks) in enumerate(zip(depths, tasks, strict=True)):
             colour, marker = SERIES[k]
             style = {"color": colour, "marker": marker, "linewidth": 2, "markersize": 5}
-            rows, best = [row for row in its_tasks[label]["layers"] if row["head"] == head], its_tasks[label]["best"]
+            rows, best = [row for row in its_tasks[label].layers if row.head == head], its_tasks[label].best
             for panel, unit in ((relative, depth), (absolute, 1)):
                 if rows and unit is not None:
                     _curve(panel, rows, unit, style)
-                    if best["head"] == head:
-                        panel.plot(best["layer"] / unit, 100 * best["accuracy"], **RING)
+                    if best.head == head:
+                        panel.plot(best.layer / unit, 100 * best.accuracy, **RING)
         for panel in (relative, absolute):
             _draw_floors(panel, [each[label] for each in tasks])
             title = f"{label}, {head.replace('_', ' ')} head"
@@ -322,7 +323,7 @@ def comparison_figure(names: list[str], depths: list[int | None], tasks: list[di
         absolute.xaxis.get_major_locator().set_params(integer=True)
         absolute.sharey(relative)
     entries = [_sample(name, color=SERIES[k][0], marker=SERIES[k][1]) for k, name in enumerate(names)]
-    found = dict.fromkeys(who for each in tasks for task in each.values() for who in task["baselines"])
+    found = dict.fromkeys(who for each in tasks for task in each.values() for who in task.baselines)
     entries += [
         _sample(f"{AGAINST[who]}, best layer" if who == "untrained" else AGAINST.get(who, who), color=GREY,
                 linestyle=_dashes(who))
@@ -332,14 +333,14 @@ def comparison_figure(names: list[str], depths: list[int | None], tasks: list[di
     return figure
 
 
-def _draw_floors(axes, tasks: list[dict]) -> None:
+def _draw_floors(axes, tasks: list[TaskResult]) -> None:
     """Draw baselines and chance as level lines: grey where all models share a height, else in the model's colour."""
-    for who in dict.fromkeys(who for task in tasks for who in task["baselines"]):
-        heights = {k: task["baselines"][who]["accuracy"] for k, task in enumerate(tasks) if who in task["baselines"]}
+    for who in dict.fromkeys(who for task in tasks for who in task.baselines):
+        heights = {k: task.baselines[who].accuracy for k, task in enumerate(tasks) if who in task.baselines}
         shared = len(set(heights.values())) == 1
         for k, height in list(heights.items())[: 1 if shared else None]:
             axes.axhline(100 * height, color=GREY if shared else SERIES[k][0], lw=1.3, linestyle=_dashes(who))
-    for chance in {task["chance"] for task in tasks if "chance" in task}:
+    for chance in {task.chance for task in tasks if task.chance is not None}:
         axes.axhline(100 * chance, **STYLES["chance"])
 
 
@@ -347,16 +348,16 @@ def _dashes(who: str):
     return STYLES.get(who, {}).get("linestyle", (0, (4, 3)))
 
 
-def _curve(axes, rows: list[dict], unit: int, style: dict, linestyle="-") -> None:
-    rows = sorted(rows, key=lambda row: row["layer"])
-    places = [row["layer"] / unit for row in rows]
+def _curve(axes, rows: list[Row], unit: int, style: dict, linestyle="-") -> None:
+    rows = sorted(rows, key=lambda row: row.layer)
+    places = [row.layer / unit for row in rows]
     low, high = zip(*map(_bounds, rows), strict=True)
     axes.fill_between(places, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    axes.plot(places, [100 * row["accuracy"] for row in rows], **style, linestyle=linestyle)
+    axes.plot(places, [100 * row.accuracy for row in rows], **style, linestyle=linestyle)
 
 
-def _bounds(row: dict) -> tuple[float, float]:
-    return 100 * row["ci95"][0], 100 * row["ci95"][1]
+def _bounds(row: Row) -> tuple[float, float]:
+    return 100 * row.ci95[0], 100 * row.ci95[1]
 
 
 def _label_axes(axes, title: str, below: str) -> None:

@@ -9,7 +9,9 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
 from evaluation.report.reading import short_names
+from evaluation.results import ProbeResult, Split
 from training.publish.media_seen import ALIASES, Media, from_json, identify, media_seen, of_split
+from training.results import FinetuneResult
 
 OTHER_NAMES = {"k400": "kinetics400", "k600": "kinetics600", "ilsvrc2012": "imagenet1k", "in1k": "imagenet1k"}
 
@@ -34,28 +36,28 @@ class Overlap:
     reason: str
 
 
-def media_of_result(result: dict) -> list[Media] | None:
-    """What the model of a result was trained on: from the result ("media"), else from the model's folder."""
-    return from_json(result["media"]) if "media" in result else media_seen(result["model"])
+def media_of_result(result: ProbeResult | FinetuneResult) -> list[Media] | None:
+    """What the model of a result was trained on: from the result, or the model's folder where it lacks "media"."""
+    return media_seen(result.model) if "media" in result.lacks else from_json(result.media)
 
 
-def media_tested(result: dict) -> list[ProbePart]:
+def media_tested(result: ProbeResult | FinetuneResult) -> list[ProbePart]:
     """The data on which a result of `toto probe` or `toto finetune` was trained, selected and tested.
 
     Test items are known if the probe kept its predictions (--predictions).
     Raises:
         ValueError: not such a result.
     """
-    if "splits" not in result.get("data", {}):
+    if result.data is None or result.data.splits is None:
         raise ValueError("The result has no data.splits, so its test data are unknown; write it again with toto probe.")
-    tasks = result.get("tasks", {}).values()
-    items = next((task["predictions"]["items"] for task in tasks if "predictions" in task), None)
+    tasks = result.tasks.values() if isinstance(result, ProbeResult) else ()
+    items = next((task.predictions.items for task in tasks if task.predictions is not None), None)
     found = []
-    for part, about in result["data"]["splits"].items():
+    for part, about in result.data.splits.items():
         # In words: "test", "carved from train (seed 0)"; of a fine-tuning "test: test", "test: from train (seed 0)".
-        words = about["split"] if "split" in about else about["name"]
+        words = about.split if isinstance(about, Split) else about.name
         carved = re.fullmatch(r"(?:\w+: )?(?:(?:carved )?from )*(.*?)(?: \(.*\))*", words)
-        dataset, split = identify(result["data"]["dataset"], carved[1])
+        dataset, split = identify(result.data.dataset, carved[1])
         kept = None if items is None or part != "test" else of_split(items, carved[1], split)
         found.append(ProbePart(part, dataset, split, kept))
     return found
@@ -141,17 +143,17 @@ def ledger_rows(
     return rows
 
 
-def check_media(results: dict[str, dict]) -> list[dict]:
+def check_media(results: dict[str, ProbeResult | FinetuneResult]) -> list[dict]:
     """The ledger (`ledger_rows`) of the models of results. results: by name.
 
     Raises:
         ValueError: a result was tested on media that its model was trained on.
     """
-    models = list(dict.fromkeys(result.get("model", name) for name, result in results.items()))
+    models = list(dict.fromkeys(result.model or name for name, result in results.items()))
     seen, tested = {}, {}
     for name, result in results.items():
-        model = result.get("model", name)
-        seen[model] = media_of_result(result) if "model" in result else None
+        model = result.model or name
+        seen[model] = media_of_result(result) if result.model else None
         if seen[model] is not None:
             parts = media_tested(result)
             require_no_overlap(f"The model of {name} ({model})", seen[model], parts)

@@ -26,7 +26,9 @@ from evaluation.report.figures import (
     overlay_svg,
 )
 from evaluation.report.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
+from evaluation.results import Row
 from tokenization.markdown import markdown_cell
+from training.results import FinetuneResult
 
 MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
 FIGURES = (loss_svg, overlay_svg, frames_svg, map_svg, layers_svg)
@@ -128,72 +130,74 @@ def overlays(runs: list[Run]) -> list[tuple]:
 def generation_facts(generation: Generation) -> dict[str, str]:
     """The caption of a sheet, and its PNG in base64."""
     about, image = generation.about, base64.b64encode(generation.sheet.read_bytes()).decode()
-    if not about:
+    if about is None:
         return {"caption": str(generation.sheet), "image": image}
-    s = about["sampling"]
+    s = about.sampling
     sampling = [f"temperature {s['temperature']:g}"]
     sampling += [f"{key} {s[key]:g}" for key in ("top_k", "top_p") if s[key] is not None]
     caption = (
-        f"{about['model']} on {about['source']}: {about['num_prompt_frames']} prompt frames, "
-        f"{about['num_frames']} generated; {', '.join(sampling)}, seed {about['seeds']['draws']}; "
-        f"{about['tokens_per_second']:,.0f} tokens/s, {about['seconds_per_frame']:.2f} s per frame."
+        f"{about.model} on {about.source}: {about.num_prompt_frames} prompt frames, "
+        f"{about.num_frames} generated; {', '.join(sampling)}, seed {about.seeds['draws']}; "
+        f"{about.tokens_per_second:,.0f} tokens/s, {about.seconds_per_frame:.2f} s per frame."
     )
     return {"caption": caption, "image": image}
 
 
 def probe_facts(probe: Probe) -> dict:
     """A probe's name and tasks, with: facts, legend (of LEGEND), table (a row per label), layers (all rows)."""
-    data, result, tasks = probe.result.get("data", {}), probe.result, probe.tasks
-    facts = [f"{result.get('model', probe.name)} on {data['dataset']}" if "dataset" in data else probe.name]
-    if "num_frames" in data:
-        facts.append(f"{data['num_frames']} frame{'s' * (data['num_frames'] > 1)} of {data['resolution']} pixels")
-    counts = [f"{result[key]:,} {part}" for key, part in (("n_train", "train"), ("n_validation", "validation"))
-              if key in result]  # fmt: skip
-    facts.append(", ".join([*counts, f"{probe.n_test:,} test items"]))
-    if data.get("skipped"):
-        facts.append(f"{len(data['skipped'])} skipped")
+    data, result, tasks = probe.result.data, probe.result, probe.tasks
+    facts = [f"{result.model or probe.name} on {data.dataset}" if data and data.dataset else probe.name]
+    if data and data.num_frames is not None:
+        facts.append(f"{data.num_frames} frame{'s' * (data.num_frames > 1)} of {data.resolution} pixels")
+    counts = [(result.n_train, "train"), (result.n_validation, "validation"), (probe.n_test, "test items")]
+    facts.append(", ".join(f"{count:,} {part}" for count, part in counts if count is not None))
+    if data and data.skipped:
+        facts.append(f"{len(data.skipped)} skipped")
     facts += [f"control: {words}" for words in controls(result)]
-    floors = [who for who in AGAINST if any(who in task["baselines"] for task in tasks.values())]
+    floors = [who for who in AGAINST if any(who in task.baselines for task in tasks.values())]
     rows, layers = [], []
     for label, task in tasks.items():
-        best, baselines = task["best"], task["baselines"]
+        best, baselines = task.best, task.baselines
         rows.append(
             [
                 label,
-                f"layer {best['layer']}, {best['head']}",
-                percent(best),
-                *(percent(baselines[who]) if who in baselines else "—" for who in floors),
-                f"{100 * task['chance']:.1f} %" if "chance" in task else "—",
-                f"{100 * task['majority']:.1f} %" if "majority" in task else "—",
+                f"layer {best.layer}, {best.head}",
+                score(best),
+                *(score(baselines[who]) if who in baselines else "—" for who in floors),
+                "—" if task.chance is None else f"{100 * task.chance:.1f} %",
+                "—" if task.majority is None else f"{100 * task.majority:.1f} %",
                 f"{probe.n_test:,}",
             ]
         )
-        layers += [[label, "trained", *layer_cells(row)] for row in task["layers"]]
-        layers += [[label, "untrained", *layer_cells(row)] for row in baselines.get("untrained", {}).get("layers", [])]
+        layers += [[label, "trained", *layer_cells(row)] for row in task.layers]
+        layers += [[label, "untrained", *layer_cells(row)] for row in task.untrained_layers]
     head = ["label", "chosen on validation", "test accuracy [95 %]", *(AGAINST[who] for who in floors), "chance",
             "most common class", "n test"]  # fmt: skip
-    shown = {row["head"] for task in tasks.values() for row in task["layers"]}
-    shown |= {who for task in tasks.values() for who in task["baselines"]}
+    shown = {row.head for task in tasks.values() for row in task.layers}
+    shown |= {who for task in tasks.values() for who in task.baselines}
     legend = [entry for who, entry in LEGEND.items() if who in shown] + [(STYLES["chance"]["color"], "2 4", "chance")]
     found = {"name": probe.name, "tasks": tasks, "facts": facts, "legend": legend, "table": Table(head, rows)}
     return found | {"layers": Table(["label", "weights", "layer", "head", "validation", "test [95 %]"], layers)}
 
 
-def layer_cells(row: dict) -> list[str]:
-    validation = f"{100 * row['val_accuracy']:.1f} %" if "val_accuracy" in row else "—"
-    return [str(row["layer"]), row["head"], validation, percent(row)]
+def score(row: Row) -> str:
+    return percent(row.accuracy, row.ci95)
 
 
-def tuned_table(tuned: dict[str, dict]) -> Table:
+def layer_cells(row: Row) -> list[str]:
+    validation = "—" if row.val_accuracy is None else f"{100 * row.val_accuracy:.1f} %"
+    return [str(row.layer), row.head, validation, score(row)]
+
+
+def tuned_table(tuned: dict[str, FinetuneResult]) -> Table:
     """Results of `toto finetune`, by name."""
     from training.scores import wilson_interval
 
     rows = []
     for name, result in tuned.items():
-        best, data = result["best"], result["data"]
-        best = {"ci95": wilson_interval(best["correct"], result["n_test"])} | best
-        rows.append([name, result["model"], data["dataset"], data["attention_mode"], percent(best),
-                     f"{result['n_test']:,}"])  # fmt: skip
+        best, data = result.best, result.data
+        said = percent(best.accuracy, best.ci95 or wilson_interval(best.correct, result.n_test))
+        rows.append([name, result.model, data.dataset, data.attention_mode, said, f"{result.n_test:,}"])
     return Table(["result", "from", "data", "attention", "test accuracy [95 %]", "n test"], rows)
 
 
@@ -207,22 +211,24 @@ def media_cells(row: dict) -> list[str]:
 
 
 def reproduce(
-    runs: list[Run], generations: list[Generation], probes: list[Probe], command: str, tuned: dict[str, dict]
+    runs: list[Run], generations: list[Generation], probes: list[Probe], command: str, tuned: dict[str, FinetuneResult]
 ) -> dict:
     """commands, versions [(names, text)] and seeds (Table or None) of everything on the page."""
     commands = [
         shlex.join(["toto", "pretrain", "--recipe", str(run.folder / "recipe.yaml"), "--output_dir", "NEW_RUN"])
         for run in runs
     ]
-    sources = [(g.sheet.name, g.about) for g in generations if g.about] + [(p.file.name, p.result) for p in probes]
+    sources = [(g.sheet.name, g.about) for g in generations if g.about is not None] + [
+        (p.file.name, p.result) for p in probes
+    ]
     sources += tuned.items()
-    commands += [about["command"] for _, about in sources if "command" in about]
+    commands += [about.command for _, about in sources if about.command is not None]
     versions: dict[str, list[str]] = {}  # equal ones are listed once
-    for name, found in [(run.name, run.versions) for run in runs] + [(n, a.get("versions", {})) for n, a in sources]:
+    for name, found in [(run.name, run.versions) for run in runs] + [(n, a.versions) for n, a in sources]:
         if found:
             text = ", ".join(f"{package} {version}" for package, version in found.items() if version is not None)
             versions.setdefault(text, []).append(name)
-    seeds = [[name, json.dumps(about["seeds"])] for name, about in sources if "seeds" in about]
+    seeds = [[name, json.dumps(about.seeds)] for name, about in sources if about.seeds is not None]
     return {
         "commands": [*dict.fromkeys(commands), command],
         "versions": [(names, text) for text, names in versions.items()],
@@ -237,7 +243,7 @@ def contents(
     probes: list[Probe],
     comparisons: list[Comparison],
     command: str,
-    tuned: dict[str, dict],
+    tuned: dict[str, FinetuneResult],
     media: list[dict],
 ) -> dict:
     """The facts that the templates report.html and report.md need.

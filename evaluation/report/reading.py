@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from evaluation.results import GenerationResult, ProbeResult, Row, TaskResult
+from training.results import FinetuneResult
 
 NATS, SQUARED_ERROR = "nats per code token", "mean squared error per patch"
 # Baselines of `toto probe`, as figures, tables and sentences name them.
@@ -27,12 +30,12 @@ class Probe:
 
     name: str
     file: Path
-    result: dict
-    tasks: dict[str, dict]
+    result: ProbeResult
+    tasks: dict[str, TaskResult]
 
     @property
     def n_test(self) -> int:
-        return self.result["n_test"]
+        return self.result.n_test
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Generation:
-    """A continued clip. sheet: PNG. about: content of the JSON file of the same name, or empty."""
+    """A continued clip. sheet: PNG. about: the JSON file of the same name, or None."""
 
     sheet: Path
-    about: dict
+    about: GenerationResult | None
 
 
 def read_json(file: Path) -> dict:
@@ -90,40 +93,49 @@ def short_names(models: list[str], fallbacks: list[str]) -> list[str]:
     ]
 
 
-def controls(result: dict) -> list[str]:
+def controls(result: ProbeResult) -> list[str]:
     """What a probe changed on purpose, in words: its accuracy is not that of the model as it was trained."""
-    order = result.get("data", {}).get("frame_order") or "ordered"
-    found = [result["control"]] if "control" in result else []
+    order = (result.data and result.data.frame_order) or "ordered"
+    found = [] if result.control is None else [result.control]
     if order != "ordered":
         found.append("the middle frame only" if order == "middle" else f"frames {order}")
     return found
 
 
-def percent(row: dict) -> str:
-    """The accuracy and the 95 % interval of a row, as text."""
-    low, high = row["ci95"]
-    return f"{100 * row['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+def percent(accuracy: float, ci95: list[float]) -> str:
+    """An accuracy and its 95 % interval, as text."""
+    low, high = ci95
+    return f"{100 * accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def with_interval(row: dict, n_test: int) -> dict:
+def with_interval(row: Row, n_test: int) -> Row:
     """The row with its Wilson interval, for files that contain an accuracy only."""
     from training.scores import wilson_interval
 
-    return {"ci95": wilson_interval(round(row["accuracy"] * n_test), n_test)} | row
+    if row.ci95 is not None:
+        return row
+    return replace(row, ci95=wilson_interval(round(row.accuracy * n_test), n_test), lacks=row.lacks - {"ci95"})
 
 
-def read_results(places: list[str]) -> tuple[dict[Path, dict], dict[Path, dict]]:
-    """Results of `toto probe` and of `toto finetune`, by file. Other JSON files are skipped, and named on stderr."""
+def read_results(places: list[str]) -> tuple[dict[Path, ProbeResult], dict[Path, FinetuneResult]]:
+    """Results of `toto probe` and of `toto finetune`, by file. Other JSON files are skipped, and named on stderr.
+
+    Raises:
+        ValueError: a result that lacks what every version writes.
+    """
     probed, tuned = {}, {}
     for file in find(places, "*.json", "result file"):
-        result = read_json(file)
-        keys = set(result) if isinstance(result, dict) else set()
-        if {"layers", "best", "n_test"} <= keys:
-            probed[file] = result
-        elif {"checkpoint", "best", "n_test"} <= keys:
-            tuned[file] = result
-        else:
-            print(f"{file} is not a result of toto probe or toto finetune: skipped", file=sys.stderr)
+        content = read_json(file)
+        keys = set(content) if isinstance(content, dict) else set()
+        try:
+            if {"layers", "best", "n_test"} <= keys:
+                probed[file] = ProbeResult.from_json(content)
+            elif {"checkpoint", "best", "n_test"} <= keys:
+                tuned[file] = FinetuneResult.from_json(content)
+            else:
+                print(f"{file} is not a result of toto probe or toto finetune: skipped", file=sys.stderr)
+        except ValueError as error:
+            raise ValueError(f"{file} is not a complete result: {error}") from error
     return probed, tuned
 
 
@@ -132,27 +144,28 @@ def read_probes(places: list[str]) -> list[Probe]:
     return make_probes(read_results(places)[0])
 
 
-def make_probes(results: dict[Path, dict]) -> list[Probe]:
+def make_probes(results: dict[Path, ProbeResult]) -> list[Probe]:
     """Probe results with names that differ and an interval on every accuracy; the name of a control says so."""
-    probes = []
-    names = short_names([result.get("model", "model") for result in results.values()], [file.stem for file in results])
-    for name, (file, result) in zip(names, results.items(), strict=True):
-        name = f"{name}, control" if controls(result) else name
-        n_test = result["n_test"]
-        tasks = {}
-        for label, task in (result.get("tasks") or {result.get("label", "accuracy"): result}).items():
-            baselines = {who: with_interval(row, n_test) for who, row in task.get("baselines", {}).items()}
-            for row in baselines.values():
-                if "layers" in row:
-                    row["layers"] = [with_interval(each, n_test) for each in row["layers"]]
-            rows = [with_interval(row, n_test) for row in task["layers"]]
-            tasks[label] = task | {
-                "layers": rows,
-                "best": with_interval(task["best"], n_test),
-                "baselines": baselines,
-            }
-        probes.append(Probe(name, file, result, tasks))
-    return probes
+    names = short_names([result.model or "model" for result in results.values()], [file.stem for file in results])
+    return [
+        Probe(
+            f"{name}, control" if controls(result) else name,
+            file,
+            result,
+            {label: _with_intervals(task, result.n_test) for label, task in result.tasks.items()},
+        )
+        for name, (file, result) in zip(names, results.items(), strict=True)
+    ]
+
+
+def _with_intervals(task: TaskResult, n_test: int) -> TaskResult:
+    def rows(of: list[Row] | None) -> list[Row] | None:
+        return of and [with_interval(row, n_test) for row in of]
+
+    baselines = {
+        who: replace(with_interval(row, n_test), layers=rows(row.layers)) for who, row in (task.baselines or {}).items()
+    }
+    return replace(task, layers=rows(task.layers), best=with_interval(task.best, n_test), baselines=baselines)
 
 
 def read_run(folder: str) -> Run:
@@ -200,4 +213,7 @@ def read_generations(places: list[str]) -> list[Generation]:
     """Sheets of `toto generate`, each with the JSON file of the same name where there is one."""
     sheets = find(places, "*.png", "sheet of frames")
     about = [sheet.with_suffix(".json") for sheet in sheets]
-    return [Generation(s, read_json(a) if a.is_file() else {}) for s, a in zip(sheets, about, strict=True)]
+    return [
+        Generation(s, GenerationResult.from_json(read_json(a)) if a.is_file() else None)
+        for s, a in zip(sheets, about, strict=True)
+    ]

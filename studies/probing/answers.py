@@ -8,9 +8,11 @@ from evaluation.probe.tasks import TASKS
 from evaluation.report.comparisons import words
 from evaluation.report.figures import comparison_figure
 from evaluation.report.reading import controls, percent
+from evaluation.results import Baseline, Best, ProbeResult, Row, TaskResult
 from studies.probing.rows import (
     NO_DIFFERENCE,
     Difference,
+    Result,
     Seed,
     difference,
     files_of,
@@ -22,6 +24,7 @@ from studies.probing.rows import (
 from studies.probing.sections import Section, Side
 from tokenization.sources.labelled import group_of
 from training.publish.media_seen import identify
+from training.results import FinetuneScore
 
 OVERLAP = ", but seeds overlap"
 # verdict -> what a sentence says
@@ -37,7 +40,7 @@ class Answer:
         differences: [(claim, `Difference`, whether seeds overlap in spite of a clear verdict)] of the claims with data.
     """
 
-    def __init__(self, section: Section, results: dict[Path, dict]):
+    def __init__(self, section: Section, results: dict[Path, Result]):
         self.section, self.results = section, results
         read = {entry.name: read_seeds(entry, results, section.metric) for entry in section.entries}
         self.seeds: dict[str, list[Seed]] = {name: seeds for name, seeds in read.items() if seeds}
@@ -83,7 +86,7 @@ class Answer:
                 found.append([entry.name, "not run", "", "", ""])
                 continue
             ci95 = interval(seeds, self.section.metric)
-            value = percent({"accuracy": mean(seeds), "ci95": ci95}) if ci95 else f"{100 * mean(seeds):.1f} %"
+            value = percent(mean(seeds), ci95) if ci95 else f"{100 * mean(seeds):.1f} %"
             each = [f"{100 * seed.value:.1f}" for seed in seeds]
             spread = f"{', '.join(each)}" if len(seeds) > 1 else "one"
             where = dict.fromkeys(chosen(seed.row) for seed in seeds)
@@ -106,7 +109,7 @@ class Answer:
         """
         first = self.section.entries[0].name
         seeds = self.seeds.get(first, [])
-        pattern = self.results[seeds[0].file]["data"].get("leave_one_group_out") if seeds else None
+        pattern = left_out(self.results[seeds[0].file]) if seeds else None
         if pattern is None or any(seed.items is None for seed in seeds):
             return []
         right = sum((seed.predicted == seed.true) / len(seeds) for seed in seeds)
@@ -142,7 +145,7 @@ class Answer:
         for entry in self.section.entries:
             if entry.name in self.section.curves and entry.name in self.seeds:
                 results = [self.results[seed.file] for seed in self.seeds[entry.name]]
-                if all(len(result["layers"]) > 1 for result in results):
+                if all(isinstance(result, ProbeResult) and len(result.task.layers) > 1 for result in results):
                     curves[entry.name] = averaged(results, with_floors=not curves)
         if not curves:
             return None
@@ -159,61 +162,71 @@ def names(claim: tuple[Side, Side]) -> set[str]:
     return {each for side in claim for each in ((side,) if isinstance(side, str) else side)}
 
 
-def chosen(row: dict) -> str:
-    head = row["head"].replace("_", " ")
-    return f"layer {row['layer']}, {head}" if "layer" in row else head
+def chosen(row: Row | FinetuneScore) -> str:
+    head = row.head.replace("_", " ")
+    return head if row.layer is None else f"layer {row.layer}, {head}"
 
 
-def fact(result: dict) -> str:
+def left_out(result: Result) -> str | None:
+    """The pattern of the test groups that were left out one by one; None where none were."""
+    return result.data.leave_one_group_out if isinstance(result, ProbeResult) else None
+
+
+def fact(result: Result) -> str:
     """Data, counts, frames and heads of a result, in words."""
-    data = result["data"]
-    counts = [
-        f"{result[key]:,} {part}"
-        for key, part in (("n_train", "train"), ("n_validation", "validation"), ("n_test", "test"))
-        if key in result
-    ]
-    counts = counts[:-1] if len(counts) == 1 else counts  # the splits of a fine-tuning list all three
-    counts = counts or [f"{split['clips']:,} {part}" for part, split in data["splits"].items()]
-    said = [f"{identify(data['dataset'], 'test')[0]}, {words(counts)} items"]
-    task = TASKS.get(identify(data["dataset"], "test")[0])
-    is_image = data.get("num_frames") == 1 or (task is not None and task.kind == "image")
-    frames = "images" if is_image else f"{data['num_frames']} frames" if data.get("num_frames") else "frames"
-    said.append(f"{frames} of {data['resolution']} pixels" if "resolution" in data else frames)
-    if views := data.get("views"):
+    data, is_probe = result.data, isinstance(result, ProbeResult)
+    if is_probe:
+        parts = {"train": result.n_train, "validation": result.n_validation, "test": result.n_test}
+    else:
+        parts = {part: split.clips for part, split in data.splits.items()}
+    name = identify(data.dataset, "test")[0]
+    said = [f"{name}, {words([f'{count:,} {part}' for part, count in parts.items() if count is not None])} items"]
+    is_image = data.num_frames == 1 or (name in TASKS and TASKS[name].kind == "image")
+    frames = "images" if is_image else f"{data.num_frames} frames" if data.num_frames else "frames"
+    said.append(f"{frames} of {data.resolution} pixels" if is_probe else frames)
+    if is_probe:
+        said += probe_facts(result)
+    return "; ".join(said) + "."
+
+
+def probe_facts(result: ProbeResult) -> list[str]:
+    """Views, groups left out, layers, heads and controls of a probe, in words."""
+    said, task = [], result.task
+    if views := result.data.views:
         said.append(f"each tested by {views[0]} windows and {views[1]} crops")
-    if pattern := data.get("leave_one_group_out"):
-        kept = result["tasks"][result["label"]].get("predictions", {}).get("items", [])
+    if pattern := left_out(result):
+        kept = task.predictions.items if task.predictions else []
         groups = len({group_of(item, pattern) for item in kept})
         said.append(
             f"each of the {groups or ''} test groups scored by heads trained on the others too".replace("  ", " ")
         )
-    if "layers" in result:
-        heads = dict.fromkeys(row["head"].replace("_", " ") for row in result["layers"])
-        said.append(f"{len({row['layer'] for row in result['layers']})} layers; heads: {words(list(heads))}")
-    said += controls(result)
-    return "; ".join(said) + "."
+    heads = dict.fromkeys(row.head.replace("_", " ") for row in task.layers)
+    said.append(f"{len({row.layer for row in task.layers})} layers; heads: {words(list(heads))}")
+    return said + controls(result)
 
 
-def averaged(results: list[dict], with_floors: bool) -> tuple[dict, int | None]:
+def averaged(results: list[ProbeResult], with_floors: bool) -> tuple[TaskResult, int | None]:
     """(the task of several seeds as one, for a figure: mean accuracies, mean bounds of their intervals; its depth)."""
 
-    def row(rows: list[dict], **key) -> dict:
-        means = {name: sum(each[name] for each in rows) / len(rows) for name in ("accuracy", "val_accuracy")}
-        return (
-            key | means | {"ci95": [sum(bounds) / len(rows) for bounds in zip(*(r["ci95"] for r in rows), strict=True)]}
-        )
+    def means(rows: list[Row]) -> dict:
+        found = {name: sum(getattr(each, name) for each in rows) / len(rows) for name in ("accuracy", "val_accuracy")}
+        bounds = [sum(values) / len(rows) for values in zip(*(row.ci95 for row in rows), strict=True)]
+        return found | {"balanced_accuracy": None, "ci95": bounds}
 
-    grouped: dict[tuple, list[dict]] = {}
+    grouped: dict[tuple, list[Row]] = {}
     for result in results:
-        for each in result["layers"]:
-            grouped.setdefault((each["layer"], each["head"]), []).append(each)
-    layers = [row(rows, layer=layer, head=head) for (layer, head), rows in grouped.items()]
+        for each in result.task.layers:
+            grouped.setdefault((each.layer, each.head), []).append(each)
+    layers = [Row(layer=layer, head=head, **means(rows)) for (layer, head), rows in grouped.items()]
+    best = Best(**vars(max(layers, key=lambda each: each.val_accuracy)), versus=None)
     floors = {}
     if with_floors:
-        for who in dict.fromkeys(who for result in results for who in result.get("baselines", {})):
-            floors[who] = row([result["baselines"][who] for result in results if who in result["baselines"]])
-    task = {"layers": layers, "best": max(layers, key=lambda each: each["val_accuracy"]), "baselines": floors}
-    return task | {"chance": results[0]["chance"]}, results[0].get("depth")
+        for who in dict.fromkeys(who for result in results for who in result.task.baselines):
+            rows = [result.task.baselines[who] for result in results if who in result.task.baselines]
+            floors[who] = Baseline(head=None, **means(rows))
+    first = results[0]
+    scores = {"classes": None, "majority": None, "per_class": None}
+    return TaskResult(chance=first.task.chance, layers=layers, best=best, baselines=floors, **scores), first.depth
 
 
 def points(value: float) -> str:

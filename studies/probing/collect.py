@@ -58,7 +58,7 @@ def add_floors(result: dict, floors: dict) -> None:
     """
     import numpy as np
 
-    from evaluation.probe.command import compare
+    from evaluation.probe.score import compare
 
     for label, task in result["tasks"].items():
         other = floors["tasks"][label]
@@ -66,9 +66,9 @@ def add_floors(result: dict, floors: dict) -> None:
         if (kept["items"], kept["label"]) != (theirs["items"], theirs["label"]):
             raise ValueError(f"{result['command']} and {floors['command']} are of different images; run both again.")
         predicted, references = np.array(kept["predicted"]), np.array(kept["label"])
-        rows = {name: (row, np.array(theirs["baselines"][name])) for name, row in other["baselines"].items()}
-        versus = compare(task["best"], predicted, rows, references, kept["items"], result["seeds"]["heads"])
-        task["best"]["versus"] |= versus
+        others = {name: np.array(theirs["baselines"][name]) for name in other["baselines"]}
+        versus = compare(predicted, others, references, kept["items"], result["seeds"]["heads"])
+        task["best"]["versus"] |= {name: each.to_json() for name, each in versus.items()}
         task["baselines"] |= other["baselines"]
         kept["baselines"] |= theirs["baselines"]
     result |= {key: value for key, value in result["tasks"][result["label"]].items() if key in ("best", "baselines")}

@@ -16,7 +16,7 @@ from pathlib import Path
 from evaluation.report.comparisons import words
 from evaluation.report.page import MEDIA_HEAD, media_cells
 from studies.probing.answers import Answer
-from studies.probing.rows import NO_DIFFERENCE, files_of
+from studies.probing.rows import NO_DIFFERENCE, Result, files_of
 from studies.probing.sections import COSTS, SECTIONS
 
 RESULTS, PAGE = "docs/studies/probing", "docs/results.md"
@@ -171,13 +171,13 @@ def summary_lines(answers: list[Answer]) -> list[str]:
     return [lines[0], "\n".join(lines[1:])]
 
 
-def ran_lines(results: dict[Path, dict]) -> list[str]:
+def ran_lines(results: dict[Path, Result]) -> list[str]:
     """The commands and versions behind the files; equal versions are listed once."""
     versions: dict[str, list[str]] = {}
     for file, result in results.items():
-        listed = ", ".join(f"{what} {which}" for what, which in result.get("versions", {}).items() if which is not None)
+        listed = ", ".join(f"{what} {which}" for what, which in (result.versions or {}).items() if which is not None)
         versions.setdefault(listed, []).append(f"`{file.stem}`")
-    commands = "\n".join(f"{result['command']}" for result in results.values() if "command" in result)
+    commands = "\n".join(result.command for result in results.values() if result.command is not None)
     lines = ["## How it was run", f"```\n{commands}\n```"]
     return lines + [f"{words(files)}: {listed}." for listed, files in versions.items() if listed]
 
@@ -186,7 +186,7 @@ def write_results_page(
     markdown: str | Path,
     figures: str | Path,
     title: str,
-    results: dict[Path, dict],
+    results: dict[Path, Result],
     costs: dict | None,
     media: list[dict],
 ) -> list[Path]:

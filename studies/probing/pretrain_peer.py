@@ -111,9 +111,8 @@ def train(args: PeerArgs) -> dict:
     from torch.nn.utils import clip_grad_norm_
     from tqdm.auto import tqdm
 
-    from evaluation.results import write_json
     from studies.probing.peer_models import PEERS, augmented, order, validation_loss
-    from tokenization.files import write_whole
+    from tokenization.files import write_json, write_whole
     from training.args import OptimArgs
     from training.engine.device import flush_denormals, versions
     from training.engine.optim import learning_rate, make_optimizer, set_learning_rate
@@ -217,7 +216,7 @@ def train(args: PeerArgs) -> dict:
 
 def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
     """media.json, by which the ledger knows what the model saw: the whole split, whatever was held out."""
-    from evaluation.results import write_json
+    from tokenization.files import write_json
     from training.publish.media_seen import FORMAT, MEDIA_FILE, Media, identify, to_json
 
     numbers = {"tokens": result["tokens_seen"], "epochs": result["epochs"]}

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.metrics import METRICS, unpaired_difference
+from evaluation.results import ProbeResult, Row, TaskResult
 from tokenization.sources.labelled import group_of
+from training.results import FinetuneResult, FinetuneScore
 from training.scores import bootstrap_interval, wilson_interval
 
+Result = ProbeResult | FinetuneResult
 NO_DIFFERENCE = "no significant difference"
 
 
@@ -47,7 +50,7 @@ class Seed:
     value: float
     ci95: list[float] | None
     n_test: int
-    row: dict
+    row: Row | FinetuneScore
     items: list[tuple[str, int]] | None = None
     predicted: np.ndarray | None = None
     true: np.ndarray | None = None
@@ -68,7 +71,7 @@ class Difference:
         return "holds" if self.ci95[0] > 0 else "fails" if self.ci95[1] < 0 else NO_DIFFERENCE
 
 
-def files_of(entry: Entry, results: dict[Path, dict]) -> list[Path]:
+def files_of(entry: Entry, results: dict[Path, Result]) -> list[Path]:
     """The result files of an entry, in the order of their seeds."""
     found = {}
     for file in results:
@@ -78,7 +81,7 @@ def files_of(entry: Entry, results: dict[Path, dict]) -> list[Path]:
     return sorted(found, key=found.__getitem__)
 
 
-def read_seeds(entry: Entry, results: dict[Path, dict], metric: str) -> list[Seed]:
+def read_seeds(entry: Entry, results: dict[Path, Result], metric: str) -> list[Seed]:
     """An entry's seeds; empty if it has no file, or its files have no such head, layer or baseline.
 
     results: of `toto probe` (its label with the largest margin) and `toto finetune`, by file.
@@ -88,24 +91,28 @@ def read_seeds(entry: Entry, results: dict[Path, dict], metric: str) -> list[See
     return [seed for file in files_of(entry, results) if (seed := _read(entry, file, results[file], metric))]
 
 
-def _read(entry: Entry, file: Path, result: dict, metric: str) -> Seed | None:
-    task = result.get("tasks", {}).get(result.get("label"), result)
-    what = entry.what.replace("=last", f"={result.get('depth')}")
-    row = _row(what, task)
+def _read(entry: Entry, file: Path, result: Result, metric: str) -> Seed | None:
+    if isinstance(result, FinetuneResult):
+        row, kept = (result.best, _kept_of_finetuning(result)) if entry.what == "best" else (None, None)
+    else:
+        what = entry.what.replace("=last", f"={result.depth}")
+        row = _row(what, result.task)
+        kept = row and _kept(what, result.task, row)
     if row is None:
         return None
-    n_test = result["n_test"]
+    n_test = result.n_test
     ci95 = None
     if metric == "accuracy":
-        ci95 = row.get("ci95") or wilson_interval(row.get("correct", round(row["accuracy"] * n_test)), n_test)
-    kept = _kept(what, task, row)
+        correct = row.correct if isinstance(row, FinetuneScore) else round(row.accuracy * n_test)
+        ci95 = row.ci95 or wilson_interval(correct, n_test)
     if kept is None:
-        if metric not in row:
+        value = getattr(row, metric, None)
+        if value is None:
             raise ValueError(
                 f"{file} has no {metric.replace('_', ' ')} of {entry.what}, and no predictions of it; run the command "
                 "again with this version and --predictions."
             )
-        return Seed(file, row[metric], ci95, n_test, row)
+        return Seed(file, value, ci95, n_test, row)
     keys, seen = [], Counter()
     for item in kept[0]:  # clips of one video share its name
         keys.append((item, seen[item]))
@@ -115,44 +122,49 @@ def _read(entry: Entry, file: Path, result: dict, metric: str) -> Seed | None:
     return Seed(file, METRICS[metric](predicted, true), ci95, n_test, row, [keys[k] for k in order], predicted, true)
 
 
-def _row(what: str, task: dict) -> dict | None:
+def _row(what: str, task: TaskResult) -> Row | None:
     kind, _, which = what.partition("=")
     if kind == "best":
-        return task["best"]
+        return task.best
     if kind == "baseline":
-        return task.get("baselines", {}).get(which)
+        return (task.baselines or {}).get(which)
     if kind == "majority":
-        flat = {"head": "", "accuracy": task["majority"], "balanced_accuracy": 1 / task["classes"]}
-        return flat if "majority" in task else None
-    selected = task.get("predictions", {}).get("selected", {}).get(what)
+        if task.majority is None:
+            return None
+        balanced = 1 / task.classes
+        return Row(head="", val_accuracy=None, accuracy=task.majority, balanced_accuracy=balanced, ci95=None)
+    selected = (task.predictions and task.predictions.selected) or {}
     wanted = {"layer": int(which)} if kind == "layer" else {kind: which}
-    if selected is not None:
-        wanted = {"layer": selected["layer"], "head": selected["head"]}
-    rows = [row for row in task.get("layers", []) if all(row[key] == value for key, value in wanted.items())]
-    return max(rows, key=lambda row: row["val_accuracy"], default=None)
+    if what in selected:
+        wanted = {"layer": selected[what].layer, "head": selected[what].head}
+    rows = [row for row in task.layers if all(getattr(row, key) == value for key, value in wanted.items())]
+    return max(rows, key=lambda row: row.val_accuracy, default=None)
 
 
-def _kept(what: str, task: dict, row: dict) -> tuple[list, list, list] | None:
+def _kept(what: str, task: TaskResult, row: Row) -> tuple[list, list, list] | None:
     """(items, predicted, true) of a row, if the result contains its predictions."""
-    kept = task.get("predictions")
+    kept = task.predictions
     if kept is None:
         return None
-    if "sources" in kept:  # predictions.json of toto finetune
-        return kept["sources"], kept["predictions"], kept["labels"]
     kind, _, which = what.partition("=")
-    best, predicted = task["best"], None
-    if (row.get("layer"), row["head"]) == (best["layer"], best["head"]) and kind not in ("baseline", "majority"):
-        predicted = kept["predicted"]
+    best, predicted, selected = task.best, None, kept.selected or {}
+    if (row.layer, row.head) == (best.layer, best.head) and kind not in ("baseline", "majority"):
+        predicted = kept.predicted
     elif kind == "baseline":
-        predicted = kept.get("baselines", {}).get(which)
+        predicted = (kept.baselines or {}).get(which)
     elif kind == "majority":
         # The result does not say which class is the most common in training, only how common it is in the test.
-        counts = Counter(kept["label"])
-        wanted = round(task["majority"] * len(kept["label"]))
-        predicted = next(([c] * len(kept["label"]) for c, count in sorted(counts.items()) if count == wanted), None)
-    elif what in kept.get("selected", {}):
-        predicted = kept["selected"][what]["predicted"]
-    return None if predicted is None else (kept["items"], predicted, kept["label"])
+        counts = Counter(kept.label)
+        wanted = round(task.majority * len(kept.label))
+        predicted = next(([c] * len(kept.label) for c, count in sorted(counts.items()) if count == wanted), None)
+    elif what in selected:
+        predicted = selected[what].predicted
+    return None if predicted is None else (kept.items, predicted, kept.label)
+
+
+def _kept_of_finetuning(result: FinetuneResult) -> tuple[list, list, list] | None:
+    kept = result.predictions
+    return kept and (kept.sources, kept.predictions, kept.labels)
 
 
 def mean(seeds: list[Seed]) -> float:

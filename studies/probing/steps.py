@@ -80,7 +80,7 @@ def carry_out(step: Step, work: Path, threads: int) -> None:
         FileNotFoundError: its search is not done.
         subprocess.CalledProcessError: it failed.
     """
-    from evaluation.results import write_json
+    from tokenization.files import write_json
     from toto_cli import VERBS
 
     verb, *rest = step.line()

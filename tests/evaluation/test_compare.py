@@ -11,6 +11,7 @@ from PIL import Image
 from evaluation.metrics import METRICS, paired_difference, unpaired_difference
 from evaluation.report.compare import common_labels, compare, compare_files, depth_of, read_results
 from evaluation.report.figures import comparison_figure, write_layer_plot
+from evaluation.results import ProbeResult
 from training.scores import wilson_interval
 
 N = 200
@@ -143,8 +144,8 @@ def test_the_figure_shows_the_numbers_of_the_files(tmp_path):
     for panel, ends in ((relative, (1, 1)), (absolute, (3, 6))):
         curves = [line for line in panel.lines if len(line.get_xdata()) > 2]
         for probe, curve, end in zip(probes, curves, ends, strict=True):
-            rows = [row for row in probe.tasks["label"]["layers"] if row["head"] == "linear"]
-            assert list(curve.get_ydata()) == [100 * row["accuracy"] for row in rows]
+            rows = [row for row in probe.tasks["label"].layers if row.head == "linear"]
+            assert list(curve.get_ydata()) == [100 * row.accuracy for row in rows]
             assert list(curve.get_xdata()) == pytest.approx(np.linspace(0, end, len(rows)))
         rings = [line for line in panel.lines if line.get_markersize() == 11]
         assert [ring.get_xdata()[0] for ring in rings] == list(ends)
@@ -157,7 +158,7 @@ def test_one_result_is_a_picture_too(tmp_path):
     for heads in (("linear",), ("linear", "attention", "cross_attention_mlp")):
         result = json.loads(Path(write(tmp_path / "a.json", heads=heads)).read_text())
         result["tasks"]["label"]["baselines"]["hog"] = scored(predictions(0.4))
-        write_layer_plot(result, tmp_path / "a.png")
+        write_layer_plot(ProbeResult.from_json(result), tmp_path / "a.png")
         assert len(np.unique(np.asarray(Image.open(tmp_path / "a.png").convert("L")))) > 50
 
 

@@ -102,7 +102,8 @@ def test_the_number_of_processes_changes_nothing(backbone, tmp_path, monkeypatch
     (folder / "parts").mkdir()
     for rank in (1, 0):
         state = type("State", (), {"process_index": rank, "num_processes": 2})
-        extraction._fill(world(), "train", jobs, folders, [0], folder, None, 16, False, state)
+        work = extraction._Pass(world(), "train", folder, [(jobs[0], folders[0])], backbone.num_frames, 16)
+        extraction._fill(work, state, progress=False)
     assert_same(whole, extract(world(), "train", jobs, folder, progress=False))
 
 
@@ -157,6 +158,6 @@ def test_nothing_to_read(backbone, tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "broken.mp4").write_bytes(b"no video")
     source = open_source(str(tmp_path / "media"), "train", Sampling(num_frames=4, resolution=32))
-    with pytest.raises(ValueError, match=r"split train gave no clips \(1 skipped; the first: "):
+    with pytest.raises(ValueError, match=r"Split train gave no clips \(1 skipped; the first: "):
         extract(source, "train", [Job(backbone, [1], None)], tmp_path / "cache", progress=False)
     assert json.loads((tmp_path / "cache" / "items.json").read_text())["sources"] == []

@@ -16,8 +16,10 @@ from evaluation.report.leakage import (
     media_tested,
     require_no_overlap,
 )
+from evaluation.results import ProbeResult
 from training.publish import media_seen as media_record
 from training.publish.media_seen import Media, from_json, identify, media_seen, to_json, write_media
+from training.results import FinetuneResult
 from training.rows.shard_rows import is_held_out
 
 NAMES = [f"train[{number}]" for number in range(60)]
@@ -43,14 +45,21 @@ def write_run(folder, sources=None, metrics=(), **recipe):
     return folder
 
 
+def probed(items=None, **content) -> ProbeResult:
+    """A result of `toto probe` with these entries; items: those of its predictions."""
+    task = {"layers": [], "best": {"accuracy": 0.5}}
+    if items is not None:
+        task["predictions"] = {"items": items, "label": [0] * len(items), "predicted": [0] * len(items)}
+    return ProbeResult.from_json({"label": "label", "n_test": 9, "tasks": {"label": task}} | content)
+
+
 def result(dataset, split, items=None, train="train"):
-    tasks = {"label": {} if items is None else {"predictions": {"items": items}}}
     splits = {
         "train": {"split": train},
         "validation": {"split": "carved from train (seed 0)"},
         "test": {"split": split},
     }
-    return {"data": {"dataset": dataset, "splits": splits}, "tasks": tasks}
+    return probed(items, data={"dataset": dataset, "splits": splits})
 
 
 @pytest.mark.parametrize(
@@ -171,13 +180,13 @@ def test_of_many_names_the_split_counts_whole_but_rules_still_hold(monkeypatch):
 def test_a_result_carries_its_media(tmp_path):
     write_shards(tmp_path / "shards")
     run = write_run(tmp_path / "run", shards=str(tmp_path / "shards"))
-    assert media_of_result({"model": str(run)}) == media_seen(run)
+    assert media_of_result(probed(model=str(run))) == media_seen(run)
     record = to_json(media_seen(run))
-    assert media_of_result({"model": "gone/run", "media": record}) == media_seen(run)
-    assert media_of_result({"model": str(run), "media": None}) is None  # not recorded at the time
-    assert media_of_result({"model": "facebook/dino-vitb8"}) is None
+    assert media_of_result(probed(model="gone/run", media=record)) == media_seen(run)
+    assert media_of_result(probed(model=str(run), media=None)) is None  # not recorded at the time
+    assert media_of_result(probed(model="facebook/dino-vitb8")) is None
     with pytest.raises(ValueError, match="damaged"):
-        media_of_result({"model": "gone/run", "media": [{"name": "x"}]})
+        media_of_result(probed(model="gone/run", media=[{"name": "x"}]))
 
 
 def test_a_damaged_record_is_told(tmp_path):
@@ -199,10 +208,12 @@ def test_a_result_says_what_it_tested():
         ("test", "train"),
     ]
     names = {"train": {"name": "train: train"}, "test": {"name": "test: from train (seed 0)"}}
-    tuned = media_tested({"data": {"dataset": "org/cats", "splits": names}})
+    data = {"dataset": "org/cats", "attention_mode": "full", "splits": names}
+    content = {"model": "m", "checkpoint": "c", "data": data, "best": {"accuracy": 0.5, "correct": 1}, "n_test": 2}
+    tuned = media_tested(FinetuneResult.from_json(content))
     assert tuned == [ProbePart("train", "cats", "train"), ProbePart("test", "cats", "train")]
     with pytest.raises(ValueError, match=r"data\.splits"):
-        media_tested({"best": {}})
+        media_tested(probed())
 
 
 def seen(*items, dataset="cats", split="train"):

@@ -309,7 +309,7 @@ def test_views_of_test_videos_and_the_middle_of_the_others(checkpoint, videos, t
     ):
         with pytest.raises(ValueError, match=words):
             probe(checkpoint, videos, tmp_path / "c.json", *quick, *flags)
-    with pytest.raises(ValueError, match="leave the views out"):
+    with pytest.raises(ValueError, match="omit the views"):
         probe(checkpoint, "toyworld", tmp_path / "c.json", "--views", "3", "2")
     middle = probe(checkpoint, videos, tmp_path / "d.json", *quick, "--views", "1", "1", "--train_split", "test")
     assert middle["n_test"] + middle["n_train"] + middle["n_validation"] == 6
@@ -378,6 +378,31 @@ def test_groups_are_left_out_one_by_one(checkpoint, tmp_path):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--group_by", "zzz")
 
 
+def test_groups_without_an_effect_are_reported(checkpoint, tmp_path, capsys):
+    for split in ("train", "validation", "test"):
+        for number in range(8):
+            path = tmp_path / split / "ab"[number % 2] / f"{split}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), 9 * number, np.uint8)).save(path)
+    flags = ("--group_by", r"(\w)_\d", "--baselines", "none", "--heads", "ridge", "--layers", "1")
+    said = "--group_by: no effect, since no split was carved and no group is left out"
+    probe(checkpoint, tmp_path, tmp_path / "r.json", *flags)
+    assert said in capsys.readouterr().out
+    for file in (tmp_path / "validation").rglob("*.png"):
+        file.unlink()
+    shutil.rmtree(tmp_path / "validation")
+    probe(checkpoint, tmp_path, tmp_path / "r.json", "--group_by", r"_(\d)", *flags[2:])
+    assert said not in capsys.readouterr().out
+
+
+def test_the_chosen_row_is_kept_alone_whatever_its_head(checkpoint, pictures, tmp_path):
+    """With --layers best, where the first head is of another kind than the chosen one."""
+    flags = ("--baselines", "none", "--heads", "linear", "ridge", "--layers", "best", "--epochs", "1")
+    found = probe(checkpoint, pictures, tmp_path / "r.json", *flags)
+    best = {key: value for key, value in found["best"].items() if key != "versus"}
+    assert found["layers"] == [best] and best["head"] == "ridge"
+
+
 def test_a_carved_validation_that_is_to_be_left_out(checkpoint, tmp_path):
     for split in ("train", "test"):
         for number in range(12):
@@ -416,7 +441,9 @@ def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):
             ["--baselines", "gist"],
             "--baselines has no 'gist'; it knows pixels, untrained, random_filters, histogram, hog",
         ),
+        (["--baselines", "none", "pixels"], "--baselines is none pixels; leave out none, or all the others"),
         (["--max_train", "0"], "--max_train must be 1 or more"),
+        (["--stride", "0"], "--stride is 0; it must be 1 or more"),
         (["--heads", "ridge", "knn", "--epochs", "3"], "--epochs would have no effect on the heads ridge, knn, which"),
         (["--heads", "attention", "ridge", "--batch_norm"], "--batch_norm would have no effect without linear heads"),
         (["--stride", "2", "--fps", "5"], "--stride would have no effect next to --fps"),
@@ -448,10 +475,10 @@ def test_another_rope_base_is_a_marked_control(checkpoint, pictures, tmp_path, c
 def test_flags_of_other_heads_and_media_are_said_to_have_no_effect(pictures):
     args = ProbeArgs(model="m", output="x.json", dataset=pictures, heads=["linear", "ridge"])
     argv = ["--max_tokens", "9", "--fps", "5", "--frame_order=reversed"]
-    assert idle_flags(args, argv, "image") == [
+    assert idle_flags(args, argv, "image", is_carved=True) == [
         "--fps, --frame_order: no effect on images, each of which is one frame",
         "--max_tokens: no effect without heads on tokens (attention, cross_attention_mlp)",
     ]
-    assert idle_flags(replace(args, heads=["attention"]), argv, "video") == []
+    assert idle_flags(replace(args, heads=["attention"]), argv, "video", is_carved=True) == []
     with pytest.raises(ValueError, match="--fps would have no effect on toyworld, which is drawn"):
         refuse_idle_flags(replace(args, dataset="toyworld:film"), ["--fps", "5"])

@@ -244,7 +244,7 @@ def test_a_minimal_result_is_enough(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(result))
     (tmp_path / "other.json").write_text('{"psnr": 30}')
     (probe,) = read_probes([str(tmp_path)])
-    assert probe.name == "model" and probe.tasks["accuracy"]["best"]["ci95"] == wilson_interval(50, 100)
+    assert probe.name == "model" and probe.tasks["accuracy"].best.ci95 == wilson_interval(50, 100)
     main(["--results", str(tmp_path / "a.json"), "--output", str(tmp_path / "r.html")])
     assert "above raw pixels but not above the untrained model" in (tmp_path / "r.html").read_text()
 

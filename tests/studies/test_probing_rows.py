@@ -7,12 +7,18 @@ import pytest
 from study_files import CLASSES, TRUE, N, predictions, write_probe, write_tuned
 
 from evaluation.metrics import paired_difference
+from evaluation.results import ProbeResult
 from studies.probing.rows import Entry, difference, interaction, interval, mean, read_seeds
+from training.results import FinetuneResult
 from training.scores import wilson_interval
 
 
+def as_result(content):
+    return (FinetuneResult if "checkpoint" in content else ProbeResult).from_json(content)
+
+
 def read(folder, *entries, metric="accuracy"):
-    results = {file: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    results = {file: as_result(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))}
     return [read_seeds(entry, results, metric) for entry in entries]
 
 
@@ -40,7 +46,7 @@ def test_without_predictions_the_row_tells(tmp_path):
     write_probe(tmp_path / "a.json", 0.8, {"pixels": 0.3}, keep=False)
     for what, layer in (("best", 2), ("head=attention", 2), ("layer=last", 4)):
         ((seed,),) = read(tmp_path, Entry(what, "a", what), metric="balanced_accuracy")
-        assert seed.items is None and seed.row["layer"] == layer and seed.ci95 is None
+        assert seed.items is None and seed.row.layer == layer and seed.ci95 is None
     (seeds,) = read(tmp_path, Entry("x", "a"))
     assert interval(seeds, "accuracy") == seeds[0].ci95 == wilson_interval(160, N)
     result = json.loads((tmp_path / "a.json").read_text())

@@ -23,9 +23,11 @@ from training.engine import checkpoints
 from training.engine.optim import layer_factors
 from training.finetune import main
 from training.finetune_args import AugmentArgs
+from training.results import FinetuneResult
 
 COLOURS = {"black": (20, 20, 20), "red": (235, 10, 10), "white": (240, 240, 240)}
 STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1", "--warmup_steps", "2"]
+ONE_STEP = ["--max_steps", "1", "--warmup_steps", "0"]
 FAST = ["--batch_size", "8", "--per_device_batch_size", "4", "--learning_rate", "5e-3", "--workers", "2"]
 VARIED = ["--augment", "rand", "--mixup", "0.8", "--cutmix", "1.0", "--ema_decay", "0.9", "--drop_path", "0.3"]
 
@@ -356,6 +358,18 @@ def test_recordings_stay_on_one_side_of_carved_splits(tmp_path):
     assert groups(group_by=r"_g\d+", split_seed=1)[2] != test
     train, _, test = groups()
     assert train & test, "files alone are split without --group_by"
+
+
+def test_groups_without_an_effect_are_reported(pretrained, tmp_path, capsys):
+    data = save_pictures(tmp_path / "data", {"train": 8, "validation": 4, "test": 4})
+    said = "--group_by: no effect, since no split was carved"
+    finetune(tmp_path / "whole", pretrained, data, "--group_by", r"(\d)", *ONE_STEP)
+    assert said in capsys.readouterr().out
+    shutil.rmtree(data / "validation")
+    finetune(tmp_path / "carved", pretrained, data, "--group_by", r"(\d)", *ONE_STEP)
+    assert said not in capsys.readouterr().out
+    content = json.loads((tmp_path / "carved" / "results.json").read_text())
+    assert FinetuneResult.from_json(content).to_json() == content
 
 
 def test_text_labels_are_classes(pretrained, tmp_path, capsys):

@@ -34,7 +34,7 @@ class Clips:
         self.name, self.kind, self.codes, self.frames, self.items = split.name, split.source.kind, None, None, None
         self.classes = split.source.label_names.get(column) or None
         self.sources, self.skipped, labels = [], [], []
-        self.is_text = column in split.source.text_labels
+        self.is_text, self.is_carved = column in split.source.text_labels, split.is_carved
         missing = "" if self.is_text else -1
         if is_kept or processor is not None:
             frames, codes = [], []

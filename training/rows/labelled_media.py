@@ -18,11 +18,12 @@ TOYWORLD_ITEMS = {"train": 2000, "validation": 500, "test": 500}  # it has no en
 @dataclass
 class Split:
     """What one of the three splits is read from. name: in words. items: names of the source's files or rows that belong
-    to it; None: all."""
+    to it; None: all. is_carved: they are taken from another split."""
 
     name: str
     source: ClipSource
     items: list[str] | None
+    is_carved: bool = False
 
     def __post_init__(self):
         self._wanted = None if self.items is None else set(self.items)
@@ -74,7 +75,9 @@ class LabelledMedia:
                 inside = carve(names, train[0], args.split_seed, args.group_by, most=self._most(part))
                 taken = [name for name, is_taken in zip(names, inside, strict=True) if is_taken]
                 names = [name for name, is_taken in zip(names, inside, strict=True) if not is_taken]
-                found.append(Split(f"{part}: from {train[0]} (seed {args.split_seed})", train[1], taken))
+                found.append(
+                    Split(f"{part}: from {train[0]} (seed {args.split_seed})", train[1], taken, is_carved=True)
+                )
             else:
                 found.append(Split(f"{part}: {split[0]}", split[1], self._limited(split[1], self._most(part))))
         return [Split(f"train: {train[0]}", train[1], names), found[1], found[0]]

@@ -1,0 +1,175 @@
+"""A probe from its flags to its result: features of all clips, heads on them, scores of every label."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from huggingface_hub.constants import HF_HOME
+
+from evaluation.backbones.extraction import ClipSet, Job
+from evaluation.backbones.floors import FLOORS
+from evaluation.backbones.load import load_backbone
+from evaluation.backbones.toto import TotoBackbone
+from evaluation.heads.bank import TOKEN_HEADS
+from evaluation.probe.args import ProbeArgs, choose_layers
+from evaluation.probe.fit import HeadSettings, LabelledFeatures, leave_groups_out, train_heads
+from evaluation.probe.score import Tested, Trained, score_task, widest_margin
+from evaluation.probe.splits import FrameOrder, Labelled, read_splits, same_classes
+from evaluation.results import ProbeData, ProbeResult, Split, TaskResult
+from tokenization.precision import bf16_is_fast
+from tokenization.sampling import Sampling
+from training.engine.checkpoints import resolve_model
+from training.engine.device import flush_denormals, require_together, versions
+from training.publish.media_seen import media_on_record
+
+MODEL = "model"  # the backbone itself among the jobs; the others are its baselines
+
+
+def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
+    """The whole probe: features of all clips, heads on them, and their scores for every label."""
+    flush_denormals()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    require_together(state.num_processes)
+    if state.num_processes > 1 and args.feature_cache == "none":
+        raise ValueError("Several processes share their features; name a folder that all see with --feature_cache.")
+    media = media_on_record(args.model)
+    jobs = open_backbones(args, state.device)
+    backbone = jobs[MODEL].backbone
+    with cache_folder(args.feature_cache) as cache:
+        splits = collect(args, jobs, cache)
+        tasks, n_test = fit_and_score(args, jobs, splits)
+    return ProbeResult(
+        command=command,
+        model=args.model,
+        depth=backbone.depth,
+        media=media,
+        control=f"RoPE base changed to {args.rope_base:g} without training" if args.rope_base else None,
+        data=describe(args, splits, backbone.resolution, args.num_frames or backbone.num_frames),
+        versions=versions(backbone.device) | {"features": "bf16" if bf16_is_fast(backbone.device) else "fp32"},
+        seeds={"heads": args.seed, "untrained": args.seed, "split": args.split_seed},
+        label=widest_margin(tasks),
+        n_train=len(splits[0]),
+        n_validation=len(splits[1]),
+        n_test=n_test,
+        tasks=tasks,
+    )
+
+
+def open_backbones(args: ProbeArgs, device: torch.device) -> dict[str, Job]:
+    """What is computed of every clip: MODEL, then the baselines by name.
+
+    Raises:
+        ValueError: a layer that the model does not have, or a baseline that does not exist for it.
+    """
+    backbone = load_backbone(resolve_model(args.model), device, args.rope_base, args.resolution)
+    layers = choose_layers(args.layers, backbone.depth, args.model)
+    wanted = ["pixels", "untrained"] if args.baselines is None else [n for n in args.baselines if n != "none"]
+    if "histogram" in wanted and not isinstance(backbone, TotoBackbone):
+        raise ValueError("--baselines histogram counts the codes of a Toto, and the model is none; leave it out.")
+    few = args.max_tokens if any(head in TOKEN_HEADS for head in args.heads) else None
+    jobs = {MODEL: Job(backbone, layers, few)}
+    for name in wanted:
+        if name == "untrained":
+            jobs[name] = Job(backbone.untrained(args.seed), layers, few)
+        else:
+            jobs[name] = Job(FLOORS[name](backbone, backbone.device), [0], few)
+    return jobs
+
+
+def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]:
+    """[train, validation, test] with the features of all jobs, in the order of these."""
+    backbone = jobs[MODEL].backbone
+    sampling = Sampling(
+        num_frames=args.num_frames or backbone.num_frames,
+        stride=args.stride,
+        fps=args.fps,
+        resolution=backbone.resolution,
+        views=args.views and tuple(args.views),
+        detail=args.detail,
+    )
+    labelled = Labelled(
+        args.dataset,
+        (args.train_split, args.validation_split, args.test_split),
+        label_column=args.label_column,
+        image_column=args.image_column,
+        max_train=args.max_train,
+        max_eval=args.max_eval,
+        group_by=args.group_by,
+        split_seed=args.split_seed,
+    )
+    order = FrameOrder(args.frame_order, args.seed)
+    return read_splits(labelled, sampling, order, list(jobs.values()), cache, args.batch_size)
+
+
+def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) -> tuple[dict[str, TaskResult], int]:
+    """(the result of every label, number of test items). Text labels of the splits become class numbers, in place."""
+    from_text = [column for column, values in splits[0].labels.items() if values.dtype.kind == "U"]
+    classes = same_classes(splits)
+    labels = [torch.from_numpy(np.stack([split.labels[c] for c in classes], axis=1)) for split in splits]
+    tested = Tested.of_clips(splits[2].sources, labels[2], average=args.average_clips or args.views is not None)
+    counts = [len(names) for names in classes.values()]
+    settings = HeadSettings(args.epochs, args.batch_norm, args.seed)
+    trained = {}
+    for index, (name, job) in enumerate(jobs.items()):
+        data = LabelledFeatures([split.features[index] for split in splits], labels, counts, tested.numbers)
+        state = Path(args.output).with_suffix(".partial") / name
+        if args.leave_one_group_out:
+            heads = leave_groups_out(data, splits, args.group_by, args.heads, settings, state)
+        else:
+            heads = train_heads(data, args.heads, settings, state, progress=True)
+        trained[name] = Trained(job.layers, heads)
+    tasks = {}
+    for index, (column, names) in enumerate(classes.items()):
+        commonest = int(labels[0][:, index].bincount().argmax())
+        found = score_task(trained, index, names, tested, commonest, args.seed)
+        best = found.best.layer, found.best.head
+        layers = [row for row in found.layers if args.layers != ["best"] or (row.layer, row.head) == best]
+        tasks[column] = replace(
+            found,
+            layers=layers,
+            class_names=names if column in from_text else None,
+            predictions=found.predictions if args.predictions else None,
+        )
+    return tasks, len(tested.items)
+
+
+def describe(args: ProbeArgs, splits: list[ClipSet], resolution: int, num_frames: int) -> ProbeData:
+    """What the result says of the data."""
+    kind = splits[2].kind
+    return ProbeData(
+        dataset=args.dataset,
+        kind=kind,
+        num_frames=1 if kind == "image" else num_frames,
+        stride=args.stride,
+        fps=args.fps,
+        resolution=resolution,
+        detail=args.detail,
+        frame_order=args.frame_order,
+        views=args.views,
+        leave_one_group_out=args.group_by if args.leave_one_group_out else None,
+        splits={
+            part: Split(split=split.split, clips=len(split), sources=len(set(split.sources)))
+            for part, split in zip(("train", "validation", "test"), splits, strict=True)
+        },
+        skipped=[skip for split in splits for skip in split.skipped],
+    )
+
+
+@contextlib.contextmanager
+def cache_folder(asked: str | None) -> Iterator[Path]:
+    """The folder that keeps features: the one asked for, the default one, or one that is gone afterwards ("none")."""
+    if asked == "none":
+        with tempfile.TemporaryDirectory(prefix="toto-features-") as folder:
+            yield Path(folder)
+        return
+    folder = Path(asked or Path(HF_HOME) / "toto_features")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
