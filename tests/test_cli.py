@@ -96,21 +96,6 @@ def test_a_bug_is_not_hidden():
         toto_cli.run(command, [])
 
 
-def test_ctrl_c_ends_quietly(capsys):
-    def command(argv):
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as end:
-        toto_cli.run(command, [])
-    assert end.value.code == 130 and capsys.readouterr().err == ""
-
-
-def test_a_command_refuses_with_a_sentence():
-    done = toto("train-tokenizer", "--kind", "jpeg")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "error: --kind must be vqgan or dvae, not 'jpeg'."
-
-
 def hide(folder: Path, name: str, kind: str) -> str:
     """Put something into `folder` that Python imports as `name`; returns how the sentence shows it."""
     if kind == "file":
@@ -175,3 +160,18 @@ def test_a_folder_that_hides_nothing_is_no_obstacle(tmp_path, monkeypatch):
     assert toto_cli.hidden_package() is None
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert toto_cli.hidden_package() is None
+
+
+def test_ctrl_c_ends_quietly(capsys):
+    def command(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        toto_cli.run(command, [])
+    assert end.value.code == 130 and capsys.readouterr().err == ""
+
+
+def test_a_command_refuses_with_a_sentence():
+    done = toto("train-tokenizer", "--kind", "jpeg")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "error: --kind must be vqgan or dvae, not 'jpeg'."
