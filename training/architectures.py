@@ -1,8 +1,8 @@
-"""What is trained: Toto, its patch variant, or GPT-2 and Mamba of the same size on the same rows (paper Tables 3, 6).
+"""The models that can be trained: Toto, its patch variant, and GPT-2 and Mamba of the same size (paper Tables 3 and 6).
 
-GPT-2 and Mamba are transformers' own classes. They have the Toto's width, and the depth that brings their number of
-parameters closest to the Toto's: the paper compares 280M LLaMA and GPT-2 and 290M Mamba. Liger's kernels and stochastic
-depth change the blocks of any Toto in training.
+GPT-2 and Mamba are the classes of transformers. They have the width of the Toto and the depth that brings their number
+of parameters closest to it; the paper compares LLaMA and GPT-2 of 280M parameters and Mamba of 290M. Liger's kernels
+and stochastic depth change the blocks of a Toto during training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from modeling_toto import TotoConfig
 
-# What of a row's layout travels in the config of a peer.
+# Fields of the row layout that are copied into the config of a GPT-2 or Mamba.
 LAYOUT = ("tokens_per_frame", "num_frames", "code_offset", "image_start_token_id", "max_position_embeddings")
 
 
@@ -37,7 +37,7 @@ def peer_config(architecture: str, config: TotoConfig) -> PretrainedConfig:
     common = {f"{key}_token_id": value for key, value in ids.items()} | {"vocab_size": config.vocab_size}
     layout = {key: getattr(config, key) for key in LAYOUT}
     if architecture == "gpt2":
-        layout.pop("max_position_embeddings")  # GPT-2's own name for it is n_positions
+        layout.pop("max_position_embeddings")  # GPT-2 calls it n_positions
         shape = {"n_embd": d, "n_head": config.num_attention_heads, "n_positions": config.max_position_embeddings}
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # as in the Toto
 
@@ -53,7 +53,7 @@ def peer_config(architecture: str, config: TotoConfig) -> PretrainedConfig:
 
 
 def parameters(config: PretrainedConfig) -> int:
-    """Number of parameters of the causal model of a config, tied weights counted once; nothing is allocated."""
+    """Number of parameters of a config's causal model, with tied weights counted once; allocates no memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def parameters(config: PretrainedConfig) -> int:
 
 
 def make_model(architecture: str, config: TotoConfig) -> PreTrainedModel:
-    """A model with new weights. `config` is the Toto's, also for GPT-2 and Mamba."""
+    """A model with new weights. `config` is that of the Toto, also for GPT-2 and Mamba."""
     from transformers import AutoModelForCausalLM
 
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
@@ -79,10 +79,10 @@ CLASSES |= {"gpt2": "GPT2LMHeadModel", "mamba": "MambaForCausalLM"}
 
 
 def check_architecture(architecture: str, folder: str) -> None:
-    """Refuse a checkpoint of another architecture than the one that is to be trained.
+    """Check that a checkpoint has the architecture that is to be trained.
 
     Raises:
-        ValueError: what the checkpoint is.
+        ValueError: if it has another one; the message names it.
     """
     from transformers import PretrainedConfig
 
@@ -90,13 +90,13 @@ def check_architecture(architecture: str, folder: str) -> None:
     names = {name: key for key, name in CLASSES.items()}
     require(
         found == CLASSES[architecture],
-        f"{folder} is a {found}, and --architecture {architecture} is to be trained; "
-        + (f"take --architecture {names[found]}." if found in names else "pre-training does not support it."),
+        f"{folder} is a {found}, not of --architecture {architecture}; "
+        + (f"use --architecture {names[found]}." if found in names else "pre-training does not support it."),
     )
 
 
 def load_model(architecture: str, folder: str, config: TotoConfig) -> PreTrainedModel:
-    """The float32 model of a checkpoint; a Toto gets `config`, which may differ in fields that no weight depends on."""
+    """The float32 model of a checkpoint. A Toto takes `config`, which may differ in fields that change no weight."""
     from transformers import AutoModelForCausalLM
 
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
@@ -108,11 +108,11 @@ def load_model(architecture: str, folder: str, config: TotoConfig) -> PreTrained
 
 
 def training_flops(model: PreTrainedModel, config: TotoConfig) -> float:
-    """`flops_per_token` of any of the architectures."""
+    """`flops_per_token` for any of the architectures."""
     kind = model.config.model_type
     if kind == "toto":
         flops = flops_per_token(config)
-        if hasattr(model, "patch_embedding"):  # a linear layer before and one after, and no readout of ids
+        if hasattr(model, "patch_embedding"):  # a linear layer at either end, and no readout of ids
             ends = model.patch_embedding.weight.numel() + model.head.weight.numel()
             flops += 6 * (ends - config.vocab_size * config.hidden_size)
         return flops
@@ -125,7 +125,7 @@ def training_flops(model: PreTrainedModel, config: TotoConfig) -> float:
 
 
 def flops_per_token(config) -> float:
-    """Training FLOPs of a Toto per token of a full row: 6 per weight (with the head), 6 per causal attention pair."""
+    """Training FLOPs of a Toto per token of a full row: 6 per weight (head included), 6 per causal attention pair."""
     d, layers = config.hidden_size, config.num_hidden_layers
     weights = layers * (4 * d * d + 3 * d * config.intermediate_size) + config.vocab_size * d
     return 6 * weights + 6 * layers * d * config.max_position_embeddings
@@ -136,9 +136,9 @@ class Losses:
     """The losses of one micro-batch.
 
     Fields:
-        loss: () to back-propagate.
+        loss: () loss to back-propagate.
         token_losses: (B, L) nats, or squared errors of patches, without a gradient.
-        codes, ends: (B, L) booleans on the CPU, which of them are predictions of codes (or patches) and of end tokens.
+        codes, ends: (B, L) booleans on the CPU; they select the predictions of codes (or patches) and of end tokens.
     """
 
     loss: torch.Tensor
@@ -148,11 +148,11 @@ class Losses:
 
 
 def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses:
-    """The losses of a micro-batch of rows, of ids (L,) or patches (`pixels.patch_row`).
+    """The losses of a micro-batch of rows of ids (L,) or of patches (`pixel_rows.patch_row`).
 
     Args:
-        model: prepared by the accelerator.
-        accumulation: micro-batches of a step; the loss is divided by it.
+        model: the model as prepared by the accelerator.
+        accumulation: micro-batches per step; the loss is divided by it.
     """
     if isinstance(rows[0], dict):
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
@@ -164,7 +164,7 @@ def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses
 
     ids = torch.stack(rows)
     on_device = ids.to(device, non_blocking=True)
-    predictions = accumulation * len(ids) * (ids.shape[1] - 1)  # of the whole step on this rank
+    predictions = accumulation * len(ids) * (ids.shape[1] - 1)  # in the whole step, on this rank
     if _is_toto(model):
         outputs = model(input_ids=on_device, labels=on_device, skip_logits=True, num_items_in_batch=predictions)
         loss, token_losses = outputs.loss, outputs.token_losses.detach()
@@ -182,19 +182,19 @@ def _is_toto(model) -> bool:
 
 
 def use_liger(model: nn.Module, device: torch.device) -> None:
-    """Replace RMSNorm, SwiGLU and RoPE in a Toto's blocks by Liger's fused Triton kernels; the loss stays Toto's own.
+    """Replace RMSNorm, SwiGLU and RoPE in a Toto's blocks with Liger's fused Triton kernels; the loss is not replaced.
 
-    A block with a replaced part runs Llama's plain code path, so which is faster depends on the shapes: measure.
+    A block with a replaced part runs Llama's plain code path. Which is faster depends on the shapes; measure it.
 
     Raises:
-        ValueError: no GPU, or the package liger-kernel is missing.
+        ValueError: if there is no GPU, or the package liger-kernel is missing.
     """
     if device.type not in ("cuda", "xpu"):
-        raise ValueError(f"--liger needs a GPU, and this run is on {device.type}: leave it out.")
+        raise ValueError(f"--liger needs a GPU, but this run is on {device.type}; remove the flag.")
     try:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
     except ImportError as error:
-        raise ValueError("--liger needs Liger's kernels: pip install 'modeling-toto[liger]'.") from error
+        raise ValueError("--liger needs Liger's kernels; run pip install 'modeling-toto[liger]'.") from error
     apply_liger_kernel_to_llama(
         rope=True, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True, model=model
     )
@@ -203,13 +203,13 @@ def use_liger(model: nn.Module, device: torch.device) -> None:
 class DropPath:
     """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, a row skips some of the blocks of a Toto.
 
-    Hooks drop a block's change of the residual stream for a row, or divide it by the probability of keeping it. The
-    probability of dropping grows linearly from 0 at the first block to `rate` at the last. A block is skipped as a
-    whole, attention and MLP together, so that Toto's fused training block stays in use. Which blocks a row skips
-    depends on the seed and the row's number alone. It adds no weight and no field of the config.
+    Forward hooks drop a block's update of the residual stream for a row, or divide it by the probability of keeping it.
+    The probability of dropping grows linearly from 0 at the first block to `rate` at the last. Attention and MLP of a
+    block are dropped together, so that Toto's fused training block remains in use. The blocks that a row skips depend
+    only on the seed and on the number of the row. No weight and no config field is added.
 
     Args:
-        layers: the blocks that are trained, in order.
+        layers: the trained blocks, in order.
     """
 
     def __init__(self, layers: list[nn.Module], rate: float, seed: int):
@@ -219,7 +219,7 @@ class DropPath:
             layer.register_forward_hook(self._hook(k))
 
     def draw(self, numbers: list[int], device: torch.device) -> None:
-        """Draw, for the rows of the next forward and backward pass, the scale of each block: 0 or 1 / (1 - rate)."""
+        """Draw the scale of each block, 0 or 1 / (1 - rate), for the rows of the next forward and backward pass."""
         draws = np.stack([np.random.default_rng([self.seed, k, 2]).random(len(self.rates)) for k in numbers])
         scales = (draws >= self.rates) / (1 - self.rates)
         self.scales = torch.from_numpy(scales).float().to(device)  # (B, blocks)

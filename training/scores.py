@@ -1,51 +1,50 @@
-"""Plain scores of a classification and their 95 % intervals: Wilson's, the exact one, and a bootstrap."""
+"""Accuracy and its 95 % intervals: Wilson score, exact (Clopper-Pearson) and bootstrap."""
 
 import numpy as np
 from scipy.stats import binomtest
 
 
 def wilson_interval(correct: int, total: int) -> list[float]:
-    """95 % Wilson score interval of a proportion, as ``[low, high]`` fractions. Raises ValueError without items."""
+    """95 % Wilson score interval of a proportion, as ``[low, high]`` fractions. Raises ValueError if `total` is 0."""
     return _proportion_interval(correct, total, "wilson")
 
 
 def exact_interval(correct: int, total: int) -> list[float]:
-    """95 % interval of a proportion by the binomial distribution itself (Clopper and Pearson 1934)."""
+    """95 % exact binomial interval of a proportion (Clopper and Pearson 1934), as `wilson_interval`."""
     return _proportion_interval(correct, total, "exact")
 
 
 def _proportion_interval(correct: int, total: int, method: str) -> list[float]:
     if total == 0:
-        raise ValueError("An interval needs at least one item; none was scored.")
+        raise ValueError("An interval needs at least one item, but none was scored.")
     found = binomtest(int(correct), int(total)).proportion_ci(0.95, method)
     return [float(found.low), float(found.high)]
 
 
 def bootstrap_interval(gains, classes=None, groups=None, seed: int = 0, samples: int = 2000) -> list[float]:
-    """95 % percentile bootstrap interval ``[low, high]`` of a mean over items, or over classes of the mean in each.
+    """95 % percentile bootstrap interval ``[low, high]`` of the mean over items, or of the mean over classes.
 
-    With `classes` the score is balanced, and the items of each class are resampled among themselves (stratified): how
-    many items each class has is given, so it is not part of the uncertainty. With `groups` whole groups are resampled
-    instead, whatever their classes, since the items of one group are alike; the interval is then for new groups, and
-    too narrow for fewer than about ten of them.
+    With `classes` the score is balanced, and the bootstrap is stratified: items are resampled within each class, since
+    the class sizes are given and not part of the uncertainty. With `groups`, whole groups are resampled instead,
+    whatever their classes, since items of one group are alike. The interval then holds for new groups; it is too narrow
+    for fewer than about ten groups.
 
     Args:
-        gains: (N,), what each item adds: 1 where it is right and 0 where it is wrong, or the difference of two
-            predictors in this.
-        classes: (N,), the true classes where the score is balanced.
-        groups: (N,), what each item belongs to, such as its recording.
+        gains: (N,) contribution of each item: 1 if correct and 0 if not, or the difference of two predictors.
+        classes: (N,) true classes, for a balanced score.
+        groups: (N,) group of each item, such as its recording.
     Raises:
-        ValueError: different lengths, no items, or a single group.
+        ValueError: if the lengths differ, or there are no items, or only one group.
     """
     gains = np.asarray(gains, dtype=float)
     names, strata = np.unique(np.zeros(len(gains)) if classes is None else classes, return_inverse=True)
     if not len(gains) == len(strata) > 0:
-        raise ValueError(f"A bootstrap needs items, and the class of each; there are {len(gains)} and {len(strata)}.")
+        raise ValueError(f"A bootstrap needs items and a class for each, but got {len(gains)} and {len(strata)}.")
     generator = np.random.default_rng(seed)
     if groups is None:
         means = []
         for stratum in range(len(names)):
-            # Gains have a few values, so a resample is one multinomial draw of their counts.
+            # Gains take few values, so a resample is one multinomial draw of their counts.
             values, counts = np.unique(gains[strata == stratum], return_counts=True)
             means.append(generator.multinomial(counts.sum(), counts / counts.sum(), samples) @ values / counts.sum())
         scores = np.mean(means, axis=0)
@@ -53,8 +52,8 @@ def bootstrap_interval(gains, classes=None, groups=None, seed: int = 0, samples:
         labels, numbers = np.unique(np.asarray(groups), return_inverse=True)
         if len(numbers) != len(gains) or len(labels) < 2:
             raise ValueError(
-                f"A bootstrap over groups needs the group of each of the {len(gains)} items and two groups or more, "
-                f"not {len(numbers)} items of {len(labels)}."
+                f"A bootstrap over groups needs a group for each of the {len(gains)} items and at least two groups, "
+                f"but got {len(numbers)} items in {len(labels)}."
             )
         shape = (len(labels), len(names))
         cells = np.ravel_multi_index((numbers, strata), shape)
@@ -62,16 +61,16 @@ def bootstrap_interval(gains, classes=None, groups=None, seed: int = 0, samples:
         scores = []
         for _ in range(samples):
             times = np.bincount(generator.integers(0, len(labels), len(labels)), minlength=len(labels))
-            drawn = times @ sizes  # of each class; a class that was not drawn does not count
+            drawn = times @ sizes  # per class; classes that were not drawn do not count
             scores.append(np.mean((times @ sums)[drawn > 0] / drawn[drawn > 0]))
     return [float(bound) for bound in np.percentile(scores, [2.5, 97.5])]
 
 
 def accuracy_interval(right, groups) -> list[float]:
-    """95 % interval of the share of `right` (N,), booleans: Wilson's, or a bootstrap over groups of several items.
+    """95 % interval of the accuracy: Wilson's, or a bootstrap over groups where a group has several items.
 
-    groups: (N,), what each item belongs to, such as its video. Where all items are right, or all wrong, the interval is
-    Wilson's of as many items as there are groups; of a single group whose items differ nothing is known: [0, 1].
+    right: (N,) booleans. groups: (N,) group of each item, such as its video. If all items are right, or all wrong, it
+    is Wilson's interval for as many items as there are groups. For a single group with mixed outcomes it is [0, 1].
     """
     right, count = np.asarray(right), len(set(groups))
     if count == len(right):
@@ -82,9 +81,9 @@ def accuracy_interval(right, groups) -> list[float]:
 
 
 def per_class_accuracy(predictions, references, names: list[str]) -> list[dict]:
-    """A row for each class: ``{"class", "n", "accuracy", "ci95"}`` with Wilson intervals; None where no item has it.
+    """One row per class: ``{"class", "n", "accuracy", "ci95"}`` with Wilson intervals, None for classes without items.
 
-    names: of the classes 0, 1, ... Raises ValueError for a true class that has no name.
+    names: names of the classes 0, 1, ... Raises ValueError for a true class without a name.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     check_classes(references, len(names))
@@ -98,7 +97,7 @@ def per_class_accuracy(predictions, references, names: list[str]) -> list[dict]:
 
 
 def check_classes(numbers: np.ndarray, count: int) -> None:
-    """Raises ValueError unless all class numbers are in 0 to count - 1."""
+    """Raise ValueError unless all class numbers are between 0 and count - 1."""
     wrong = numbers[(numbers < 0) | (numbers >= count)]
     if len(wrong):
         raise ValueError(f"Class {wrong[0]} is not one of the {count} classes 0 to {count - 1}; check the labels.")

@@ -1,8 +1,9 @@
-"""`--scale tiny`: any recipe at a size that runs on a laptop in seconds, through the same code as at full size.
+"""`--scale tiny`: any recipe at a size that runs on a laptop in seconds, with the same code as at full size.
 
-Width, depth, tokens and steps shrink, every source becomes the embedded world (clips, or single frames for images), the
-visual tokenizer a tiny one of the same kind with random weights, and a start checkpoint a fresh model. Shares, heads,
-objectives, muP, accumulation and schedules stay: it is for checking a recipe and a machine, not for a result.
+Width, depth, tokens and steps are reduced. Every source is replaced by the embedded world (clips, or single frames for
+images), the visual tokenizer by a tiny one of the same kind with random weights, and a start checkpoint by a new model.
+Shares, heads, objectives, muP, accumulation and schedules are unchanged. Use it to check a recipe and a machine; its
+results have no meaning.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from dataclasses import asdict, replace
 from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, config_fields
 
 STEPS, CODES = 20, 64
-# The width of the smallest preset with muP, 256, stays muP's base and becomes this one.
+# muP's base width is below the width, so that muP's multipliers are not 1.
 WIDTH, BASE_WIDTH = 32, 16
 
 
 def shrink(
     model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: OptimArgs
 ) -> tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]:
-    """The same settings, tiny."""
+    """The same settings at the tiny scale."""
     from modeling_toto import TotoConfig
 
     full = TotoConfig.from_preset(model.preset, **config_fields(model.config))
@@ -57,7 +58,7 @@ def shrink(
             val_shards=None,
             sources=sources or ['{"data": "toyworld"}'],
             tokenizer=f"tiny-{tokenizer_kind(full)}",
-            tokens_per_step=4 * int(os.environ.get("WORLD_SIZE", 1)) * frames * side**2,  # two micro-batches a process
+            tokens_per_step=4 * int(os.environ.get("WORLD_SIZE", 1)) * frames * side**2,  # 2 micro-batches per process
             per_device_batch_size=2,
             val_rows=4,
         ),
@@ -74,12 +75,12 @@ def shrink(
 
 
 def tokenizer_kind(config) -> str:
-    """ "dvae" for the published dVAE's 8,192 codes, else "vqgan", which has stride 16 (paper Sec. 3.4)."""
+    """The kind of a tokenizer: "dvae" for the 8,192 codes of the published dVAE, else "vqgan" (paper Sec. 3.4)."""
     return "dvae" if config.num_codes in (0, 8192) else "vqgan"
 
 
 def tiny_processor(kind: str, tokens_per_frame: int, num_frames: int):
-    """A processor with a random visual tokenizer of the kind "tiny-dvae" (stride 8) or "tiny-vqgan" (stride 16)."""
+    """A processor whose visual tokenizer has random weights: "tiny-dvae" (stride 8) or "tiny-vqgan" (stride 16)."""
     import torch
 
     from tokenization import TotoDVAEConfig, TotoDVAEModel, TotoProcessor, TotoVQGANConfig, TotoVQGANModel

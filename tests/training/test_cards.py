@@ -36,6 +36,7 @@ def assert_card(card: str, name: str, folder: Path = CARDS) -> None:
     if os.environ.get("REWRITE_CARDS"):
         file.write_text(card)
     assert card == file.read_text()
+    assert not [line for line in card.splitlines() if len(line) > 120 and not line.startswith("|")]
 
 
 def save(folder: Path, kind=TotoForCausalLM, **fields) -> Path:
@@ -80,6 +81,13 @@ def test_a_pretrained_model(tmp_path):
     )
     assert str(tmp_path) not in card
     assert_card(card, "pretrained")
+
+
+def test_a_name_ends_no_cell_of_the_table(tmp_path):
+    best = {"layer": 1, "head": "linear", "accuracy": 0.5, "ci95": [0.4, 0.6]}
+    probe = {"data": {"dataset": "left|right"}, "n_test": 10, "label": "side", "best": best}
+    card = model_card(save(tmp_path / "toto"), results=[probe])
+    assert r"| left\|right, side | **this model** | 1, linear | 50.0 |" in card
 
 
 @pytest.mark.parametrize("medium", ["image", "video"])

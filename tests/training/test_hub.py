@@ -285,10 +285,10 @@ def test_a_card_names_the_sources_of_a_mixture_and_no_folder(folder, tmp_path):
 
 
 def test_mistakes_are_told_before_anything_is_sent(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         push_folder(tmp_path / "nowhere", "user/toto")
     with pytest.raises(ValueError, match="is not of a probe"):
         model_card(folder, results=[{"psnr": 30}])
     (folder / "processor_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"without its processor: call processor\.save_pretrained"):
+    with pytest.raises(FileNotFoundError, match=r"without its processor; call processor\.save_pretrained"):
         push_folder(folder, "user/toto")

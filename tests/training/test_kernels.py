@@ -13,7 +13,7 @@ CUDA = torch.device("cuda")
 
 
 def test_errors(monkeypatch):
-    with pytest.raises(ValueError, match="needs a GPU, and this run is on cpu"):
+    with pytest.raises(ValueError, match="needs a GPU, but this run is on cpu"):
         use_liger(None, torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", None)
     with pytest.raises(ValueError, match=r"pip install 'modeling-toto\[liger\]'"):

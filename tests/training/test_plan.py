@@ -103,8 +103,8 @@ def test_what_does_not_fit_is_told(capsys):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--recipe", "base", "--gpus", "7"], "256 rows, which 7 devices cannot share equally; take 4 or 8 devices"),
-        (["--gpu", "h1000"], "--gpu h1000 is not known; choose a100, h100"),
+        (["--recipe", "base", "--gpus", "7"], "256 rows, which 7 devices cannot share equally; use 4 or 8 devices"),
+        (["--gpu", "h1000"], "--gpu h1000 is unknown; choose a100, h100"),
         (["--precision", "fp32"], "give --peak_tflops for --precision fp32"),
         (["--mfu", "40"], "--mfu must lie between 0 and 1"),
         (["--source_tokens", "ego4d"], "--source_tokens 'ego4d' must be NAME=NUMBER"),

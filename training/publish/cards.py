@@ -1,4 +1,4 @@
-"""The facts of the cards of models and tokenizers, from files of their runs; the texts are in `templates/`."""
+"""The cards of models and tokenizers: facts from the files of a run, filled into the texts of `templates/`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.engine.checkpoints import resolve_model
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-# Settings of the machine or the account, which do not describe the model.
+# Settings of the machine or the account; they do not describe the model.
 PRIVATE_SETTINGS = {
     *("output_dir", "shards", "val_shards", "resume", "recipe", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
@@ -34,17 +34,17 @@ def model_card(
     license: str = "apache-2.0",
     repo_id: str | None = None,
 ) -> str:
-    """The README.md of a model: metadata that the Hub reads, then what a user needs to know.
+    """The README.md of a model: metadata for the Hub, then a description for users.
 
     Args:
         checkpoint_or_folder: a Hugging Face folder with the processor in it, or a run folder (see `resolve_model`).
-        metrics: a validation row of metrics.jsonl: `val_loss` (nats per code token), `step`, other numbers.
-        recipe: the resolved recipe; settings of the machine are left out of the card.
+        metrics: a validation row of metrics.jsonl: `val_loss` (nats per code token), `step` and other numbers.
+        recipe: the resolved recipe; the card omits settings of the machine.
         results: contents of result files of `toto probe`.
-        repo_id: what the loading example names; by default the folder's name.
+        repo_id: repository in the example; by default the folder's name.
     Raises:
-        FileNotFoundError: no model, or no processor in the same folder.
-        ValueError: a result that is not of `toto probe`.
+        FileNotFoundError: if the folder holds no model, or no processor.
+        ValueError: if a result was not written by `toto probe`.
     """
     from huggingface_hub import ModelCardData
 
@@ -56,7 +56,7 @@ def model_card(
     header = ModelCardData(
         library_name="transformers",
         license=license,
-        # Left to itself the Hub reads AutoModelForCausalLM in the config and files the model under text generation.
+        # Without it the Hub reads AutoModelForCausalLM in the config and lists the model under text generation.
         pipeline_tag=f"{facts['medium']}-classification" if facts["medium"] else "image-feature-extraction",
         tags=["toto", "video", "vision", "visual-tokens", "autoregressive", "arxiv:2501.05453"],
         metrics=sorted({result.metric_type for result in found}) or None,
@@ -87,24 +87,24 @@ def model_card(
 
 
 def complete_folder(folder: str | Path) -> Path:
-    """A folder with a model and its processor: this one, or the checkpoint that stands for a run.
+    """A folder with a model and its processor: `folder` itself, or the checkpoint that `resolve_model` finds in a run.
 
     Raises:
-        FileNotFoundError: one of the two is missing.
+        FileNotFoundError: if the model or the processor is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder '{folder}' to push.")
+        raise FileNotFoundError(f"Folder '{folder}' does not exist; give a Hugging Face folder or a run folder.")
     folder = Path(resolve_model(str(folder))).resolve()  # "." has no name
     if not (folder / "processor_config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} holds a model without its processor: call processor.save_pretrained on the same folder first."
+            f"{folder} holds a model without its processor; call processor.save_pretrained on this folder first."
         )
     return folder
 
 
 def _facts(folder: Path) -> dict:
-    """What the card states of the model itself; `medium` is None but for a classifier."""
+    """The numbers of the model itself, and those of its head if it is a classifier (else `medium` is None)."""
     from huggingface_hub import get_local_safetensors_metadata
 
     from modeling_toto.configuration_toto import TotoConfig
@@ -131,20 +131,20 @@ def _facts(folder: Path) -> dict:
 
 
 def _data(recipe: dict) -> list[tuple[dict, float]]:
-    """(manifest, share of the tokens) of each of the recipe's shards, while they are still there."""
+    """(manifest, share of the tokens) of each folder of shards in the recipe that still exists."""
     sources = [{"data": recipe["shards"]}] if recipe.get("shards") else recipe.get("sources") or []
     found = [(Path(source["data"]) / "manifest.json", source.get("weight", 1.0)) for source in sources]
     return [(json.loads(path.read_text()), share) for path, share in found if path.is_file()]
 
 
 def _public(name: str) -> str:
-    """A name without the folders of one's machine: a local path keeps only its last part, a Hub id stays."""
+    """A name without local folders: the last part of a local path; a Hub id is unchanged."""
     is_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).exists())
     return Path(name).name if is_local else name
 
 
 def _without_folders(value):
-    """A setting, whose names and those inside it keep no folder of one's machine."""
+    """A setting with `_public` applied to every string in it."""
     if isinstance(value, dict):
         return {key: _without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -153,10 +153,10 @@ def _without_folders(value):
 
 
 def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
-    """(label, its part, the whole result) for every label that the results score."""
+    """(label, its task, the whole result) for every label in the results."""
     for result in results:
         if "best" not in result:
-            raise ValueError("A result without 'best' is not of a probe; give the card files written by toto probe.")
+            raise ValueError("A result without 'best' is not of a probe; give result files of toto probe.")
     return [
         (label, task, result)
         for result in results
@@ -203,7 +203,7 @@ def _probe_result(label: str, task: dict, result: dict) -> EvalResult:
 
 
 def _source_facts(manifest: dict, share: float) -> dict:
-    """What the card says of one source of the training."""
+    """The facts on one source of training data."""
     return {
         "share": share,
         "rows": manifest["num_sequences"],
@@ -217,7 +217,7 @@ def _source_facts(manifest: dict, share: float) -> dict:
 
 
 def _recipe_facts(recipe: dict) -> dict:
-    """The recipe as YAML, without settings of the machine; None where none are left."""
+    """The recipe as YAML without settings of the machine (None if nothing remains), and the command it belongs to."""
     import yaml
 
     settings = {key: _without_folders(value) for key, value in recipe.items() if value is not None}
@@ -227,7 +227,7 @@ def _recipe_facts(recipe: dict) -> dict:
 
 
 def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:
-    """The rows of the table: the model's best, then each baseline."""
+    """Rows of the probe table: the model's best probe, then each baseline."""
     for features, row in [("**this model**", task["best"]), *task.get("baselines", {}).items()]:
         versus = task["best"].get("versus", {}).get(features)
         points = [100 * part for part in (versus["difference"], *versus["ci95"])] if versus else []
@@ -247,9 +247,9 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
     """The README.md of a visual tokenizer trained by `toto train-tokenizer`.
 
     Args:
-        settings: the command's dataclasses; the first is `TokenizerArgs`.
+        settings: the dataclasses of the command; the first is `TokenizerArgs`.
         results: data set -> figures of `evaluate_tokenizer.measure`.
-        seconds: of training.
+        seconds: duration of the training.
     """
     import yaml
 
@@ -262,7 +262,7 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
     return markdown_template(TEMPLATES / "tokenizer.md.jinja").render(
         recipe,
         names=recipe["dataset"],
-        # A tokenizer whose training used a supervised network carries its labels into every later result.
+        # Labels that such a network was trained on leak into every later result.
         supervised=args.kind == "vqgan" and recipe["perceptual"] is not None,
         side=config.resolution,
         stride=config.stride,

@@ -1,8 +1,8 @@
-"""What a model was trained on: the media of a run, and media.json, which goes with a model that leaves its run.
+"""The media that a model was trained on, and media.json, the record that accompanies a model outside its run.
 
-It is read from the run's recipe.yaml and from the manifests and `source` columns of its shards. Labels do not matter:
-test pictures that a model was pre-trained on without labels are seen all the same. What its visual tokenizer was
-trained on is not told. `evaluation.report.leakage` refuses scores on media that were seen.
+The media are read from the run's recipe.yaml and from the manifests and `source` columns of its shards. Labels do not
+matter: test pictures used for pre-training without labels count as seen. The training data of the visual tokenizer are
+not recorded. `evaluation.report.leakage` rejects scores on media that were seen.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tokenization.files import write_whole
 
 MEDIA_FILE = "media.json"
 FORMAT = 1
-MOST_NAMES = 2000  # items that are listed one by one in a record
-# Folder and file names that say which part of a data set they hold, or nothing at all.
+MOST_NAMES = 2000  # items listed one by one in a record
+# Folder and file names that stand for a split, and those that carry no information.
 SPLITS = {name: name for name in ("train", "validation", "test")} | {"val": "validation", "valid": "validation"}
 NO_NAMES = {"data", "default", "plain_text"}
 FILES = {".parquet", ".tar"}
@@ -28,11 +28,11 @@ FILES = {".parquet", ".tar"}
 
 @dataclass(frozen=True)
 class Media:
-    """One source of a training.
+    """One source of training data.
 
-    dataset: its name without folders (`identify`). items: files or rows as `toto tokenize` names them, without those
-    that were held out; None where they are not known, and the whole split counts. tokens: code tokens trained on.
-    epochs: as the run counted them.
+    dataset: its name without folders (`identify`). items: files or rows as `toto tokenize` names them, without held-out
+    ones; None if they are unknown, and then the whole split counts as seen. tokens: code tokens trained on.
+    epochs: as counted by the run.
     """
 
     dataset: str
@@ -45,9 +45,10 @@ class Media:
 
 @dataclass(frozen=True)
 class Alias:
-    """Media that are part of test sets of another name; patterns as of a shell, on names as `identify` gives them.
+    """Media that are part of test sets with other names, as shell patterns for names returned by `identify`.
 
-    items: of file names without folders. Where the items of a medium are not known, a named dataset counts whole.
+    items: pattern for file names without folders. If the items of a medium are unknown, a data set that `dataset` names
+    explicitly counts as a whole.
     """
 
     dataset: str
@@ -66,10 +67,11 @@ ALIASES = (
 
 
 def identify(recorded: str, split: str) -> tuple[str, str]:
-    """(name, split) of a data set as a command was given it: a Hub id, a folder, a file.
+    """(name, split) of a data set as given to a command: a Hub id, a folder or a file.
 
-    The name is the last part of the path that names anything; a last part that names a split wins over `split`, since a
-    folder or file of its own is read under whatever split was typed ("media/k400/val", "test-00000-of-00001.parquet").
+    The name is the last part of the path that is informative. A last part that names a split takes precedence over
+    `split`, since such a folder or file is read whatever split is given ("media/k400/val",
+    "test-00000-of-00001.parquet").
     """
     parts = [part for part in recorded.split(":")[0].split("/") if part not in ("", ".", "..")]
     while len(parts) > 1:
@@ -83,13 +85,14 @@ def identify(recorded: str, split: str) -> tuple[str, str]:
 
 
 def media_seen(model: str | Path) -> list[Media] | None:
-    """What a model was trained on; None where nobody kept a record, as of other people's weights.
+    """The media that a model was trained on; None without a record, as for third-party weights.
 
     Args:
         model: a run folder of `toto pretrain` or `toto finetune`, a checkpoint in one, or a folder or Hub repository
             with media.json.
     Raises:
-        FileNotFoundError: a run whose shards are gone, without media.json. ValueError: a damaged or other media.json.
+        FileNotFoundError: if the shards of the run no longer exist and it has no media.json.
+        ValueError: if media.json is damaged or has another format.
     """
     path = Path(model)
     run = path.parent.parent if path.parent.name == "checkpoints" else path
@@ -100,7 +103,7 @@ def media_seen(model: str | Path) -> list[Media] | None:
 
 
 def _on_the_hub(model: str) -> str | None:
-    """The media.json of a Hub repository; None without one, without a connection, or where this is no name of one."""
+    """Path of the media.json of a Hub repository; None if there is none, no connection, or no such repository."""
     from transformers.utils import cached_file
 
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -113,17 +116,17 @@ def _on_the_hub(model: str) -> str | None:
 
 
 def media_on_record(model: str | Path) -> list[dict] | None:
-    """What a result says of its model under "media". A run whose shards are gone is told of, and has no record."""
+    """The "media" field of a result; None, with a printed line, if the shards of the run no longer exist."""
     try:
         return to_json(media_seen(model))
     except FileNotFoundError as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"no record of what {model} saw: {error}")
+            print(f"no record of the media that {model} was trained on: {error}")
         return None
 
 
 def write_media(run: str | Path, folder: str | Path) -> Path:
-    """Write what `run` saw as media.json into `folder`, for a model that leaves its run (or for a run, its shards)."""
+    """Write the media of `run` to media.json in `folder`: before a model leaves its run, or shards are deleted."""
     text = json.dumps({"format": FORMAT, "media": to_json(_of_run(Path(run)))}, indent=1) + "\n"
     file = Path(folder) / MEDIA_FILE
     write_whole(file, lambda path: path.write_text(text))
@@ -131,10 +134,10 @@ def write_media(run: str | Path, folder: str | Path) -> Path:
 
 
 def to_json(seen: list[Media] | None) -> list[dict] | None:
-    """Media as a result of `toto probe` or `toto finetune` carries them, under "media": results stay, weights may go.
+    """Media as stored under "media" in a result of `toto probe` or `toto finetune`, which may outlive the weights.
 
-    Row numbers (`train[17]`) are kept as ranges, whatever their number; other names as a list, up to MOST_NAMES of
-    them. Of more, the whole split counts as seen, and a medium of its own lists those that a rule of `ALIASES` names.
+    Row numbers (`train[17]`) are stored as ranges, however many; other names as a list of at most MOST_NAMES. With more
+    names the whole split counts as seen, and a separate entry lists those that a rule of `ALIASES` names.
     """
     if seen is None:
         return None
@@ -149,7 +152,7 @@ def to_json(seen: list[Media] | None) -> list[dict] | None:
 
 
 def from_json(rows: list[dict] | None) -> list[Media] | None:
-    """What `to_json` made, read back. Raises ValueError for anything else."""
+    """The inverse of `to_json`. Raises ValueError for anything that it did not write."""
     if rows is None:
         return None
     try:
@@ -160,14 +163,14 @@ def from_json(rows: list[dict] | None) -> list[Media] | None:
 
 
 def _short(items: frozenset[str]) -> list[str] | dict | None:
-    """{"rows": split, "ranges": "0-18,20", "without_held_out"} of row numbers, a list of few names, None of many."""
+    """Row numbers as {"rows": split, "ranges": "0-18,20", "without_held_out"}, few names as a list, many as None."""
     from training.rows.shard_rows import is_held_out
 
     rows = [re.fullmatch(r"(.*)\[(\d+)\]", name) for name in items]
     if items and all(rows) and len({row[1] for row in rows}) == 1:
         split, numbers = rows[0][1], {int(row[2]) for row in rows}
         held_out = {number for number in range(max(numbers)) if is_held_out(f"{split}[{number}]")}
-        # Held-out rows leave a gap every twenty numbers or so, and follow from the names.
+        # Held-out rows leave a gap about every twenty numbers; they can be derived from the names.
         without = bool(held_out) and not any(is_held_out(name) for name in items)
         ordered = sorted(numbers | held_out if without else numbers)
         starts = [n for n, before in zip(ordered, [None, *ordered], strict=False) if before is None or n != before + 1]
@@ -188,7 +191,7 @@ def _long(kept: list[str] | dict) -> frozenset[str]:
 
 
 def _is_named(alias: Alias, name: str) -> bool:
-    """Whether a rule names this very item; a rule for all items of a data set names none."""
+    """Whether a rule names this item in particular; a rule for all items of a data set does not."""
     return alias.items != "*" and fnmatch(PurePosixPath(name).name, alias.items)
 
 
@@ -199,10 +202,10 @@ def _read_media(file: Path) -> list[Media]:
         media = from_json(content["media"]) if known else []
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{file} is damaged: write it again from the run (training.publish.media_seen.write_media)."
+            f"{file} is damaged; write it again from the run with training.publish.media_seen.write_media."
         ) from error
     if not known:
-        raise ValueError(f"{file} has format {content['format']}, this version reads {FORMAT}: write it again.")
+        raise ValueError(f"{file} has format {content['format']}, but this version reads {FORMAT}; write it again.")
     return media
 
 
@@ -210,12 +213,12 @@ def _of_run(run: Path) -> list[Media]:
     from training.args import DataArgs, read_recipe
 
     recipe = read_recipe(run)
-    parent = recipe.get("init_from") or recipe.get("model")  # of toto pretrain, of toto finetune
+    parent = recipe.get("init_from") or recipe.get("model")  # toto pretrain, toto finetune
     found = []
     if parent:
         try:
             before = media_seen(parent)
-        except FileNotFoundError:  # its shards
+        except FileNotFoundError:  # the shards of the parent run
             if not (run / MEDIA_FILE).is_file():
                 raise
             before = None
@@ -231,29 +234,29 @@ def _of_run(run: Path) -> list[Media]:
             if (run / MEDIA_FILE).is_file():
                 return _read_media(run / MEDIA_FILE)
             raise FileNotFoundError(
-                f"The shards {source.data} are gone, so what {run} was trained on is not known; put them back (and "
-                f"keep a {MEDIA_FILE} in the run, by media_seen.write_media, before shards are deleted)."
+                f"The shards {source.data} are gone, so the training data of {run} are unknown; restore them (and "
+                f"write {MEDIA_FILE} with media_seen.write_media before you delete shards)."
             )
-        told = shares.get(source.name, {})
-        share = told.get("share", source.weight)
-        numbers = {"tokens": tokens and share * tokens, "epochs": told.get("epochs")}
+        logged = shares.get(source.name, {})
+        share = logged.get("share", source.weight)
+        numbers = {"tokens": tokens and share * tokens, "epochs": logged.get("epochs")}
         found.append(replace(_of_source(source), **numbers))
     return found
 
 
 def _is_gone(source) -> bool:
-    """A local folder that was there when the run was begun, which made its path absolute."""
+    """Whether a local folder no longer exists; runs make the paths of existing folders absolute."""
     return Path(source.data).is_absolute() and not Path(source.data).exists()
 
 
 def _last_shares(run: Path) -> tuple[dict, float | None]:
-    """({source: {share, epochs}}, tokens) of the last logged step."""
+    """({source: {share, epochs}}, tokens) at the last logged step."""
     file = run / "metrics.jsonl"
     rows = file.read_text().splitlines() if file.is_file() else []
     for line in reversed(rows):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # the torn last line of a run that was killed
+        except json.JSONDecodeError:  # the incomplete last line of a killed run
             continue
         if "learning_rate" in row:
             return row.get("sources", {}), row["tokens"]
@@ -261,14 +264,14 @@ def _last_shares(run: Path) -> tuple[dict, float | None]:
 
 
 def _of_source(source) -> Media:
-    """A source of a mixture (`training.args.Source`)."""
+    """The media of one source of a mixture (`training.args.Source`)."""
     from training.rows.shard_rows import is_held_out, read_column, read_manifest
 
     if not source.is_shards:  # pixels, tokenized while training
         return Media(*identify(source.data, source.split), kind="video" if source.is_toyworld else source.kind)
     manifest = read_manifest(source.data)
     dataset, split = identify(manifest["dataset"], manifest["split"])
-    if dataset == "toyworld":  # endless; its splits share no picture, so the split says it all
+    if dataset == "toyworld":  # endless; its splits share no picture, so the split is enough
         return Media(dataset, split, manifest["kind"])
     files = [Path(source.data) / shard["file"] for shard in manifest["shards"]]
     names = {name for file in files for name in read_column(file, "source").tolist()}
@@ -278,5 +281,5 @@ def _of_source(source) -> Media:
 
 
 def of_split(names: Iterable[str], typed: str, split: str) -> frozenset[str]:
-    """Rows are called typed[number], after the split that was typed, which may not be the split that it is."""
+    """Names with the true split: rows are named typed[number] after the split that was given, which may differ."""
     return frozenset(split + name[len(typed) :] if name.startswith(f"{typed}[") else name for name in names)

@@ -1,4 +1,4 @@
-"""Pushing a checkpoint to the Hub: model, processor, visual tokenizer and card, in one commit."""
+"""Pushes a checkpoint to the Hub: model, processor, visual tokenizer and card, in one commit."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from training.publish.media_seen import MEDIA_FILE
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-# Only resuming needs these, or they would have to be unpickled.
+# Files that only resuming needs, and files that would have to be unpickled.
 NOT_PUSHED = [f"{STATE}/", "trainer_state.json", "*.pt", "*.pth", "*.bin", "*.pkl", "*__pycache__/*", ".*"]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def create_repo(repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Create the repository if there is none; returns its full name. Called before a long run, it shows a missing token
-    in time.
+    """Create the repository unless it exists, and return its full name. A long run calls it first, to fail early.
 
     Raises:
-        ValueError: not a valid name.
-        OSError: no token, no right, or no connection.
+        ValueError: if the name is not valid.
+        OSError: if the token, the permission or the connection is missing.
     """
     from huggingface_hub import HfApi
 
@@ -40,20 +39,21 @@ def push_folder(
     *,
     results: list[dict] | None = None,
 ) -> CommitInfo:
-    """Push model, processor, visual tokenizer and card into one repository, in one commit; create it if needed.
+    """Push model, processor, visual tokenizer and card in one commit; the repository is created if needed.
 
     Args:
-        folder: a Hugging Face folder or a run folder (see `resolve_model`). A README.md in it is the card;
-            otherwise one is written from the run's recipe.yaml and metrics.jsonl, and from `results`.
-        repo_id: "user/name", or "name" in one's own namespace. `private` counts only when it is created.
+        folder: a Hugging Face folder or a run folder (see `resolve_model`). A README.md in it is used as
+            the card; otherwise the card is written from the run's recipe.yaml and metrics.jsonl, and from `results`.
+        repo_id: "user/name", or "name" in your own namespace.
+        private: whether a new repository is private; an existing one is not changed.
         results: contents of result files of `toto probe`, for the card.
     Returns:
-        huggingface_hub's CommitInfo. The run's media.json, which lists what the model saw, is pushed too; optimiser
-        state is not. Weight files of an earlier push that this one does not overwrite are deleted, since transformers
-        would load them instead.
+        huggingface_hub's CommitInfo. The run's media.json, which lists the media that the model was trained on, is
+        pushed as well; optimiser state is not. Weight files of an earlier push that this one does not overwrite are
+        deleted, since transformers would load them instead.
     Raises:
-        FileNotFoundError: no model, or no processor in the same folder.
-        OSError: the Hub refused (no token, no right) or cannot be reached.
+        FileNotFoundError: if the folder holds no model, or no processor.
+        OSError: if the Hub refuses the push (token or permission missing) or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import filter_repo_objects
@@ -80,9 +80,9 @@ def push_folder(
 
 
 def run_facts(checkpoint: Path) -> tuple[dict | None, dict | None]:
-    """(last validation row up to this checkpoint, resolved recipe) of its run; None for what there is not.
+    """(last validation row up to this checkpoint, resolved recipe) of the checkpoint's run; None for what is missing.
 
-    Of a fine-tuning that ended with this checkpoint the row has "test", the run's results.json.
+    If a fine-tuning selected this checkpoint, the row also holds the run's results.json, under "test".
     """
     import yaml
 
