@@ -115,7 +115,7 @@ def _key(facts: dict) -> str:
 def dataset_fingerprint(dataset: str) -> str | None:
     """What changes when the data change: code of the embedded world, files of a folder, commit of a Hub repository.
 
-    None where it cannot be told (a Hub id without a network): such features are not kept.
+    None where the version is unknown (a Hub id without a network); such features are not kept.
     """
     path = Path(dataset)
     digest = hashlib.sha256()

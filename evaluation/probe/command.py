@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from evaluation.results import ProbeResult, Row, TaskResult
 
 
-def told(row: Row) -> str:
+def setting_in_words(row: Row) -> str:
     """The chosen setting of a row in words: a learning rate (and decay), a penalty, or a number of neighbours."""
     return ", ".join(f"{key} {value:g}" for key, value in row.setting.items())
 
@@ -43,7 +43,7 @@ def table(label: str, task: TaskResult, n_test: int, n_validation: int) -> str:
     for name, row in task.baselines.items():
         where = f"layer {row.layer}, {row.head}" if row.layer is not None else row.head
         lines.append(f"{name:<18}{cells(row):<30}({where})")
-    lines.append(f"* chosen on validation: layer {best.layer}, {best.head} head, {told(best)}")
+    lines.append(f"* chosen on validation: layer {best.layer}, {best.head} head, {setting_in_words(best)}")
     for name, versus in best.versus.items():
         low, high = versus.ci95
         lines.append(

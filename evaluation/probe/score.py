@@ -1,4 +1,4 @@
-"""Scores of trained heads on the test items: a row for each layer and head, the chosen one, and what it is above."""
+"""Scores of trained heads on the test items: a row for each layer and head, the chosen one, and its baselines."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ class Task:
     kind: "image" or "video".
     label_column: None takes all of them. media_column: None takes the only one.
     train, validation, test: splits; a validation split of None is carved from train.
-    group_by: regular expression for what in an item's name tells its recording, which a carved split must not divide.
+    group_by: regular expression for the part of an item's name that identifies its recording, which no carved split
+    divides.
     num_frames: of a clip (1: an image). stride, fps: of a video, one of them None.
     views, crops: temporal windows and spatial crops whose probabilities the literature averages at test
     (`tokenization.video.view_positions`). note: what else one must know.
