@@ -202,7 +202,7 @@ def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
         rows = {"image": pictures, column: list(values) * 6}
         Dataset.from_dict(rows, Features({"image": ImageFeature(), column: kind})).to_parquet(tmp_path / "r.parquet")
         asked = [] if column == "label" else ["--label_column", column]
-        words = "holds several labels a row" if column == "tags" else "holds fractions"
+        words = "holds several labels per row" if column == "tags" else "holds fractions"
         with pytest.raises(ValueError, match=words):
             probe(checkpoint, tmp_path / "r.parquet", tmp_path / "x.json", *asked)
     rows = {"image": pictures, "size": list(range(12)), "id": list(range(12))}

@@ -184,7 +184,7 @@ def test_a_video_cut_before_its_index_is_a_sentence(tmp_path):
 def test_nonsense_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no video file"):
         list(read_windows(tmp_path / "nothing.mp4"))
-    with pytest.raises(ValueError, match="stride is 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match="stride is 0; it must be at least 1"):
         list(read_windows(tmp_path / "nothing.mp4", Sampling(stride=0)))
 
 

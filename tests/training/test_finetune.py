@@ -455,7 +455,7 @@ def table(path, labels, as_classes=None):
         ([1] * 12, "All training clips have the same 'label'"),
         (list(range(5, 25)), "No two clips have the same 'label'"),
         ([0, 1, -1, 1] * 5, r"train have no 'label' \(missing or hidden"),
-        ([0, 1], "one file or row only"),
+        ([0, 1], "only one file or row"),
     ],
 )
 def test_labels_that_are_none(tmp_path, pretrained, labels, words):

@@ -202,7 +202,7 @@ def test_a_bad_mixture_is_told(sources, words):
 
 
 def test_a_missing_source_and_a_leaving_one_of_pixels_are_told(processor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="The source 'gone' cannot be used: there is no folder or file"):
+    with pytest.raises(FileNotFoundError, match="The source 'gone' cannot be used: There is no folder or file"):
         open_rows(Source(str(tmp_path / "gone")), CONFIG, 0, 32, token_row(processor))
     with pytest.raises(ValueError, match=r"'toyworld' cannot leave the mixture.*tokenize it first"):
         pixels(processor, at_end="leave")

@@ -321,8 +321,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         (["--model", '{"num_code": 3}'], "unknown key 'num_code'; did you mean 'num_codes'"),
         (["--model", "{num_codes: 3}"], "--model must be a JSON mapping such as"),
         (["--model", "[3]"], "--model must be a JSON mapping, not"),
-        (["--dataset", "toyworld:hard"], "toyworld has the variants simple, cluttered, film; got 'hard'"),
-        (["--split", "dev"], "toyworld has the splits train, validation, test; got 'dev'"),
+        (["--dataset", "toyworld:hard"], "toyworld has no variant 'hard'; it has simple, cluttered, film"),
+        (["--split", "dev"], "toyworld has no split 'dev'; it has train, validation, test"),
     ],
 )
 def test_wrong_flags_are_told(flags, words, tmp_path):
