@@ -7,23 +7,23 @@ import os
 import sys
 
 VERBS = {
-    "demo": ("evaluation.demo", "the whole path on a laptop: tokenize, pretrain, generate, probe, report"),
-    "tokenize": ("tokenization.tokenize_dataset", "videos or images -> shards of visual tokens"),
-    "train-tokenizer": ("training.train_tokenizer", "train a small visual tokenizer"),
-    "convert-tokenizer": ("tokenization.convert_tokenizer", "the published tokenizers' original files -> safetensors"),
-    "evaluate-tokenizer": (
-        "tokenization.evaluate_tokenizer",
-        "what does a tokenizer keep of pictures? PSNR, SSIM, codes used",
+    "demo": ("evaluation.demo", "run the whole path on a laptop: tokenize, pretrain, generate, probe, report"),
+    "tokenize": ("tokenization.tokenize_dataset", "turn videos or images into shards of visual tokens"),
+    "train-tokenizer": ("training.train_tokenizer", "train a visual tokenizer"),
+    "convert-tokenizer": (
+        "tokenization.convert_tokenizer",
+        "convert the files of a published tokenizer to safetensors",
     ),
-    "pretrain": ("training.pretrain", "token shards -> a Toto checkpoint"),
-    "sweep": ("training.sweep", "is muP right? activations and best learning rates against width"),
-    "scaling": ("evaluation.scaling", "how does the loss fall with compute? runs of many sizes and a law through them"),
-    "plan": ("training.plan", "what does a recipe cost? tokens, epochs, FLOPs, hours, memory, disk"),
-    "finetune": ("training.finetune", "a Toto checkpoint and labelled images or clips -> a classifier"),
-    "probe": ("evaluation.probe", "what do frozen features know? linear and attention probes on every layer"),
-    "generate": ("evaluation.generate", "continue a clip, frame by frame"),
-    "report": ("evaluation.report", "results and runs -> one page of what holds and what fails"),
-    "export": ("training.export", "a Toto checkpoint -> a plain Llama with the same logits"),
+    "evaluate-tokenizer": ("tokenization.evaluate_tokenizer", "measure PSNR, SSIM and codebook use of a tokenizer"),
+    "pretrain": ("training.pretrain", "pre-train a Toto on token shards"),
+    "sweep": ("training.sweep", "check muP: activations and best learning rates against width"),
+    "scaling": ("evaluation.scaling", "train models of several sizes and fit a law of loss against compute"),
+    "plan": ("training.plan", "compute the cost of a recipe: tokens, epochs, FLOPs, hours, memory, disk"),
+    "finetune": ("training.finetune", "fine-tune a Toto on labelled images or clips"),
+    "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
+    "generate": ("evaluation.generate", "continue clips, frame by frame"),
+    "report": ("evaluation.report", "write a page from results and runs"),
+    "export": ("training.export", "export a Toto as a plain Llama with the same logits"),
 }
 
 

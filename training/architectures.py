@@ -1,8 +1,8 @@
-"""What is trained: Toto, its patch variant, or GPT-2 and Mamba of the same size on the same rows (paper Tables 3, 6).
+"""The models to train: Toto, its patch variant, or GPT-2 and Mamba of the same size (paper Tables 3, 6).
 
-GPT-2 and Mamba are transformers' own classes. They have the Toto's width, and the depth that brings their number of
-parameters closest to the Toto's: the paper compares 280M LLaMA and GPT-2 and 290M Mamba. Liger's kernels and stochastic
-depth change the blocks of any Toto in training.
+GPT-2 and Mamba are the classes of transformers. They have the Toto's width, and the depth that brings their number of
+parameters closest to the Toto's; the paper compares a LLaMA and a GPT-2 of 280M and a Mamba of 290M parameters. Liger's
+kernels and stochastic depth change the blocks of any Toto in training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from modeling_toto import TotoConfig
 
-# What of a row's layout travels in the config of a peer.
+# Fields of a row's layout that are kept in the config of a GPT-2 or Mamba.
 LAYOUT = ("tokens_per_frame", "num_frames", "code_offset", "image_start_token_id", "max_position_embeddings")
 
 
@@ -53,7 +53,7 @@ def peer_config(architecture: str, config: TotoConfig) -> PretrainedConfig:
 
 
 def parameters(config: PretrainedConfig) -> int:
-    """Number of parameters of the causal model of a config, tied weights counted once; nothing is allocated."""
+    """Number of parameters of the causal model of a config, with tied weights counted once; nothing is allocated."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def parameters(config: PretrainedConfig) -> int:
 
 
 def make_model(architecture: str, config: TotoConfig) -> PreTrainedModel:
-    """A model with new weights. `config` is the Toto's, also for GPT-2 and Mamba."""
+    """A model with new weights. config: of the Toto, for GPT-2 and Mamba too."""
     from transformers import AutoModelForCausalLM
 
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
@@ -79,10 +79,10 @@ CLASSES |= {"gpt2": "GPT2LMHeadModel", "mamba": "MambaForCausalLM"}
 
 
 def check_architecture(architecture: str, folder: str) -> None:
-    """Refuse a checkpoint of another architecture than the one that is to be trained.
+    """Check that a checkpoint has the architecture that is to be trained.
 
     Raises:
-        ValueError: what the checkpoint is.
+        ValueError: it has another one.
     """
     from transformers import PretrainedConfig
 
@@ -90,13 +90,13 @@ def check_architecture(architecture: str, folder: str) -> None:
     names = {name: key for key, name in CLASSES.items()}
     require(
         found == CLASSES[architecture],
-        f"{folder} is a {found}, and --architecture {architecture} is to be trained; "
+        f"{folder} is a {found}, which is not --architecture {architecture}; "
         + (f"take --architecture {names[found]}." if found in names else "pre-training does not support it."),
     )
 
 
 def load_model(architecture: str, folder: str, config: TotoConfig) -> PreTrainedModel:
-    """The float32 model of a checkpoint; a Toto gets `config`, which may differ in fields that no weight depends on."""
+    """The float32 model of a checkpoint. config: of a Toto; it may differ in fields on which no weight depends."""
     from transformers import AutoModelForCausalLM
 
     from modeling_toto import TotoForCausalLM, TotoForPatchPrediction
@@ -136,9 +136,9 @@ class Losses:
     """The losses of one micro-batch.
 
     Fields:
-        loss: () to back-propagate.
-        token_losses: (B, L) nats, or squared errors of patches, without a gradient.
-        codes, ends: (B, L) booleans on the CPU, which of them are predictions of codes (or patches) and of end tokens.
+        loss: (), to back-propagate.
+        token_losses: (B, L) nats, or squared errors of patches, without gradients.
+        codes, ends: (B, L) booleans on the CPU; which positions predict codes (or patches), and which end tokens.
     """
 
     loss: torch.Tensor
@@ -148,11 +148,11 @@ class Losses:
 
 
 def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses:
-    """The losses of a micro-batch of rows, of ids (L,) or patches (`pixels.patch_row`).
+    """The losses of a micro-batch of rows, of ids (L,) or patches (`pixel_rows.patch_row`).
 
     Args:
         model: prepared by the accelerator.
-        accumulation: micro-batches of a step; the loss is divided by it.
+        accumulation: micro-batches per step, by which the loss is divided.
     """
     if isinstance(rows[0], dict):
         batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
@@ -182,19 +182,19 @@ def _is_toto(model) -> bool:
 
 
 def use_liger(model: nn.Module, device: torch.device) -> None:
-    """Replace RMSNorm, SwiGLU and RoPE in a Toto's blocks by Liger's fused Triton kernels; the loss stays Toto's own.
+    """Replace RMSNorm, SwiGLU and RoPE in a Toto's blocks by Liger's fused Triton kernels; the loss is unchanged.
 
-    A block with a replaced part runs Llama's plain code path, so which is faster depends on the shapes: measure.
+    A block with a replaced part uses Llama's plain code path, so whether it is faster depends on the shapes.
 
     Raises:
-        ValueError: no GPU, or the package liger-kernel is missing.
+        ValueError: there is no GPU, or the package liger-kernel is missing.
     """
     if device.type not in ("cuda", "xpu"):
-        raise ValueError(f"--liger needs a GPU, and this run is on {device.type}: leave it out.")
+        raise ValueError(f"--liger needs a GPU, but this run is on {device.type}; leave it out.")
     try:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
     except ImportError as error:
-        raise ValueError("--liger needs Liger's kernels: pip install 'modeling-toto[liger]'.") from error
+        raise ValueError("--liger needs Liger's kernels; pip install 'modeling-toto[liger]'.") from error
     apply_liger_kernel_to_llama(
         rope=True, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True, model=model
     )
@@ -205,8 +205,8 @@ class DropPath:
 
     Hooks drop a block's change of the residual stream for a row, or divide it by the probability of keeping it. The
     probability of dropping grows linearly from 0 at the first block to `rate` at the last. A block is skipped as a
-    whole, attention and MLP together, so that Toto's fused training block stays in use. Which blocks a row skips
-    depends on the seed and the row's number alone. It adds no weight and no field of the config.
+    whole, attention and MLP together, so that Toto's fused training block can be used. The skipped blocks of a row
+    depend only on the seed and the row's number. No weight and no field of the config is added.
 
     Args:
         layers: the blocks that are trained, in order.

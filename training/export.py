@@ -1,15 +1,15 @@
-"""`toto export`: a Toto checkpoint as a plain Llama folder, which opens where this project is not installed."""
+"""`toto export`: writes a Toto checkpoint as a plain Llama folder, which loads without this project."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.args import option, parse, require
+from training.args import option, parse, require, require_choice
 
 DESCRIPTION = (
-    "Write a Toto checkpoint as a plain LlamaForCausalLM folder with the same logits, muP folded into the weights and "
-    "no code in it, for servers that know Llama and take ids instead of text. Its README.md lists the ids."
+    "Write a Toto checkpoint as a plain LlamaForCausalLM folder with the same logits, with muP folded into the weights "
+    "and without code, for servers that support Llama and accept ids instead of text. Its README.md lists the ids."
 )
 FORMATS = ("llama",)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -17,7 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class ExportArgs:
-    """What to write, from what, where to."""
+    """The checkpoint to export, and the format and folder to write."""
 
     model: str | None = option(
         None, "Hub id, Hugging Face folder or run folder (its newest checkpoint; of a fine-tuning the tested one)"
@@ -27,10 +27,10 @@ class ExportArgs:
     dtype: str | None = option(None, "float32, bfloat16 or float16 (default: the checkpoint's)")
 
     def __post_init__(self):
-        require(self.to in FORMATS, f"--to {self.to} is unknown; the formats are {', '.join(FORMATS)}.")
-        require(self.dtype in (None, *DTYPES), f"--dtype {self.dtype} is unknown; choose {', '.join(DTYPES)}.")
-        require(self.model is not None, "Name the checkpoint: --model MODEL.")
-        require(self.output is not None, "Name the folder to write: --output DIR.")
+        require_choice(self, "to", FORMATS)
+        require_choice(self, "dtype", DTYPES)
+        require(self.model is not None, "No checkpoint is named; pass --model MODEL.")
+        require(self.output is not None, "No folder to write is named; pass --output DIR.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> None:
     model, report = TotoForCausalLM.from_pretrained(path, dtype="auto", output_loading_info=True)
     require(
         not report["missing_keys"],
-        f"{args.model} holds no whole next-token model ({', '.join(sorted(report['missing_keys']))} missing): export "
-        "the checkpoint of toto pretrain.",
+        f"{args.model} is not a complete next-token model ({', '.join(sorted(report['missing_keys']))} missing); "
+        "export a checkpoint of toto pretrain.",
     )
     source = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
     write_llama(model, output, source, args.dtype and getattr(torch, args.dtype))
-    print(f"wrote {output}: a LlamaForCausalLM of {model.num_parameters() / 1e6:.1f} M parameters; its ids: README.md")
+    print(f"wrote {output}: a LlamaForCausalLM of {model.num_parameters() / 1e6:.1f} M parameters (ids: README.md)")
 
 
 if __name__ == "__main__":

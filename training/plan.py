@@ -1,4 +1,4 @@
-"""`toto plan`: what a recipe costs before it is run, in tokens, epochs, FLOPs, hours, memory and disk."""
+"""`toto plan`: the cost of a recipe before it is run, in tokens, epochs, FLOPs, hours, memory and disk space."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from training.args import (
     parse,
     refuse_idle,
     require,
+    require_choice,
+    require_positive,
     typed_flags,
 )
 from training.tiny_scale import shrink
 
 DESCRIPTION = (
-    "What a recipe costs before it is run: parameters, epochs of every source, FLOPs, hours, memory of a device, disk. "
-    "All flags of toto pretrain change the recipe, as they do there."
+    "The cost of a recipe before it is run: parameters, epochs of every source, FLOPs, hours, memory per device, disk "
+    "space. All flags of toto pretrain change the recipe as they do there."
 )
-# Dense bf16 peak in TFLOP/s and memory in GB, from the makers' data sheets.
+# Dense bf16 peak in TFLOP/s and memory in GB, from the manufacturer's data sheets.
 GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "b200": (2250, 180)}
-# Tokens of the paper's data sets at 16 x 16 a frame (Table 2). It counts videos at 30 frames a second, of which
-# training takes every fourth.
+# Tokens of the paper's datasets at 16 x 16 per frame (Table 2), which counts videos at 30 frames per second; training
+# takes every fourth frame.
 PAPER_TOKENS = {"imagenet21k": 3.6e9, "kinetics600": 41.3e9 / 4, "ego4d": 103e9 / 4, "howto100m": 2560e9 / 4}
 PAPER_TOKENS |= {"imagenet1k": 1_281_167 * 256}
 ALL = ("tiny", "base", "large", "1b", "a1", "a2", "a3", "a4", "a5", "a6")
-# Share of a device's memory that can be used; the rest is fragments, the CUDA context and buffers of NCCL.
+# Usable share of a device's memory; the rest is for fragmentation, the CUDA context and buffers of NCCL.
 USABLE = 0.9
 
 
@@ -41,35 +43,37 @@ class PlanArgs:
     """The machines to plan for."""
 
     gpus: int = option(8, "number of devices")
-    gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; --peak_tflops and --memory_gb win over it")
+    gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; --peak_tflops and --memory_gb override it")
     peak_tflops: float | None = option(None, "dense peak of a device in --precision, in TFLOP/s")
-    memory_gb: float | None = option(None, "memory of a device")
-    mfu: float = option(0.4, "share of the peak that training reaches (assumed; --measured tells what a run reached)")
-    precision: str = option("bf16", "of products and kept activations: bf16, or fp32, which needs --peak_tflops")
-    sharding: str = option("ddp", "ddp: every device holds all; fsdp2: weights, gradients and moments are shared out")
-    source_tokens: list[str] = option([], "NAME=NUMBER: tokens of a source, where neither shards nor the paper tell")
-    all: bool = option(False, "a table of all presets instead")
+    memory_gb: float | None = option(None, "memory of a device, in GB")
+    mfu: float = option(0.4, "assumed share of the peak that training reaches (--measured reports that of a run)")
+    precision: str = option("bf16", "of products and saved activations: bf16, or fp32, which needs --peak_tflops")
+    sharding: str = option("ddp", "ddp: no sharding; fsdp2: weights, gradients and moments are sharded")
+    source_tokens: list[str] = option(
+        [], "NAME=NUMBER: tokens of a source, if neither its shards nor the paper give it"
+    )
+    all: bool = option(False, "print a table of all presets instead")
     json: bool = option(False, "print JSON")
-    measured: str | None = option(None, "run folder: its measured tokens/s beside what the model of throughput says")
+    measured: str | None = option(None, "run folder; compares its measured tokens/s with the predicted ones")
 
     def __post_init__(self):
-        require(self.gpus > 0, "--gpus must be above 0.")
-        require(0 < self.mfu <= 1, "--mfu must lie between 0 and 1.")
-        require(self.sharding in ("ddp", "fsdp2"), f"--sharding must be ddp or fsdp2, not '{self.sharding}'.")
-        require(self.precision in ("bf16", "fp32"), f"--precision must be bf16 or fp32, not '{self.precision}'.")
+        require_positive(self, "gpus")
+        require(0 < self.mfu <= 1, f"--mfu is {self.mfu}; it must be above 0 and at most 1.")
+        require_choice(self, "sharding", ("ddp", "fsdp2"))
+        require_choice(self, "precision", ("bf16", "fp32"))
         known = self.gpu in GPUS or (self.peak_tflops is not None and self.memory_gb is not None)
         kinds = ", ".join(GPUS)
-        require(known, f"--gpu {self.gpu} is not known; choose {kinds}, or give --peak_tflops and --memory_gb.")
+        require(known, f"--gpu is {self.gpu}; choose {kinds}, or pass --peak_tflops and --memory_gb.")
         fp32 = self.precision == "bf16" or self.peak_tflops is not None
-        require(fp32, "The known peaks are of bf16; give --peak_tflops for --precision fp32.")
+        require(fp32, "The known peaks are those of bf16; pass --peak_tflops for --precision fp32.")
         for pair in self.source_tokens:
             name, _, number = pair.partition("=")
             sound = name and number.replace(".", "", 1).replace("e", "", 1).replace("+", "", 1).isdigit()
-            require(bool(sound), f"--source_tokens '{pair}' must be NAME=NUMBER, such as ego4d=2.5e10.")
+            require(bool(sound), f"--source_tokens is '{pair}'; it must be NAME=NUMBER, such as ego4d=2.5e10.")
 
     @property
     def peak(self) -> float:
-        """FLOPs a second of a device."""
+        """FLOPs per second of a device."""
         return 1e12 * (self.peak_tflops or GPUS[self.gpu][0])
 
     @property
@@ -82,7 +86,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs)
     """The plan of one recipe, as JSON.
 
     Raises:
-        ValueError: rows that do not divide into the devices, or settings that `toto pretrain` would refuse.
+        ValueError: the rows of a step cannot be divided into the devices, or `toto pretrain` would refuse the settings.
     """
     import torch
 
@@ -105,7 +109,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs)
     sources = []
     for source in data.mixture():
         held, seen = tokens_of(source, config.tokens_per_frame, args.source_tokens), source.weight * tokens
-        # Without validation data of its own a source gives a part of its items up.
+        # Without separate validation data, a source loses a part of its items.
         used = held and held * (1 if source.val_data or source.is_toyworld else 1 - 1 / HELD_OUT)
         fact = {"name": source.name, "weight": source.weight, "tokens": held, "tokens_seen": seen}
         sources.append(fact | {"epochs": seen / used if used else None, "shards_gb": 2e-9 * held if held else None})
@@ -142,7 +146,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs)
 
 
 def block_bytes(config, precision: str) -> int:
-    """Bytes per token that a block keeps for its backward pass (modeling_toto/block_toto.py).
+    """Bytes per token that a block saves for its backward pass (modeling_toto/block_toto.py).
 
     In float32 the residual stream before and after the attention; in `precision` ("bf16" or "fp32") queries, keys,
     values, the output of the attention, and the gate and up projections.
@@ -193,20 +197,20 @@ def memory_of(
 
 
 def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) -> None:
-    """Raises ValueError where the rows of a step do not divide into the devices; it names numbers that do."""
+    """Raises ValueError if the rows of a step cannot be divided into the devices; it suggests numbers that work."""
     rows = tokens_per_step // tokens_per_row
     fit = [n for n in range(1, rows + 1) if rows % n == 0]
     if rows and rows * tokens_per_row == tokens_per_step and gpus not in fit:
         near = sorted(sorted(fit, key=lambda n: abs(n - gpus))[:2])
         up = -(-rows // gpus) * gpus * tokens_per_row
         raise ValueError(
-            f"A step has {rows} rows, which {gpus} devices cannot share equally; take {' or '.join(map(str, near))} "
+            f"A step has {rows} rows, which is not a multiple of {gpus} devices; take {' or '.join(map(str, near))} "
             f"devices, or --tokens_per_step {up}."
         )
 
 
 def tokens_of(source: Source, tokens_per_frame: int, given: list[str]) -> float | None:
-    """Tokens of a source: `given` (NAME=NUMBER), those of its shards, or of the paper's data set of that name."""
+    """Tokens of a source: `given` (NAME=NUMBER), those of its shards, or of the paper's dataset of that name."""
     from tokenization.shards.format import read_manifest
 
     named = dict(pair.split("=", 1) for pair in given)
@@ -263,7 +267,7 @@ def page(found: dict) -> str:
 
 
 def table(found: dict[str, dict]) -> str:
-    """Plans of many presets, a line each."""
+    """The plans of several presets as text, one line each."""
     assumed = next(iter(found.values()))["assumed"]
     lines = [
         f"{assumed['gpus']} devices of {assumed['peak_tflops']:,.4g} TFLOP/s {assumed['precision']} at "
@@ -283,9 +287,9 @@ def table(found: dict[str, dict]) -> str:
 
 
 def measured(run: Path, mfu: float) -> dict:
-    """Measured tokens/s of a run, and those predicted for its device: MFU x peak / FLOPs per token.
+    """The measured tokens/s of a run, and those predicted for its device: MFU x peak / FLOPs per token.
 
-    The peak is the one that the run measured when it began.
+    The peak is the one that the run measured at its start.
 
     Raises:
         ValueError: too few rows. FileNotFoundError: not a run folder.
@@ -297,7 +301,7 @@ def measured(run: Path, mfu: float) -> dict:
         raise FileNotFoundError(f"{run} is not a run folder: it holds no metrics.jsonl.")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first holds the warm-up
-    require(bool(rows), f"{run} has logged too little; train some more steps, or set a lower --logging_steps.")
+    require(bool(rows), f"{run} has too few log lines; train for more steps, or lower --logging_steps.")
     speed, reached = (median(row[key] for row in rows) for key in ("tokens_per_second", "mfu"))
     flops = rows[-1]["flops"] / rows[-1]["tokens"]
     peak = median(row["tokens_per_second"] * flops / row["mfu"] for row in rows)

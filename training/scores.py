@@ -1,16 +1,16 @@
-"""Plain scores of a classification and their 95 % intervals: Wilson's, the exact one, and a bootstrap."""
+"""Scores of a classification and their 95 % intervals: Wilson's, the exact one, and a bootstrap."""
 
 import numpy as np
 from scipy.stats import binomtest
 
 
 def wilson_interval(correct: int, total: int) -> list[float]:
-    """95 % Wilson score interval of a proportion, as ``[low, high]`` fractions. Raises ValueError without items."""
+    """95 % Wilson score interval ``[low, high]`` of a proportion. Raises ValueError if there are no items."""
     return _proportion_interval(correct, total, "wilson")
 
 
 def exact_interval(correct: int, total: int) -> list[float]:
-    """95 % interval of a proportion by the binomial distribution itself (Clopper and Pearson 1934)."""
+    """95 % exact binomial interval ``[low, high]`` of a proportion (Clopper and Pearson 1934)."""
     return _proportion_interval(correct, total, "exact")
 
 
@@ -22,18 +22,17 @@ def _proportion_interval(correct: int, total: int, method: str) -> list[float]:
 
 
 def bootstrap_interval(gains, classes=None, groups=None, seed: int = 0, samples: int = 2000) -> list[float]:
-    """95 % percentile bootstrap interval ``[low, high]`` of a mean over items, or over classes of the mean in each.
+    """95 % percentile bootstrap interval ``[low, high]`` of a mean over items, or of a mean over class means.
 
-    With `classes` the score is balanced, and the items of each class are resampled among themselves (stratified): how
-    many items each class has is given, so it is not part of the uncertainty. With `groups` whole groups are resampled
-    instead, whatever their classes, since the items of one group are alike; the interval is then for new groups, and
-    too narrow for fewer than about ten of them.
+    With `classes` the score is balanced, and items are resampled within each class (stratified), because the number of
+    items per class is fixed and not part of the uncertainty. With `groups` whole groups are resampled instead, of any
+    class, because the items of a group are similar. The interval is then for new groups, and too narrow for fewer than
+    about ten groups.
 
     Args:
-        gains: (N,), what each item adds: 1 where it is right and 0 where it is wrong, or the difference of two
-            predictors in this.
-        classes: (N,), the true classes where the score is balanced.
-        groups: (N,), what each item belongs to, such as its recording.
+        gains: (N,), the contribution of each item: 1 if it is correct, else 0, or the difference of two predictors.
+        classes: (N,), the true classes, for a balanced score.
+        groups: (N,), the group of each item, such as its recording.
     Raises:
         ValueError: different lengths, no items, or a single group.
     """
@@ -53,8 +52,8 @@ def bootstrap_interval(gains, classes=None, groups=None, seed: int = 0, samples:
         labels, numbers = np.unique(np.asarray(groups), return_inverse=True)
         if len(numbers) != len(gains) or len(labels) < 2:
             raise ValueError(
-                f"A bootstrap over groups needs the group of each of the {len(gains)} items and two groups or more, "
-                f"not {len(numbers)} items of {len(labels)}."
+                f"A bootstrap over groups needs the group of each of the {len(gains)} items and at least two groups; "
+                f"there are {len(numbers)} items of {len(labels)} groups."
             )
         shape = (len(labels), len(names))
         cells = np.ravel_multi_index((numbers, strata), shape)
@@ -68,10 +67,14 @@ def bootstrap_interval(gains, classes=None, groups=None, seed: int = 0, samples:
 
 
 def accuracy_interval(right, groups) -> list[float]:
-    """95 % interval of the share of `right` (N,), booleans: Wilson's, or a bootstrap over groups of several items.
+    """95 % interval of an accuracy: Wilson's, or a bootstrap over groups if a group has several items.
 
-    groups: (N,), what each item belongs to, such as its video. Where all items are right, or all wrong, the interval is
-    Wilson's of as many items as there are groups; of a single group whose items differ nothing is known: [0, 1].
+    If all items are correct, or all wrong, the interval is Wilson's with one item per group. For a single group with
+    correct and wrong items it is [0, 1].
+
+    Args:
+        right: (N,), booleans, whether each item is correct.
+        groups: (N,), the group of each item, such as its video.
     """
     right, count = np.asarray(right), len(set(groups))
     if count == len(right):
@@ -82,7 +85,7 @@ def accuracy_interval(right, groups) -> list[float]:
 
 
 def per_class_accuracy(predictions, references, names: list[str]) -> list[dict]:
-    """A row for each class: ``{"class", "n", "accuracy", "ci95"}`` with Wilson intervals; None where no item has it.
+    """A row ``{"class", "n", "accuracy", "ci95"}`` per class, with Wilson intervals; None for a class without items.
 
     names: of the classes 0, 1, ... Raises ValueError for a true class that has no name.
     """

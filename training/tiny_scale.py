@@ -1,8 +1,8 @@
-"""`--scale tiny`: any recipe at a size that runs on a laptop in seconds, through the same code as at full size.
+"""`--scale tiny`: any recipe at a size that runs on a laptop in seconds, with the same code as at full size.
 
-Width, depth, tokens and steps shrink, every source becomes the embedded world (clips, or single frames for images), the
-visual tokenizer a tiny one of the same kind with random weights, and a start checkpoint a fresh model. Shares, heads,
-objectives, muP, accumulation and schedules stay: it is for checking a recipe and a machine, not for a result.
+Width, depth, tokens and steps are reduced. Every source is replaced by the embedded world (clips, or single frames for
+images), the visual tokenizer by a tiny one of the same kind with random weights, and an initial checkpoint by random
+weights. Shares, heads, objectives, muP, accumulation and schedules are kept. Use it to check a recipe and a machine.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import asdict, replace
 from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, config_fields
 
 STEPS, CODES = 20, 64
-# The width of the smallest preset with muP, 256, stays muP's base and becomes this one.
+# BASE_WIDTH replaces 256, the base width of muP in the presets.
 WIDTH, BASE_WIDTH = 32, 16
 
 
 def shrink(
     model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: OptimArgs
 ) -> tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]:
-    """The same settings, tiny."""
+    """The same settings at the tiny scale."""
     from modeling_toto import TotoConfig
 
     full = TotoConfig.from_preset(model.preset, **config_fields(model.config))
@@ -57,7 +57,10 @@ def shrink(
             val_shards=None,
             sources=sources or ['{"data": "toyworld"}'],
             tokenizer=f"tiny-{tokenizer_kind(full)}",
-            tokens_per_step=4 * int(os.environ.get("WORLD_SIZE", 1)) * frames * side**2,  # two micro-batches a process
+            tokens_per_step=4
+            * int(os.environ.get("WORLD_SIZE", 1))
+            * frames
+            * side**2,  # two micro-batches per process
             per_device_batch_size=2,
             val_rows=4,
         ),

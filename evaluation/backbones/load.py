@@ -1,4 +1,4 @@
-"""Any model that the probes can read, opened by its name or folder."""
+"""Loads any model that probes support, by its Hub id or folder."""
 
 import torch
 
@@ -17,8 +17,8 @@ def load_backbone(
     CLIP, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
 
     Args:
-        rope_base: RoPE base of a Toto if it differs from training: a control for training after the change (Table 4).
-        resolution: side of the frames in pixels; None: the model's own.
+        rope_base: RoPE base of a Toto, if it differs from training; a control for training after the change (Table 4).
+        resolution: side of the frames in pixels; None for the model's own.
     Raises:
         ValueError: not a vision model, a `rope_base` for a model that is not a Toto, or a resolution that the model
             cannot read.

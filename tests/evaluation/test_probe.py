@@ -192,7 +192,7 @@ def test_text_and_truth_values_are_classes(checkpoint, tmp_path, capsys):
         kept()
 
 
-def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
+def test_what_cannot_be_a_label_is_reported(checkpoint, tmp_path):
     from datasets import ClassLabel, Dataset, Features, Sequence, Value
     from datasets import Image as ImageFeature
 

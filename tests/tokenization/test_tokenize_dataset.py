@@ -187,7 +187,7 @@ def test_an_output_that_fills_meanwhile_costs_no_finished_work(shards, videos, t
     assert run(videos, output, tokenizer) == read_manifest(shards)
 
 
-def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(shards, videos, tokenizer, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(shards, videos, tokenizer, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 

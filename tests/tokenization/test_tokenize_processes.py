@@ -83,7 +83,7 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["_encode", "write_shards", "_finish"])
-def test_a_run_cut_off_anywhere_goes_on(images, tokenizer, tmp_path, monkeypatch, step):
+def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch, step):
     args = [*images, "--tokenizer", str(tokenizer), "--output"]
     main([*args, str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
@@ -144,9 +144,7 @@ def test_other_flags_are_refused(images, tokenizer, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             main(args)
     before = content(tmp_path / "out.partial")
-    told = (
-        r"out\.partial was started with other flags \(seed 0 instead of 1\); pass the same flags, or delete"
-    )
+    told = r"out\.partial was started with other flags \(seed 0 instead of 1\); pass the same flags, or delete"
     with pytest.raises(ValueError, match=told):
         main([*args, "--seed", "1"])
     assert content(tmp_path / "out.partial") == before

@@ -199,7 +199,7 @@ def test_most_of_a_digit_is_the_same_plain_ink_wherever_it_goes(clips):
     assert len(shares) > 20 and np.mean(shares) > 0.6
 
 
-def test_the_film_moves_nobody_knows_how():
+def test_the_flow_of_the_film_is_unknown():
     clip = ToyWorld("train", "film", resolution=32, num_frames=4).clip(3)
     assert (clip["flow"][clip["masks"] == 0] == UNKNOWN_FLOW).all()
     assert (clip["flow"][clip["masks"] > 0] != UNKNOWN_FLOW).all()
@@ -232,7 +232,7 @@ def guessed_motion(clips, frame: int) -> float:
 
 
 @pytest.mark.parametrize("frame", [0, 8, 15])
-def test_no_single_frame_tells_the_motion(simple_clips, frame):
+def test_no_single_frame_reveals_the_motion(simple_clips, frame):
     assert guessed_motion(simple_clips, frame) < 0.25  # chance: 0.125
 
 

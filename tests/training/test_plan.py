@@ -30,7 +30,7 @@ def test_base_by_hand(capsys):
     assert sources["howto100m"]["shards_gb"] == pytest.approx(1280)
 
 
-def test_shards_tell_their_own_tokens(shards, capsys):
+def test_shards_give_their_own_tokens(shards, capsys):
     found = planned(capsys, *FLAGS, "--shards", str(shards), "--gpus", "1", "--max_steps", "10")
     held = json.loads((shards / "manifest.json").read_text())["num_tokens"]
     (source,) = found["sources"]
@@ -92,7 +92,7 @@ def test_sharding_divides_what_it_shares(capsys):
     assert accumulating["gradients"] - shared["gradients"] == 4 * 10**9
 
 
-def test_what_does_not_fit_is_told(capsys):
+def test_what_does_not_fit_is_reported(capsys):
     main(["--recipe", "1b", "--gpus", "8", "--peak_tflops", "100", "--memory_gb", "16"])
     assert "DOES NOT FIT: lower --per_device_batch_size" in capsys.readouterr().out
     main(["--recipe", "base", "--all", "--gpus", "64"])
@@ -103,11 +103,11 @@ def test_what_does_not_fit_is_told(capsys):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--recipe", "base", "--gpus", "7"], "256 rows, which 7 devices cannot share equally; take 4 or 8 devices"),
-        (["--gpu", "h1000"], "--gpu h1000 is not known; choose a100, h100"),
-        (["--precision", "fp32"], "give --peak_tflops for --precision fp32"),
-        (["--mfu", "40"], "--mfu must lie between 0 and 1"),
-        (["--source_tokens", "ego4d"], "--source_tokens 'ego4d' must be NAME=NUMBER"),
+        (["--recipe", "base", "--gpus", "7"], "256 rows, which is not a multiple of 7 devices; take 4 or 8 devices"),
+        (["--gpu", "h1000"], "--gpu is h1000; choose a100, h100"),
+        (["--precision", "fp32"], "pass --peak_tflops for --precision fp32"),
+        (["--mfu", "40"], "--mfu is 40.0; it must be above 0 and at most 1"),
+        (["--source_tokens", "ego4d"], "--source_tokens is 'ego4d'; it must be NAME=NUMBER"),
         (["--config", '{"hiden_size": 3}'], "did you mean 'hidden_size'"),
         (["--measured", "no_such_run"], "no_such_run is not a run folder"),
         (["--all", "--preset", "base"], "--preset would have no effect with --all"),
