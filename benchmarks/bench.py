@@ -1,7 +1,7 @@
-"""Speed side by side with the peer, in one process and in alternation: `python benchmarks/bench.py NAME --json`.
+"""Speed comparisons with peers, in one process and in alternation: `python benchmarks/bench.py NAME --json`.
 
-Each benchmark is a file beside this one; `bench.py NAME --help` explains its flags. Prints one JSON object: ratios
-(above 1: this project is ahead), and the absolute values of both sides, medians with their spread. Logs go to stderr.
+Each benchmark is a file next to this one; `bench.py NAME --help` explains its flags. Prints one JSON object with ratios
+(above 1: this project is ahead) and the absolute values of both sides, as medians with their spread. Logs go to stderr.
 """
 
 import argparse
@@ -18,8 +18,8 @@ BENCHES = {
     "generate": ("bench_generate", "one frame after a prompt, against Llama's generate"),
     "features": ("bench_features", "early exit and pooled features of all layers, against a full pass"),
     "probe": ("bench_probe", "a probe of every layer against one of the last, both from pixels"),
-    "data": ("bench_data", "rows of shards a second of one core, against datasets streaming the same files"),
-    "resume": ("bench_resume", "runs killed at random instants: lost, or other than the run left alone"),
+    "data": ("bench_data", "rows of shards per second on one core, against datasets streaming the same files"),
+    "resume": ("bench_resume", "runs killed at random times: lost, or different from an uninterrupted run"),
     "tokenizer": ("bench_tokenizer", "pictures to codes with the dVAE, against the dall-e package"),
 }
 
@@ -32,14 +32,14 @@ def main() -> None:
     parser.add_argument("name", choices=BENCHES, help="what to measure", nargs="?")
     name = parser.parse_known_args()[0].name
     parser.add_argument("-h", "--help", action="help", help="this text")
-    parser.add_argument("--json", action="store_true", help="print JSON only (it always is; for scripts)")
+    parser.add_argument("--json", action="store_true", help="print only JSON (always the case; for scripts)")
     bench = None
     if name is not None:
         bench = importlib.import_module(BENCHES[name][0])
         bench.add_flags(parser)
     args = parser.parse_args()
     if bench is None:
-        parser.error(f"name one of {', '.join(BENCHES)}")
+        parser.error(f"No benchmark is named; choose one of {', '.join(BENCHES)}.")
 
     import torch
 

@@ -1,7 +1,8 @@
-"""Rows from shards to training: tokens a second of one core, against `datasets` streaming the same files; memory; wait.
+"""Rows from shards for training: tokens per second on one core, against `datasets` streaming the same files.
 
-The peer reads the same parquet files by `load_dataset(streaming=True)` in numpy's format, a batch at a time, mixes them
-by `interleave_datasets`, and makes the same ids of the codes. Both give rows of two sources with probabilities.
+Also measures the memory, and the time that training waits. The peer reads the same parquet files with
+`load_dataset(streaming=True)` in numpy's format, a batch at a time, mixes them with `interleave_datasets`, and converts
+codes to the same ids. Both give rows of two sources with probabilities.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from timing import spread
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=int, default=40_000, help="rows of a reading")
-    parser.add_argument("--rounds", type=int, default=3, help="readings of each side, in alternation")
-    parser.add_argument("--sequences", type=int, default=1_000_000, help="rows over which memory is watched")
+    parser.add_argument("--rows", type=int, default=40_000, help="rows per measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each side, in alternation")
+    parser.add_argument("--sequences", type=int, default=1_000_000, help="rows over which memory is measured")
     parser.add_argument("--steps", type=int, default=12, help="steps of the tiny recipe, for its data wait")
 
 
 def write_shards(folder: Path, rows: int, seed: int) -> Path:
-    """Shards of random codes in the geometry of the tokenizer that ships: 16 frames of 8 x 8."""
+    """Shards of random codes in the geometry of the shipped tokenizer: 16 frames of 8 x 8."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -98,7 +99,7 @@ def datasets_rows(folders: list[Path]):
 
 
 def watch_memory(folders: list[Path], sequences: int) -> dict[str, float]:
-    """Resident megabytes of this process after so many rows."""
+    """Resident memory of this process, in megabytes, after this number of rows."""
     found, page = {}, 4096
     for count, _ in enumerate(itertools.islice(our_rows(folders), sequences), start=1):
         if count in (1, 10_000) or count % (sequences // 5) == 0:
@@ -107,7 +108,7 @@ def watch_memory(folders: list[Path], sequences: int) -> dict[str, float]:
 
 
 def data_wait(shards: Path, run: Path, steps: int) -> dict:
-    """Share of the steps' time that the tiny recipe waits for rows, after its first step."""
+    """Share of the time that the tiny recipe waits for rows, after its first step."""
     from training.pretrain import main
 
     flags = ["--recipe", "tiny_cpu", "--shards", str(shards), "--val_rows", "1", "--logging_steps", "1"]

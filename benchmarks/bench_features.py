@@ -1,4 +1,4 @@
-"""What frozen features cost against a full pass: early exit at the middle layer, pooled features of every layer."""
+"""The cost of frozen features against a full pass: early exit at the middle layer, pooled features of every layer."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from timing import alternate, spread
 
 def add_flags(parser) -> None:
     parser.add_argument("--preset", default="base", help="size of the model, with random weights")
-    parser.add_argument("--frames", type=int, default=16, help="frames of 256 tokens a clip")
+    parser.add_argument("--frames", type=int, default=16, help="frames per clip, of 256 tokens each")
     parser.add_argument("--clips", type=int, default=1, help="clips in a forward pass")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds")
 
@@ -15,8 +15,9 @@ def add_flags(parser) -> None:
 def measure(args) -> dict:
     """One forward pass of the model, and the same clips through `evaluation.backbones.TotoBackbone.grids`.
 
-    The full pass is the model alone, without anything kept; the others include what makes features of the residual
-    stream: normalising every token and reducing each layer to its mean token and the 64 tokens of an attention probe.
+    The full pass is the model alone, and nothing is kept. The others include the computation of features from the
+    residual stream: normalising every token, and reducing each layer to its mean token and 64 tokens for attention
+    probes.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""One frame of 256 codes after a prompt of 4: `generate_frames` against `generate` of transformers' Llama."""
+"""One frame of 256 codes after a prompt of 4 frames: `generate_frames` against `generate` of transformers' Llama."""
 
 import time
 
@@ -8,13 +8,13 @@ from timing import spread
 def add_flags(parser) -> None:
     parser.add_argument("--preset", default="base", help="the model's size")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="rows drawn at a time")
-    parser.add_argument("--prompt_frames", type=int, default=4, help="frames that are given")
+    parser.add_argument("--prompt_frames", type=int, default=4, help="frames of the prompt")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each batch, after one unmeasured")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of both sides' weights")
 
 
 class Clock:
-    """The moment at which each token's logits arrive: the first ends the prefill, which is not counted."""
+    """Records when the logits of each token arrive; the first ones end the prefill, which is not counted."""
 
     def __init__(self):
         self.times = []
@@ -25,15 +25,15 @@ class Clock:
         return arguments[-1]
 
     def rate(self, rows: int) -> float:
-        """Tokens a second of all steps after the first: each a forward of one token per row, and its draw."""
+        """Tokens per second in all steps after the first; a step is a forward pass of one token per row, and a draw."""
         return rows * (len(self.times) - 1) / (self.times[-1] - self.times[0])
 
 
 def measure(args) -> dict:
-    """Decode time only, on both sides from the first token's logits to the last one's: 255 steps of 256.
+    """Decoding time only, on both sides from the logits of the first token to those of the last: 255 of 256 steps.
 
-    The same weights and prompts, temperature 1 without top-k on both sides, in turns in one process. Llama: sdpa and
-    its default cache. Ours includes laying out the weights anew, which it does once in every call.
+    Both sides have the same weights and prompts and temperature 1 without top-k, and alternate in one process. Llama
+    uses sdpa and its default cache. Our time includes a new layout of the weights, once per call.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,7 +50,7 @@ def measure(args) -> dict:
     llama_config = LlamaConfig(**{name: getattr(config, name) for name in names}, attn_implementation="sdpa")
     llama = LlamaForCausalLM(llama_config).to(dtype).eval()
     llama.load_state_dict(toto.state_dict())
-    llama.generation_config.eos_token_id = None  # it may draw special ids; they end nothing
+    llama.generation_config.eos_token_id = None  # special ids may be drawn but do not end the generation
     steps = config.tokens_per_frame
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
@@ -97,10 +97,10 @@ def measure(args) -> dict:
 
 
 def agreement(toto, llama, prompt) -> dict:
-    """Teacher-forced logits of codes for the prompt's last 32 ids: the decode step's, one at a time, and Llama's.
+    """Compares teacher-forced logits of codes for the prompt's last 32 ids, by our decoding steps and by Llama.
 
-    Returns the largest difference, the largest one between Llama's own cached steps and a single pass of Llama in the
-    same dtype (what rounding alone does), and the share of equal likeliest codes.
+    Returns the largest difference; the largest difference between Llama's own cached steps and a single pass of Llama
+    in the same dtype, which is due to rounding alone; and the share of equal most likely codes.
     """
     import torch
     from transformers import DynamicCache

@@ -1,4 +1,4 @@
-"""What a probe of every layer costs against one of the last layer alone, both from pixels with an empty cache."""
+"""The cost of a probe of every layer against one of the last layer only, both from pixels with an empty cache."""
 
 import sys
 import tempfile
@@ -11,16 +11,16 @@ from timing import spread
 def add_flags(parser) -> None:
     parser.add_argument("--preset", default="base", help="size of the model, with random weights")
     parser.add_argument("--images", type=int, default=2000, help="images, of which 3/5 train the heads")
-    parser.add_argument("--rates", type=int, default=4, help="learning rates of every linear head")
+    parser.add_argument("--rates", type=int, default=4, help="learning rates per linear head")
     parser.add_argument("--epochs", type=int, default=60, help="epochs of the heads")
     parser.add_argument("--batch_size", type=int, default=16, help="images in a forward pass")
-    parser.add_argument("--rounds", type=int, default=1, help="measured rounds, after a short one that is not")
+    parser.add_argument("--rounds", type=int, default=1, help="measured rounds, after a short unmeasured one")
 
 
 def measure(args) -> dict:
     """Both sides decode, tokenise, run the backbone, keep features and train linear heads.
 
-    The images are random pictures in ten classes; frames of 8 x 8 tokens by the tokenizer that ships.
+    The images are random pictures in ten classes, with 8 x 8 tokens per frame of the shipped tokenizer.
     """
     import numpy as np
     import torch
@@ -57,7 +57,7 @@ def measure(args) -> dict:
         return file
 
     def probe(layers: list[int], file: Path, count: int) -> tuple[float, float]:
-        """Seconds until the features were there, and of the heads."""
+        """Seconds for the features, and for the heads."""
         part = count // 5
         rows = {"train": torch.arange(3 * part), "validation": torch.arange(3 * part, 4 * part)}
         rows["test"] = torch.arange(4 * part, count)

@@ -1,6 +1,6 @@
-"""Runs killed at random instants and resumed: how many were lost, and how many differ from the run left alone.
+"""Runs killed at random times and resumed: how many are lost, and how many differ from an uninterrupted run.
 
-The kills are those of the tests, only more of them: tests/training/kill_resume.py.
+The kills are made as in the tests, but more often: tests/training/kill_resume.py.
 """
 
 import json
@@ -12,8 +12,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "tests" / "training" / "kill_r
 
 
 def add_flags(parser) -> None:
-    parser.add_argument("--kills", type=int, default=200, help="kill until so many were made (200: half an hour)")
-    parser.add_argument("--seed", type=int, default=0, help="of the kill instants and of what is trained")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills (200: half an hour)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills and of the training")
 
 
 def measure(args) -> dict:

@@ -4,15 +4,15 @@ from timing import alternate, spread
 
 
 def add_flags(parser) -> None:
-    parser.add_argument("--frames", type=int, default=8, help="frames a batch")
+    parser.add_argument("--frames", type=int, default=8, help="frames per batch")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
 
 
 def measure(args) -> dict:
     """Frames to codes at 128 pixels: `TotoProcessor.encode_frames`, exact and in bf16, against dall_e's encoder.
 
-    The peer gets pixels that are prepared already; ours starts from the 8-bit frames. Without fast bfloat16 on this
-    machine bf16 is not timed (its ratio is null) and its agreement is that of rounding every convolution to bf16.
+    The peer gets prepared pixels; ours starts from 8-bit frames. If bfloat16 is not fast on this machine, bf16 is not
+    timed (its ratio is null), and its agreement is estimated by rounding every convolution to bf16.
     """
     import torch
 
@@ -30,12 +30,12 @@ def measure(args) -> dict:
 
     torch.manual_seed(0)
     model = TotoDVAEModel(TotoDVAEConfig()).eval()
-    # Blocks at random bilinear noise, so that not every patch gets the same code.
+    # Smooth random noise, so that not every patch gets the same code.
     noise = torch.rand(frames, 3, 16, 16)
     pixels = torch.nn.functional.interpolate(noise, size=128, mode="bilinear")
     pictures = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     pixels = pictures.permute(0, 3, 1, 2).float().contiguous() / 255
-    with torch.no_grad():  # random networks favour a few codes everywhere; centred logits let many win
+    with torch.no_grad():  # random networks favour a few codes; with centred logits, many codes occur
         model.encoder.blocks.output.conv.bias.sub_(model.encode_logits(pixels[:1]).mean(dim=(0, 2, 3)))
     theirs = dall_e.Encoder().eval()
     theirs.load_state_dict(
@@ -85,7 +85,7 @@ def measure(args) -> dict:
 
 
 def rounded_to_bf16(module) -> list:
-    """Hooks that round what a convolution takes and gives to bfloat16, as bf16 inference does; sums stay in fp32."""
+    """Hooks that round inputs, weights and outputs of convolutions to bfloat16, as bf16 inference does."""
     import torch
 
     from tokenization.modeling_dvae import TotoDVAECodeLogits

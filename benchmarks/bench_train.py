@@ -1,7 +1,8 @@
 """One optimisation step on full rows, against transformers' LlamaForCausalLM of the same config and weights.
 
-Speed: eager and compiled, in turns, in one process. Memory: the peak of the resident set above what it was when model
-and optimiser had been built, a fresh process each. Curve: losses of both over some steps from the same start.
+Speed: eager and compiled, in alternation in one process. Memory: the increase of the resident set over that with only
+model and optimiser, at its peak, in a new process for each side. Curve: losses of both over some steps from the same
+weights.
 """
 
 import gc
@@ -20,7 +21,7 @@ LLAMA_FIELDS += ("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings
 def add_flags(parser) -> None:
     parser.add_argument("--preset", default="base", help="size of the model (TotoConfig.from_preset)")
     parser.add_argument("--config", default="{}", help="JSON of TotoConfig fields that replace the preset's")
-    parser.add_argument("--rows", type=int, default=1, help="rows a step (base: 16 frames, 4,098 ids each)")
+    parser.add_argument("--rows", type=int, default=1, help="rows per step (base: 16 frames, 4,098 ids each)")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"), help="autocast to bf16, or none")
     parser.add_argument(
@@ -44,7 +45,7 @@ def configs(args):
 
 
 def make_side(name: str, args, compiled: bool = False):
-    """(model, step) of "toto" or "llama"; step(ids) does one optimisation step and gives the loss."""
+    """(model, step) of "toto" or "llama"; step(ids) makes an optimisation step and returns the loss."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -53,7 +54,7 @@ def make_side(name: str, args, compiled: bool = False):
     config, llama = configs(args)
     torch.manual_seed(0)
     model = (TotoForCausalLM(config) if name == "toto" else LlamaForCausalLM(llama)).train()
-    # The peer is given the same fused optimiser; one group, as rates and decay do not matter here.
+    # The peer has the same fused optimiser; one group is enough, as rates and decay do not matter here.
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = {"skip_logits": True} if name == "toto" else {}
     call = model
@@ -104,7 +105,7 @@ def resident_bytes() -> int:
 
 
 def peak_of_one_step(args) -> dict:
-    """Megabytes of the resident set above those of model and optimiser, during two steps, sampled every 2 ms."""
+    """Peak resident memory above that of model and optimiser, in megabytes, in two steps, sampled every 2 ms."""
     config, _ = configs(args)
     ids = random_ids(config, args.rows)
     _, step = make_side(args.memory_of, args)
@@ -127,7 +128,7 @@ def peak_of_one_step(args) -> dict:
 
 
 def memory(args) -> tuple[dict, dict]:
-    """Peaks of both sides, and of ours with four times the codes."""
+    """Peak memory of both sides, and of ours with four times the codes."""
 
     def fresh(name: str, **fields) -> float:
         flags = ["--preset", args.preset, "--rows", str(args.rows), "--precision", args.precision]
@@ -142,7 +143,7 @@ def memory(args) -> tuple[dict, dict]:
     config, _ = configs(args)
     more = 64 + 4 * config.num_codes
     ours, theirs, ours_more = fresh("toto"), fresh("llama"), fresh("toto", vocab_size=more)
-    # Gradient and the two moments of the rows that were added: 12 bytes a weight, whatever the loss does.
+    # Gradient and moments of the added rows: 12 bytes per weight, for any implementation of the loss.
     state = 12 * (more - config.vocab_size) * config.hidden_size / 2**20
     values = {"toto_peak_mb": ours, "llama_peak_mb": theirs, f"toto_peak_mb_vocabulary_{more}": ours_more}
     values["of_which_gradient_and_moments_of_the_added_rows_mb"] = state
@@ -164,7 +165,7 @@ def curve(args) -> dict:
                 weights = {key: value.clone() for key, value in model.state_dict().items()}
             model.load_state_dict(weights)
             config, _ = configs(args)
-            # Few rows again and again, so that the loss falls.
+            # Few rows, repeated so that the loss falls.
             rows = [step(random_ids(config, args.rows, seed=k % 4)) for k in range(args.curve_steps)]
             losses[f"{name}_{precision}"] = torch.tensor(rows, dtype=torch.float64)
     apart = {p: (losses[f"toto_{p}"] - losses[f"llama_{p}"]).abs().max().item() for p in ("fp32", "bf16")}
@@ -192,7 +193,7 @@ def measure(args) -> dict:
     if "curve" not in args.skip:
         values |= curve(args)
     kept = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    # On some CPUs our products of bf16 activations are taken in fp32: say so beside the numbers.
+    # On some CPUs, our products of bf16 activations are computed in fp32; the result records this.
     values["toto_products_in"] = str(product_dtype(kept, torch.device("cpu"))).removeprefix("torch.")
     settings = {"preset": args.preset, "rows": args.rows, "rounds": args.rounds, "precision": args.precision}
     return {"ratios": ratios, "values": values, **settings}

@@ -1,4 +1,4 @@
-"""Timing two sides fairly: calls in turns, medians with their spread."""
+"""Fair timing of two sides: alternating calls, and medians with their spread."""
 
 import statistics
 import sys
@@ -6,7 +6,7 @@ import time
 
 
 def alternate(sides: dict, rounds: int) -> dict:
-    """Seconds of each side's call, in turns after one unmeasured round: {name: [seconds, ...]}."""
+    """Seconds of each side's calls, alternating after one unmeasured round: {name: [seconds, ...]}."""
     seconds = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, call in sides.items():

@@ -22,17 +22,17 @@ class DemoArgs:
     """Flags of `toto demo`."""
 
     output: str = field(default="out/demo", metadata={"help": "folder for shards, run, results and report.html"})
-    train_minutes: float = field(default=3.3, metadata={"help": "minutes of training of the tiny model"})
+    train_minutes: float = field(default=3.3, metadata={"help": "minutes to train the tiny model"})
     train_clips: int = field(default=1000, metadata={"help": "clips to tokenize for training"})
     max_train: int = field(default=1000, metadata={"help": "clips to train the probes on"})
-    max_eval: int = field(default=1000, metadata={"help": "test clips of the probes"})
+    max_eval: int = field(default=1000, metadata={"help": "clips to test the probes on"})
     seed: int = field(default=0, metadata={"help": "seed of clips, weights and probes"})
 
 
 def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     """The commands of the demo in order, each with the path that exists once it has run."""
     out = Path(args.output)
-    run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user in the clone would type it
+    run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user would type it
     world = ["--dataset", "toyworld", "--seed", str(args.seed)]
     probe = [*world, "--label_column", *LABELS, "--layers", "all", "--heads", "linear"]
     probe += ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]

@@ -1,4 +1,4 @@
-"""`toto generate`: continue clips frame by frame; write true, reconstructed and generated frames side by side."""
+"""`toto generate`: continues clips frame by frame; writes true, reconstructed and generated frames side by side."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class GenerateArgs(TimeStepArgs):
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the most likely token."})
-    top_k: int | None = field(default=None, metadata={"help": "Sample from the k most likely tokens only."})
-    top_p: float | None = field(default=None, metadata={"help": "Sample from the fewest tokens with this probability."})
+    top_k: int | None = field(default=None, metadata={"help": "Sample only from the k most likely tokens."})
+    top_p: float | None = field(
+        default=None, metadata={"help": "Sample only from the most likely tokens with this total probability."}
+    )
     drop_frames: int | None = field(
         default=None,
         metadata={"help": "Oldest frames to drop at a time beyond the model's context; by default a quarter."},
@@ -54,7 +56,7 @@ class GenerateArgs(TimeStepArgs):
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature:g}; it must be at least 0.")
         if len(self.video) > 1 and Path(self.output).suffix in (".mp4", ".gif"):
-            raise ValueError(f"--output is one file, and there are {len(self.video)} videos; make --output a folder.")
+            raise ValueError(f"--output is one file, but there are {len(self.video)} videos; make --output a folder.")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Drawing:
 def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) -> tuple[int, int]:
     """(prompt frames, new frames) for a TotoConfig; None is replaced by a default from the model's number of frames.
 
-    Together they may exceed the model's context: the oldest frames then leave it. Raises ValueError if the prompt
-    alone does.
+    Together they may exceed the model's context, from which the oldest frames are then dropped. Raises ValueError if
+    the prompt alone exceeds it.
     """
     most = config.context_frames
     half = max(1, min(config.num_frames // 2, most))
@@ -92,8 +94,8 @@ def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) 
         prompt = half if num_frames is None or num_frames >= most else min(half, most - num_frames)
     if prompt > most:
         raise ValueError(
-            f"{prompt} prompt frames are more than the {most} frames of this model's context; give fewer. Any number "
-            "of frames may be generated."
+            f"num_prompt_frames is {prompt}, but the context of the model has only {most} frames; give fewer. Any "
+            "number of frames may be generated."
         )
     return prompt, num_frames or max(1, min(config.num_frames, most) - prompt)
 
@@ -133,7 +135,7 @@ def continue_clip(
     how = Drawing(**drawing)
     prompt, new = frame_counts(model.config, num_prompt_frames, num_frames)
     if len(frames) < prompt:
-        raise ValueError(f"The clip has {len(frames)} frames, and the prompt needs {prompt}; give a longer clip.")
+        raise ValueError(f"The clip has {len(frames)} frames, but the prompt needs {prompt}; give a longer clip.")
     true = np.ascontiguousarray(frames[: prompt + new])
     codes = processor.encode_frames(true)[None]  # (1, T', h, w)
     ids = video_rows(codes[:, :prompt], end=False).expand(how.num_samples, -1).to(model.device)
@@ -197,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parser.parse_args_into_dataclasses(argv)
     if args.temperature == 0:
-        refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the likeliest token")
+        refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the most likely token")
     if "fps" in typed_flags(argv):
         refuse_idle(argv, ("stride",), "next to --fps")
     if all(name.split(":")[0] == "toyworld" for name in args.video):

@@ -1,4 +1,4 @@
-"""The `evaluate.Metric` classes of this project, which need no network, and differences of two predictors."""
+"""`evaluate.Metric` classes, which need no network, and differences between two predictors."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from sklearn import metrics
 
 from training.scores import bootstrap_interval, check_classes, exact_interval
 
-FEW = 200  # items on which two predictors differ; up to so many, an interval is at least as wide as the exact one
+FEW = 200  # if predictors differ on at most this many items, an interval is at least as wide as the exact one
 
 
 def accuracy(predictions, references) -> float:
@@ -19,9 +19,9 @@ def accuracy(predictions, references) -> float:
 
 
 def balanced_accuracy(predictions, references) -> float:
-    """Mean over the classes present of their recall (also called mean class accuracy).
+    """Mean recall over the classes that occur (also called mean class accuracy).
 
-    `sklearn.metrics.balanced_accuracy_score` without its warning of predicted classes that no item has.
+    `sklearn.metrics.balanced_accuracy_score` without its warning about predicted classes that do not occur.
     """
     present = np.unique(references)
     return float(metrics.recall_score(references, predictions, labels=present, average="macro", zero_division=0))
@@ -56,7 +56,7 @@ class Top1Accuracy(_ClassMetric):
 
 
 class BalancedAccuracy(_ClassMetric):
-    """Mean over the classes present of their recall: ``compute(...) -> {"balanced_accuracy": fraction}``."""
+    """Mean recall over the classes that occur: ``compute(...) -> {"balanced_accuracy": fraction}``."""
 
     score = "balanced_accuracy"
 
@@ -74,17 +74,22 @@ def paired_difference(
     """The metric of predictions `a` minus that of `b` on the same items, with a 95 % bootstrap interval.
 
     Items or whole groups are resampled as in `training.scores.bootstrap_interval`, for both predictors together, so
-    that what they find equally easy cancels. samples: 10,000 of items, or 2,000 of groups, by default.
+    that items of equal difficulty for both cancel. samples: by default 10,000 of items, or 2,000 of groups.
 
-    Where few items are right on one side only, a bootstrap of them may never see the other outcome: four against none
-    would be a certain difference. So an interval of plain accuracy is at least as wide as the exact one of these items
-    (McNemar's test), and that of groups holds 0 unless the sign test of the groups that differ excludes it. With a
-    single group nothing is known: [-1, 1].
+    If the predictors differ on few items, a bootstrap can be too narrow: four items against none would be a certain
+    difference. So an interval of plain accuracy is at least as wide as the exact one of these items (McNemar's test),
+    and an interval over groups includes 0 unless the sign test of the groups that differ excludes it. For a single
+    group the interval is [-1, 1].
+
+    Raises:
+        ValueError: different lengths, or no items.
     """
     a, b, references = np.asarray(a), np.asarray(b), np.asarray(references)
     n, lengths = len(references), sorted({len(references), len(a), len(b)})
     if len(lengths) > 1 or n == 0:
-        raise ValueError(f"Predictions and references must be of the same items, at least one; found {lengths}.")
+        raise ValueError(
+            f"Predictions and references have the lengths {lengths}; they must be of the same items, at least one."
+        )
     difference = METRICS[metric](a, references) - METRICS[metric](b, references)
     gains = (a == references).astype(int) - (b == references)
     if groups is not None and len(set(groups)) < 2:
@@ -105,13 +110,13 @@ def paired_difference(
 
 
 def unpaired_difference(a: float, a_ci95: list[float], b: float, b_ci95: list[float]) -> dict:
-    """Fraction a minus b of two sets of items, and its 95 % interval from theirs (Newcombe 1998, method 10)."""
+    """Difference of the fractions a and b of two sets of items, with a 95 % interval (Newcombe 1998, method 10)."""
     low = a - b - math.hypot(a - a_ci95[0], b_ci95[1] - b)
     high = a - b + math.hypot(a_ci95[1] - a, b - b_ci95[0])
     return {"difference": a - b, "ci95": [low, high]}
 
 
 def verdict(ci95: list[float]) -> str:
-    """What the interval of a difference says of its first side: "above", "below" or "no significant difference"."""
+    """The verdict on the first of two predictors from the interval of their difference: above, below, or neither."""
     low, high = ci95
     return "above" if low > 0 else "below" if high < 0 else "no significant difference"

@@ -1,4 +1,4 @@
-"""Three simple predictors of codes, fitted by counting: floors that the loss of a trained model should beat."""
+"""Three simple predictors of codes, fitted by counting: baselines for the loss of a trained model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_TRAIN_TOKENS = 16_000_000
 
 
 class Table:
-    """Counts of codes after contexts, stored sparsely: for 16k codes a dense table would take 2 GB.
+    """Counts of codes after contexts, stored sparsely, since a dense table of 16k codes would take 2 GB.
 
     P(code | context) = (count(context, code) + strength * prior(code)) / (count(context) + strength): counts
-    interpolated with a prior, whose weight falls with the number of times the context was seen.
+    interpolated with a prior, whose weight decreases with the count of the context.
 
     Args:
-        contexts, codes: integers of one shape; contexts 0..num_codes, codes 0..num_codes - 1.
+        contexts, codes: integers of the same shape; contexts 0..num_codes, codes 0..num_codes - 1.
     """
 
     def __init__(self, contexts: np.ndarray, codes: np.ndarray, num_codes: int):
@@ -50,7 +50,7 @@ class Table:
 def left_neighbours(codes: np.ndarray, num_codes: int) -> np.ndarray:
     """The previous token in raster order, across line and frame borders: (N, T, h, w) -> the same shape.
 
-    Before a row's first token is the start token, as in the rows that the model reads; it is context `num_codes`.
+    The first token of a row follows the start token, as in the rows that the model reads, which is context `num_codes`.
     """
     flat = codes.reshape(len(codes), -1)
     left = np.empty_like(flat)
@@ -63,8 +63,8 @@ class Predictors:
 
     unigram: the frequency of a code; prior: uniform.
     bigram: given the previous token in raster order (the row's start before the first); prior: the unigram.
-    previous_frame: given the code at the same place one frame earlier, one table for all places; prior: the unigram. In
-    a row's first frame, which has no earlier one, it is the bigram.
+    previous_frame: given the code at the same position one frame earlier, with one table for all positions; prior: the
+    unigram. In the first frame of a row, it is the bigram.
     """
 
     names = ("unigram", "bigram", "previous_frame")
@@ -101,7 +101,7 @@ class Predictors:
         return self.tables[name].nats(contexts, codes, prior, self.strengths[name]).reshape(codes.shape)
 
     def maps(self, codes: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean nats of every place in a row (N, T, h, w) -> {name: (T, h, w)}."""
+        """Mean nats at every position of a row: (N, T, h, w) -> {name: (T, h, w)}."""
         codes = _checked(codes, self.num_codes)
         return {name: self.nats(name, codes).mean(0) for name in self.names}
 
@@ -128,14 +128,15 @@ def fit(codes: np.ndarray, num_codes: int) -> Predictors:
 
 
 def run_losses(run: str | Path) -> dict | None:
-    """The predictors of a run: fitted on the rows it trained on, scored on the rows of its `val_loss`.
+    """Losses of the predictors for a run: fitted on its training rows, scored on the rows of its `val_loss`.
 
-    Kept in RUN/predictors.json, which is read again while the shards are unchanged, or once they are gone.
+    They are kept in RUN/predictors.json, which is used as long as the shards are unchanged, and after they are deleted.
+
     Returns:
-        {"unigram", "bigram", "previous_frame"} in nats per code token, several sources weighted as in the mixture;
-        "train_rows", "val_rows"; "shards", a hash of the manifests; "maps": {source: {predictor: nats of every place of
-        a row, a list of T * h * w}}. None if nothing can be counted: the shards are gone and nothing was kept, the
-        sources are pixels, or there are no validation rows.
+        {"unigram", "bigram", "previous_frame"} in nats per code token, with sources weighted as in the mixture;
+        "train_rows", "val_rows"; "shards", a hash of the manifests; "maps": {source: {predictor: nats at every position
+        of a row, a list of T * h * w}}. None if nothing can be counted: the shards were deleted and nothing was kept,
+        the sources are pixels, or there are no validation rows.
     """
     from tokenization.files import write_json
     from training.args import DataArgs, read_recipe

@@ -44,7 +44,7 @@ def _tile(frames: np.ndarray, row: int, time: int, prompt: int) -> np.ndarray:
 
 
 def sheet(result: dict) -> Image.Image:
-    """A sheet with the rows true, reconstructed, generated, one column per frame. result: of `continue_clip`."""
+    """A sheet with the rows true, reconstructed and generated, one column per frame. result: from `continue_clip`."""
     prompt, total = result["num_prompt_frames"], result["num_prompt_frames"] + result["num_frames"]
     rows = _rows(result)
     font = ImageFont.load_default(size=22)
@@ -53,7 +53,7 @@ def sheet(result: dict) -> Image.Image:
     picture = Image.new("RGB", (left + step * total + GAP, top + step * len(rows) + GAP), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((left, 10), f"prompt: {prompt} true frames", fill=_dark(PROMPT), font=font)
-    draw.text((left + step * prompt, 10), f"{result['num_frames']} frames drawn by the model", fill=DRAWN, font=font)
+    draw.text((left + step * prompt, 10), f"{result['num_frames']} generated frames", fill=DRAWN, font=font)
     for row, (label, frames) in enumerate(rows):
         draw.text((GAP, top + step * row + step // 2), label, fill=INK, font=font, anchor="lm")
         for time in range(total):

@@ -1,11 +1,11 @@
-"""`toto scaling`: how the loss falls with training compute (paper Sec. 4.9); every point is a run that ended there.
+"""`toto scaling`: the loss as a function of training compute (paper Sec. 4.9), with a complete run for every point.
 
 C is cumulative training FLOPs, forward and backward, with attention and vocabulary: per token, 6 for each weight and 6
-for each causal attention pair. The paper's axis is in forward multiply-adds, so its constant, 7.32, does not compare
-with ours; its exponent, -0.0378, does. Results list forward multiply-adds, C / 6, next to C.
+for each causal attention pair. The paper's axis is in forward multiply-adds, so its constant, 7.32, is not comparable
+with ours; its exponent, -0.0378, is. Results list forward multiply-adds, C / 6, next to C.
 
-A run is {"size": str, "parameters", "budget", "flops", "seed", "val_loss" (None where it diverged)}: `flops` is the
-training FLOPs that it took, `budget` what they were meant to be.
+A run is {"size": str, "parameters", "budget", "flops", "seed", "val_loss" (None if it diverged)}: `flops` is its
+training FLOPs, and `budget` the target for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
-from training.args import config_fields, option, parse, refuse_idle, require, typed_flags
+from training.args import config_fields, option, parse, refuse_idle, require, require_positive, typed_flags
 from training.sweep.run_grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378
@@ -27,50 +27,50 @@ DRAWS = 1000
 EXPONENTS = -np.geomspace(0.005, 1.0, 800)
 HEADS, BASE_WIDTH, BASE_HEAD_DIM = 4, 64, 16
 DESCRIPTION = (
-    "Train models of several sizes to several compute budgets, each with its own schedule and seeing no token twice. "
-    "Take the best size of every budget (the compute-optimal frontier), fit L = a C^b and L = E + a C^b to it, with "
-    "95 % bootstrap intervals over runs and seeds. Points of too few steps, or that need more tokens than the shards "
-    "hold, are left out and listed. A budget shows its optimum only if a smaller and a larger size did worse: choose "
-    "sizes around it. Resumable: run the same command again after it was stopped. With --runs RESULT.json, the runs of "
-    "a result are fitted again and nothing is trained."
+    "Train models of several sizes to several compute budgets, each with its own schedule and no repeated tokens. Take "
+    "the best size of every budget (the compute-optimal frontier) and fit L = a C^b and L = E + a C^b to it, with 95 % "
+    "bootstrap intervals over runs and seeds. Points with too few steps, or with more tokens than the shards hold, are "
+    "left out and listed. A budget shows its optimum only if a smaller and a larger size did worse, so choose sizes on "
+    "both sides. The same command resumes a stopped run. --runs RESULT.json fits the runs of a result again, without "
+    "training."
 )
 
 
 @dataclass(frozen=True)
 class ScalingArgs:
-    """Which runs, and how each is trained."""
+    """The runs, and their training."""
 
     recipe: str | None = option(None, "YAML file, or a name in training/recipes (scaling_paper: a1..a6)")
     shards: str | None = option(None, "folder written by `toto tokenize`, with more tokens than the longest run sees")
-    val_shards: str | None = option(None, "validation shards (default: one source in 20 of --shards)")
+    val_shards: str | None = option(None, "validation shards (default: one item in 20 of --shards)")
     sizes: list[str] = option(
         ["32x2", "48x3", "64x4", "96x5", "128x6", "160x7"], "WIDTHxLAYERS of the tiny preset, or presets such as a1"
     )
     config: str = option("{}", "JSON mapping of TotoConfig fields for all sizes, such as the geometry of the shards")
     budgets: list[float] = option([1.2e11, 3e11, 7e11, 1.7e12, 4e12], "training FLOPs of a run")
-    seeds: int = option(2, "runs of every size and budget, which differ in weights and in the order of the shards")
-    learning_rate: float = option(2**-8, "of every size, by muP (paper: 2^-7)")
-    tokens_per_step: int = option(2048, "code tokens of one optimiser step")
+    seeds: int = option(2, "runs per size and budget, which differ in the weights and in the order of the rows")
+    learning_rate: float = option(2**-8, "learning rate of every size, by muP (paper: 2^-7)")
+    tokens_per_step: int = option(2048, "code tokens per optimiser step")
     per_device_batch_size: int = option(8, "rows at a time")
-    warmup_share: float = option(0.1, "share of a run's steps over which the learning rate rises")
-    min_steps: int = option(20, "leave out points of fewer steps")
-    workers: int | None = option(None, "runs at a time (default: one a GPU, or one on a CPU)")
+    warmup_share: float = option(0.1, "share of a run's steps with a rising learning rate")
+    min_steps: int = option(20, "leave out points with fewer steps")
+    workers: int | None = option(None, "runs at a time (default: one per GPU, or one on a CPU)")
     runs: str | None = option(None, "result whose runs are fitted again; nothing is trained")
     output: str = option("results/scaling.json", "file to write; the figure (.png) and the runs are written next to it")
 
     def __post_init__(self):
-        require(self.shards is not None or self.runs is not None, "There are no shards to train on; give --shards DIR.")
+        require(self.shards is not None or self.runs is not None, "There are no shards to train on; pass --shards DIR.")
         require(
             len(set(self.budgets)) > 2 and min(self.budgets) > 0, "A law needs at least three --budgets, all above 0."
         )
-        require(bool(self.sizes) and self.seeds > 0, "There is nothing to train; give --sizes, and --seeds above 0.")
-        require(0 <= self.warmup_share < 1, "--warmup_share must be at least 0 and below 1.")
-        require(self.min_steps > 0, "--min_steps must be above 0.")
-        require(self.output.endswith(".json"), f"--output {self.output} must end in .json.")
+        require(bool(self.sizes), "--sizes is empty; give at least one size.")
+        require(0 <= self.warmup_share < 1, f"--warmup_share is {self.warmup_share}; it must be from 0 to below 1.")
+        require_positive(self, "seeds", "min_steps")
+        require(self.output.endswith(".json"), f"--output is {self.output}; it must end in .json.")
 
 
 def model_flags(size: str, fields: dict) -> list[str]:
-    """`toto pretrain` flags of "64x4" (width x layers, by muP from a base of width 64), or of a preset.
+    """Flags of `toto pretrain` for "64x4" (width x layers, with muP and a base width of 64), or for a preset.
 
     fields: of TotoConfig, for all sizes.
     Raises:
@@ -95,11 +95,10 @@ def model_flags(size: str, fields: dict) -> list[str]:
 
 
 def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
-    """(run, its place) for every budget, size and seed, the cheapest first; and a sentence for each that is left out.
+    """([(run, its place)] for every budget, size and seed, the cheapest first; a sentence for each one left out).
 
     Raises:
-        ValueError: an unknown size or field, shards of other geometry than the models, or fewer than three budgets left
-            with a run.
+        ValueError: an unknown size or field, shards that do not fit the models, or fewer than three budgets with a run.
     """
     from modeling_toto import TotoConfig
     from training.architectures import flops_per_token, parameters
@@ -122,7 +121,7 @@ def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
                 left_out.append(f"{name}: {steps} steps, fewer than {args.min_steps}")
                 continue
             if tokens > tokens_held:
-                left_out.append(f"{name}: {tokens:,} tokens, and the shards hold {tokens_held:,} to train on")
+                left_out.append(f"{name}: {tokens:,} tokens, but the shards hold {tokens_held:,} to train on")
                 continue
             place = {"size": size, "parameters": parameters(config), "budget": budget, "steps": steps}
             place |= {"tokens": tokens, "flops": tokens * flops, "forward_macs": tokens * flops / 6}
@@ -137,14 +136,14 @@ def plan(args: ScalingArgs) -> tuple[list[tuple[Point, dict]], list[str]]:
                 found.append((point, place | {"seed": seed}))
     require(
         len({place["budget"] for _, place in found}) > 2,
-        f"A law needs at least three budgets with a run to train, and these are left out: {'; '.join(left_out)}. "
-        "Add sizes or --budgets, lower --min_steps, or tokenize more data.",
+        f"Fewer than three budgets have a run to train ({'; '.join(left_out)} left out); add sizes or --budgets, lower "
+        "--min_steps, or tokenize more data.",
     )
     return found, left_out
 
 
 def by_budget(runs: list[dict]) -> dict[float, dict[str, list[dict]]]:
-    """budget -> size -> runs, the budgets in rising order. Runs that diverged are left out."""
+    """Budget -> size -> runs, with budgets in increasing order. Runs that diverged are left out."""
     groups: dict[float, dict[str, list[dict]]] = {}
     for run in sorted(runs, key=lambda run: run["budget"]):
         if run["val_loss"] is not None:
@@ -157,8 +156,8 @@ def frontier(runs: list[dict]) -> list[dict]:
 
     Returns:
         [{"budget", "size", "parameters", "flops", "loss" (mean), "bracketed": whether both a smaller and a larger size
-        did worse, so that the optimum is between sizes that were tried; "optimum": parameters at the minimum of the
-        parabola in log N through the best size and its two neighbours, None where it is not bracketed}].
+        did worse, so that the optimum lies between them; "optimum": parameters at the minimum of the parabola in log N
+        through the best size and its two neighbours, None if it is not bracketed}]
     """
     points = []
     for budget, sizes in by_budget(runs).items():
@@ -189,7 +188,7 @@ def power_law(compute, losses) -> dict[str, float]:
 def offset_power_law(compute, losses) -> dict[str, float]:
     """{"E", "a", "b"} of L = E + a C^b with E and a at least 0 and b in [-1, -0.005], by least squares.
 
-    E and a are linear, so they are solved for at each b of `EXPONENTS`; the best of these is taken.
+    E and a are linear, so they are solved for each b of `EXPONENTS`, and the best b is taken.
     """
     compute, losses = np.asarray(compute, float), np.asarray(losses, float)
     scale = np.exp(np.log(compute).mean())  # so that C^b is about 1
@@ -215,22 +214,22 @@ def predicted(law: dict, compute):
 def fit(runs: list[dict], draws: int = DRAWS) -> dict:
     """Both laws fitted to the frontier, with 95 % bootstrap intervals.
 
-    Each draw resamples the sizes of every budget, and the seeds of each size, and computes frontier and laws again. The
-    intervals thus cover seeds and the choice of sizes. They do not cover the choice of validation rows, which all runs
-    share, nor the shape of the law.
+    Each draw resamples the sizes of every budget and the seeds of each size, and computes frontier and laws again. So
+    the intervals cover seeds and the choice of sizes, but not the choice of validation rows, which is the same for all
+    runs, nor the form of the law.
 
     Returns:
-        {"frontier", and of each law its constants, their "median" over the draws and "interval" (2.5 and 97.5 %),
+        {"frontier"; for each law its constants, their "median" over the draws and "interval" (2.5 and 97.5 %), its
         "rmse" in nats at the frontier and its "band" {"flops", "low", "high"}; "optimum_size": {"k", "p"} of N = k C^p
-        of the bracketed points, None if there are fewer than three}
+        through the bracketed points, None if there are fewer than three}
     Raises:
         ValueError: fewer than three budgets with a run that did not diverge.
     """
     points = frontier(runs)
     if len(points) < 3:
         raise ValueError(
-            f"A law needs at least three budgets, and {len(points)} have a run that did not diverge; "
-            "add --budgets, or lower --learning_rate where runs diverged."
+            f"A law needs at least three budgets, but only {len(points)} have a run that did not diverge; "
+            "add --budgets, or lower --learning_rate."
         )
     compute, losses = [p["flops"] for p in points], [p["loss"] for p in points]
     generator, groups = np.random.default_rng(0), by_budget(runs)
@@ -267,7 +266,7 @@ def _redrawn(groups: dict[float, dict[str, list[dict]]], generator: np.random.Ge
 
 
 def draw(runs: list[dict], found: dict, path: Path) -> None:
-    """Draw final losses against compute, a line per size: the frontier ringed, both laws, the paper's slope."""
+    """Draw final losses against compute, a line per size, with the frontier, both laws and the paper's slope."""
     from matplotlib import colormaps
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -314,7 +313,7 @@ def draw(runs: list[dict], found: dict, path: Path) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
     axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle("Every dot is a run that ended there. Bands: 95 % intervals", fontsize=10, x=0.01, ha="left")
+    figure.suptitle("Every dot is a complete run. Bands: 95 % intervals", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=110)
 
 
@@ -328,11 +327,11 @@ def table(found: dict) -> str:
     for name, shown in (("power_law", "L = a C^b"), ("offset_power_law", "L = E + a C^b")):
         law = found[name]
         values = [f"{key} = {law[key]:.4g} [{low:.4g}, {high:.4g}]" for key, (low, high) in law["interval"].items()]
-        lines.append(f"{shown}: {', '.join(values)}; {law['rmse']:.4f} nats off at the frontier")
+        lines.append(f"{shown}: {', '.join(values)}; RMSE {law['rmse']:.4f} nats at the frontier")
     if found["optimum_size"]:
         lines.append("optimum size: N = {k:.3g} C^{p:.3f}".format(**found["optimum_size"]))
     lines.append(
-        f"The paper's b of L = a C^b is {PAPER_EXPONENT}; its a is for another unit of C and does not compare."
+        f"The paper's b of L = a C^b is {PAPER_EXPONENT}; its a is for another unit of C and is not comparable."
     )
     return "\n".join(lines)
 
@@ -348,12 +347,12 @@ def read_result(file: str) -> dict:
         complete = all(key in result for key in ("training", "left_out", "runs"))
     except (json.JSONDecodeError, TypeError):
         complete = False
-    require(complete, f"--runs {file} is not a result of `toto scaling`; name the JSON file that it wrote.")
+    require(complete, f"--runs is {file}, which is not a result of `toto scaling`; name the JSON file that it wrote.")
     return result
 
 
 def train(args: ScalingArgs) -> dict:
-    """Every run of the plan: {"training": settings, "left_out", "runs"}; a run as above."""
+    """Train every run of the plan; returns {"training": settings, "left_out", "runs"} (runs as described above)."""
     points, left_out = plan(args)
     for sentence in left_out:
         print(f"left out: {sentence}")
@@ -383,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name} diverged and is left out of the frontier", file=sys.stderr)
     found = fit(study["runs"])
     result = {"command": command_line("scaling", argv), "training": study["training"], "versions": versions()}
-    if args.runs is not None:  # what trained the runs is not what fits them
+    if args.runs is not None:  # the runs were trained by another command
         result |= {"trained_by": study.get("trained_by") or {key: study.get(key) for key in ("command", "versions")}}
     result |= {"left_out": study["left_out"], "law": found, "paper_exponent": PAPER_EXPONENT, "runs": study["runs"]}
     write_json(output, result)

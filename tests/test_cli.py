@@ -67,7 +67,7 @@ def test_verbs_are_modules_too(module):
     assert f"usage: toto {module.split('.')[1]}" in done.stdout
 
 
-def test_an_unknown_verb_is_told():
+def test_an_unknown_verb_is_reported():
     done = toto("pretrian")
     assert done.returncode == 2
     assert "there is no verb 'pretrian'" in done.stderr and "pretrain" in done.stderr
@@ -174,4 +174,4 @@ def test_ctrl_c_ends_quietly(capsys):
 def test_a_command_refuses_with_a_sentence():
     done = toto("train-tokenizer", "--kind", "jpeg")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "error: --kind must be vqgan or dvae, not 'jpeg'."
+    assert done.stderr.strip().splitlines()[-1] == "error: --kind is 'jpeg'; it must be one of vqgan, dvae."

@@ -1,4 +1,4 @@
-"""`toto evaluate-tokenizer`: how well a visual tokenizer keeps pictures, and how much of its codebook it uses."""
+"""`toto evaluate-tokenizer`: how well a visual tokenizer reconstructs pictures, and how many of its codes it uses."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ class EvaluateArgs:
             "toyworld:film"
         },
     )
-    split: str = field(default="test", metadata={"help": "split of every data set"})
+    split: str = field(default="test", metadata={"help": "split of every dataset"})
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "folder or Hub id of a visual tokenizer or a processor; left out: the small one that ships"},
+        metadata={"help": "folder or Hub id of a visual tokenizer or a processor (default: the small one shipped)"},
     )
     max_frames: int = field(
         default=1000,
         metadata={
-            "help": "frames of a data set, in the order of its rows (shuffle images that are sorted by class): every "
-            "image, the first frame of every toyworld clip, one frame a second of every video"
+            "help": "frames per dataset, in the order of its rows (shuffle images that are sorted by class): every "
+            "image, the first frame of every toyworld clip, one frame per second of every video"
         },
     )
     frames_per_video: int = field(
-        default=8, metadata={"help": "go on to the next video after so many frames, so that they spread over the split"}
+        default=8, metadata={"help": "frames per video at most, so that --max_frames covers more videos"}
     )
     resolution: int | None = field(
-        default=None, metadata={"help": "side of the square frames in pixels; left out: the tokenizer's own"}
+        default=None, metadata={"help": "side of the square frames in pixels (default: that of the tokenizer)"}
     )
     output: str | None = field(
-        default=None, metadata={"help": "folder for evaluation.json and a sheet of reconstructions of every data set"}
+        default=None, metadata={"help": "folder for evaluation.json and a sheet of reconstructions per dataset"}
     )
 
     def __post_init__(self):
         if not self.dataset:
-            raise ValueError("name the pictures to evaluate on: --dataset.")
+            raise ValueError("There is nothing to evaluate on; pass --dataset.")
         for name in ("max_frames", "frames_per_video", "resolution"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {value}.")
+                raise ValueError(f"--{name} is {value}; it must be at least 1.")
 
 
 # --- figures of pictures
@@ -82,7 +82,7 @@ def _comparable(true: torch.Tensor, copy: torch.Tensor) -> tuple[torch.Tensor, t
         pair.append(pictures.detach().double())
     if pair[0].shape != pair[1].shape:
         shapes = " and ".join(str(tuple(pictures.shape)) for pictures in pair)
-        raise ValueError(f"pictures and their copies must have one shape, got {shapes}.")
+        raise ValueError(f"Pictures and their copies must have the same shape, got {shapes}.")
     return pair[0], pair[1]
 
 
@@ -94,19 +94,19 @@ def psnr(true: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
     Returns:
         (B,) float64, without gradients.
     Raises:
-        ValueError: another type, shape or range, NaNs, or shapes that differ.
+        ValueError: wrong type, shape or range, NaNs, or shapes that differ.
     """
     true, copy = _comparable(true, copy)
     return -10 * (true - copy).square().flatten(1).mean(1).clamp_min(1e-15).log10()
 
 
 def ssim(true: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of every picture (Wang et al. 2004), mean over channels and places.
+    """Structural similarity of every picture (Wang et al. 2004), averaged over channels and positions.
 
-    Uniform 7 x 7 windows that lie inside the picture and unbiased covariances: scikit-image's defaults with a
+    Windows are uniform, 7 x 7 and inside the picture; covariances are unbiased: scikit-image's defaults with a
     `channel_axis`.
 
-    Args, Returns, Raises: as `psnr`; pictures have at least 7 x 7 pixels.
+    Args, Returns, Raises: as `psnr`; pictures must have at least 7 x 7 pixels.
     """
     import torch.nn.functional as F
 
@@ -135,7 +135,7 @@ def ssim(true: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
 
 
 class TokenizerScore:
-    """Running figures of a visual tokenizer: `add` frames, read the `result`. It keeps sums, never the frames."""
+    """Running figures of a visual tokenizer: `add` frames, then read the `result`. Only sums are kept."""
 
     def __init__(self, tokenizer):
         import torch
@@ -146,10 +146,14 @@ class TokenizerScore:
         self.num_frames = 0
 
     def add(self, frames: np.ndarray) -> torch.Tensor:
-        """Encode and decode uint8 frames (N, H, W, 3), sides multiples of the stride; copies uint8 (N, 3, H, W).
+        """Encode and decode frames, and add them to the figures.
 
+        Args:
+            frames: uint8 (N, H, W, 3), with sides that are multiples of the stride.
+        Returns:
+            the decoded copies, uint8 (N, 3, H, W), on the CPU.
         Raises:
-            ValueError: frames of another type or shape, or of a side that the tokenizer cannot encode.
+            ValueError: wrong type or shape, or a side that the tokenizer cannot encode.
         """
         import torch
 
@@ -171,10 +175,10 @@ class TokenizerScore:
         entropy over all frames; `num_frames`.
 
         Raises:
-            ValueError: before the first frame.
+            ValueError: no frame was added.
         """
         if not self.num_frames:
-            raise ValueError("there are no frames to measure.")
+            raise ValueError("There are no frames to measure.")
         share = self.counts[self.counts > 0].double() / self.counts.sum()
         return {
             "psnr": round(self.psnr / self.num_frames, 2),
@@ -187,7 +191,7 @@ class TokenizerScore:
 
 
 def measure(tokenizer, frames: np.ndarray, batch_size: int = 64) -> dict[str, float | int]:
-    """Figures of frames that are in memory: uint8 (N, H, W, 3); see `TokenizerScore.result`."""
+    """Figures of uint8 frames (N, H, W, 3); see `TokenizerScore.result`."""
     score = TokenizerScore(tokenizer)
     for start in range(0, len(frames), batch_size):
         score.add(frames[start : start + batch_size])
@@ -195,7 +199,7 @@ def measure(tokenizer, frames: np.ndarray, batch_size: int = 64) -> dict[str, fl
 
 
 def markdown_table(results: dict[str, dict]) -> str:
-    """Figures of one tokenizer, a row per data set."""
+    """A Markdown table of one tokenizer's figures, a row per dataset."""
     num_codes = next(iter(results.values()))["num_codes"]
     rows = [f"| pictures | PSNR (dB) | SSIM | codes used (of {num_codes}) | perplexity | frames |"]
     rows.append("|---|---|---|---|---|---|")
@@ -206,14 +210,14 @@ def markdown_table(results: dict[str, dict]) -> str:
 def reconstruction_sheet(
     originals: torch.Tensor, copies: torch.Tensor, title: str = "", columns: int = 8, cell: int = 128
 ) -> Image.Image:
-    """Originals over their copies, with the PSNR of each pair.
+    """A picture of originals above their copies, with the PSNR of each pair.
 
     Args:
-        originals, copies: as `psnr` takes them.
+        originals, copies: as in `psnr`.
         columns: pairs side by side.
-        cell: pictures are enlarged a whole number of times, as far as their larger side stays within so many pixels.
+        cell: upper limit in pixels for the larger side of a picture, which is enlarged by a whole factor.
     Raises:
-        ValueError: as `psnr`.
+        ValueError: as in `psnr`.
     """
     from PIL import Image, ImageDraw
 
@@ -246,7 +250,7 @@ def reconstruction_sheet(
 
 
 def _chosen(source, max_frames: int, frames_per_video: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """(frame (R, R, 3), is it the first of its file or row?) of a source whose clips have one frame."""
+    """(frame (R, R, 3), whether it is the first of its file or row), from a source of one-frame clips."""
     last, taken, total = None, 0, 0
     for clip in source:
         taken = taken + 1 if clip.source == last else 1
@@ -260,7 +264,7 @@ def _chosen(source, max_frames: int, frames_per_video: int) -> Iterator[tuple[np
 
 
 def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """Figures of a data set, and originals and copies (N, 3, R, R) of the first frames of its first files or rows."""
+    """Figures of a dataset, and originals and copies (N, 3, R, R) of the first frames of its first files or rows."""
     import numpy as np
     import torch
     from tqdm import tqdm
@@ -294,12 +298,12 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
             flush()
     if not score.num_frames:
         why = f"{source.skipped[0]['source']}: {source.skipped[0]['why']}" if source.skipped else "it holds no rows."
-        raise ValueError(f"no picture of {dataset} could be used: {why}")
+        raise ValueError(f"No picture of {dataset} could be used: {why}")
     return {**score.result(), "skipped": len(source.skipped)}, torch.cat(originals), torch.cat(copies)
 
 
 def _label(dataset: str) -> str:
-    """What tables call a data set: the last name of a path, else the argument itself."""
+    """The name of a dataset in tables: the last part of a path, else the argument itself."""
     path = Path(dataset)
     return path.resolve().name if path.exists() else dataset
 
@@ -308,15 +312,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         EvaluateArgs,
         prog="toto evaluate-tokenizer",
-        description="PSNR, SSIM and codebook use of a visual tokenizer, per data set.",
+        description="PSNR, SSIM and codebook use of a visual tokenizer, per dataset.",
     )
     (args,) = parser.parse_args_into_dataclasses(argv)
     labels = [_label(dataset) for dataset in args.dataset]
     if len(set(labels)) < len(labels):
-        raise ValueError(f"two data sets are called {max(labels, key=labels.count)}: evaluate them one by one.")
+        raise ValueError(f"Two datasets are called {max(labels, key=labels.count)}; evaluate them one at a time.")
     output = Path(args.output) if args.output else None
     if output and output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file: name a folder.")
+        raise ValueError(f"--output {output} is a file; name a folder.")
 
     import datasets
     import PIL
@@ -363,7 +367,7 @@ def main(argv: list[str] | None = None) -> None:
         file.with_suffix(".partial").replace(file)
     print(markdown_table(results))
     if output:
-        print(f"wrote {output} (evaluation.json, a sheet per data set)")
+        print(f"wrote {output} (evaluation.json, a sheet per dataset)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their checksums."""
+"""Atomic writes of files, and their checksums."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """`write(path)` a temporary file, then rename it: `file` is whole or not there."""
+    """Call `write` with a temporary path, then rename it to `file`, so that `file` is complete whenever it exists."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
     write(temporary)
     with temporary.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""How clips are taken from media: which frames in time and which of their pixels, as one value for all packages."""
+"""How clips are sampled from media: which frames in time, and which of their pixels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sampling:
         for name in ("num_frames", "stride", "resolution", "crops", "detail"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be 1 or more.")
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"fps is {self.fps:g}; it must be above 0.")
         if self.views is not None and self.crops != 1:
@@ -56,6 +56,6 @@ class TimeStepArgs:
 
     def __post_init__(self):
         if self.stride < 1:
-            raise ValueError(f"--stride is {self.stride}; it must be 1 or more.")
+            raise ValueError(f"--stride is {self.stride}; it must be at least 1.")
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"--fps is {self.fps:g}; it must be above 0.")

@@ -1,8 +1,8 @@
-"""`toto tokenize`: make tokens once. Videos or images in, shuffled parquet shards and a manifest out.
+"""`toto tokenize`: encodes videos or images once, into shuffled parquet shards with a manifest.
 
-Work is done in parts that any number of processes share (`parts.py`) in `<output>.partial`, which is renamed when the
-manifest is in it: a folder that exists is whole, and a run that was killed goes on from its finished parts. The shards
-are the same to the byte, however many processes of one kind of machine there were and however often they were killed.
+The work is split into parts that any number of processes share (`parts.py`). It happens in `<output>.partial`, which is
+renamed once the manifest is written: a folder that exists is complete, and a run that was killed resumes after its
+finished parts. On one kind of machine, the shards are the same byte for byte for any number of processes and kills.
 """
 
 import errno
@@ -18,17 +18,17 @@ from transformers.hf_argparser import HfArgumentParser
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.format import read_manifest, verify
 
-# Processes may be done hours apart and wait for each other.
+# Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)
-# Files or rows of a part: some minutes of work at most, and thousands of parts for millions of files.
+# Files or rows of a part: a few minutes of work at most, and thousands of parts for millions of files.
 VIDEOS_PER_PART, IMAGES_PER_PART = 16, 1024
-# Flags that say where and how to work rather than what comes out.
+# Flags that set where and how the work is done and do not change the shards.
 NOT_SETTINGS = {"output", "verify", "decode_threads", "push_to_hub", "private", "tokenizer"}
 DESCRIPTION = """\
-Turn videos or images into shards of visual tokens. A run that was killed is completed by the same command. Several
-processes share the work: accelerate launch -m tokenization.tokenize_dataset ..., or on CPUs ACCELERATE_USE_CPU=true
-torchrun --standalone --nproc-per-node 2 -m tokenization.tokenize_dataset ...; several nodes need a file system that
-they share for --output. Parquet and tar sets of at least as many files as processes are split by file."""
+Turn videos or images into shards of visual tokens. After a kill, the same command resumes the run. Several processes
+can share the work: accelerate launch -m tokenization.tokenize_dataset ..., or on CPUs ACCELERATE_USE_CPU=true torchrun
+--standalone --nproc-per-node 2 -m tokenization.tokenize_dataset ...; with several nodes, --output must be on a shared
+file system. Parquet and tar datasets with at least as many files as processes are split by file."""
 
 
 @dataclass(frozen=True)
@@ -45,68 +45,66 @@ class TokenizeArgs(TimeStepArgs):
     split: str = field(default="train", metadata={"help": "split of the dataset"})
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "folder or Hub id of a visual tokenizer or a processor; left out: the small one that ships"},
+        metadata={"help": "folder or Hub id of a visual tokenizer or a processor (default: the small one shipped)"},
     )
     output: str | None = field(
         default=None,
-        metadata={"help": "folder to write; it must be new or empty (DIR.partial is where the work goes on)"},
+        metadata={"help": "folder to write; it must be new or empty (unfinished work is kept in DIR.partial)"},
     )
-    num_frames: int = field(default=16, metadata={"help": "frames a clip (paper: 16); an image is one frame"})
+    num_frames: int = field(default=16, metadata={"help": "frames per clip (paper: 16); an image is one frame"})
     resolution: int | None = field(
-        default=None, metadata={"help": "side of the square frames in pixels; left out: the tokenizer's own"}
+        default=None, metadata={"help": "side of the square frames in pixels (default: that of the tokenizer)"}
     )
     detail: int | None = field(
         default=None,
-        metadata={"help": "control: reduce frames to so many pixels a side, and enlarge them again"},
+        metadata={"help": "control: reduce frames to this many pixels a side, then enlarge them again"},
     )
     crops: int = field(
-        default=1, metadata={"help": "1: the centre crop; K: K random crops and temporal offsets of every item"}
+        default=1, metadata={"help": "1: the centre crop; K > 1: K random crops and temporal offsets of every item"}
     )
     max_clips: int | None = field(
         default=None,
-        metadata={"help": "take the first so many clips; left out: all (of toyworld, which is endless, 2000)"},
+        metadata={"help": "number of clips to take, from the start (default: all; 2000 of the endless toyworld)"},
     )
     seed: int = field(default=0, metadata={"help": "seed of the crops, the order of the rows, and toyworld"})
     rows_per_shard: int = field(default=4096, metadata={"help": "rows of a parquet file"})
     batch_frames: int | None = field(
-        default=None, metadata={"help": "frames encoded at a time, across clips; left out: 8 on a CPU, 64 on a GPU"}
+        default=None, metadata={"help": "frames encoded at a time, across clips (default: 8 on a CPU, 64 on a GPU)"}
     )
     image_column: str | None = field(
-        default=None, metadata={"help": "column of the images or videos; left out: the first of that type"}
+        default=None, metadata={"help": "column of the images or videos (default: the first of that type)"}
     )
     items_per_part: int | None = field(
         default=None,
-        metadata={
-            "help": "files or rows of a part, which is all that a kill costs; left out: 16 videos or 1024 images"
-        },
+        metadata={"help": "files or rows per part; a kill loses at most one part (default: 16 videos or 1024 images)"},
     )
     precision: str | None = field(
-        default=None, metadata={"help": "fp32 or bf16; left out: bf16 where the device has it, else fp32"}
+        default=None, metadata={"help": "fp32 or bf16 (default: bf16 where it is fast, else fp32)"}
     )
     decode_threads: int | None = field(
         default=None,
-        metadata={"help": "videos or images decoded at a time; left out: this process's share of the CPUs"},
+        metadata={"help": "videos or images decoded at a time (default: this process's share of the CPUs)"},
     )
     push_to_hub: str | None = field(
-        default=None, metadata={"help": "user/name: push the shards there as a data set, with a card"}
+        default=None, metadata={"help": "user/name: push the shards to this dataset repository, with a card"}
     )
-    private: bool = field(default=False, metadata={"help": "create that repository as a private one"})
+    private: bool = field(default=False, metadata={"help": "make that repository private when it is created"})
     verify: str | None = field(
         default=None,
-        metadata={"help": "check a folder of shards instead of writing one (--push_to_hub then pushes it)"},
+        metadata={"help": "check this folder of shards instead of writing one (--push_to_hub then pushes it)"},
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.verify is None and (self.dataset is None or self.output is None):
-            raise ValueError("name what to tokenize and where to write it: --dataset and --output (or --verify DIR).")
+            raise ValueError("There is nothing to tokenize; pass --dataset and --output, or --verify DIR.")
         counts = ("num_frames", "crops", "rows_per_shard", "batch_frames", "max_clips", "detail")
         for name in (*counts, "items_per_part", "decode_threads"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"--{name} must be positive, not {value}.")
+                raise ValueError(f"--{name} is {value}; it must be at least 1.")
         if self.precision not in (None, "fp32", "bf16"):
-            raise ValueError(f"--precision must be fp32 or bf16, not {self.precision}.")
+            raise ValueError(f"--precision is {self.precision}; it must be fp32 or bf16.")
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         if self.push_to_hub is None:
             _refuse(changed, {"private"}, "without --push_to_hub")
@@ -118,7 +116,7 @@ class TokenizeArgs(TimeStepArgs):
             _refuse(changed, {"stride"}, "next to --fps")
 
     def sampling(self, resolution: int) -> Sampling:
-        """How clips are taken; resolution: side of the frames in pixels, the tokenizer's where no flag sets it."""
+        """How clips are sampled. resolution: side of the frames in pixels."""
         return Sampling(
             self.num_frames, self.stride, self.fps, resolution, crops=self.crops, seed=self.seed, detail=self.detail
         )
@@ -131,15 +129,15 @@ def _refuse(changed: set[str], idle: set[str], where: str) -> None:
 
 
 def tokenize(args: TokenizeArgs) -> dict:
-    """Write the shards that `args` describes; returns the manifest. Every process of a launch calls it.
+    """Write the shards that `args` describes and return the manifest. Every process of a launch calls it.
 
     Raises:
-        ValueError: nothing usable in the dataset, --output is not empty, or --output.partial is of other flags.
-        OSError: nothing there, a full disk, or no token for the Hub.
+        ValueError: the dataset holds nothing usable, --output is not empty, or --output.partial has other settings.
+        OSError: there is no such dataset, the disk is full, or there is no token for the Hub.
     """
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} is not empty: name a new folder, or delete this one.")
+        raise ValueError(f"--output {output} is not empty; name a new folder, or delete this one.")
 
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -156,7 +154,7 @@ def tokenize(args: TokenizeArgs) -> dict:
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != launched:
         raise ValueError(
-            f"{launched} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
+            f"{launched} processes were launched, but each works alone; on CPUs, set ACCELERATE_USE_CPU=true."
         )
     if args.push_to_hub:
         on_main(state, lambda: create_repo(args.push_to_hub, args.private))
@@ -173,16 +171,16 @@ def tokenize(args: TokenizeArgs) -> dict:
         image_column=args.image_column,
     )
     if source.kind == "image" and state.is_main_process and (args.fps is not None or args.stride != Sampling.stride):
-        print("--stride, --fps: no effect on images, each of which is one frame")
+        print("--stride and --fps have no effect on images, each of which is one frame")
     precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
     settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}
     settings["device"] = state.device.type  # kernels of another device round otherwise
     partial = output.with_name(output.name + ".partial")
-    begun = partial.exists()  # by an earlier run, whose work is not ours to delete
+    is_resumed = partial.exists()  # the work of an earlier run must not be deleted
     try:
         on_main(state, lambda: _prepare(partial, settings))
-        if not (partial / "manifest.json").is_file():  # else the last run was killed when all was written
+        if not (partial / "manifest.json").is_file():  # else the last run was killed just before the rename
             figures = _encode(args, source, processor.to(state.device), partial / "parts", precision, state)
             assemble(args, source, processor, partial, precision, state)
             if state.is_main_process:
@@ -190,11 +188,11 @@ def tokenize(args: TokenizeArgs) -> dict:
         manifest = on_main(state, lambda: _finish(partial, output))
     except BaseException as error:
         finished = any(partial.glob("parts/*.json")) or (partial / "manifest.json").exists()
-        if state.num_processes == 1 and not begun and not finished:
-            shutil.rmtree(partial, ignore_errors=True)  # nothing in it that a rerun could use
+        if state.num_processes == 1 and not is_resumed and not finished:
+            shutil.rmtree(partial, ignore_errors=True)  # it holds nothing that a rerun could use
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):  # safetensors has no errno
             raise OSError(
-                f"the disk is full: {output} was not written; free some space and run the same command again."
+                f"The disk is full and {output} was not written; free some space and run the same command again."
             ) from error
         raise
     if state.is_main_process:
@@ -205,7 +203,7 @@ def tokenize(args: TokenizeArgs) -> dict:
 
 
 def _prepare(partial: Path, settings: dict) -> None:
-    """Make the folder of the work, or find it as a run with the same settings left it."""
+    """Create the working folder, or check that an earlier run left it with the same settings."""
     from tokenization.files import write_whole
 
     file = partial / "settings.json"
@@ -213,19 +211,23 @@ def _prepare(partial: Path, settings: dict) -> None:
         before = json.loads(file.read_text())
         unlike = [name for name in settings if before.get(name) != settings[name]]
         if unlike:
-            told = ", ".join(f"{name} {before.get(name)} instead of {settings[name]}" for name in unlike)
-            raise ValueError(f"{partial} was begun with other flags ({told}): give the same flags, or delete it.")
+            changes = ", ".join(f"{name} {before.get(name)} instead of {settings[name]}" for name in unlike)
+            raise ValueError(
+                f"{partial} was started with other flags ({changes}); pass the same flags, or delete the folder."
+            )
         done = len(list(partial.glob("parts/*.json")))
-        print(f"going on with {partial}: {done} parts are finished")
+        print(f"resuming {partial}: {done} parts are finished")
         return
-    shutil.rmtree(partial, ignore_errors=True)  # killed before anything was done
+    shutil.rmtree(partial, ignore_errors=True)  # a run that was killed before it did anything
     (partial / "parts").mkdir(parents=True)
     write_whole(file, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
 def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision: str, state) -> list[dict]:
-    """This process's parts; [{"frames", "seconds", "busy"}] of all processes: frames encoded, and the time that took
-    from the first to the last, of which the encoder was busy for so many seconds."""
+    """Encode this process's parts; returns [{"frames", "seconds", "busy"}], one entry per process.
+
+    frames: number encoded. seconds: from the first frame to the last. busy: seconds in which the encoder worked.
+    """
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
@@ -260,12 +262,12 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
 
 
 def _finish(partial: Path, output: Path) -> dict:
-    """Delete what only a rerun needs, and give the folder its name; the manifest."""
+    """Delete what only a rerun needs and rename the folder; returns the manifest."""
     if output.exists():
         try:
             output.rmdir()  # empty, as checked before the work
         except OSError as error:
-            raise OSError(f"{output} was filled meanwhile: empty it and run the same command again.") from error
+            raise OSError(f"{output} is no longer empty; empty it and run the same command again.") from error
     shutil.rmtree(partial / "parts", ignore_errors=True)
     for file in partial.glob("*.partial"):  # of a run that was killed
         file.unlink()
@@ -281,11 +283,11 @@ def _push(folder: Path, args: TokenizeArgs) -> None:
         print(f"pushed to {push_shards(folder, args.push_to_hub, args.private)}")
     except OSError as error:
         again = f"toto tokenize --verify {folder} --push_to_hub {args.push_to_hub}"
-        raise OSError(f"{folder} is whole but was not pushed ({error}): try {again}") from error
+        raise OSError(f"{folder} is complete but was not pushed ({error}); try again with: {again}") from error
 
 
 def _print_figures(figures: list[dict]) -> None:
-    """Speed of this run; of several processes the sum, and the least busy encoder."""
+    """Print the speed summed over processes, and how busy the least busy encoder was."""
     at_work = [figure for figure in figures if figure["frames"]]
     if at_work:
         rate = sum(figure["frames"] / figure["seconds"] for figure in at_work)
@@ -303,7 +305,7 @@ def _print_summary(manifest: dict, output: Path) -> None:
         f"{manifest['num_tokens']:,} tokens"
     )
     if manifest.get("bf16_agreement") is not None:
-        print(f"bf16: {100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32")
+        print(f"bf16: {100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch are the same in fp32")
     if manifest["skipped"]:
         print(f"skipped {manifest['skipped_count']:,}:\n  " + reasons(manifest["skipped"], "\n  "))
     print(f"wrote {output} ({len(manifest['shards'])} shards, manifest.json, processor/)")

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -21,13 +22,13 @@ def parse(
 ) -> tuple:
     """Fill the dataclasses `types` from `--recipe FILE.yaml` and the flags in `argv`; flags win.
 
-    retired: flags that earlier versions had and wrote into recipe.yaml, with the only value that they could have; they
-    are passed over.
-
+    Args:
+        retired: flags of earlier versions that a recipe.yaml may hold, with the only value that they could have; they
+            are ignored.
     Raises:
-        ValueError: a recipe that is not a mapping, a key that no flag has (the nearest valid name is offered), or a
-            value of another kind than the flag's.
-        FileNotFoundError: no such recipe.
+        ValueError: the recipe is not a mapping, or has an unknown key (the nearest valid one is suggested) or a value
+            of the wrong type.
+        FileNotFoundError: there is no such recipe.
     """
     import yaml
     from transformers.hf_argparser import HfArgumentParser
@@ -55,13 +56,13 @@ def parse(
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; the keys are {', '.join(sorted(known))}."
                 raise ValueError(f"The recipe {path} has an unknown key '{key}'{hint}")
-        # As flags in front of the user's own: checked alike, and the last one wins.
+        # Passed as flags before the user's own: they are checked in the same way, and the last one wins.
         for key, value in values.items():
             if value is None:
-                require(key in optional, f"The recipe {path} sets '{key}' to nothing, and it needs a value.")
+                require(key in optional, f"The recipe {path} leaves '{key}' empty; give it a value.")
                 parser.set_defaults(**{key: None})
             elif value == [] and parser.get_default(key) == []:
-                continue  # as a run without sources wrote it
+                continue  # written by a run without sources
             elif isinstance(value, list):
                 recipe_flags += [f"--{key}", *map(_flag_value, value)]
             else:
@@ -72,7 +73,7 @@ def parse(
     if rest:
         near = difflib.get_close_matches(rest[0].lstrip("-").replace("-", "_"), known, n=1)
         hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
-        raise ValueError(f"The flag or value '{rest[0]}' is not understood{hint}")
+        raise ValueError(f"The flag or value '{rest[0]}' is unknown{hint}")
     return tuple(parsed)
 
 
@@ -101,18 +102,18 @@ def with_flags(settings: tuple, flags: dict[str, Any]) -> tuple:
 
 
 def typed_flags(argv: list[str]) -> set[str]:
-    """Names of the flags in `argv`, as fields of the dataclasses: "--max-train=3" is "max_train"."""
+    """Names of the flags in `argv` as fields of the dataclasses: "--max-train=3" gives "max_train"."""
     return {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
 
 
 def idle(argv: list[str], *names: str) -> str:
-    """Those of `names` that were typed, as in "--stride, --fps", to say that they have no effect; empty for none."""
+    """Those of `names` that were typed, such as "--stride, --fps", for a message that they have no effect."""
     typed = typed_flags(argv)
     return ", ".join(f"--{name}" for name in names if name in typed)
 
 
 def refuse_idle(argv: list[str], names: tuple[str, ...], where: str) -> None:
-    """Raises ValueError where one of the flags `names` was typed, which has no effect `where`, as in "on images"."""
+    """Raises ValueError if one of the flags `names` was typed, which has no effect `where`, such as "on images"."""
     found = idle(argv, *names)
     require(not found, f"{found} would have no effect {where}; leave it out.")
 
@@ -133,12 +134,12 @@ def find_recipe(name: str) -> Path:
 
 
 def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
-    """(flags, the run folder that `--resume` names): its own recipe.yaml then gives every default.
+    """(flags, run folder of `--resume`, if any); the flags then start with the folder's own recipe.yaml.
 
     Args:
-        argv: None is the command line.
+        argv: None takes the command line.
     Raises:
-        FileNotFoundError: it is not a run folder.
+        FileNotFoundError: `--resume` does not name a run folder.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = argparse.ArgumentParser(add_help=False)
@@ -150,7 +151,7 @@ def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
 
 
 def write_recipe(run: Path, *args) -> None:
-    """The resolved settings as recipe.yaml: what `--resume` reads, and what a reader of the run needs."""
+    """Write the resolved settings to recipe.yaml, which `--resume` reads."""
     import yaml
 
     from tokenization.files import write_whole
@@ -165,7 +166,7 @@ def write_recipe(run: Path, *args) -> None:
 
 
 def read_recipe(run: Path) -> dict:
-    """The settings of a run's recipe.yaml, sources as they are in `DataArgs`."""
+    """The settings in a run's recipe.yaml, with sources in the form of `DataArgs`."""
     import yaml
 
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -175,19 +176,19 @@ def read_recipe(run: Path) -> dict:
 
 
 def json_fields(text: str, flag: str, known: list[str], example: str = '{"hidden_size": 512}') -> dict:
-    """The JSON mapping that `flag` was given, every key of which must be `known` (transformers would take any).
+    """The JSON mapping that `flag` was given; unknown keys are refused, unlike in transformers' configs.
 
     Raises:
-        ValueError: no JSON, no mapping, or an unknown key (the nearest valid one is offered).
+        ValueError: not JSON, not a mapping, or an unknown key (the nearest valid one is suggested).
     """
     try:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} must be a JSON mapping such as '{example}': {error}.") from error
-    require(isinstance(settings, dict), f"{flag} must be a JSON mapping, not {text}.")
+        raise ValueError(f"{flag} must be a JSON mapping such as '{example}'; it is not JSON ({error}).") from error
+    require(isinstance(settings, dict), f"{flag} is {text}; it must be a JSON mapping.")
     for key in settings:
         near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}."
+        hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(known)}."
         require(key in known, f"{flag} has the unknown key '{key}'; {hint}")
     return settings
 
@@ -196,7 +197,7 @@ def config_fields(text: str) -> dict:
     """The TotoConfig fields of `--config`.
 
     Raises:
-        ValueError: no JSON mapping, or a field that no Toto has.
+        ValueError: not a JSON mapping, or a field that TotoConfig does not have.
     """
     from modeling_toto import TotoConfig
 
@@ -211,9 +212,29 @@ def option(default, help: str):
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Refuse nonsense in a flag with the sentence that says what to do."""
+    """Raises ValueError with this sentence unless the condition holds."""
     if not condition:
         raise ValueError(sentence)
+
+
+def require_positive(args, *names: str) -> None:
+    """Raises ValueError unless each of these fields of `args` is above 0, or None."""
+    for name in names:
+        value = getattr(args, name)
+        require(value is None or value > 0, f"--{name} is {value}; it must be above 0.")
+
+
+def require_not_negative(args, *names: str) -> None:
+    """Raises ValueError unless each of these fields of `args` is at least 0, or None."""
+    for name in names:
+        value = getattr(args, name)
+        require(value is None or value >= 0, f"--{name} is {value}; it must be at least 0.")
+
+
+def require_choice(args, name: str, choices: Iterable[str]) -> None:
+    """Raises ValueError unless this field of `args` is one of the choices, or None."""
+    value = getattr(args, name)
+    require(value is None or value in choices, f"--{name} is '{value}'; it must be one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -225,20 +246,20 @@ class OptimArgs:
     min_lr_ratio: float = option(0.1, "end of the cosine, as a share of the peak (paper silent)")
     adam_beta1: float = option(0.9, "AdamW beta 1 (paper: 0.9)")
     adam_beta2: float = option(0.95, "AdamW beta 2 (paper: 0.95)")
-    weight_decay: float = option(0.1, "on matrices, not on norms (paper silent; we follow LLaMA)")
+    weight_decay: float = option(0.1, "weight decay of matrices; norms have none (paper silent; we follow LLaMA)")
     max_grad_norm: float | None = option(1.0, "clip the gradient's norm (paper silent; we follow LLaMA)")
 
     def __post_init__(self):
-        require(self.learning_rate > 0, "--learning_rate must be above 0.")
-        require(self.warmup_steps >= 0, "--warmup_steps must be 0 or more.")
-        require(0 <= self.min_lr_ratio <= 1, "--min_lr_ratio must lie between 0 and 1.")
+        require_positive(self, "learning_rate", "max_grad_norm")
+        require_not_negative(self, "warmup_steps")
+        require(0 <= self.min_lr_ratio <= 1, f"--min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1.")
         for name in ("adam_beta1", "adam_beta2"):
-            require(0 <= getattr(self, name) < 1, f"--{name} must be 0 or more, and below 1.")
-        require(self.max_grad_norm is None or self.max_grad_norm > 0, "--max_grad_norm must be above 0, or left out.")
+            value = getattr(self, name)
+            require(0 <= value < 1, f"--{name} is {value}; it must be at least 0 and below 1.")
 
 
 def absolute(name: str | None) -> str | None:
-    """A path that exists made absolute, so that a run can be resumed from another folder; other names as they are."""
+    """The absolute path, so that a run can be resumed from another folder; names that are not paths are unchanged."""
     is_path = name is not None and name.split(":")[0] != "toyworld" and Path(name).exists()
     return str(Path(name).resolve()) if is_path else name
 
@@ -254,15 +275,12 @@ class ModelArgs:
     config: str = option("{}", "JSON mapping of TotoConfig fields that replace the preset's, or those of --init_from")
     architecture: str = option(
         "llama",
-        "llama (Toto), patches (paper Table 3: pixels in), or of the same size gpt2 or mamba (paper Table 6)",
+        "llama (Toto), patches (pixels as inputs, paper Table 3), or gpt2 or mamba of the same size (paper Table 6)",
     )
-    init_from: str | None = option(None, "start from these weights (folder, run or Hub id) instead of fresh ones")
+    init_from: str | None = option(None, "start from these weights (folder, run or Hub id) instead of random ones")
 
     def __post_init__(self):
-        require(
-            self.architecture in ARCHITECTURES,
-            f"--architecture must be one of {', '.join(ARCHITECTURES)}, not '{self.architecture}'.",
-        )
+        require_choice(self, "architecture", ARCHITECTURES)
 
 
 AT_END = ("repeat", "leave", "stop")
@@ -270,17 +288,17 @@ AT_END = ("repeat", "leave", "stop")
 
 @dataclass(frozen=True)
 class Source:
-    """One source of a mixture, as a mapping in `sources` of a recipe.
+    """A source of a mixture; a mapping in the `sources` of a recipe.
 
     Fields:
-        data: a folder of `toto tokenize`, or what that takes: Hub id, folder, .parquet or .tar file, toyworld.
-        weight: its probability for every row; those of a mixture sum to 1 (paper Sec. 3.3).
-        name: what the log calls it; by default the last part of `data`.
-        at_end: "repeat" it from its beginning, on its own; "leave" its share to the others, in proportion; "stop" the
-            training.
-        val_data: validation rows; by default one item in 20 of the source is held out (of toyworld: its own split).
-        split, val_split, kind, stride, fps, crops, image_column: of pixels that are tokenized while training; see
-            `toto tokenize`. crops above 1 are random and new in every epoch (paper: random crops).
+        data: a folder written by `toto tokenize`, or one of its inputs: Hub id, folder, parquet or tar file, toyworld.
+        weight: probability of this source for every row; the weights of a mixture sum to 1 (paper Sec. 3.3).
+        name: name in the log; by default the last part of `data`.
+        at_end: at the end of the source, "repeat" starts it again; "leave" gives its share to the others, in
+            proportion; "stop" ends the training.
+        val_data: validation rows; by default one item in 20 of the source is held out (toyworld has its own split).
+        split, val_split, kind, stride, fps, crops, image_column: for pixels that are tokenized while training; see
+            `toto tokenize`. With crops above 1, crops are random and differ in every epoch (paper: random crops).
     """
 
     data: str
@@ -299,23 +317,23 @@ class Source:
     def __post_init__(self):
         for key, kind in (("data", str), ("name", str), ("split", str), ("stride", int), ("crops", int)):
             value = getattr(self, key)
-            require(isinstance(value, kind), f"A source has {key} {value!r}, which must be of type {kind.__name__}.")
+            require(isinstance(value, kind), f"A source has {key} {value!r}; it must be of type {kind.__name__}.")
         if not self.name:
             object.__setattr__(self, "name", Path(self.data).name)
-        told = f"The source {self.data} has"
+        has = f"The source {self.data} has"
         is_number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
-        require(is_number and self.weight > 0, f"{told} weight {self.weight!r}, which is no number above 0.")
-        require(self.at_end in AT_END, f"{told} at_end '{self.at_end}'; choose one of {', '.join(AT_END)}.")
-        require(self.kind in (None, "video", "image"), f"{told} kind '{self.kind}', not video or image.")
+        require(is_number and self.weight > 0, f"{has} weight {self.weight!r}; it must be a number above 0.")
+        require(self.at_end in AT_END, f"{has} at_end '{self.at_end}'; choose one of {', '.join(AT_END)}.")
+        require(self.kind in (None, "video", "image"), f"{has} kind '{self.kind}'; it must be video or image.")
 
     @property
     def is_shards(self) -> bool:
-        """Whether it is a folder of `toto tokenize`, and not pixels."""
+        """Whether it is a folder of token shards, not of pixels."""
         return (Path(self.data) / "manifest.json").is_file()
 
     @property
     def is_toyworld(self) -> bool:
-        """Whether it is the embedded world, which has no end and needs no crops."""
+        """Whether it is the embedded world, which is endless and needs no crops."""
         return self.data.split(":")[0] == "toyworld"
 
 
@@ -323,51 +341,48 @@ class Source:
 class DataArgs:
     """Which rows to train and validate on."""
 
-    shards: str | None = option(None, "folder written by `toto tokenize`; takes the place of a recipe's sources")
-    val_shards: str | None = option(
-        None, "validation shards; by default one source in 20 of --shards is held out of training"
-    )
+    shards: str | None = option(None, "folder written by `toto tokenize`; replaces the sources of a recipe")
+    val_shards: str | None = option(None, "validation shards; by default one item in 20 of --shards is held out")
     sources: list[str] = option(
         [],
-        'a mixture: JSON mappings such as \'{"data": "shards/ego4d", "weight": 0.1, "at_end": "repeat"}\' (in a '
-        "recipe a list); docs/datasets.md has all keys",
+        'a mixture: JSON mappings such as \'{"data": "shards/ego4d", "weight": 0.1, "at_end": "repeat"}\' (a list in '
+        "a recipe); docs/datasets.md lists all keys",
     )
     tokenizer: str | None = option(
-        None, "visual tokenizer (folder or Hub id) of sources that are pixels; default: the one of the shards, or ours"
+        None, "visual tokenizer (folder or Hub id) for sources of pixels (default: that of the shards, or the shipped)"
     )
-    tokens_per_step: int = option(1_048_576, "code tokens of one optimiser step, all devices (paper: 1M)")
-    per_device_batch_size: int = option(8, "rows at a time on one device; accumulation follows from tokens_per_step")
-    val_rows: int = option(256, "validation rows of every source")
+    tokens_per_step: int = option(1_048_576, "code tokens per optimiser step, on all devices (paper: 1M)")
+    per_device_batch_size: int = option(8, "rows at a time on a device; accumulation follows from tokens_per_step")
+    val_rows: int = option(256, "validation rows per source")
 
     def __post_init__(self):
-        require(self.tokens_per_step > 0, "--tokens_per_step must be above 0.")
-        require(self.per_device_batch_size > 0, "--per_device_batch_size must be above 0.")
-        require(self.val_rows >= 0, "--val_rows must be 0 or more.")
+        require_positive(self, "tokens_per_step", "per_device_batch_size")
+        require_not_negative(self, "val_rows")
         mixture = self.mixture()
         total = sum(source.weight for source in mixture)
         require(
             not mixture or abs(total - 1) < 1e-6,
-            f"The weights of the sources are probabilities and must sum to 1; these sum to {total:g}.",
+            f"The weights of the sources sum to {total:g}; they are probabilities and must sum to 1.",
         )
         names = [source.name for source in mixture]
         twice = next((name for name in names if names.count(name) > 1), None)
         require(twice is None, f"Two sources are called '{twice}'; give each a 'name' of its own.")
 
     def absolute(self) -> DataArgs:
-        """With absolute paths."""
+        """The same settings with absolute paths."""
         named = {name: absolute(getattr(self, name)) for name in ("shards", "val_shards", "tokenizer")}
         sources = [json.loads(source) for source in self.sources]
         paths = [{key: absolute(source[key]) for key in ("data", "val_data") if key in source} for source in sources]
         return replace(self, **named, sources=[json.dumps(s | p) for s, p in zip(sources, paths, strict=True)])
 
     def mixture(self) -> list[Source]:
-        """The sources, --shards being one of weight 1. Empty where none was named."""
+        """The sources; --shards is a single source of weight 1. Empty if there are none."""
         if self.shards is not None:
             return [Source(self.shards, val_data=self.val_shards)]
         known = [f.name for f in fields(Source)]
         example = '{"data": "shards/ego4d", "weight": 1}'
         found = [json_fields(source, "--sources", known, example) for source in self.sources]
-        require(all("data" in source for source in found), "Every one of --sources needs 'data': a folder or a Hub id.")
+        require(all("data" in source for source in found), "A source has no 'data'; give each a folder or a Hub id.")
         return [Source(**source) for source in found]
 
 
@@ -375,42 +390,39 @@ class DataArgs:
 class RunArgs:
     """How long a run is, where it is written, and what it logs."""
 
-    recipe: str | None = option(None, "YAML file, or a name in training/recipes, with defaults for all these flags")
+    recipe: str | None = option(None, "YAML file, or a name in training/recipes, with defaults for these flags")
     output_dir: str | None = option(None, "run folder (default: runs/<recipe>-<time>); must be new or empty")
     resume: str | None = option(None, "continue this run folder exactly; needs no other flag")
     max_steps: int = option(1_000_000, "optimiser steps (paper: 1M)")
     max_minutes: float | None = option(
-        None, "wall-clock budget: max_steps is lowered to what the first steps say fits (not exactly repeatable)"
+        None, "wall-clock budget: max_steps is lowered to fit it, judging by the first steps (not exactly repeatable)"
     )
     save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
-    keep_checkpoints: int | None = option(None, "keep only so many checkpoints (default: all)")
+    keep_checkpoints: int | None = option(None, "number of checkpoints to keep, the newest ones (default: all)")
     logging_steps: int = option(10, "steps between log lines and rows of metrics.jsonl")
     eval_steps: int | None = option(None, "steps between validations (default: save_steps)")
     report_to: str | None = option(None, "an Accelerate tracker: tensorboard, wandb, ... or all")
-    push_to_hub: bool = option(False, "push the last checkpoint, with its card")
+    push_to_hub: bool = option(False, "push the last checkpoint to the Hub, with a card")
     hub_model_id: str | None = option(None, "repository to push to, user/name")
-    max_skipped_steps: int = option(10, "steps in a row whose loss or gradient may be infinite; they change no weight")
+    max_skipped_steps: int = option(10, "successive steps that may be skipped because of a loss that is not finite")
     compile: bool = option(False, "torch.compile every block (needs a C++ compiler on a CPU)")
-    gradient_checkpointing: bool = option(False, "trade compute for memory in the blocks")
-    seed: int = option(0, "of the weights and of the order of the shards")
+    gradient_checkpointing: bool = option(False, "recompute the activations of the blocks, to save memory")
+    seed: int = option(0, "seed of the weights and of the order of the rows")
 
     def __post_init__(self):
-        for name in ("max_steps", "save_steps", "logging_steps"):
-            require(getattr(self, name) > 0, f"--{name} must be above 0.")
-        for name in ("max_minutes", "keep_checkpoints", "eval_steps"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"--{name} must be above 0, or left out.")
-        require(self.max_skipped_steps >= 0, "--max_skipped_steps must be 0 or more.")
-        require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs --hub_model_id user/name.")
+        require_positive(self, "max_steps", "save_steps", "logging_steps")
+        require_positive(self, "max_minutes", "keep_checkpoints", "eval_steps")
+        require_not_negative(self, "max_skipped_steps")
+        require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs a repository; add --hub_model_id.")
 
 
 @dataclass(frozen=True)
 class PretrainRunArgs(RunArgs):
-    """How long a run is, where it is written, what it logs, and what only pre-training has."""
+    """How long a run is, where it is written, what it logs, and the flags that only pre-training has."""
 
-    scale: str = option("full", "full, or tiny: the recipe at a size that runs on a laptop in seconds, on toyworld")
+    scale: str = option("full", "full; or tiny, which shrinks any recipe to seconds on a laptop, on toyworld")
     liger: bool = option(False, "Liger's Triton kernels in the blocks (GPU only; pip install 'modeling-toto[liger]')")
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.scale in ("full", "tiny"), f"--scale must be full or tiny, not '{self.scale}'.")
+        require_choice(self, "scale", ("full", "tiny"))

@@ -1,4 +1,4 @@
-"""Fine-tuning to classes: the classifier made from a pre-trained Toto, its objective, and its scores."""
+"""Fine-tuning for classification: the classifier made from a pre-trained Toto, its objective, and its scores."""
 
 from __future__ import annotations
 
@@ -34,49 +34,49 @@ def model_and_tokenizer(args: FinetuneModelArgs, start: str, resumed: bool) -> t
     """(TotoConfig of the classifier to train, TotoProcessor at its resolution).
 
     Raises:
-        ValueError: not a Toto, a tokenizer with other codes than the model's, or settings that contradict each other.
+        ValueError: not a Toto, a tokenizer with another number of codes than the model, or contradictory settings.
     """
     kinds = PretrainedConfig.get_config_dict(start)[0]
     (kind,) = kinds.get("architectures") or ["no model"]
-    require(kind in CLASSES, f"{start} is a {kind}, and only a Toto of tokens can be fine-tuned: {', '.join(CLASSES)}.")
+    require(kind in CLASSES, f"{start} is a {kind}; only a Toto of tokens can be fine-tuned: {', '.join(CLASSES)}.")
     has_processor = (Path(start) / "processor_config.json").is_file() or not Path(start).is_dir()
     require(
         has_processor or args.tokenizer is not None,
-        f"{start} comes without its visual tokenizer; name it with --tokenizer (a folder or Hub id).",
+        f"{start} has no visual tokenizer; pass --tokenizer with a folder or Hub id.",
     )
     processor = TotoProcessor.from_visual_tokenizer(start if args.tokenizer is None or resumed else args.tokenizer)
     try:
         config = TotoConfig.from_pretrained(start, **({} if resumed else args.fields()))
         if not resumed:
             config = _with_sizes(config, args, processor, start)
-    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
-        raise ValueError(f"The model's settings are refused: {error.__cause__}") from error
+    except StrictDataclassError as error:  # transformers wraps the errors of a config
+        raise ValueError(f"The settings of the model are not valid: {error.__cause__}") from error
     require(
         processor.num_codes == config.num_codes,
-        f"The visual tokenizer has {processor.num_codes} codes and the model {config.num_codes}: name the one that "
-        "the model was trained with (--tokenizer).",
+        f"The visual tokenizer has {processor.num_codes} codes, but the model has {config.num_codes}; pass the "
+        "--tokenizer that the model was trained with.",
     )
     side = math.isqrt(config.tokens_per_frame)
     require(
         side**2 == config.tokens_per_frame,
-        f"Frames are square, and tokens_per_frame {config.tokens_per_frame} is not a square number.",
+        f"tokens_per_frame is {config.tokens_per_frame}; it must be a square number, because frames are square.",
     )
     return config, processor.with_sizes(side * processor.visual_tokenizer.config.stride, config.num_frames)
 
 
 def _with_sizes(config: TotoConfig, args: FinetuneModelArgs, processor: TotoProcessor, start: str) -> TotoConfig:
-    """The config with the requested resolution and number of frames, enough positions for them, and a layer."""
+    """The config with the requested resolution and number of frames, enough positions for them, and a feature layer."""
     stride = processor.visual_tokenizer.config.stride
     require(
         args.resolution is None or args.resolution % stride == 0,
-        f"--resolution {args.resolution} is not a multiple of the visual tokenizer's stride {stride}.",
+        f"--resolution is {args.resolution}; it must be a multiple of the visual tokenizer's stride {stride}.",
     )
     fields = args.fields()
     fields["tokens_per_frame"] = (args.resolution // stride) ** 2 if args.resolution else config.tokens_per_frame
     fields["num_frames"] = args.num_frames or config.num_frames
     length = TotoConfig(tokens_per_frame=fields["tokens_per_frame"]).row_length(fields["num_frames"])
     fields["max_position_embeddings"] = max(config.max_position_embeddings, length)
-    if config.feature_layer is None:  # half depth is for frozen features; here all blocks learn (paper silent)
+    if config.feature_layer is None:  # half depth is for frozen features; here all blocks are trained (paper silent)
         fields["feature_layer"] = config.num_hidden_layers
     return TotoConfig.from_pretrained(start, **fields)
 
@@ -100,36 +100,36 @@ def check_rows(config: TotoConfig, kind: str) -> None:
         require(config.prefix_length is not None, "--attention_mode prefix needs --prefix_length.")
         require(
             config.prefix_length < length,
-            f"--prefix_length {config.prefix_length} is longer than a row, which has {length} ids; take "
-            "--attention_mode full, or a shorter prefix.",
+            f"--prefix_length is {config.prefix_length}, but a row has only {length} ids; take a shorter prefix, or "
+            "--attention_mode full.",
         )
     require(
         config.next_token_loss is None or config.attention_mode != "full",
-        "There are no next tokens to learn under full attention, which sees them all; leave --next_token_loss out.",
+        "--next_token_loss does not work with full attention, which sees all tokens; leave one of them out.",
     )
 
 
 def load_classifier(start: str, config: TotoConfig, kind: str):
-    """The float32 classifier of a checkpoint; its head is new where the checkpoint has none for these classes."""
+    """The float32 classifier of a checkpoint; its head is new if the checkpoint has none for these classes."""
     cls = TotoForImageClassification if kind == "image" else TotoForVideoClassification
     model = cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     return in_own_memory(model)
 
 
 class Classify(Objective):
-    """The classes of clips, from ids or from pixels that are tokenized in every step.
+    """Classification of clips, from ids or from pixels that are tokenized in every step.
 
-    The sums of a row are the loss of its label, 1, its next-token loss (0 without) and whether it was right. The
-    checkpoint that is best on validation (of equal ones, that of the lower loss) is never deleted. With averaged
-    weights, the averages are validated and saved in a checkpoint's model files.
+    The four sums of a row are: label loss, 1, next-token loss (0 if there is none), and whether the prediction is
+    correct. The checkpoint with the best validation accuracy (in a tie, with the lower loss) is never deleted. With
+    averaged weights, the averages are validated, and saved in a checkpoint's model files.
 
     Args:
-        model: unwrapped, but as prepared by the accelerator.
-        processor: tokenizes rows that come as pixels.
+        model: unwrapped, after the accelerator has prepared it.
+        processor: tokenizes rows of pixels.
         validation: clips as codes.
-        batches: (rows of a micro-batch on a device, micro-batches of a step), as `micro_batches` gives them.
-        rows_per_step: of all devices.
-        is_mixed: rows are blends of clips, so that none has one class.
+        batches: (rows per micro-batch on a device, micro-batches per step), from `micro_batches`.
+        rows_per_step: on all devices.
+        is_mixed: whether rows are blends of clips, which have no single class.
         drop_path: of the model's blocks, or None.
         ema_decay: decay of the weights' moving average, or None.
     """
@@ -170,7 +170,7 @@ class Classify(Objective):
         targets = torch.from_numpy(np.stack([row["target"] for row in rows])).to(device)  # (B, C)
         labels = targets.argmax(1)
         ids = ids_of(codes, self.validation.kind).to(device)
-        # A model with a next-token loss computes it where it is given labels.
+        # A model with a next-token loss computes it if it is given labels.
         outputs = model(input_ids=ids, **({"labels": labels} if self.has_next else {}))
         nats = cross_entropy(outputs.logits.float(), targets, reduction="none")  # (B,), of soft targets
         loss, next_tokens = nats.mean(), torch.zeros(())
@@ -186,7 +186,7 @@ class Classify(Objective):
         nats, rows, next_tokens, right = sums
         found = {"loss": nats / rows}
         found |= {"next_token_loss": next_tokens / rows} if self.has_next else {}
-        return found | ({} if self.is_mixed else {"accuracy": right / rows})  # a mixed clip has no one class
+        return found | ({} if self.is_mixed else {"accuracy": right / rows})  # a mixed clip has no single class
 
     def stepped(self, step: int) -> None:
         if self.average is not None:
@@ -201,8 +201,8 @@ class Classify(Objective):
 
     def starved(self, waited: float) -> str:
         return (
-            f"The data cannot feed the device: {waited:.0%} of the time since the last line was waiting; raise "
-            "--workers, or take --augment none, which makes tokens once."
+            f"The data is too slow for the device: {waited:.0%} of the time since the last line was spent waiting; "
+            "raise --workers, or take --augment none, which tokenizes once."
         )
 
     def saved_weights(self) -> contextlib.AbstractContextManager:
@@ -240,7 +240,7 @@ def ids_of(codes, kind: str) -> torch.LongTensor:
 
 @torch.no_grad()
 def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
-    """Scores of a classifier on clips that are codes, the work shared between the ranks.
+    """Scores of a classifier on clips that are codes; the ranks share the work.
 
     Returns:
         {"correct", "total", "loss" (mean nats), "predictions" (N,) class numbers}
@@ -251,7 +251,7 @@ def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
     found = torch.zeros(count, 2, dtype=torch.float32)  # nats and prediction of every clip, 0 on the other ranks
     for start in range(0, count, batch_size * world):
         mine = torch.arange(start, min(count, start + batch_size * world))[rank::world]
-        # Every rank makes as many calls, since those of a sharded model wait for each other.
+        # Every rank makes the same number of calls, since those of a sharded model wait for each other.
         taken = mine if len(mine) else torch.zeros(1, dtype=torch.long)
         ids = ids_of(clips.codes[taken.numpy()], clips.kind).to(accelerator.device)
         with accelerator.autocast():
@@ -273,8 +273,8 @@ def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
 def classifier_flops(model, frames: int) -> float:
     """Training FLOPs per code token of a row of `frames` frames.
 
-    Counted are 6 per weight of the blocks that run, 6 per causal pair (12 under full attention), and the readout of a
-    next-token loss; the head and the visual tokenizer are not.
+    The count has 6 per weight of the blocks that run, 6 per causal pair (12 under full attention), and the readout of a
+    next-token loss. It leaves out the head and the visual tokenizer.
     """
     config = model.config
     has_next = config.next_token_loss is not None

@@ -1,4 +1,4 @@
-"""`toto finetune`: all weights of a pre-trained Toto on labelled images or clips (paper App. A.3, A.4, Table 12)."""
+"""`toto finetune`: trains all weights of a Toto on labelled images or clips (paper App. A.3, A.4, Table 12)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Fine-tune a pre-trained Toto on labelled images or clips, with causal, prefix or full attention (paper App. A.3, "
-    "A.4). What was best on validation is scored on the test split once, at the end: RUN/results.json. A killed run "
-    "continues exactly: toto finetune --resume RUN."
+    "A.4). The checkpoint that is best on validation is scored once on the test split, at the end (RUN/results.json). "
+    "toto finetune --resume RUN continues a killed run exactly."
 )
 TYPES = (FinetuneModelArgs, LabelledArgs, AugmentArgs, FinetuneRunArgs, FinetuneOptimArgs)
-# Frames that are cropped are kept larger than the model's, so that a small crop is not blurred.
+# Frames to be cropped are kept larger than the model's, so that a small crop is not blurred.
 KEPT_LARGER = 1.25
 
 
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         had = [inputs.config.id2label[number] for number in range(inputs.config.num_labels)]
         require(
             inputs.classes == had,
-            f"The data now have the classes {inputs.classes[:8]}, and the run began with {had[:8]}.",
+            f"The data have the classes {inputs.classes[:8]}, but the run started with {had[:8]}; resume it with the "
+            "same data.",
         )
     args = settings.run
     push_to = args.hub_model_id if args.push_to_hub else None
@@ -84,15 +85,16 @@ class Settings:
         return self.model, self.data, self.augment, self.run, self.optim
 
     def checked(self, argv: list[str]) -> Settings:
-        """With absolute paths. argv: the flags as they were typed.
+        """The same settings, with absolute paths. argv: the flags as they were typed.
 
         Raises:
             ValueError: no model, no data, flags that exclude each other, or flags without an effect.
         """
         model = self.model
-        require(model.model is not None, "Name the pre-trained model: --model, a folder, a run, or a Hub id.")
+        require(model.model is not None, "No model is named; pass --model with a folder, a run or a Hub id.")
         require(
-            self.data.dataset is not None, "Name the labelled data: --dataset, a folder, a .parquet file, or a Hub id."
+            self.data.dataset is not None,
+            "No data is named; pass --dataset with a folder, a .parquet file or a Hub id.",
         )
         together = self.run.compile and model.drop_path
         require(not together, "--compile does not work with --drop_path; leave one of them out.")
@@ -103,15 +105,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a fine-tuning reads, opened and checked.
+    """The opened and checked inputs of a fine-tuning.
 
     Fields:
         start: folder or Hub id of the weights to start with.
         config: of the classifier.
         processor: at the classifier's resolution.
         kind: "video" or "image". column: of the labels.
-        batches: (rows of a micro-batch on a device, micro-batches of a step).
-        classes: their names.
+        batches: (rows per micro-batch on a device, micro-batches per step).
+        classes: names of the classes.
     """
 
     start: str
@@ -131,10 +133,10 @@ class Inputs:
 
 
 def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tuple[Inputs, Settings]:
-    """(the inputs of a run, the settings with `epochs` turned into `max_steps`, as the run's recipe has them).
+    """(inputs of a run, settings with `epochs` converted to `max_steps`, as written to the run's recipe).
 
     Raises:
-        ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
+        ValueError, FileNotFoundError: settings, data and weights do not match, or do not exist.
     """
     from training.classification import check_rows, model_and_tokenizer
     from training.engine import checkpoints
@@ -159,7 +161,7 @@ def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tu
 
 
 def finetune(run: Run, inputs: Inputs, settings: Settings, facts: dict) -> tuple[Path, Path | None]:
-    """Train and test a classifier; returns the last checkpoint, and the tested one (None: SIGTERM ended the training).
+    """Train and test a classifier; returns the last checkpoint and the tested one (None if SIGTERM ended the training).
 
     facts: see `report`.
     """
@@ -218,7 +220,7 @@ def open_stream(run: Run, inputs: Inputs, settings: Settings) -> RowStream:
 
 
 def description(run: Run, inputs: Inputs, settings: Settings, model) -> str:
-    """What is trained, for the log."""
+    """A line for the log that describes the training."""
     from tokenization.sources.labelled import told_classes
 
     skipped = [clip for clips in inputs.splits.values() for clip in clips.skipped]
@@ -236,7 +238,7 @@ def labelled_media(data: LabelledArgs, config):
     """(the `LabelledMedia` of the dataset, its label column, "image" or "video").
 
     Raises:
-        ValueError, FileNotFoundError: no such dataset or column, or several columns that can be meant.
+        ValueError, FileNotFoundError: no such dataset or column, or several candidate columns.
     """
     from tokenization.sources.labelled import check_first, label_columns
     from training.rows.labelled_media import LabelledMedia
@@ -253,11 +255,12 @@ def labelled_media(data: LabelledArgs, config):
 
 
 def read_clips(media, column: str, processor, data: LabelledArgs, augment: AugmentArgs):
-    """([train, validation, test] as `Clips`, names of the classes). Training clips are codes without augmentation, and
-    pixels larger than the model's frames with it.
+    """([train, validation, test] as `Clips`, names of the classes).
+
+    Training clips are codes; with augmentation, they are pixels, larger than the model's frames.
 
     Raises:
-        ValueError: there is nothing to read, one class only, or a label out of range.
+        ValueError: there is nothing to read, only one class, or a label out of range.
     """
     from training.rows.clips import Clips, same_classes
     from training.rows.labelled_media import Split

@@ -1,4 +1,4 @@
-"""The objective of pre-training: the next token of every row (paper Sec. 3.2), logged and validated by source."""
+"""The objective of pre-training: next-token prediction (paper Sec. 3.2), logged and validated per source."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from training.rows.mixture import RowStream
 
 
 class NextTokens(Objective):
-    """The sums of a row are code losses, codes, end losses, ends; its loss is the mean over codes and ends.
+    """The mean next-token loss over codes and end tokens.
+
+    The four sums of a row are: code losses, codes, end losses, ends.
 
     Args:
         model: not yet prepared by the accelerator.
-        validation: source -> rows; only sources that have some.
-        layout: the TotoConfig that defines a row, also where the model is no Toto.
+        validation: source -> rows, for sources that have any.
+        layout: the TotoConfig that defines a row, for other architectures too.
     """
 
     verb = "pretrain"
@@ -53,23 +55,23 @@ class NextTokens(Objective):
 
 @torch.no_grad()
 def validate(accelerator, model, validation: dict[str, list], weights: list[float], batch_size: int) -> tuple:
-    """Losses on validation rows, the work shared between the ranks.
+    """Losses on validation rows; the ranks share the work.
 
     Args:
         validation: source -> its rows.
         weights: shares of these sources in the mixture.
     Returns:
-        (a row for the metrics: "val_loss", the sources' means weighted as in the mixture; "val_losses" by source;
-        "val_end_loss" of end tokens, None without any; "val_frame_losses", the mean of each frame; "val_rows"),
-        {source: mean loss at every place in a row, (T * tokens_per_frame,)}
+        (row, maps). row: a row for the metrics, with "val_loss" (the sources' means weighted as in the mixture),
+        "val_losses" per source, "val_end_loss" of end tokens (None if there are none), "val_frame_losses" (the mean of
+        each frame) and "val_rows". maps: source -> mean loss at every position of a row, (T * tokens_per_frame,).
     """
     model.eval()
     config = accelerator.unwrap_model(model).config
     places = config.num_frames * config.tokens_per_frame
-    sums = torch.zeros(len(validation), places + 2, dtype=torch.float64)  # the places; ends and their number
+    sums = torch.zeros(len(validation), places + 2, dtype=torch.float64)  # positions; ends and their number
     rank, world = accelerator.process_index, accelerator.num_processes
     for number, rows in enumerate(validation.values()):
-        # Every rank makes as many calls, since those of a sharded model wait for each other.
+        # Every rank makes the same number of calls, since those of a sharded model wait for each other.
         for start in range(0, len(rows), batch_size * world):
             batch = rows[start : start + batch_size * world][rank::world]
             found = losses(model, batch or rows[:1], accelerator.device, 1)

@@ -1,4 +1,4 @@
-"""`toto pretrain`: next-token training on token shards; one process, or as many as `accelerate launch` starts."""
+"""`toto pretrain`: next-token training on token shards, in one process or those that `accelerate launch` starts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Pre-train Toto by predicting the next visual token (paper Sec. 3). Tokenize first: toto tokenize. "
-    "A killed run continues exactly: toto pretrain --resume RUN."
+    "toto pretrain --resume RUN continues a killed run exactly."
 )
 
-# Fields that the weights of a checkpoint determine; the others may change when training goes on.
+# Fields that the weights of a checkpoint determine; the others may change when training continues.
 DECIDED_BY_WEIGHTS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
     *("num_key_value_heads", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act", "code_offset"),
@@ -87,7 +87,7 @@ def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], re
         settings = shrink(*settings)
     model_args, data, args, optim = settings
     settings = replace(model_args, init_from=absolute(model_args.init_from)), data.absolute(), args, optim
-    require(bool(data.mixture()), "No data is named; name shards with --shards DIR (toto tokenize), or --sources.")
+    require(bool(data.mixture()), "No data is named; pass --shards DIR (written by toto tokenize), or --sources.")
 
     from training.engine.run import begin, end_run, publish, running
 
@@ -105,14 +105,14 @@ def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], re
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a pre-training reads, opened and checked.
+    """The opened and checked inputs of a pre-training.
 
     Fields:
         start: folder of the weights to start with; None for new ones.
         layout: the TotoConfig to train, which also defines a row.
-        processor: saved with the model; None where nothing needs one.
-        resolution, to_row: of sources that are pixels: the side of their frames, and what makes rows of them.
-        sources: (`Source`, its rows), as `RowStream` takes them.
+        processor: saved with the model; None if it is not needed.
+        resolution, to_row: for sources of pixels: the side of their frames, and the function that makes a row of them.
+        sources: [(`Source`, its rows)], as in `RowStream`.
     """
 
     start: str | None
@@ -127,7 +127,7 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
     """The inputs of a run.
 
     Raises:
-        ValueError, FileNotFoundError: settings, data and weights that do not fit each other, or do not exist.
+        ValueError, FileNotFoundError: settings, data and weights do not match, or do not exist.
     """
     from tokenization.shards.format import read_manifest
     from training.architectures import check_architecture
@@ -135,24 +135,24 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
     from training.engine.objective import accumulation_steps
     from training.rows.mixture import check_tokenizers, open_rows, warn_of_other_codes
 
-    goes_on, mixture = beginning.checkpoint is not None, data.mixture()
+    continues, mixture = beginning.checkpoint is not None, data.mixture()
     start = beginning.checkpoint or model_args.init_from
     start = start and checkpoints.resolve_model(str(start))
     if start:
         check_architecture(model_args.architecture, start)
-    layout = row_layout(model_args, start, goes_on)
+    layout = row_layout(model_args, start, continues)
     if data.shards is not None:
-        read_manifest(data.shards)  # its error for a wrong folder is clearer than that of a general data set
+        read_manifest(data.shards)  # its error for a wrong folder is clearer than that of a general dataset
     processor, to_row, resolution = reading(model_args.architecture, data, layout)
     sources = [open_rows(source, layout, seed, resolution, to_row) for source in mixture]
     check_tokenizers(mixture, processor)
-    if start and not goes_on and processor is not None:
+    if start and not continues and processor is not None:
         warn_of_other_codes(Path(start), processor)
     if processor is not None and not all(source.is_shards for source in mixture):
         require(
             processor.num_codes == layout.num_codes,
-            f"The visual tokenizer has {processor.num_codes} codes and the model {layout.num_codes}; name the model's "
-            f"with --tokenizer, or set vocab_size {layout.code_offset + processor.num_codes} in --config.",
+            f"The visual tokenizer has {processor.num_codes} codes, but the model has {layout.num_codes}; pass the "
+            f"model's --tokenizer, or set vocab_size {layout.code_offset + processor.num_codes} in --config.",
         )
     world = int(os.environ.get("WORLD_SIZE", 1))
     accumulation_steps(data, layout.num_frames * layout.tokens_per_frame, world)
@@ -162,7 +162,7 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
 def pretrain(
     run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]
 ) -> tuple[Path, bool]:
-    """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training before."""
+    """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training early."""
     from training.engine.loop import Learner, train
     from training.engine.optim import make_optimizer
     from training.next_tokens import NextTokens
@@ -191,7 +191,7 @@ def pretrain(
 
 
 def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: PretrainRunArgs):
-    """The model to train, with the blocks that the flags ask for; not yet prepared by the accelerator."""
+    """The model to train, with the options that the flags set; not yet prepared by the accelerator."""
     from training.architectures import load_model, make_model, use_liger
 
     start = run.checkpoint or inputs.start
@@ -213,7 +213,7 @@ def row_layout(model_args: ModelArgs, start: str | None, resumed: bool):
     """The TotoConfig to train, which also defines a row.
 
     Raises:
-        ValueError: fields that no Toto has, or that the weights of `start` do not allow.
+        ValueError: fields that TotoConfig does not have, or that the weights of `start` do not allow.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -224,12 +224,12 @@ def row_layout(model_args: ModelArgs, start: str | None, resumed: bool):
         if model_args.architecture in ("gpt2", "mamba") or start is None:  # a peer's config is derived from this one
             return TotoConfig.from_preset(model_args.preset, **fields)
         return TotoConfig.from_pretrained(start) if resumed else changed_config(start, fields)
-    except StrictDataclassError as error:  # transformers' own wrapping of what a config refuses
-        raise ValueError(f"--config is refused: {error.__cause__}") from error
+    except StrictDataclassError as error:  # transformers wraps the errors of a config
+        raise ValueError(f"--config is not valid: {error.__cause__}") from error
 
 
 def reading(architecture: str, data: DataArgs, layout):
-    """(processor that is saved with the model, what makes rows of pixels, side of the frames in pixels).
+    """(processor that is saved with the model, function that makes a row of pixels, side of the frames in pixels).
 
     Raises:
         ValueError: patches from shards, which hold no pixels.
@@ -252,12 +252,12 @@ def reading(architecture: str, data: DataArgs, layout):
     elif needs_codes:
         processor = TotoProcessor.default()
     if architecture == "patches":
-        require(not folders, "Shards hold codes, and --architecture patches reads pixels; name the media as a source.")
+        require(not folders, "--architecture patches reads pixels, but shards hold codes; name the media as a source.")
         processor = processor if needs_codes else None
         return processor, patch_row(layout.patch_size, processor), side * layout.patch_size
     require(
         all(source.is_shards for source in mixture) or side**2 == layout.tokens_per_frame,
-        f"Frames of pixels are square, and tokens_per_frame {layout.tokens_per_frame} is not a square number.",
+        f"tokens_per_frame is {layout.tokens_per_frame}; it must be a square number, because frames are square.",
     )
     if processor is None:
         return None, None, 0
@@ -278,8 +278,8 @@ def changed_config(start: str, fields: dict):
     for key in DECIDED_BY_WEIGHTS:
         require(
             fields.get(key, getattr(config, key)) == getattr(config, key),
-            f"--config says {key} {fields.get(key)}, but the weights of --init_from {start} were made with "
-            f"{getattr(config, key)}; leave it out, or train from fresh weights without --init_from.",
+            f"--config sets {key} to {fields.get(key)}, but the weights of --init_from {start} have "
+            f"{getattr(config, key)}; leave it out, or train from random weights without --init_from.",
         )
     return TotoConfig.from_pretrained(start, **fields)
 

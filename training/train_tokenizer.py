@@ -1,4 +1,4 @@
-"""`toto train-tokenizer`: pictures to a visual tokenizer: a dVAE (Ramesh et al. 2021) or VQGAN (Esser et al. 2021)."""
+"""`toto train-tokenizer`: trains a visual tokenizer, a dVAE (Ramesh et al. 2021) or VQGAN (Esser et al. 2021)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from training.engine.run import Beginning, Run
 
 DESCRIPTION = (
-    "Train a visual tokenizer on frames of some datasets; writes a folder for `toto tokenize --tokenizer`. "
-    "Recipes dvae and vqgan_f16_1024 are the published ones. A killed run continues exactly: --resume RUN."
+    "Train a visual tokenizer on the frames of datasets; writes a folder for `toto tokenize --tokenizer`. The recipes "
+    "dvae and vqgan_f16_1024 are the published ones. --resume RUN continues a killed run exactly."
 )
 
 
 TYPES = (TokenizerArgs, RelaxationArgs, AdversarialArgs, TokenizerOptimArgs)
-# Flags that a resumed run cannot change, and flags that it cannot give or leave out where the run did not.
+# Flags that a resumed run cannot change, and flags that it cannot add or remove.
 SETTLED = ("kind", "model", "disc_channels", "disc_layers")
 GIVEN_OR_NOT = ("ema_decay", "disc_start")
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def settled(beginning: Beginning, settings: tuple) -> tuple[str, ...]:
-    """The flags that may not differ from those that the run was begun with."""
+    """The flags that may not differ from those that the run was started with."""
     if beginning.checkpoint is None:
         return ()
     recipe, now = (
@@ -70,7 +70,7 @@ def tokenizer_config(args: TokenizerArgs):
 
 
 def read_held_out(args: TokenizerArgs, resolution: int) -> dict:
-    """Data set -> frames to measure on, uint8 (N, R, R, 3)."""
+    """Dataset -> frames to measure on, uint8 (N, R, R, 3)."""
     from training.rows.frames import held_out_frames
 
     only = args.eval_split == "held_out"
@@ -80,14 +80,13 @@ def read_held_out(args: TokenizerArgs, resolution: int) -> dict:
 
 
 def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[Path, bool]:
-    """Train the tokenizer of a run; returns what was written last, and whether SIGTERM ended the training before.
+    """Train the tokenizer of a run; returns the last folder written, and whether SIGTERM ended the training early.
 
     Args:
         config: of the tokenizer. held_out: see `read_held_out`; empty except in the first process.
         settings: the dataclasses of `TYPES`.
     Raises:
-        ValueError: another number of processes than before, a mixed precision other than bf16, or a loss that is not
-            finite.
+        ValueError: the number of processes changed, the mixed precision is not bf16, or the loss is not finite.
     """
     from training.engine import checkpoints
     from training.rows.frames import FrameStream
@@ -97,7 +96,8 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     args, relaxation, adversarial, optim = settings
     accelerator = run.accelerator
     require(
-        accelerator.mixed_precision in ("no", "bf16"), "A tokenizer trains in bf16 or fp32: no other mixed precision."
+        accelerator.mixed_precision in ("no", "bf16"),
+        f"The mixed precision is {accelerator.mixed_precision}; a tokenizer trains in bf16 or no.",
     )
     model = make_tokenizer(run, config)
     kind, flags = (VQGANSteps, adversarial) if args.kind == "vqgan" else (DVAESteps, relaxation)
@@ -110,9 +110,7 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     if run.checkpoint is not None:
         state, loop_state = checkpoints.load_state(run.checkpoint)
         had = len(loop_state["streams"])
-        require(
-            had == world, f"The run had {had} processes and now has {world}; resume with the same number of processes."
-        )
+        require(had == world, f"The run had {had} processes and now has {world}; resume it with the same number.")
         steps.load_state_dict(state)
         loop.load(loop_state)
     run.report_changes()
@@ -152,7 +150,7 @@ def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) ->
     model.save_pretrained(partial)
     (partial / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     (partial / "README.md").write_text(tokenizer_card(model, settings, results, seconds))
-    # The configuration last: a folder without it is not taken for a tokenizer.
+    # The configuration comes last: a folder without it does not count as a tokenizer.
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(run / file.name)
     partial.rmdir()

@@ -1,4 +1,4 @@
-"""Frozen backbones: clips in, a grid of features for every layer out, whatever the model."""
+"""Frozen backbones, which turn clips into a grid of features for every layer."""
 
 from evaluation.backbones.contract import Backbone, Features
 from evaluation.backbones.load import load_backbone

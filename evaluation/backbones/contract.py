@@ -1,17 +1,16 @@
-"""Features of a frozen backbone: clips in, a grid of token features for each requested layer out.
+"""The interface of frozen backbones: clips in, a grid of token features for each requested layer out.
 
 Every backbone follows the same contract:
 
 - in: clips, uint8 frames (B, T, R, R, 3), R = `resolution`; an image is a clip with T = 1. `prepare` runs once for the
   steps that the trained model and its untrained twin share (mostly tokenising).
-- out: for each layer a grid (B, T', h, w, D), float32; T' = T, or fewer where a model reads several frames as one.
-  Layer k is the residual stream after block k, layer 0 the embeddings that enter the first block; the deepest one is
-  taken before the model's final norm (the paper's "9th layer" is k = 9). Each token then gets layer normalisation
-  without parameters. Start, end, class, register and padding tokens are not part of the grid.
-- eval mode, inference mode; bfloat16 autocast where the hardware benefits from it; blocks above the deepest requested
-  layer do not run.
+- out: for each layer a grid (B, T', h, w, D), float32; T' = T, or less if a model merges several frames. Layer k is the
+  residual stream after block k, and layer 0 the embeddings that enter the first block; the deepest one is taken before
+  the model's final norm (the paper's "9th layer" is k = 9). Layer normalisation without parameters is applied to each
+  token. Start, end, class, register and padding tokens are not part of the grid.
+- eval mode, inference mode; bfloat16 autocast where it is faster; blocks above the deepest requested layer do not run.
 
-Only this file runs a frozen backbone; `backbones.py` has the models, and `extraction.py` stores their features.
+Only this file runs a frozen backbone; the other files here have the models, and `extraction.py` stores their features.
 """
 
 import hashlib
@@ -30,13 +29,13 @@ from training.engine.device import fast_autocast
 
 @dataclass
 class Features:
-    """Features of N clips for the heads, of L layers of one width.
+    """Features of N clips for the heads, from L layers of the same width.
 
     layers: the layer numbers, in the order of the first axis below.
     pooled: one vector per clip for the linear head, float32 (L, N, P): the mean token (raw pixels: the whole clip).
     tokens: for the heads on tokens, float16 (L, N, n, D), n small; None if not requested.
 
-    Both may be memory-mapped: read them by rows.
+    Both may be memory-mapped, so read them by rows.
     """
 
     layers: list[int]
@@ -62,7 +61,7 @@ def default_device() -> torch.device:
 
 
 def pooled_size(grid: tuple[int, int, int], max_tokens: int) -> tuple[int, int, int]:
-    """Shape (t, h, w) of a grid reduced to at most `max_tokens` cells by halving its longest axis again and again."""
+    """Shape (t, h, w) of a grid reduced to at most `max_tokens` cells by repeatedly halving its longest axis."""
     size = list(grid)
     while math.prod(size) > max_tokens:
         longest = size.index(max(size))
@@ -71,7 +70,7 @@ def pooled_size(grid: tuple[int, int, int], max_tokens: int) -> tuple[int, int, 
 
 
 def pooling_matrix(grid: tuple[int, int, int], size: tuple[int, int, int]) -> torch.Tensor:
-    """(t * h * w, T * H * W): averages a flattened grid to `size`, as adaptive average pooling does."""
+    """The matrix (t * h * w, T * H * W) that averages a flattened grid to `size`, like adaptive average pooling."""
     matrix = torch.ones(1, 1)
     for length, cells in zip(grid, size, strict=True):
         axis = torch.zeros(cells, length)
@@ -119,11 +118,11 @@ def residual_streams(blocks: list[nn.Module], layers: list[int], forward: Callab
 
 
 class Backbone:
-    """Base of all adapters.
+    """Base class of all adapters.
 
     name: its name in tables. model: the frozen module. blocks: its transformer blocks in order. resolution: side of the
-    square frames that it reads, in pixels. num_frames: frames of a clip by default. reads: backbones with equal values
-    take the same prepared inputs.
+    square frames that it reads, in pixels. num_frames: default number of frames per clip. reads: backbones with equal
+    values take the same prepared inputs.
     """
 
     name: str
@@ -147,7 +146,7 @@ class Backbone:
         return torch.as_tensor(frames)
 
     def forward(self, inputs: torch.Tensor) -> tuple[Callable[[], object], Callable]:
-        """(a call that runs the model on prepared inputs, to_grid(k, hidden (*, N, D)) -> (B, T', h, w, D))."""
+        """(function that runs the model on prepared inputs, to_grid(k, hidden (*, N, D)) -> (B, T', h, w, D))."""
         raise NotImplementedError
 
     @torch.inference_mode()
@@ -170,11 +169,11 @@ class Backbone:
         return {k: found[k] for k in layers}
 
     def untrained(self, seed: int) -> "Backbone":
-        """The same architecture with fresh random weights; reads the same prepared inputs."""
+        """The same architecture with new random weights, for the same prepared inputs."""
         raise NotImplementedError
 
     def summarise(self, grid: torch.Tensor, max_tokens: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """grid (B, T, h, w, D) -> mean token (B, D) and the grid averaged to at most `max_tokens` tokens (B, n, D)."""
+        """Grid (B, T, h, w, D) -> mean token (B, D) and the grid averaged to at most `max_tokens` tokens (B, n, D)."""
         tokens = grid.flatten(1, 3)
         mean = tokens.mean(1)
         if max_tokens is None:
@@ -192,7 +191,7 @@ class Backbone:
             raise ValueError(f"{self.name} has layers 0 (embeddings) to {self.depth}, not {unknown[0]}; see --layers.")
 
     def fingerprint(self) -> str:
-        """Hash of the weights, the config and what makes the inputs: features of equal fingerprints are equal."""
+        """A hash of the weights, the config and the preparation of inputs; if equal, features are equal."""
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -205,7 +204,7 @@ class Backbone:
 
 
 def fresh(model: nn.Module, seed: int) -> nn.Module:
-    """A model of the same class and config, its weights drawn from `seed`; global generators stay as they are."""
+    """A model of the same class and config with weights drawn from `seed`; global generators are not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(model)(model.config).eval()

@@ -1,11 +1,11 @@
-"""A stream of clips through frozen backbones, once: pooled features and few tokens of each layer, in mapped files.
+"""Extracts features of clips with frozen backbones in one pass: pooled features and tokens of each layer, in files.
 
-`<cache>/<data key>/` holds what the clips are (items.json), and a folder for each backbone, layers and number of tokens
-in it: `pooled-0.npy` (L, N, P), `tokens-0.npy` (L, N, n, D), one pair for each width of layers. Keys are hashes of the
-data set's and the model's fingerprints and of the precision, so an entry is never stale. Work is done in parts of some
-items; a run that was killed goes on from its finished parts, and several processes (`torchrun`, `accelerate launch`)
-share the parts through the cache folder, which must be on a file system that they share. The result does not depend on
-their number.
+`<cache>/<data key>/` describes the clips (items.json) and has a folder for each combination of backbone, layers and
+number of tokens. This folder holds `pooled-0.npy` (L, N, P) and `tokens-0.npy` (L, N, n, D), one pair for each width of
+layers. Keys are hashes of the fingerprints of dataset and model and of the precision, so an entry is never stale. The
+work is split into parts: a run that was killed resumes after its finished parts, and several processes (`torchrun`,
+`accelerate launch`) share them through the cache folder, which must be on a shared file system. The result does not
+depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tokenization.shards.parts import finished_parts, work_in_parts
 from tokenization.sources.open import ClipSource
 from tokenization.video import Clip
 
-FORMAT = 1  # of the cache: raised when what is kept of a model changes
-PART_ROWS = 256  # pictures of a part; of clips as many as hold so many frames
-IN_MEMORY = 2**28  # bytes of a selection of rows that is not put into a file
+FORMAT = 1  # of the cache; to be raised when its contents change
+PART_ROWS = 256  # pictures of a part, or frames of its clips
+IN_MEMORY = 2**28  # bytes below which a selection of rows is kept in memory, not in a file
 
 
 @dataclass(frozen=True)
 class Job:
-    """One backbone's part in a pass over the clips. max_tokens: kept for the attention heads; None keeps none."""
+    """The features to extract with one backbone. max_tokens: tokens for the attention heads; None for no tokens."""
 
     backbone: Backbone
     layers: list[int]
@@ -61,9 +61,9 @@ class Job:
 class ClipSet:
     """Clips of one split with their features.
 
-    split: where they come from, in words. kind: "image" or "video". labels: column -> (N,) class numbers, -1 where
-    there is none, or text, empty where there is none. sources: file or row of each clip. features: for each `Job` its
-    features, one `Features` for each width of its layers.
+    split: description of its origin. kind: "image" or "video". labels: column -> (N,) class numbers (-1 if missing) or
+    text (empty if missing). sources: file or row of each clip. features: for each `Job`, one `Features` for each width
+    of its layers.
     """
 
     split: str
@@ -78,7 +78,7 @@ class ClipSet:
         return len(self.sources)
 
     def take(self, rows: np.ndarray, split: str, folder: Path | None = None) -> ClipSet:
-        """Some of the clips, by number. folder: for what is too large to be held in memory."""
+        """Some of the clips, by number. folder: for features that are too large for memory."""
         rows = torch.as_tensor(rows)
         return ClipSet(
             split,
@@ -113,7 +113,7 @@ def _key(facts: dict) -> str:
 
 
 def dataset_fingerprint(dataset: str) -> str | None:
-    """What changes when the data change: code of the embedded world, files of a folder, commit of a Hub repository.
+    """A hash that changes with the data: code of the embedded world, files of a folder, or commit of a Hub repository.
 
     None where the version is unknown (a Hub id without a network); such features are not kept.
     """
@@ -142,7 +142,7 @@ def dataset_fingerprint(dataset: str) -> str | None:
 
 
 def data_key(fingerprint: str, split: str, options: dict) -> str:
-    """Key of a stream of clips: the data set (`dataset_fingerprint`) and how it is read."""
+    """The cache key of a stream of clips, from the dataset (`dataset_fingerprint`) and the options of reading it."""
     return _key({"data": fingerprint, "split": split, "format": FORMAT} | options)
 
 
@@ -156,10 +156,12 @@ def extract(
     batch_size: int = 16,
     progress: bool = True,
 ) -> ClipSet:
-    """Features of all clips of a `ClipSource` for every job, from `folder` as far as they are there.
+    """Features of all clips of a `ClipSource` for every job; those that are in `folder` are read from there.
 
-    Every process of a launch calls it with the same arguments. change: frames (T, R, R, 3) and the clip's name -> other
-    frames, for controls.
+    Every process of a launch calls this with the same arguments.
+
+    Args:
+        change: (frames (T, R, R, 3), name of the clip) -> other frames, for controls.
     Raises:
         ValueError: no clip could be read.
     """
@@ -228,7 +230,7 @@ def _fill(work: _Pass, state: PartialState, progress: bool) -> None:
     source = work.source
     rows_done = sum(info["rows"] for info in work.finished().values())
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-    # Of videos, whose clips are counted as they come, the limit says nothing about how many there are.
+    # The number of clips in videos is unknown beforehand; the limit is only an upper bound.
     total = source.expected or (source.limit if source.kind == "image" else None)
     bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
     at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
@@ -251,7 +253,7 @@ def _fill(work: _Pass, state: PartialState, progress: bool) -> None:
 
 
 class _Part:
-    """Clips of some consecutive items; their features go to a file for every missing job."""
+    """The clips of consecutive items, whose features are written to a file for every missing job."""
 
     def __init__(self, name: str, work: _Pass):
         self.name, self.work = name, work
@@ -287,7 +289,7 @@ class _Part:
                 kept.setdefault(layer, []).append(made)
 
     def close(self, items: int, shard_ends: bool) -> dict:
-        """The part counts once its JSON is there, which is written last."""
+        """Write the features, and last the JSON, which marks the part as finished."""
         if self.clips:
             self._run()
         for kept, (_, folder) in zip(self.kept, self.work.jobs, strict=True):
@@ -304,7 +306,7 @@ class _Part:
         return info
 
     def abandon(self) -> None:
-        """Nothing to delete: all files are written at the end."""
+        """Nothing needs to be deleted, since all files are written at the end."""
 
 
 def _merge(work: _Pass) -> None:
@@ -353,7 +355,7 @@ def _merge_job(folder: Path, parts: list[tuple[str, int]], rows: int) -> None:
 
 
 def _groups(tensors: dict[str, torch.Tensor]) -> list[dict]:
-    """[{"layers": of one width, "kinds": what is kept of them}], in the order of the layers."""
+    """[{"layers": layers of the same width, "kinds": what is stored of them}], in the order of the layers."""
     layers = sorted(int(key.split(".")[1]) for key in tensors if key.startswith("pooled."))
     kinds = ["pooled", "tokens"] if any(key.startswith("tokens.") for key in tensors) else ["pooled"]
     groups: dict[tuple, list[int]] = {}
@@ -365,7 +367,7 @@ def _groups(tensors: dict[str, torch.Tensor]) -> list[dict]:
 def _open(folder: Path) -> list[Features]:
     found = []
     for number, group in enumerate(json.loads((folder / "done.json").read_text())["groups"]):
-        # "c" maps a private copy: torch takes no read-only array, and nothing is ever written back
+        # "c" maps a private copy, because torch does not support read-only arrays; nothing is written back
         arrays = {k: torch.from_numpy(np.load(folder / f"{k}-{number}.npy", mmap_mode="c")) for k in group["kinds"]}
         found.append(Features(group["layers"], arrays["pooled"], arrays.get("tokens")))
     return found

@@ -1,8 +1,8 @@
 """Features without pre-training: baselines that a trained backbone has to exceed, with the same heads.
 
-pixels, random_filters and hog read frames; histogram reads the ids of a Toto, so that it has what the tokenizer knows.
-All have one layer, 0. Brightness and counts are information here, so nothing is normalised before a head standardises
-it.
+pixels, random_filters and hog read frames; histogram reads the ids of a Toto, and so has the information that is in the
+codes. All have one layer, 0. Brightness and counts are informative here, so features are not normalised before a head
+standardises them.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from evaluation.backbones.contract import Backbone, default_device
 
 
 class Floor(Backbone):
-    """A backbone with one layer and no weights that could be trained; `grid` makes its features."""
+    """A backbone with one layer and no trainable weights; `grid` computes its features."""
 
     def __init__(self, device: torch.device | None = None):
         self.device = device or default_device()
@@ -121,7 +121,7 @@ class HogBackbone(PixelBackbone):
 
 
 class HistogramBackbone(Floor):
-    """How often each code of the visual tokenizer occurs in a clip, without any order.
+    """Frequencies of the visual tokenizer's codes in a clip, without any order.
 
     Reads the ids that its Toto reads. The heads on tokens read the whole clip as one token.
     """

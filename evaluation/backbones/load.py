@@ -1,4 +1,4 @@
-"""Any model that the probes can read, opened by its name or folder."""
+"""Loads any model that probes support, by its Hub id or folder."""
 
 from pathlib import Path
 

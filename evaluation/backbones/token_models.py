@@ -1,7 +1,7 @@
 """Models that read images as ids: ImageGPT's pixels, and the language models Chameleon, Emu3 and Janus.
 
-Each frame of a clip is read as an image. A language model gets its start token and the ids of the image and nothing
-else: a probe has no text prompt (no paper describes how to probe these models; this is our choice).
+Each frame of a clip is read as an image. A language model gets only its start token and the ids of the image, without a
+text prompt. No paper describes how to probe these models; this is our choice.
 """
 
 import math
@@ -16,7 +16,7 @@ from evaluation.backbones.vision_models import find_blocks, read_preprocessor, s
 class TokenBackbone(Backbone):
     """Base class: frames -> a start token and the image's h * (w + line ends) ids, embedded (B * T, n, D)."""
 
-    line_ends = 0  # ids at the end of each line that are no part of the image
+    line_ends = 0  # ids at the end of each line that are not part of the image
 
     def __init__(self, model: nn.Module, preprocessor: dict, name: str, device=None, resolution: int | None = None):
         self.device = device or default_device()
@@ -36,7 +36,7 @@ class TokenBackbone(Backbone):
 
     def native_resolution(self) -> int:
         wanted = self.preprocessor.get("crop_size") or self.preprocessor.get("size")
-        # Emu3 reads any size, and its files name none; we take 384, as Janus does
+        # Emu3 reads any size and its files do not name one; we take 384, as in Janus
         return side(wanted) or side(getattr(self.model.config.vq_config, "resolution", None)) or 384
 
     def find_trunk(self) -> nn.Module:
@@ -91,7 +91,7 @@ class Emu3Backbone(TokenBackbone):
 
 
 class JanusBackbone(TokenBackbone):
-    """Janus, read by the ids that it generates images with, not by its SigLIP encoder."""
+    """Janus, with the ids that it uses to generate images, not with its SigLIP encoder."""
 
     def find_trunk(self) -> nn.Module:
         return self.model.language_model
@@ -104,7 +104,7 @@ class JanusBackbone(TokenBackbone):
 
 
 class ImageGPTBackbone(TokenBackbone):
-    """ImageGPT: each pixel is a token, the nearest of its colour clusters; there is no start token."""
+    """ImageGPT: each pixel is a token, the nearest of its colour clusters, without a start token."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

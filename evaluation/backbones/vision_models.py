@@ -1,8 +1,8 @@
-"""Encoders of patches in transformers' own classes: ViT and similar models, Hiera, VideoMAE, V-JEPA 2.
+"""Encoders of patches in the classes of transformers: ViT and similar models, Hiera, VideoMAE, V-JEPA 2.
 
-All read the same crop: a frame's short side is resized to R and the centre square is taken (`sources.py`), whereas some
-of the originals resize to 8/7 R before they crop. R, mean and standard deviation are those of the repository's
-preprocessor file, which is read as JSON, so that torchvision is not needed.
+All read the same crop: a frame's shorter side is resized to R and the centre square is taken, whereas some of the
+originals resize to 8/7 R before they crop. R, mean and standard deviation are those of the repository's preprocessor
+file, which is read as JSON, so that torchvision is not needed.
 """
 
 import inspect
@@ -19,7 +19,7 @@ PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.jso
 
 
 def read_preprocessor(path: str) -> dict:
-    """Content of the preprocessor file of a folder or Hub repository; empty without one."""
+    """The contents of the preprocessor file of a folder or Hub repository; empty if there is none."""
     from transformers.utils import cached_file
 
     for name in PREPROCESSOR_FILES:
@@ -45,7 +45,7 @@ def side(size) -> int | None:
 
 
 def find_blocks(model: nn.Module, name: str) -> list[nn.Module]:
-    """The model's transformer blocks: its first list of as many modules as its config has layers."""
+    """The model's transformer blocks: its first list of modules with as many entries as its config has layers."""
     depth = getattr(model.config, "num_hidden_layers", None)
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -57,9 +57,9 @@ def find_blocks(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 class FrameBackbone(Backbone):
-    """A ViT-like encoder whose hidden states are patch tokens. Frames of a clip are read one by one.
+    """A ViT-like encoder whose hidden states are patch tokens. Frames of a clip are read separately.
 
-    Class and register tokens, which come first, are left out. Of a model of images and text the vision model is read.
+    Class and register tokens, which come first, are left out. For a model of images and text, the vision model is used.
     """
 
     def __init__(self, model: nn.Module, preprocessor: dict, name: str, device=None, resolution: int | None = None):
@@ -90,7 +90,7 @@ class FrameBackbone(Backbone):
         return find_blocks(self.model, self.name)
 
     def native_resolution(self) -> int:
-        """Side of the frames that the weights were made for, in pixels."""
+        """Side in pixels of the frames that the model was trained on."""
         size = getattr(self.model.config, "image_size", None)
         found = side(size)
         kind = self.model.config.model_type
@@ -108,7 +108,7 @@ class FrameBackbone(Backbone):
         return side(self.model.config.patch_size)
 
     def is_bound(self) -> bool:
-        """Whether its positions allow a single resolution."""
+        """Whether its positions allow only one resolution."""
         return not getattr(self.model.config, "is_native", True)  # AIMv2 with learnt positions
 
     def check_resolution(self) -> None:
@@ -196,7 +196,7 @@ class HieraBackbone(FrameBackbone):
 
 
 class ClipBackbone(FrameBackbone):
-    """VideoMAE and V-JEPA 2: a token covers `tubelet_size` frames, so that the grid has T / tubelet_size."""
+    """VideoMAE and V-JEPA 2: a token covers `tubelet_size` frames, so the grid has T / tubelet_size time steps."""
 
     @property
     def num_frames(self) -> int:

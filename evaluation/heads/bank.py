@@ -1,7 +1,7 @@
-"""Heads on frozen features: all layers, labels and settings trained at once, chosen on validation only.
+"""Heads on frozen features: all layers, labels and settings are trained at once and selected on validation only.
 
 No head sees the test set before its setting is fixed, and all heads share the features of one backbone pass.
-`make_head` makes any of HEADS: those trained by gradient steps (`HeadBank`) and the closed forms that check them.
+`make_head` makes any of HEADS: those trained by gradient steps (`HeadBank`), and closed forms as a check.
 """
 
 import math
@@ -47,14 +47,17 @@ HEADS = (*BANKS, *CLOSED_FORMS)
 
 
 class HeadBank:
-    """Trains one kind of head on every layer, for every task, learning rate and weight decay; chooses on validation.
+    """Trains one kind of head on every layer, for every task, learning rate and weight decay; selects on validation.
 
-    kind: "linear" (on `Features.pooled`), "attention" or "cross_attention_mlp" (on `Features.tokens`), all standardised
-    by statistics of the training set; `batch_norm` is described at `LinearHeads`, for linear heads only.
-    classes: number of classes of each task (label column). seed: of the initial weights and the order of the clips.
+    With several processes (torch.distributed), each holds all features and computes its part of every batch. Gradients
+    are summed, so that the results equal those of one process up to rounding.
 
-    With several processes (torch.distributed) each holds all features and computes its part of every batch. Gradients
-    are summed, so that the results are those of one process up to rounding.
+    Args:
+        kind: "linear" (on `Features.pooled`), "attention" or "cross_attention_mlp" (on `Features.tokens`). All features
+            are standardised with statistics of the training set.
+        classes: number of classes of each task (label column).
+        batch_norm: for linear heads only; see `LinearHeads`.
+        seed: of the initial weights and the order of the clips.
     """
 
     def __init__(
@@ -95,13 +98,15 @@ class HeadBank:
         items: torch.Tensor | None = None,
         checkpoint: Path | None = None,
     ) -> Chosen:
-        """Train, choose, predict.
+        """Train the heads, select on validation, and predict the test set, whose labels are not needed.
 
-        The features are of the same layers, tensors or memory-mapped arrays, read batch by batch; labels are class
-        numbers, (N, T). There is no argument for test labels. items: the number of the item (video) of each test clip,
-        (N,); predictions are then of items, from the mean of the probabilities of their clips. checkpoint: a file from
-        which a killed run continues; it loses at most `SAVE_SECONDS` of work and ends with the same numbers.
-
+        Args:
+            train, validation, test: features of the same layers, tensors or memory-mapped arrays, read in batches.
+            train_labels, validation_labels: class numbers, (N, T).
+            items: number of the item (video) of each test clip, (N,); predictions are then per item, from the mean
+                probabilities of its clips.
+            checkpoint: a file from which a killed run resumes. It loses at most `SAVE_SECONDS` of work and gives the
+                same numbers.
         Raises:
             ValueError: tokens were not kept, labels are out of range, the checkpoint is of another run, or all heads
                 diverged.
@@ -140,7 +145,7 @@ class HeadBank:
         return heads.to(self.device)
 
     def _size(self, count: int) -> int:
-        """Number of clips in a batch: at least eight updates an epoch, so that small sets converge too."""
+        """Number of clips in a batch; there are at least eight updates per epoch, so that small sets converge too."""
         return min(self.batch_size, max(8, count // 8))
 
     def _steps_per_epoch(self, count: int) -> int:
@@ -157,7 +162,7 @@ class HeadBank:
         missing = missing_classes(self.classes)[:, None].to(self.device)  # (T, 1, C)
         heads.train()
         for epoch in range(optimiser.steps // per_epoch, self.epochs):
-            # the order of an epoch depends on its number alone, so that resuming needs no generator state
+            # the order of an epoch depends only on its number, so that resuming needs no generator state
             order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             batches = torch.randperm(count, generator=order).split(self._size(count))
             for batch in batches[optimiser.steps - epoch * per_epoch :]:
@@ -212,7 +217,7 @@ class HeadBank:
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last axis, in place; with few classes seven times as fast as torch's on a CPU."""
+    """Softmax over the last axis, in place; with few classes, seven times as fast as torch's on a CPU."""
     logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     return logits.div_(logits.sum(-1, keepdim=True))
 

@@ -14,12 +14,12 @@ from torch import distributed
 from evaluation.heads.selection import Array, clips
 from tokenization.files import write_whole
 
-# A killed process loses at most so many seconds of work.
+# A killed process loses at most this many seconds of work.
 SAVE_SECONDS = 30
 
 
 def fingerprint(arrays: list[Array], labels: list[torch.Tensor | None]) -> dict:
-    """Identifies the features, labels and items of a run: shapes, all labels, and 16 clips of each set."""
+    """Identifies the features, labels and items of a run, by shapes, all labels, and 16 clips of each set."""
     digest = hashlib.sha256()
     for array in arrays:
         rows = torch.from_numpy(np.linspace(0, array.shape[1] - 1, 16).astype(np.int64)).unique()

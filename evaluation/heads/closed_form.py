@@ -1,7 +1,7 @@
-"""Heads without learning rates, epochs or seeds, which check the trained ones: ridge, logistic regression, k-NN.
+"""Heads without learning rates, epochs or seeds, as a check of the trained ones: ridge, logistic regression, k-NN.
 
-All read `Features.pooled` one layer at a time, so that one layer of each set is in memory. With several processes each
-computes the same results.
+All read `Features.pooled` one layer at a time, so that only one layer of each set is in memory. With several processes,
+each computes the same results.
 """
 
 import math
@@ -25,23 +25,23 @@ from evaluation.heads.selection import (
     train_moments,
 )
 
-# The paper has none of the three. Penalties are per training clip and on standardised features, so that one grid suits
-# any size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.
+# The paper has none of the three. Penalties are per training clip and on standardised features, so that one grid works
+# for any size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.
 RIDGE_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LOGISTIC_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 NEIGHBOURS, TEMPERATURE = (10, 20, 100, 200), 0.07
 CLOSED_FORMS = ("ridge", "logistic", "knn")
-# Least squares and neighbours may give a probability of 0, which counts as this in the validation loss.
+# Least squares and neighbours may give a probability of 0, which is replaced by FLOOR in the validation loss.
 FLOOR = 1e-3
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # features (n, P) -> probabilities (n, T, S, C)
 
 
 class ClosedForm:
-    """One of CLOSED_FORMS for every layer and task; the penalty or k is chosen on validation.
+    """One of CLOSED_FORMS for every layer and task; the penalty or k is selected on validation.
 
     ridge: least squares to one-hot targets with a squared penalty. logistic: multinomial, to convergence. knn: votes
-    weighted by exp(cosine / 0.07), on features as they are (DINO). classes: number of classes of each task.
+    weighted by exp(cosine / 0.07), on features without standardisation (DINO). classes: number of classes of each task.
     """
 
     def __init__(self, kind: str, classes: list[int]):
@@ -115,10 +115,10 @@ def _one_hot(labels: torch.Tensor, classes: list[int]) -> torch.Tensor:
 
 
 def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalties: list[float]) -> Predict:
-    """Minimises mean ||x W + b - y||^2 + penalty ||W||^2 for one-hot y, every penalty from one eigendecomposition.
+    """Minimises mean ||x W + b - y||^2 + penalty ||W||^2 for one-hot y, with one eigendecomposition for all penalties.
 
-    x: standardised, (N, P), so that its mean is 0 and b is the mean of y. Where P > N, the N x N matrix of products of
-    clips is decomposed instead of the P x P matrix of features: W = x' (x x' + N penalty)^-1 y is the same.
+    x: standardised, (N, P), so that its mean is 0 and b is the mean of y. If P > N, the N x N matrix of products of
+    clips is decomposed instead of the P x P matrix of features, with the same W = x' (x x' + N penalty)^-1 y.
     """
     count, dim = x.shape
     targets = _one_hot(labels, classes).flatten(1).double()  # (N, T * C)
@@ -137,7 +137,7 @@ def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalti
         scores = torch.tensordot(x, weight, 1) + bias  # (n, S, T * C)
         scores = scores.unflatten(-1, (len(classes), -1)).transpose(1, 2)
         top = F.one_hot(scores.masked_fill(missing_classes(classes)[:, None], -math.inf).argmax(-1), scores.shape[-1])
-        likely = scores.clamp(0, 1) + 1e-6 * top  # the largest score stays the largest where several are clipped
+        likely = scores.clamp(0, 1) + 1e-6 * top  # the largest score stays the largest if several are clipped
         return likely / likely.sum(-1, keepdim=True)
 
     return predict
@@ -146,7 +146,7 @@ def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalti
 def fit_logistic(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalties: list[float]) -> Predict:
     """Minimises mean cross-entropy + penalty / 2 ||W||^2 by L-BFGS; each penalty starts from the previous solution.
 
-    x: standardised, (N, P). Penalties fall, so that each start is near its solution.
+    x: standardised, (N, P). Penalties decrease, so that each start is near its solution.
     """
     weights, biases = [], []
     for task, known in enumerate(classes):

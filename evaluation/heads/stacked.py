@@ -1,7 +1,7 @@
-"""Many heads as one: heads that differ only in task or setting are slices of stacked parameters.
+"""Many heads as one module: heads that differ only in task or setting are slices of stacked parameters.
 
 T tasks (label columns) x S settings (learning rate and weight decay) share batches but no weights, so that one matrix
-product trains them together. All settings start from the same weights, so that heads differ by their setting only.
+product trains them together. All settings start from the same weights, so that heads differ only in their setting.
 """
 
 import torch
@@ -38,10 +38,10 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
-        """One update; `scale` is the schedule's factor on all learning rates."""
+        """Make an update; `scale` is the schedule's factor on all learning rates."""
         self.steps += 1
         first, second = self.betas
-        root = (1 - second**self.steps) ** 0.5  # bias corrections, applied where they cost least
+        root = (1 - second**self.steps) ** 0.5  # bias corrections, applied where they are cheapest
         for p, rate, decay, mean, square in self.slots.values():
             mean.lerp_(p.grad, 1 - first)
             square.mul_(second).addcmul_(p.grad, p.grad, value=1 - second)

@@ -16,10 +16,12 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from training.args import require_positive
+
 WARMUP = 1 / 15  # share of the budget; the study's Toto: 60 of 900 steps
 LOW = 0.05  # end of the cosine, as of the study's Toto
 STATE = "state.pt"
-# Settings that may change when a stopped run goes on.
+# Settings that may change when a stopped run is resumed.
 FREE = ("output_dir", "resume", "save_minutes")
 
 
@@ -34,32 +36,32 @@ class PeerArgs:
     minutes: float | None = field(default=None, metadata={"help": "budget: CPU minutes of the steps, all threads"})
     max_steps: int | None = field(default=None, metadata={"help": "budget: steps"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak; warm-up and cosine follow"})
-    batch_size: int | None = field(default=None, metadata={"help": "pictures of a step (mae: 128, igpt: 32)"})
+    batch_size: int | None = field(default=None, metadata={"help": "pictures per step (mae: 128, igpt: 32)"})
     augment: bool = field(
         default=False, metadata={"help": "mirror and shift pictures; the Toto's shards are of one crop"}
     )
     config: str = field(default="{}", metadata={"help": "JSON mapping of fields of the peer's config"})
-    max_images: int | None = field(default=None, metadata={"help": "read only so many pictures"})
-    val_images: int = field(default=512, metadata={"help": "at most so many held-out pictures for the validation loss"})
+    max_images: int | None = field(default=None, metadata={"help": "pictures to read at most"})
+    val_images: int = field(default=512, metadata={"help": "held-out pictures for the validation loss, at most"})
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
     resume: bool = field(default=False, metadata={"help": "resume from OUTPUT_DIR.partial, if it exists"})
-    seed: int = field(default=0, metadata={"help": "of weights, order, masks and colours"})
+    seed: int = field(default=0, metadata={"help": "seed of weights, order, masks and colours"})
 
     def __post_init__(self):
         if self.kind not in ("mae", "igpt"):
             raise ValueError(f"--kind must be mae or igpt, not {self.kind!r}.")
         if (self.minutes is None) == (self.max_steps is None):
             raise ValueError("The budget is not clear; give either --minutes or --max_steps.")
-        for name in ("minutes", "max_steps", "learning_rate", "batch_size", "max_images", "val_images", "save_minutes"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}.")
+        require_positive(self, "minutes", "max_steps", "learning_rate", "batch_size", "max_images", "val_images")
+        require_positive(self, "save_minutes")
         if Path(self.output_dir).exists():
             raise ValueError(f"{self.output_dir} exists already; name another --output_dir.")
 
 
 def read_pictures(args: PeerArgs, resolution: int):
-    """(training, validation) pictures, uint8 (N, R, R, 3), resized and cropped as `toto probe` does it; what is held
-    out of training is what `toto pretrain` holds out of shards.
+    """(training, validation) pictures, uint8 (N, R, R, 3), resized and cropped as by `toto probe`.
+
+    The pictures held out of training are those that `toto pretrain` holds out of shards.
 
     Raises:
         ValueError: videos, or too few pictures to hold any out.
@@ -74,7 +76,7 @@ def read_pictures(args: PeerArgs, resolution: int):
 
     source = open_source(args.dataset, args.split, Sampling(resolution=resolution), limit=args.max_images)
     if source.kind != "image":
-        raise ValueError(f"{args.dataset} contains videos; name a data set of images.")
+        raise ValueError(f"{args.dataset} contains videos; name a dataset of images.")
     parts: tuple[list, list] = ([], [])
     for clip in tqdm(source, desc="reading pictures", unit="picture"):
         parts[is_held_out(clip.source)].append(clip.frames[0])
@@ -85,10 +87,10 @@ def read_pictures(args: PeerArgs, resolution: int):
 
 
 def load_state(folder: Path, settings: dict) -> dict | None:
-    """The checkpoint of a stopped run; None where it has none yet.
+    """The checkpoint of a stopped run; None if it has none yet.
 
     Raises:
-        ValueError: it was begun with other settings.
+        ValueError: it was started with other settings.
     """
     import torch
 
@@ -102,7 +104,7 @@ def load_state(folder: Path, settings: dict) -> dict | None:
 
 
 def train(args: PeerArgs) -> dict:
-    """Pre-train, and write the folder: what its study.json says.
+    """Pre-train and write the folder; returns the contents of its study.json.
 
     Raises:
         ValueError: a stopped run without --resume or with other settings; no images; a loss that is not finite.
@@ -119,7 +121,7 @@ def train(args: PeerArgs) -> dict:
 
     folder = Path(f"{args.output_dir}.partial")
     if folder.exists() and not args.resume:
-        raise ValueError(f"{folder} is a run that was stopped: go on with --resume, or delete it.")
+        raise ValueError(f"{folder} is a run that was stopped; continue it with --resume, or delete it.")
     settings = {name: value for name, value in asdict(args).items() if name not in FREE}
     state = load_state(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from studies.probing.collect import collect, read_costs
 from studies.probing.steps import PEER, ROOT, Step, carry_out, flags
+from training.args import require_positive
 
 # Of the comparisons; of the Toto of all media, whose search takes three times as long, the middle three.
 RATES = ("0.0005", "0.001", "0.002", "0.004", "0.008")
@@ -83,9 +84,7 @@ class StudyArgs:
         if self.toy and Path(self.output).resolve() == (ROOT / OUTPUT).resolve():
             raise ValueError(f"--toy would overwrite the study's numbers in {OUTPUT}; give another --output.")
         positive = ("minutes", "seeds", "comparison_minutes", "comparison_seeds", "search_share")
-        for name in (*positive, "max_train", "max_tokens", "threads"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} must be above 0, not {getattr(self, name)}.")
+        require_positive(self, *positive, "max_train", "max_tokens", "threads")
 
 
 class Study:
@@ -93,7 +92,7 @@ class Study:
 
     def __init__(self, args: StudyArgs):
         self.args, self.data = args, Path(args.data).resolve()
-        # What little data made is not taken for done by the whole study.
+        # The results of --toy do not count as finished steps of the whole study.
         self.work = Path(args.work).resolve() / ("toy" if args.toy else "")
         self.steps: list[Step] = []
         self.searched = read_costs(Path(args.output)).get("search", {})
@@ -116,7 +115,7 @@ class Study:
         return toy if self.args.toy else number
 
     def train_steps(self, minutes: float) -> int:
-        """Steps of a Toto in so many minutes."""
+        """Number of steps of a Toto in this time."""
         return max(3, round(STEPS_PER_MINUTE * minutes))
 
     def add(self, name: str, made: Path, command: list[str], rates: dict[str, Path | float] | None = None) -> None:

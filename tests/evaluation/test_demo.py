@@ -1,11 +1,11 @@
-"""`toto demo`, shortened: every step runs through its real command, and a second call goes on where it stood."""
+"""`toto demo`, shortened: every step runs through its real command, and a second call resumes it."""
 
 import json
 
 from evaluation.demo import LABELS, commands, main
 
 
-def test_demo_runs_and_goes_on(tmp_path, capsys):
+def test_demo_runs_and_resumes(tmp_path, capsys):
     out = tmp_path / "demo"
     flags = ["--output", str(out), "--train_minutes", "0.1", "--train_clips", "60"]
     flags += ["--max_train", "40", "--max_eval", "24"]

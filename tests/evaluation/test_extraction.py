@@ -63,7 +63,7 @@ def test_a_second_time_nothing_runs(backbone, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("parts/*.safetensors"))
 
 
-def test_a_killed_run_goes_on_from_its_parts(backbone, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_after_its_parts(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "PART_ROWS", 12)  # three clips of four frames
     jobs = [Job(backbone, [0, 3], 4), Job(PixelBackbone(CPU), [0], 4)]
     whole = extract(world(), "train", jobs, tmp_path / "whole", progress=False)
@@ -151,7 +151,7 @@ def test_keys_change_with_the_data(tmp_path):
         for n in (1, 2)
     }
     assert len(keys) == 8
-    assert dataset_fingerprint("user/some_dataset") is None  # offline, nobody can tell what is there
+    assert dataset_fingerprint("user/some_dataset") is None  # offline, the data is unknown
 
 
 def test_nothing_to_read(backbone, tmp_path):

@@ -61,7 +61,7 @@ def test_only_the_prompt_is_needed(model, processor, clip):
     result = continue_clip(model, processor, clip[:2], 2, 2)
     assert len(result["true"]) == 2 and result["generated"].shape[1] == 4
     assert sheet(result).size == sheet(continue_clip(model, processor, clip, 2, 2)).size  # empty places are drawn
-    with pytest.raises(ValueError, match="1 frames, and the prompt needs 2"):
+    with pytest.raises(ValueError, match="1 frames, but the prompt needs 2"):
         continue_clip(model, processor, clip[:1], 2, 2)
 
 
@@ -73,7 +73,7 @@ def test_frame_counts_follow_the_model(model):
     assert frame_counts(config, None, 9) == (2, 9)  # beyond the context
     assert frame_counts(config, 3, 2) == (3, 2)
     assert frame_counts(config, 4, None) == (4, 1)
-    with pytest.raises(ValueError, match="5 prompt frames are more than the 4 frames"):
+    with pytest.raises(ValueError, match="num_prompt_frames is 5, but the context of the model has only 4 frames"):
         frame_counts(config, 5, None)
 
 
@@ -156,7 +156,7 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r"there is no video file .*none.mp4"):
         run("--video", str(tmp_path / "none.mp4"))
-    with pytest.raises(ValueError, match="5 prompt frames are more than the 4 frames of this model's context"):
+    with pytest.raises(ValueError, match="num_prompt_frames is 5, but the context of the model has only 4 frames"):
         run("--num_prompt_frames", "5")
     with pytest.raises(ValueError, match=r"drop_frames is .*; set 1 to 3"):
         run("--num_frames", "9", "--drop_frames", "4")
@@ -172,7 +172,7 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         run("--video", "a.mp4", "--stride", "4", "--fps", "8")
     with pytest.raises(ValueError, match="--fps would have no effect on toyworld"):
         run("--fps", "8")
-    with pytest.raises(ValueError, match="--output is one file, and there are 2 videos"):
+    with pytest.raises(ValueError, match="--output is one file, but there are 2 videos"):
         main(["--model", checkpoint, "--output", "a.mp4", "--video", "toyworld:0", "toyworld:1"])
     with pytest.raises(FileNotFoundError, match="no model folder"):
         main(["--model", str(tmp_path / "no" / "model"), "--output", str(tmp_path)])

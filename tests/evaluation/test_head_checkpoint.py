@@ -1,4 +1,4 @@
-"""A bank of heads that was killed goes on where it was, bit for bit, and never with another run's file."""
+"""A bank of heads that was killed resumes bit for bit, and never with another run's file."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def kill(monkeypatch):
-    """Saves after every step; kill(n) ends the run in the n-th step from now on, kill(None) lets it go on."""
+    """Saves after every step; kill(n) ends the run in the n-th step from now on, kill(None) lets it continue."""
     monkeypatch.setattr(head_checkpoint, "SAVE_SECONDS", 0)
     step, left = StackedAdamW.step, [None]
 

@@ -327,7 +327,7 @@ def test_constant_features():
     assert torch.isfinite(bank.val_loss).all()
 
 
-def test_bad_input_is_told_before_any_work():
+def test_bad_input_is_reported_before_any_work():
     train, labels, validation, val_labels, test = small_sets()
     for kind in ("linear", "ridge"):
         head = make_head(kind, [4, 3])

@@ -189,7 +189,7 @@ def test_a_result_carries_its_media(tmp_path):
         media_of_result(probed(model="gone/run", media=[{"name": "x"}]))
 
 
-def test_a_damaged_record_is_told(tmp_path):
+def test_a_damaged_record_is_reported(tmp_path):
     (tmp_path / "media.json").write_text('{"format": 1, "media": [{"name": "x"}]}')
     with pytest.raises(ValueError, match="damaged"):
         media_seen(tmp_path)

@@ -162,7 +162,7 @@ def test_what_an_interval_says(ci95, says):
     assert verdict(ci95) == says
 
 
-def test_clips_of_one_video_are_no_independent_items():
+def test_clips_of_one_video_are_not_independent_items():
     right = np.repeat(np.random.default_rng(0).random(50) < 0.6, 8)
     alone, together = (accuracy_interval(right, groups) for groups in (range(400), np.repeat(range(50), 8)))
     assert alone == wilson_interval(int(right.sum()), 400)

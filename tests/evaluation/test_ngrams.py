@@ -87,7 +87,7 @@ def test_the_row_starts_after_its_own_context():
     assert left_neighbours(codes, 9).reshape(-1).tolist() == [9, 0, 1, 2, 3, 4, 5, 6]
 
 
-def test_each_predictor_wins_where_its_context_tells_all():
+def test_each_predictor_wins_where_its_context_decides():
     rng = np.random.default_rng(1)
     still = np.repeat(rng.integers(0, K, (300, 1, 2, 2)), 6, axis=1)  # nothing moves
     losses = mean_nats(fit(still[:200], K), still[200:])

@@ -57,12 +57,12 @@ def test_the_page_says_where_in_a_row_the_loss_is(page):
     assert page.count("Where in the frames the loss of") == 4  # two runs of two sources
 
 
-def test_mixtures_and_changes_are_told(page):
+def test_mixtures_and_changes_are_reported(page):
     assert "<td>pictures</td><td>9</td><td>50.00%</td><td>not known</td><td>—</td>" in page
     assert "Resumed after step 2 with changes: - world: 2 and was 1." in page
 
 
-def test_maps_stand_beside_those_of_the_predictors():
+def test_maps_are_next_to_those_of_the_predictors():
     codes = np.random.default_rng(0).integers(0, 8, (40, FRAMES, SIDE, SIDE))
     predictors = Predictors(codes, 8)
     maps = predictors.maps(codes)
@@ -87,7 +87,7 @@ def test_a_run_that_does_not_log_compute_is_named():
         overlay_svg([("old", [{"step": 1, "loss": 5.0, "tokens": 10}])], "flops")
 
 
-def test_losses_of_pixels_are_no_nats(tmp_path):
+def test_losses_of_pixels_are_not_nats(tmp_path):
     """A run that regresses patches has squared errors; it lies over no run of nats."""
     runs = [write_run(tmp_path / name, [6.0, 5.0], 10.0) for name in ("codes", "patches", "patch_codes")]
     for run, target in zip(runs, ("code", "patch", "code"), strict=True):

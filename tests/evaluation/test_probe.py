@@ -192,7 +192,7 @@ def test_text_and_truth_values_are_classes(checkpoint, tmp_path, capsys):
         kept()
 
 
-def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
+def test_what_cannot_be_a_label_is_reported(checkpoint, tmp_path):
     from datasets import ClassLabel, Dataset, Features, Sequence, Value
     from datasets import Image as ImageFeature
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_a_label_is_told(checkpoint, tmp_path):
         rows = {"image": pictures, column: list(values) * 6}
         Dataset.from_dict(rows, Features({"image": ImageFeature(), column: kind})).to_parquet(tmp_path / "r.parquet")
         asked = [] if column == "label" else ["--label_column", column]
-        words = "holds several labels a row" if column == "tags" else "holds fractions"
+        words = "holds several labels per row" if column == "tags" else "holds fractions"
         with pytest.raises(ValueError, match=words):
             probe(checkpoint, tmp_path / "r.parquet", tmp_path / "x.json", *asked)
     rows = {"image": pictures, "size": list(range(12)), "id": list(range(12))}

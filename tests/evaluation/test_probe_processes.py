@@ -1,4 +1,4 @@
-"""A probe that is killed goes on and ends with the same numbers; two processes find what one finds."""
+"""A probe that is killed resumes and ends with the same numbers; two processes find what one finds."""
 
 import json
 import os

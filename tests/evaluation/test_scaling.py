@@ -75,7 +75,7 @@ def test_budgets_close_to_each_other_are_other_runs(shards):
 
 
 def test_no_token_twice(shards):
-    """The held-out rows are no training tokens; a run of one step more than there are is left out, and named."""
+    """Held-out rows are not training tokens; a run of one step too many is left out, and named."""
     rows = ShardRows(shards, TotoConfig.from_preset("tiny", **GEOMETRY), seed=0).rows_per_epoch
     steps = rows // 4  # of 4 rows
     assert steps < 48 // 4
@@ -112,17 +112,17 @@ def test_the_paper_sized_recipe_plans_three_sizes_and_more_at_every_budget(monke
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"budgets": [1e3, 1e4, 1e5]}, "at least three budgets with a run.*fewer than 2"),
+        ({"budgets": [1e3, 1e4, 1e5]}, "Fewer than three budgets have a run to train .*fewer than 2"),
         ({"budgets": [1e9, 1e9, 2e9]}, "at least three --budgets"),
-        ({"budgets": [1e15, 1e16, 1e17]}, "tokens, and the shards hold"),
+        ({"budgets": [1e15, 1e16, 1e17]}, "tokens, but the shards hold"),
         ({"sizes": ["12x1"]}, "'12x1' is not valid; give WIDTHxLAYERS"),
         ({"sizes": ["16x0"]}, "'16x0' is not valid; give WIDTHxLAYERS"),
         ({"sizes": ["big"]}, "'big' is not valid; give WIDTHxLAYERS.*a1"),
         ({"config": '{"num_frame": 4}'}, "did you mean 'num_frames'"),
         ({"config": "{}"}, "do not fit the model"),
-        ({"seeds": 0}, "--seeds above 0"),
+        ({"seeds": 0}, "--seeds is 0; it must be above 0"),
         ({"warmup_share": 1.0}, "--warmup_share"),
-        ({"output": "scaling.txt"}, "must end in .json"),
+        ({"output": "scaling.txt"}, "--output is scaling.txt; it must end in .json"),
     ],
 )
 def test_nonsense_is_refused_before_a_run(shards, fields, sentence):
@@ -180,5 +180,5 @@ def test_a_diverged_run_is_named(tmp_path, capsys):
     main(["--runs", str(file), "--output", str(tmp_path / "after.json")])
     assert "8x1 at 1e+10 FLOPs, seed 0 diverged and is left out of the frontier" in capsys.readouterr().err
     file.write_text("[1]")
-    with pytest.raises(ValueError, match="is not a result of `toto scaling`"):
+    with pytest.raises(ValueError, match="which is not a result of `toto scaling`"):
         main(["--runs", str(file)])

@@ -111,5 +111,5 @@ def test_two_budgets_make_no_law():
     runs = synthetic({"a": 12.0, "b": -0.05})
     for run in runs:
         run["val_loss"] = run["val_loss"] if run["budget"] < 1e12 else None
-    with pytest.raises(ValueError, match="needs at least three budgets, and 2 have"):
+    with pytest.raises(ValueError, match="needs at least three budgets, but only 2 have"):
         fit(runs)

@@ -56,7 +56,7 @@ def test_time_steps():
     assert apply_task("kinetics-400", folder)["stride"] == 4 and "fps" not in apply_task("kinetics-400", folder)
     assert apply_task("something-something-v2", folder)["fps"] == 6
     mine = apply_task("something-something-v2", folder | {"stride": 2})
-    assert mine["stride"] == 2 and "fps" not in mine, "a stride would not be used beside a rate"
+    assert mine["stride"] == 2 and "fps" not in mine, "a stride would not be used next to a rate"
     assert "stride" not in apply_task("kinetics-400", folder | {"fps": 7.5})
 
 

@@ -16,7 +16,7 @@ MODES = {"causal": {}, "prefix": {"prefix_length": 7}, "full": {}}
 
 @pytest.fixture(autouse=True)
 def flex_without_a_compiler(request, monkeypatch):
-    """FlexAttention's own unfused arithmetic: compiling its kernel anew for every mask takes minutes."""
+    """FlexAttention's own unfused arithmetic: compiling its kernel again for every mask takes minutes."""
     if "compiled" not in request.node.name:
         monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
         monkeypatch.setattr(flex_integration.WrappedFlexAttention, "__call__", lambda self: flex.flex_attention)

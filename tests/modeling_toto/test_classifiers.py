@@ -1,4 +1,4 @@
-"""Heads read the layer they say, count codes alone, load any checkpoint, and learn next tokens as they are told."""
+"""Heads read the layer they say, count only codes, load any checkpoint, and learn next tokens if asked to."""
 
 import copy
 import os
@@ -68,7 +68,7 @@ def test_shapes_loss_and_learning(make, rows, cls, pooler):
 )
 def test_problem_types(make, rows, problem, labels, loss):
     model = make()
-    for given in (problem, None if problem != "regression" else problem):  # told, or found by transformers' rule
+    for given in (problem, None if problem != "regression" else problem):  # given, or found by transformers' rule
         model.config.problem_type = given
         output = model(rows, labels=labels)
         torch.testing.assert_close(output.loss, loss(output.logits, labels))
@@ -144,7 +144,7 @@ def test_rows_without_codes_give_numbers(make, rows):
 
 def test_inputs_embeds_pool_what_is_not_hidden(make, rows):
     model = make()
-    mask = (rows >= 64).long()  # here the caller tells
+    mask = (rows >= 64).long()  # given by the caller
     embeds = model.get_input_embeddings()(rows)
     full = {"attention_mask": mask, "attention_mode": "full"}
     torch.testing.assert_close(model(inputs_embeds=embeds, **full).logits, model(rows, **full).logits)

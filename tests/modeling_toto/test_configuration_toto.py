@@ -83,7 +83,7 @@ def test_config_roundtrip_and_auto_map(tmp_path):
     assert TotoConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {
         "transformers_version": TotoConfig.from_pretrained(tmp_path).transformers_version
     }
-    # read from the Hub, then saved elsewhere: the code is the one beside it; what others added stays
+    # read from the Hub, then saved elsewhere: the code is the one next to it; what others added stays
     config = TotoConfig(auto_map={"AutoModel": "a/b--modeling_toto.TotoModel", "AutoProcessor": "own.Processor"})
     assert config.auto_map["AutoModel"] == "modeling_toto.TotoModel"
     assert config.auto_map["AutoProcessor"] == "own.Processor"

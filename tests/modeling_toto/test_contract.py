@@ -275,7 +275,7 @@ def test_two_fsdp2_ranks_train_as_one_process(small_model, rows, tmp_path):
     folder = tmp_path / "model"
     small_model.save_pretrained(folder)
     torch.save(rows, folder / "rows.pt")
-    script = tmp_path / "train.py"  # not beside the model's code, which would be imported before the package
+    script = tmp_path / "train.py"  # not next to the model's code, which would be imported before the package
     script.write_text(FSDP)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(["", *sys.path])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -77,7 +77,7 @@ def test_packed_weights_change_nothing(small_config, rows, monkeypatch):
     torch.testing.assert_close(packed, plain, atol=1e-6, rtol=1e-5)
 
 
-def test_weights_are_read_anew_in_every_call(lively, rows):
+def test_weights_are_read_again_in_every_call(lively, rows):
     before = lively.generate_frames(rows[:, :5], 2, temperature=0)
     with torch.no_grad():
         for layer in lively.model.layers:

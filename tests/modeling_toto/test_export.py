@@ -1,4 +1,4 @@
-"""An exported Toto is a plain Llama: same logits, same draws, no code of this project, a card that tells the ids."""
+"""An exported Toto is a plain Llama: same logits, same draws, no code of this project, a card that lists the ids."""
 
 import json
 import os

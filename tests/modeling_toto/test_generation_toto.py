@@ -1,4 +1,4 @@
-"""Drawn frames do not depend on the cache, hold codes only, repeat with the seed, and go on beyond the context."""
+"""Drawn frames do not depend on the cache, hold codes only, repeat with the seed, and continue beyond the context."""
 
 import pytest
 import torch

@@ -158,7 +158,7 @@ def test_presets_of_the_family_share_one_base():
     assert (a1.hidden_size, a1.head_dim) == (a1.mup_base_width, a1.mup_base_head_dim)
 
 
-def test_sizes_that_are_none(small_config):
+def test_sizes_that_are_invalid(small_config):
     with pytest.raises(ValueError, match="mup_base_width is 0; set a positive size, or None for no muP"):
         TotoConfig(mup_base_width=0)
     assert TotoConfig().mup_base_width is None

@@ -65,7 +65,7 @@ def test_changes_of_a_config_are_checked(saved):
         TotoConfig.from_pretrained(saved, tokens_per_frame=16, grid_size=[2, 2])
     with pytest.raises(ValueError, match="feature_layer is 9"):
         TotoModel.from_pretrained(saved, feature_layer=9)
-    # what is no field of the config goes where transformers takes it
+    # what is not a field of the config goes where transformers expects it
     model = TotoModel.from_pretrained(saved, dtype=torch.bfloat16, attn_implementation="eager", rope_theta=7.0)
     assert model.dtype is torch.bfloat16 and model.config._attn_implementation == "eager"
     config, rest = TotoConfig.from_pretrained(saved, num_labels=7, colour="red", return_unused_kwargs=True)

@@ -80,7 +80,7 @@ def test_training_lowers_the_loss(trained, images, tmp_path):
     assert longer["val_loss"] < short["val_loss"]
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(images, trained, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_weights(images, trained, tmp_path, monkeypatch):
     kind, folder, study = trained
     losses = []
 
@@ -149,7 +149,7 @@ def test_augmented_pictures_are_moved_and_mirrored():
         ({"kind": "vae"}, "mae or igpt"),
         ({"max_steps": None}, "either --minutes or --max_steps"),
         ({"minutes": 1.0}, "either --minutes or --max_steps"),
-        ({"batch_size": 0}, "--batch_size must be above 0"),
+        ({"batch_size": 0}, "--batch_size is 0; it must be above 0"),
     ],
 )
 def test_nonsense_is_refused(flags, sentence):

@@ -1,4 +1,4 @@
-"""The Markdown page of a study: from files alone, the same bytes twice, failures and what was not run told."""
+"""The Markdown page of a study: from files alone, the same bytes twice, with failures and what was not run."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_names_and_numbers_read_well(tmp_path):
     assert "test items; 16 frames of 16 pixels; 5 layers; heads: linear and attention; the middle frame only." in page
 
 
-def test_seeds_that_overlap_are_told(tmp_path):
+def test_seeds_that_overlap_are_reported(tmp_path):
     for seed, (toto, mae) in enumerate(((0.5, 0.45), (0.6, 0.55), (0.7, 0.65))):
         write_probe(tmp_path / f"cifar10_images_{seed}.json", toto)
         write_probe(tmp_path / f"cifar10_mae_{seed}.json", mae)
@@ -184,7 +184,7 @@ def test_a_search_that_ends_at_an_edge_says_so():
     assert told.endswith("so a better one may exist: a (0.2, the highest) and c (1e-3, the lowest).")
 
 
-def test_recordings_left_out_are_told_one_by_one(tmp_path):
+def test_recordings_left_out_are_listed(tmp_path):
     data = {"dataset": "org/rooms", "resolution": 64, "leave_one_group_out": r"(\d)\]", "splits": {}}
     data["splits"] = {part: {"split": part} for part in ("train", "validation", "test")}
     for name, best in (("room_ordered_0", 0.8), ("room_middle_0", 0.6)):
@@ -206,7 +206,7 @@ def test_sections_name_only_what_they_have():
         assert set(section.curves) <= set(known) and bool(section.curves) == bool(section.figure)
 
 
-def test_costs_alone_are_no_results(tmp_path):
+def test_costs_alone_are_not_results(tmp_path):
     (tmp_path / "costs.json").write_text("{}")
     with pytest.raises(ValueError, match="no result of toto probe"):
         main(["--output", str(tmp_path / "r.md"), "--results", str(tmp_path)])

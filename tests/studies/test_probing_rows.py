@@ -42,7 +42,7 @@ def test_what_an_entry_takes_of_a_file(tmp_path):
     assert read(tmp_path, Entry("x", "a", "baseline=hog"), Entry("x", "a", "head=knn")) == [[], []]
 
 
-def test_without_predictions_the_row_tells(tmp_path):
+def test_without_predictions_the_row_says_so(tmp_path):
     write_probe(tmp_path / "a.json", 0.8, {"pixels": 0.3}, keep=False)
     for what, layer in (("best", 2), ("head=attention", 2), ("layer=last", 4)):
         ((seed,),) = read(tmp_path, Entry(what, "a", what), metric="balanced_accuracy")
@@ -77,7 +77,7 @@ def test_a_difference_is_that_of_the_means_and_is_paired(tmp_path):
     assert loose.ci95[1] - loose.ci95[0] > found.ci95[1] - found.ci95[0]
 
 
-def test_fails_and_not_apart_are_told_apart(tmp_path):
+def test_fails_and_no_difference_are_distinguished(tmp_path):
     write_probe(tmp_path / "a.json", 0.6, {"pixels": 0.8, "hog": 0.6})
     a, pixels, hog = read(tmp_path, Entry("a", "a"), *(Entry(w, "a", f"baseline={w}") for w in ("pixels", "hog")))
     assert difference(a, pixels, "accuracy").verdict == "fails"

@@ -155,7 +155,7 @@ def test_floors_of_another_probe_are_paired_and_only_of_the_same_images():
         add_floors(result, floors)
 
 
-def test_a_step_is_timed_and_a_begun_run_goes_on(args, monkeypatch, capsys):
+def test_a_step_is_timed_and_a_started_run_resumes(args, monkeypatch, capsys):
     study = Study(args)
     ran = []
     monkeypatch.setattr(study_steps.subprocess, "run", lambda command, **how: ran.append((command, how)))

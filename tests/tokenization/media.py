@@ -12,7 +12,7 @@ from tokenization import TotoImageProcessor, TotoProcessor, TotoVQGANConfig, Tot
 
 
 def grey_of(index: int) -> int:
-    """The grey level of frame `index`: far enough apart to be told after lossy coding, up to 60 frames."""
+    """The grey level of frame `index`: distinguishable after lossy coding, up to 60 frames."""
     return 8 + 4 * (index % 60)
 
 

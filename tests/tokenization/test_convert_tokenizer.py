@@ -41,7 +41,7 @@ def dall_e():
 
 @pytest.fixture(scope="module")
 def dvae(dall_e):
-    """OpenAI's encoder and decoder at the smallest sizes, with weights that tell names apart."""
+    """OpenAI's encoder and decoder at the smallest sizes, with weights that differ by name."""
     torch.manual_seed(0)
     parts = dall_e.Encoder(n_hid=64, vocab_size=512), dall_e.Decoder(n_hid=64, n_init=16, vocab_size=512)
     return tuple(telling_weights(part) for part in parts)

@@ -66,7 +66,7 @@ def test_types_may_differ_and_gradients_stay_out():
 @pytest.mark.parametrize(
     ("true", "copy", "words"),
     [
-        (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 9), "must have one shape"),
+        (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 9), "must have the same shape"),
         (torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8) * 255, r"within \[0, 1\]"),
         (torch.rand(1, 3, 8, 8), torch.full((1, 3, 8, 8), float("nan")), "finite"),
         (torch.rand(1, 3, 8, 8), torch.ones(1, 3, 8, 8, dtype=torch.int64), "must be floats"),
@@ -222,7 +222,7 @@ def test_what_cannot_be_read_is_counted(media, tmp_path):
     written = evaluate(media, tmp_path / "out", "--dataset", tmp_path / "data")
     assert written["datasets"]["data"]["num_frames"] == written["datasets"]["data"]["skipped"] == 1
     (tmp_path / "data" / "test" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"no picture of .*data could be used: test/b\.png: the image cannot be read"):
+    with pytest.raises(ValueError, match=r"No picture of .*data could be used: test/b\.png: the image cannot be read"):
         evaluate(media, tmp_path / "none", "--dataset", tmp_path / "data")
     assert not (tmp_path / "none").exists()
 
@@ -230,13 +230,13 @@ def test_what_cannot_be_read_is_counted(media, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "name the pictures to evaluate on: --dataset"),
-        (["--dataset", "toyworld", "--max_frames", "0"], "--max_frames must be 1 or more, not 0"),
-        (["--dataset", "toyworld", "toyworld"], "two data sets are called toyworld"),
-        (["--dataset", "./nowhere"], "there is no folder or file"),
+        ([], "There is nothing to evaluate on; pass --dataset"),
+        (["--dataset", "toyworld", "--max_frames", "0"], "--max_frames is 0; it must be at least 1"),
+        (["--dataset", "toyworld", "toyworld"], "Two datasets are called toyworld"),
+        (["--dataset", "./nowhere"], "There is no folder or file"),
         (["--dataset", "toyworld", "--resolution", "18"], "not a multiple of the visual tokenizer's stride 4"),
         (["--dataset", "IMAGES", "--resolution", "4"], "at least 7 x 7 pixels"),
-        (["--dataset", "toyworld", "--split", "dev"], "toyworld has the splits"),
+        (["--dataset", "toyworld", "--split", "dev"], "toyworld has no split"),
     ],
 )
 def test_wrong_flags_are_one_sentence(media, tmp_path, flags, words):
@@ -247,5 +247,5 @@ def test_wrong_flags_are_one_sentence(media, tmp_path, flags, words):
 
 def test_an_output_that_is_a_file_is_refused(media, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="is a file: name a folder"):
+    with pytest.raises(ValueError, match="is a file; name a folder"):
         evaluate(media, tmp_path / "out", "--dataset", "toyworld")

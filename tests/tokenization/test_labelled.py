@@ -79,8 +79,8 @@ def test_which_columns_are_labels():
         (source(text=["breed", "caption"]), None, "several label columns"),
         (source(), None, "no label column; put its files into class folders"),
         (source(label="ab"), ["colour"], "no label column 'colour'; it has label"),
-        (source(no_labels={"age": "'age' holds fractions"}), ["age"], "The column 'age' holds fractions"),
-        (source(no_labels={"label": "'label' holds fractions"}), None, "The column 'label' holds fractions"),
+        (source(no_labels={"age": "'age' holds fractions"}), ["age"], "the column 'age' holds fractions"),
+        (source(no_labels={"label": "'label' holds fractions"}), None, "the column 'label' holds fractions"),
     ]:
         with pytest.raises(ValueError, match=words):
             label_columns(has, asked, "d")

@@ -191,7 +191,7 @@ REBUILT = TENSOR + b"(" + STORAGE
         (b"(K\x01h\x07t.", "malformed .*not found at index 7"),
         (b"tR.", "malformed"),
         (b"K\x01)R.", "calls something that is not a name"),
-        (b"X\x09\x00\x00\x00os.system)R.", "calls something that is not a name"),  # text is no name
+        (b"X\x09\x00\x00\x00os.system)R.", "calls something that is not a name"),  # text is not a name
         (OD + b"]R.", "calls something that is not a name"),  # nor is a list a tuple of arguments
         (b"]K\x01K\x02s.", "malformed"),  # sets an item of an empty list
         (b"K\x01K\x02a.", "malformed"),  # appends to a number
@@ -369,14 +369,14 @@ def test_a_changed_number_is_noticed_in_a_zip(tmp_path):
         (pickle.dumps({"a": 1}, protocol=4), "not a file of torch.save"),
     ],
 )
-def test_other_files_are_told_apart(tmp_path, data, words):
+def test_other_files_are_distinguished(tmp_path, data, words):
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(ValueError, match=words):
         read_torch_file(tmp_path / "file")
 
 
 @pytest.mark.parametrize("value", [[1, 2], {"a": 1}, {"state_dict": {}}, {"state_dict": 3}, {1: torch.zeros(2)}])
-def test_a_file_without_named_tensors_is_told(tmp_path, value):
+def test_a_file_without_named_tensors_is_reported(tmp_path, value):
     with pytest.raises(ValueError, match="holds no state_dict"):
         read_state_dict(save(value, tmp_path / "other.pt", True))
 

@@ -158,7 +158,7 @@ def test_steps_and_sizes_as_in_other_image_processors(tmp_path):
 @pytest.mark.parametrize(
     "sizes", [{"size": {"height": 8, "width": 9}}, {"resolution": 8, "size": 9}, {"size": 20, "crop_size": 18}]
 )
-def test_sizes_that_are_no_square_are_one_sentence(sizes):
+def test_sizes_that_are_not_square_are_one_sentence(sizes):
     with pytest.raises(ValueError, match=r"The result is one square, but .* pass only resolution"):
         TotoImageProcessor(**sizes)
 
@@ -265,7 +265,7 @@ def test_wrong_pictures_are_one_sentence(processor, pictures, change, words):
         (lambda p: p.decode([1.5, 64.0]), "ids must be integers, not torch.float32"),
     ],
 )
-def test_things_that_are_no_pictures_are_one_sentence(processor, call, words):
+def test_things_that_are_not_pictures_are_one_sentence(processor, call, words):
     with pytest.raises(ValueError, match=words):
         call(processor)
 
@@ -294,7 +294,7 @@ def test_decode_gives_the_tokenizers_pictures_back(processor, pictures):
         direct = processor.visual_tokenizer.decode(ids[:, 1:-1].view(5, 4, 4) - 64)
     assert np.abs(frames[0].astype(int) - direct.permute(0, 2, 3, 1).numpy() * 255).max() <= 0.51
     assert np.array_equal(processor.decode(torch.cat([ids, ids[:, 1:17]], 1)), frames), (
-        "what follows the end is no frame"
+        "what follows the end is not a frame"
     )
     with pytest.raises(ValueError, match="whole number"):
         processor.decode(ids[:, :20])
@@ -318,7 +318,7 @@ def test_sizes_must_fit():
 # --- saving, loading, travelling
 
 
-def test_a_processor_lives_beside_a_model(processor, pictures, tmp_path):
+def test_a_processor_is_saved_next_to_a_model(processor, pictures, tmp_path):
     """A model's own files and the processor's share a folder, in either order of saving."""
     model = tiny_tokenizer(seed=5)  # any model will do: it writes config.json and model.safetensors at the top
     model.save_pretrained(tmp_path)

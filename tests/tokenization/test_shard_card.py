@@ -1,4 +1,4 @@
-"""Shards go to a Hub as a data set with a card, and come back whole; a missing token is told before the work."""
+"""Shards go to a Hub as a dataset with a card, and come back complete; a missing token is reported before the work."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tokenization.tokenize_dataset import main, read_manifest
 
 ROOT = Path(__file__).parents[2]
 
-# The Hub of the tests of models, answering for data sets as well.
+# The Hub of the tests of models, answering for datasets as well.
 HUB = """
 import loopback_hub as hub
 for methods, pattern, handle in list(hub.ROUTES):

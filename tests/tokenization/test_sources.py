@@ -48,7 +48,7 @@ def test_class_folders_become_labels_by_name(tmp_path):
         ("train/run/a.mp4", {"label": 0}),
         ("train/sit/a.mp4", {"label": 1}),
     ]
-    with pytest.raises(ValueError, match=r"has no split 'validation': it has train, test\."):
+    with pytest.raises(ValueError, match=r"has no split 'validation'; it has train, test\."):
         open_source(str(tmp_path), "validation", sampling=SIZES)
 
 
@@ -249,9 +249,9 @@ def test_toyworld(capsys):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda p: p, FileNotFoundError, "is empty: put videos"),
-        (lambda p: p / "nothing", FileNotFoundError, "there is no folder or file"),
-        (lambda p: make_image(p / "a.png", RED).with_suffix(".txt"), FileNotFoundError, "there is no folder or file"),
+        (lambda p: p, FileNotFoundError, "is empty; put videos"),
+        (lambda p: p / "nothing", FileNotFoundError, "There is no folder or file"),
+        (lambda p: make_image(p / "a.png", RED).with_suffix(".txt"), FileNotFoundError, "There is no folder or file"),
         (lambda p: (p / "a.txt").write_text("x") and p / "a.txt", ValueError, "neither a video, an image"),
     ],
 )
@@ -262,7 +262,7 @@ def test_nothing_to_read_is_one_sentence(tmp_path, make, error, words):
 
 def test_wrong_column_and_options(tmp_path):
     make_image(tmp_path / "a.png", RED)
-    with pytest.raises(ValueError, match="no column 'photo': it has image"):
+    with pytest.raises(ValueError, match="no column 'photo'; it has image"):
         open_source(str(tmp_path), image_column="photo", sampling=SIZES)
     with pytest.raises(ValueError, match="has no video column"):
         open_source(str(tmp_path), kind="video", sampling=SIZES)

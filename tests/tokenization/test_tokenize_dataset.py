@@ -130,9 +130,12 @@ def test_verify_prints_one_line(shards, capsys):
         (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
         (lambda f: edit(f, format=9), "has format 9"),
         (lambda f: edit(f, num_codes=3), "the tokenizer has 3 codes"),
-        (lambda f: edit(f, num_sequences=11), "but its manifest says 11"),
-        (lambda f: edit(f, grid=[4, 2]), "not as listed"),
-        (lambda f: tiny_processor(seed=1).save_pretrained(f / "processor"), "another tokenizer"),
+        (lambda f: edit(f, num_sequences=11), "but its manifest lists 11"),
+        (lambda f: edit(f, grid=[4, 2]), r"holds \d+ rows of \d+ codes, but its manifest lists \d+ of 32"),
+        (
+            lambda f: tiny_processor(seed=1).save_pretrained(f / "processor"),
+            "holds the tokenizer .*, but its manifest names",
+        ),
     ],
 )
 def test_verify_finds_damage(videos, tokenizer, tmp_path, damage, words):
@@ -151,13 +154,13 @@ def test_nothing_usable_is_a_sentence_with_reasons(tokenizer, tmp_path):
     (tmp_path / "in").mkdir()
     for index in range(5):
         make_video(tmp_path / "in" / f"{index}.mp4", frames=3)
-    with pytest.raises(ValueError, match=r"no clip of .* could be used: 0\.mp4: .* too short.*and 2 more"):
+    with pytest.raises(ValueError, match=r"No clip of .* could be used: 0\.mp4: .* too short.*and 2 more"):
         run(tmp_path / "in", tmp_path / "out", tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["in"], "nothing is left behind"
 
 
 def test_an_output_that_is_in_use_is_refused(shards, videos, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="is not empty: name a new folder"):
+    with pytest.raises(ValueError, match="is not empty; name a new folder"):
         run(videos, shards, tokenizer)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.partial").mkdir()
@@ -175,25 +178,25 @@ def test_an_output_that_fills_meanwhile_costs_no_finished_work(shards, videos, t
         (output / "theirs.txt").write_text("mine")
 
     monkeypatch.setattr(assembling, "assemble", somebody_writes_there)
-    with pytest.raises(OSError, match="was filled meanwhile: empty it and run the same command again"):
+    with pytest.raises(OSError, match="is no longer empty; empty it and run the same command again"):
         run(videos, output, tokenizer)
     monkeypatch.undo()
     (output / "theirs.txt").unlink()
-    with pytest.raises(ValueError, match="was begun with other flags"):  # a mistyped rerun deletes nothing
+    with pytest.raises(ValueError, match="was started with other flags"):  # a mistyped rerun deletes nothing
         run(videos, output, tokenizer, "--seed", 5)
     assert run(videos, output, tokenizer) == read_manifest(shards)
 
 
-def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(shards, videos, tokenizer, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(shards, videos, tokenizer, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
-        with pytest.raises(OSError, match=r"the disk is full: .* run the same command again"):
+        with pytest.raises(OSError, match=r"The disk is full .* run the same command again"):
             run(videos, tmp_path / "out", tokenizer)
         patch.setattr(PartWriter, "close", full)
-        with pytest.raises(OSError, match=r"the disk is full"):
+        with pytest.raises(OSError, match=r"The disk is full"):
             run(videos, tmp_path / "other", tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"], "nothing of a run that finished nothing"
     assert run(videos, tmp_path / "out", tokenizer) == read_manifest(shards)
@@ -204,9 +207,12 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(shards, videos, 
     ("flags", "words"),
     [
         (["--dataset", "toyworld"], "--dataset and --output"),
-        (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride is 0; it must be 1 or more"),
-        (["--dataset", "toyworld", "--output", "x", "--max_clips", "-1"], "--max_clips must be positive"),
-        (["--dataset", "toyworld", "--output", "x", "--precision", "fp16"], "--precision must be fp32 or bf16"),
+        (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride is 0; it must be at least 1"),
+        (["--dataset", "toyworld", "--output", "x", "--max_clips", "-1"], "--max_clips is -1; it must be at least 1"),
+        (
+            ["--dataset", "toyworld", "--output", "x", "--precision", "fp16"],
+            "--precision is fp16; it must be fp32 or bf16",
+        ),
         (["--dataset", "a", "--output", "x", "--private"], "--private would have no effect without --push_to_hub"),
         (["--dataset", "toyworld:film", "--output", "x", "--fps", "8"], "--fps would have no effect on toyworld"),
         (["--dataset", "a", "--output", "x", "--fps", "8", "--stride", "2"], "--stride would have no effect next to"),

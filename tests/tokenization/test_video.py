@@ -117,7 +117,7 @@ def test_views_of_a_test(video, tmp_path):
     assert len(ends) == 5 and max(ends) == 59
     short = make_video(tmp_path / "short.mp4", frames=51)
     assert len(list(read_windows(short, Sampling(fps=7.5, resolution=16, views=(5, 3))))) == 15
-    unsaid = make_video(tmp_path / "a.mkv", frames=60)  # whose header does not tell how many frames there are
+    unsaid = make_video(tmp_path / "a.mkv", frames=60)  # whose header does not state the number of frames
     assert sorted(clip.start for clip in read_windows(unsaid, read(views=(4, 1)))) == [0, 16, 31, 47]
     with pytest.raises(ValueError, match="too short: it has 60 frames"):
         list(read_windows(video, Sampling(num_frames=16, stride=4, views=(5, 3))))
@@ -184,7 +184,7 @@ def test_a_video_cut_before_its_index_is_a_sentence(tmp_path):
 def test_nonsense_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no video file"):
         list(read_windows(tmp_path / "nothing.mp4"))
-    with pytest.raises(ValueError, match="stride is 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match="stride is 0; it must be at least 1"):
         list(read_windows(tmp_path / "nothing.mp4", Sampling(stride=0)))
 
 

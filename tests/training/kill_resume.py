@@ -123,7 +123,7 @@ def trial(draw: random.Random, folder: Path, whole: dict) -> dict:
             os.kill(pid, signal.SIGKILL)
         wait(pids)
         kills.append(round(after / seconds, 3))
-        if not checkpoints.steps(run):  # nothing was written yet, so nothing is lost: the run begins anew
+        if not checkpoints.steps(run):  # nothing was written yet, so nothing is lost: the run starts again
             shutil.rmtree(run, ignore_errors=True)
         else:
             argv = ["--resume", str(run)]

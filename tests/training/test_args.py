@@ -1,4 +1,4 @@
-"""Recipes give defaults, flags win, and whatever is wrong in either is told in one sentence."""
+"""Recipes give defaults, flags win, and every mistake in either is reported in one sentence."""
 
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ def test_a_recipe_gives_defaults_and_flags_win(recipe):
 def test_nothing_in_a_recipe_is_none(recipe):
     paint, optim = parsed("--recipe", recipe("gloss:\nmax_grad_norm: null\n"))
     assert paint.gloss is None and optim.max_grad_norm is None
-    with pytest.raises(ValueError, match="sets 'coats' to nothing"):
+    with pytest.raises(ValueError, match="leaves 'coats' empty; give it a value"):
         parsed("--recipe", recipe("coats:\n"))
 
 
@@ -65,9 +65,9 @@ def test_one_source_needs_no_list_and_a_mapping_becomes_json(recipe):
         ("- coats\n", "must be a mapping"),
         ("", "must be a mapping"),
         ("coats: [3\n", "is not YAML"),
-        ("coats: [3, 4]\n", "'4' is not understood"),
+        ("coats: [3, 4]\n", "'4' is unknown"),
         ("coats: 0\n", "--coats must be above 0"),
-        ("learning_rate: 0\n", "--learning_rate must be above 0"),
+        ("learning_rate: 0\n", "--learning_rate is 0.0; it must be above 0"),
     ],
 )
 def test_wrong_recipes(recipe, text, words):
@@ -86,13 +86,13 @@ def test_values_of_another_kind_are_refused_as_flags_are(recipe, text, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--coatz", "3"], "'--coatz' is not understood; did you mean --coats"),
-        (["3"], "'3' is not understood"),
+        (["--coatz", "3"], "'--coatz' is unknown; did you mean --coats"),
+        (["3"], "'3' is unknown"),
         (["--coats", "-1"], "--coats must be above 0"),
         (["--learning_rate", "nan"], "--learning_rate"),
-        (["--warmup_steps", "-1"], "--warmup_steps must be 0 or more"),
-        (["--min_lr_ratio", "1.5"], "--min_lr_ratio must lie between 0 and 1"),
-        (["--max_grad_norm", "0"], "--max_grad_norm must be above 0, or left out"),
+        (["--warmup_steps", "-1"], "--warmup_steps is -1; it must be at least 0"),
+        (["--min_lr_ratio", "1.5"], "--min_lr_ratio is 1.5; it must be from 0 to 1"),
+        (["--max_grad_norm", "0"], "--max_grad_norm is 0.0; it must be above 0"),
     ],
 )
 def test_wrong_flags(argv, words):

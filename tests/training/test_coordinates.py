@@ -120,7 +120,7 @@ def test_widths_keep_heads_and_proportions():
     assert (config.mup_base_width, config.mup_base_head_dim) == (128, 32)
     assert config_of_width(BASE, 512, "standard").mup_base_width is None
     assert config_of_width(TotoConfig.from_preset("a2"), 768, "muP").mup_base_width == 256  # the family's
-    with pytest.raises(ValueError, match="width of 100 gives 4 heads no even size; take multiples of 8"):
+    with pytest.raises(ValueError, match="width is 100; it must be a multiple of 8, so that 4 heads"):
         config_of_width(BASE, 100, "muP")
 
 
@@ -154,10 +154,10 @@ def test_the_verb_teaches(capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--widths", "64"], "--widths needs two widths"),
-        (["--widths", "64", "60"], "A width of 60 gives 4 heads no even size"),
-        (["--steps", "0"], "--steps and --seeds must be above 0"),
-        (["--output", "check"], "--output check must end in .json"),
+        (["--widths", "64"], "--widths needs at least two different widths"),
+        (["--widths", "64", "60"], "The width is 60; it must be a multiple of 8"),
+        (["--steps", "0"], "--steps is 0; it must be above 0"),
+        (["--output", "check"], "--output is check; it must end in .json"),
         (["--preset", "huge"], "Preset 'huge' is unknown"),
         (["--config", '{"layers": 1}'], "--config has the unknown key 'layers'"),
     ],

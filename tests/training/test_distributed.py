@@ -86,7 +86,7 @@ def test_gradients_meet_once_a_step(of_two):
         assert sharded == weights and float(share) == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one(of_two, tmp_path, capsys):
+def test_a_checkpoint_of_two_ranks_resumes_with_one(of_two, tmp_path, capsys):
     _, whole, _ = of_two
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -132,14 +132,14 @@ def test_sigterm_checkpoints_and_says_so_by_its_exit_code(shards, one_rank, tmp_
     process.send_signal(signal.SIGTERM)
     told, _ = process.communicate(timeout=200)
     assert process.returncode == PREEMPTED == 75
-    assert f"stopped by SIGTERM; go on with: toto pretrain --resume {run}" in told
+    assert f"stopped by SIGTERM; resume with: toto pretrain --resume {run}" in told
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert checkpoint.name == f"step_{len(losses(run)):06d}" and len(losses(run)) < STEPS
     main(["--resume", str(run)])
     assert losses(run) == losses(one_rank)
 
 
-def test_a_port_in_use_is_told_before_a_process_group(shards, tmp_path):
+def test_a_port_in_use_is_reported_before_a_process_group(shards, tmp_path):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()

@@ -90,7 +90,7 @@ def varied(pretrained, pictures, tmp_path_factory):
     return finetune(tmp_path_factory.mktemp("runs") / "varied", pretrained, pictures, *VARIED)
 
 
-def test_colours_are_learnt_and_told(plain, pictures):
+def test_colours_are_learnt_and_reported(plain, pictures):
     result = json.loads((plain / "results.json").read_text())
     best, splits = result["best"], result["data"]["splits"]
     assert result["n_test"] == 18 and best["accuracy"] == best["correct"] / 18 > 0.8
@@ -179,7 +179,7 @@ def test_a_run_killed_before_its_test_is_tested_by_resuming(varied, tmp_path):
     assert numbers(run)[2] == numbers(varied)[2]
 
 
-def test_averages_are_what_is_saved_and_the_weights_lie_beside(varied):
+def test_averages_are_saved_and_the_weights_next_to_them(varied):
     from safetensors.torch import load_file
 
     last = checkpoints.latest(varied)
@@ -469,10 +469,10 @@ def table(path, labels, as_classes=None):
         ([1] * 12, "All training clips have the same 'label'"),
         (list(range(5, 25)), "No two clips have the same 'label'"),
         ([0, 1, -1, 1] * 5, r"train have no 'label' \(missing or hidden"),
-        ([0, 1], "one file or row only"),
+        ([0, 1], "only one file or row"),
     ],
 )
-def test_labels_that_are_none(tmp_path, pretrained, labels, words):
+def test_labels_that_are_invalid(tmp_path, pretrained, labels, words):
     with pytest.raises(ValueError, match=words):
         bad(tmp_path, pretrained, table(tmp_path / "data.parquet", labels))
     assert not (tmp_path / "run").exists()
@@ -482,19 +482,19 @@ def test_labels_that_are_none(tmp_path, pretrained, labels, words):
     ("flags", "words"),
     [
         (["--label_column", "colour"], "has no label column 'colour'; it has label"),
-        (["--train_split", "training"], "has no split 'training': it has"),
+        (["--train_split", "training"], "has no split 'training'; it has"),
         (["--test_split", "held"], "has no split 'held'"),
         (["--attention_mode", "prefix"], "needs --prefix_length"),
-        (["--attention_mode", "prefix", "--prefix_length", "40"], "prefix_length 40 is longer than a row, .* 18 ids"),
-        (["--attention_mode", "full", "--next_token_loss", "backbone"], "no next tokens to learn under full attention"),
+        (["--attention_mode", "prefix", "--prefix_length", "40"], "prefix_length is 40, but a row has only 18 ids"),
+        (["--attention_mode", "full", "--next_token_loss", "backbone"], "--next_token_loss does not work with full"),
         (["--attention_mode", "both"], "attention_mode is 'both'; choose one of"),
         (["--feature_layer", "9"], "the model has layers 0 .* to 2"),
-        (["--resolution", "20"], "is not a multiple of the visual tokenizer's stride"),
-        (["--batch_size", "12"], "12 rows per step and process are not a multiple of --per_device_batch_size 8"),
+        (["--resolution", "20"], "--resolution is 20; it must be a multiple of the visual tokenizer's stride"),
+        (["--batch_size", "12"], "12 rows per process; they must be a multiple of --per_device_batch_size 8"),
         (["--mixup", "0.8"], "cannot be blended"),
-        (["--drop_path", "1"], "--drop_path must be"),
-        (["--scale", "tiny"], "'--scale' is not understood"),
-        (["--liger"], "'--liger' is not understood"),
+        (["--drop_path", "1"], "--drop_path is 1.0; it must be at least 0 and below 1"),
+        (["--scale", "tiny"], "'--scale' is unknown"),
+        (["--liger"], "'--liger' is unknown"),
         (["--fps", "8", "--stride", "2"], "--stride would have no effect next to --fps"),
         (["--smallest_crop", "0.5"], "--smallest_crop would have no effect with --augment none"),
         (["--augment", "crop", "--rand_operations", "1"], "--rand_operations would have no effect with --augment crop"),
@@ -512,13 +512,13 @@ def test_bad_settings_get_a_sentence(tmp_path, pretrained, pictures, flags, word
 def test_other_models_and_tokenizers_get_a_sentence(tmp_path, pretrained, pictures):
     alone = tmp_path / "alone"
     TotoForCausalLM.from_pretrained(pretrained).save_pretrained(alone)
-    with pytest.raises(ValueError, match="comes without its visual tokenizer; name it with --tokenizer"):
+    with pytest.raises(ValueError, match="has no visual tokenizer; pass --tokenizer"):
         bad(tmp_path, alone, pictures)
     other = save_tokenizer(tmp_path / "other", num_codes=16)
-    with pytest.raises(ValueError, match="has 16 codes and the model 32"):
+    with pytest.raises(ValueError, match="has 16 codes, but the model has 32"):
         bad(tmp_path, alone, pictures, "--tokenizer", str(other))
     (alone / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(ValueError, match="is a GPT2LMHeadModel, and only a Toto of tokens can be fine-tuned"):
+    with pytest.raises(ValueError, match="is a GPT2LMHeadModel; only a Toto of tokens can be fine-tuned"):
         bad(tmp_path, alone, pictures)
 
 
@@ -530,16 +530,16 @@ def test_typed_steps_win_over_the_epochs_of_a_recipe():
     assert refuse_idle_flags(["--seed", "5"], data, AugmentArgs()).epochs == 3
 
 
-def test_what_is_settled_or_gone_is_told_when_resuming(half, tmp_path):
+def test_what_is_settled_or_gone_is_reported_when_resuming(half, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(half, run)
     with (run / "recipe.yaml").open("a") as file:  # as earlier versions wrote it
         file.write("scale: full\nliger: false\n")
-    with pytest.raises(ValueError, match=r"--attention_mode is full, but the run was begun with None .*--model"):
+    with pytest.raises(ValueError, match=r"--attention_mode is full, but the run was started with None .*--model"):
         main(["--resume", str(run), "--attention_mode", "full"])
 
 
-def test_the_card_tells_classes_call_and_test(plain):
+def test_the_card_has_classes_call_and_test(plain):
     from training.publish.cards import model_card
     from training.publish.push import run_facts
 
@@ -554,7 +554,7 @@ def test_the_card_tells_classes_call_and_test(plain):
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes" / "finetune").glob("*.yaml"))
-PAPER = {"imagenet_causal": "82.2", "imagenet_full": "82.6", "imagenet_joint": "no number of the paper"}
+PAPER = {"imagenet_causal": "82.2", "imagenet_full": "82.6", "imagenet_joint": "no number in the paper"}
 PAPER |= {"cater_16": "62.8", "cater_32": "72.9", "tiny_finetune": "nothing published"}
 
 

@@ -121,7 +121,7 @@ def test_a_run_that_waits_for_its_data_says_so_once(shards, tmp_path, capsys, mo
     row = ShardRows.row
     monkeypatch.setattr(ShardRows, "row", lambda self, k: time.sleep(0.05) or row(self, k))
     main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(tmp_path / "run")])
-    assert capsys.readouterr().out.count("The data cannot feed the device") == 1
+    assert capsys.readouterr().out.count("The data is too slow for the device") == 1
 
 
 def test_sources_that_end_end_the_run(shards, tmp_path, capsys):

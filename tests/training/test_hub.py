@@ -152,7 +152,7 @@ for repo in ("tester/run", "tester/plain"):
     decoded = processor.decode(continued)
     assert decoded.shape == (1, 4, 16, 16, 3) and np.array_equal(decoded, expected["frames"].numpy())
     assert AutoImageProcessor.from_pretrained(repo, trust_remote_code=True).resolution == 16
-# what the card tells a user to type
+# what a user of the card types
 example = ModelCard.load("tester/run").text.split("```python")[1].split("```")[0]
 assert 'repo = "tester/run"' in example
 exec(example, shown := {})
@@ -284,7 +284,7 @@ def test_a_card_names_the_sources_of_a_mixture_and_no_folder(folder, tmp_path):
     assert result.dataset_type == "validation shards"
 
 
-def test_mistakes_are_told_before_anything_is_sent(folder, tmp_path):
+def test_mistakes_are_reported_before_anything_is_sent(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         push_folder(tmp_path / "nowhere", "user/toto")
     with pytest.raises(ValueError, match="is not of a probe"):

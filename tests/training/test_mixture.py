@@ -66,7 +66,7 @@ def test_any_number_of_processes_draws_the_same_rows(world):
 
 @pytest.mark.parametrize("at_end", ["repeat", "leave"])
 @pytest.mark.parametrize("before", [1, 37, 200])
-def test_a_stream_goes_on_exactly_and_under_another_world(before, at_end):
+def test_a_stream_resumes_exactly_and_with_another_world(before, at_end):
     whole = numbers(at_end=at_end)
     whole.take(2 * before)
     rest = whole.take(120)
@@ -146,7 +146,7 @@ def videos(tmp_path_factory):
     return folder
 
 
-def test_files_are_shared_out_shuffled_and_cropped_anew(processor, videos):
+def test_files_are_distributed_shuffled_and_cropped_again(processor, videos):
     def first_frames(count, rank=0, world=1, **settings):
         source = Source(str(videos), stride=1, **settings)
         _, rows = open_rows(source, CONFIG, 0, 32, lambda frames, is_image: frames)
@@ -187,22 +187,25 @@ def test_pixels_and_shards_mix_in_one_stream(processor, shards):
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ([{"data": "a", "weight": 0.5}, {"data": "b", "weight": 0.4}], "must sum to 1; these sum to 0.9"),
+        (
+            [{"data": "a", "weight": 0.5}, {"data": "b", "weight": 0.4}],
+            "sum to 0.9; they are probabilities and must sum to 1",
+        ),
         ([{"data": "a", "weigth": 1}], "unknown key 'weigth'; did you mean 'weight'"),
         ([{"data": "x/a", "weight": 0.5}, {"data": "y/a", "weight": 0.5}], "Two sources are called 'a'"),
         ([{"data": "a", "at_end": "pause"}], "at_end 'pause'; choose one of repeat, leave, stop"),
-        ([{"data": "a", "weight": -1}], "weight -1, which is no number above 0"),
-        ([{"weight": 1}], "needs 'data'"),
-        ([{"data": "a", "stride": "4"}], "stride '4', which must be of type int"),
+        ([{"data": "a", "weight": -1}], "weight -1; it must be a number above 0"),
+        ([{"weight": 1}], "A source has no 'data'"),
+        ([{"data": "a", "stride": "4"}], "stride '4'; it must be of type int"),
     ],
 )
-def test_a_bad_mixture_is_told(sources, words):
+def test_a_bad_mixture_is_reported(sources, words):
     with pytest.raises(ValueError, match=words):
         DataArgs(sources=[json.dumps(source) for source in sources])
 
 
-def test_a_missing_source_and_a_leaving_one_of_pixels_are_told(processor, tmp_path):
-    with pytest.raises(FileNotFoundError, match="The source 'gone' cannot be used: there is no folder or file"):
+def test_a_missing_source_and_a_leaving_one_of_pixels_are_reported(processor, tmp_path):
+    with pytest.raises(FileNotFoundError, match="The source 'gone' cannot be used: There is no folder or file"):
         open_rows(Source(str(tmp_path / "gone")), CONFIG, 0, 32, token_row(processor))
     with pytest.raises(ValueError, match=r"'toyworld' cannot leave the mixture.*tokenize it first"):
         pixels(processor, at_end="leave")
@@ -216,7 +219,7 @@ def test_codes_of_different_tokenizers_do_not_mix(shards, tmp_path, processor):
     same, different = Source(str(shards)), Source(str(other))
     check_tokenizers([same], None)
     for sources, of_pixels in (([same, different], None), ([different, Source("toyworld")], processor)):
-        with pytest.raises(ValueError, match="are of different visual tokenizers, whose codes do not mean the same"):
+        with pytest.raises(ValueError, match="have different visual tokenizers, so their codes do not match"):
             check_tokenizers(sources, of_pixels)
 
 
@@ -225,5 +228,5 @@ def test_a_process_without_an_item_says_so(processor, videos):
         _, rows = open_rows(Source(str(videos), stride=1), CONFIG, 0, 32, token_row(processor))
         rows.share(40, 41)
         rows.load_state_dict(position)
-        with pytest.raises(ValueError, match="share of process 40 of 41: are there fewer files than processes"):
+        with pytest.raises(ValueError, match="share of process 40 of 41; there may be fewer files than processes"):
             rows.row(0)

@@ -1,4 +1,4 @@
-"""`toto sweep mup`: finds a known optimum, runs its grid, and goes on where it was stopped."""
+"""`toto sweep mup`: finds a known optimum, runs its grid, and resumes where it was stopped."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_a_sweep_writes_data_and_figure(swept):
     assert {row["width"] for row in result["optima"]} == {16, 32}
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(swept, shards, capsys):
+def test_a_sweep_resumes_where_it_was_stopped(swept, shards, capsys):
     folder = swept.with_name("sweep_runs")
     before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob(f"*/{OUTCOME}")}
     lost = "muP-16-lr-7-seed0"
@@ -91,10 +91,10 @@ def test_a_sweep_goes_on_where_it_was_stopped(swept, shards, capsys):
 
 def test_a_grid_refuses_other_flags_and_reports_refused_runs(swept, shards, tmp_path):
     flags = [*SMALL, "--max_steps", "4", "--shards", str(shards), "--output", str(swept)]
-    with pytest.raises(ValueError, match="was run with other flags than these; name another folder"):
+    with pytest.raises(ValueError, match="was run with other flags; name another folder"):
         main(flags)
     bad = Point("bad", ("--preset", "tiny", "--shards", str(shards), "--max_steps", "1"))
-    with pytest.raises(ValueError, match=r"The run bad was refused: .*do not fit the model.*bad\.log"):
+    with pytest.raises(ValueError, match=r"The run bad failed: .*do not fit the model.*bad\.log"):
         run_grid([bad], tmp_path / "runs", 1, "grid")
     shutil.rmtree(tmp_path / "runs")
 
@@ -102,5 +102,5 @@ def test_a_grid_refuses_other_flags_and_reports_refused_runs(swept, shards, tmp_
 def test_bad_calls_get_a_sentence(shards):
     with pytest.raises(ValueError, match="--shards DIR"):
         main([])
-    with pytest.raises(ValueError, match="knows muP and standard, not spectral"):
+    with pytest.raises(ValueError, match="--parametrisations has spectral; the parametrisations are muP and standard"):
         main(["--shards", str(shards), "--parametrisations", "spectral"])

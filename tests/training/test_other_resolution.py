@@ -38,7 +38,7 @@ def fine_shards(shards, tmp_path_factory):
     return folder
 
 
-def test_training_goes_on_at_the_finer_grid(coarse, fine_shards, tmp_path, monkeypatch, recwarn):
+def test_training_continues_at_the_finer_grid(coarse, fine_shards, tmp_path, monkeypatch, recwarn):
     run = tmp_path / "run"
     monkeypatch.chdir(coarse.parent)  # the run remembers the whole path of what it began from
     flags = ["--init_from", coarse.name, "--config", json.dumps(FINER), "--shards", str(fine_shards)]
@@ -73,24 +73,27 @@ def test_training_goes_on_at_the_finer_grid(coarse, fine_shards, tmp_path, monke
     assert logged["step"] == 1 and logged["loss"] == pytest.approx(nats[0], abs=1e-3)
     assert not math.isclose(nats[0], nats[1], abs_tol=1e-2)  # the old base would have shown
 
-    main(["--resume", str(run), "--max_steps", "2"])  # done already, and its --config is no obstacle
+    main(["--resume", str(run), "--max_steps", "2"])  # done already, and its --config does not matter
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({}, r"do not fit the model: tokens_per_frame 16 \(shards: 64\), num_frames 4 \(shards: 1\).*--config"),
-        (FINER | {"hidden_size": 64}, "--config says hidden_size 64, but the weights of --init_from .* with 32; leave"),
-        (FINER | {"num_hidden_layers": 3}, "num_hidden_layers 3, but the weights"),
-        (FINER | {"num_attention_heads": 4}, "num_attention_heads 4, but"),  # would load, and mean something else
-        (FINER | {"mup_base_width": 16}, "mup_base_width 16, but .* with None"),
+        (
+            FINER | {"hidden_size": 64},
+            "--config sets hidden_size to 64, but the weights of --init_from .* have 32; leave",
+        ),
+        (FINER | {"num_hidden_layers": 3}, "num_hidden_layers to 3, but the weights"),
+        (FINER | {"num_attention_heads": 4}, "num_attention_heads to 4, but"),  # would load, and mean something else
+        (FINER | {"mup_base_width": 16}, "mup_base_width to 16, but .* have None"),
         (FINER | {"tokens_per_frame": 64, "grid_size": [4, 4]}, r"grid_size \(4, 4\) holds 16 codes"),
         (FINER | {"tokens_per_frme": 64}, "--config has the unknown key 'tokens_per_frme'; did you mean 'tokens_per_f"),
         (FINER | {"attention_mode": "sideways"}, "attention_mode is 'sideways'; choose one of"),
-        (FINER | {"max_position_embeddings": 64}, "has 66 ids but the model takes 64"),
+        (FINER | {"max_position_embeddings": 64}, "has 66 ids, but the model takes only 64"),
     ],
 )
-def test_what_does_not_fit_is_told_before_training(coarse, fine_shards, tmp_path, fields, words):
+def test_what_does_not_fit_is_reported_before_training(coarse, fine_shards, tmp_path, fields, words):
     flags = ["--init_from", str(coarse), "--config", json.dumps(fields), "--shards", str(fine_shards)]
     with pytest.raises(ValueError, match=words):
         main([*flags, *STEPS, "--output_dir", str(tmp_path / "run")])
@@ -104,12 +107,12 @@ def test_fields_that_repeat_the_checkpoints_are_welcome(coarse, fine_shards, tmp
     assert checkpoints.latest(tmp_path / "run").name == "step_000002"
 
 
-def test_weights_that_learnt_other_codes_are_told_of(coarse, tmp_path):
+def test_weights_for_other_codes_give_a_warning(coarse, tmp_path):
     from tokenization.tokenize_dataset import main as tokenize
 
     other = save_tokenizer(tmp_path / "tokenizer", seed=1)
     flags = ["--dataset", "toyworld", "--max_clips", "8", "--num_frames", "4", "--resolution", str(SIDE)]
     tokenize([*flags, "--tokenizer", str(other), "--output", str(tmp_path / "shards")])
     flags = ["--init_from", str(coarse), "--shards", str(tmp_path / "shards"), "--output_dir", str(tmp_path / "run")]
-    with pytest.warns(UserWarning, match="learnt the codes of another visual tokenizer"):
+    with pytest.warns(UserWarning, match="was trained on the codes of another visual tokenizer"):
         main([*flags, *STEPS])

@@ -1,4 +1,4 @@
-"""The perceptual distances: equal to the original packages' on the same weights, frozen, and what is wrong is told."""
+"""The perceptual distances: equal to the original packages' on the same weights, frozen, and mistakes are reported."""
 
 import importlib
 import importlib.machinery
@@ -199,12 +199,12 @@ def test_autocast_changes_little(lite0, pictures):
 
 
 @pytest.mark.parametrize("shapes", [((2, 3, 32, 32), (1, 3, 32, 32)), ((3, 32, 32),) * 2, ((1, 1, 32, 32),) * 2])
-def test_other_shapes_are_told(shapes, lpips):
+def test_other_shapes_are_reported(shapes, lpips):
     with pytest.raises(ValueError, match="needs two batches"):
         lpips(*(torch.rand(shape) for shape in shapes))
 
 
-def test_pictures_that_vanish_in_the_network_are_told(network):
+def test_pictures_that_vanish_in_the_network_are_reported(network):
     assert network(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)) > 0
     with pytest.raises(ValueError, match=r"H and W at least 16, not \(1, 3, 15, 16\)"):
         network(torch.rand(1, 3, 15, 16), torch.rand(1, 3, 15, 16))
@@ -220,7 +220,7 @@ def test_a_folder_and_safetensors_are_the_same_weights(lpips, lpips_files, tmp_p
     assert read_weights([str(Path(lpips_files[0]).parent)]).keys() == tensors.keys()
 
 
-def test_missing_weights_are_told(lpips_files, tmp_path, monkeypatch):
+def test_missing_weights_are_reported(lpips_files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no perceptual network 'vgg'; choose lpips or efficientnet-lite0"):
         perceptual_distance("vgg")
     with pytest.raises(FileNotFoundError, match=r"LPIPS needs two files: .*vgg16-397923af.pth.*--perceptual_files"):
@@ -238,7 +238,7 @@ def test_missing_weights_are_told(lpips_files, tmp_path, monkeypatch):
         perceptual_distance("efficientnet-lite0")
 
 
-def test_weights_of_another_shape_are_told(lpips_files, tmp_path):
+def test_weights_of_another_shape_are_reported(lpips_files, tmp_path):
     tensors = torch.load(lpips_files[1], weights_only=True)
     tensors["lin2.model.1.weight"] = torch.rand(1, 255, 1, 1)
     torch.save(tensors, tmp_path / "vgg.pth")
@@ -251,7 +251,7 @@ class Trap:
         return print, ("the trap was sprung",)
 
 
-def test_damaged_and_hostile_files_are_told(lpips_files, tmp_path, capsys):
+def test_damaged_and_hostile_files_are_reported(lpips_files, tmp_path, capsys):
     whole = Path(lpips_files[1]).read_bytes()
     (tmp_path / "short.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "short.safetensors").write_bytes(b"\x10\x00")
@@ -273,7 +273,7 @@ def test_a_hash_in_a_name_is_checked(lpips_files, tmp_path):
         read_weights([str(tmp_path / "vgg16-397923af.pth")])
 
 
-def test_one_tensor_in_two_files_is_told(lpips_files):
+def test_one_tensor_in_two_files_is_reported(lpips_files):
     with pytest.raises(ValueError, match="as an earlier file does; give only one"):
         read_weights([lpips_files[1], lpips_files[1]])
 

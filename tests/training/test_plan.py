@@ -30,7 +30,7 @@ def test_base_by_hand(capsys):
     assert sources["howto100m"]["shards_gb"] == pytest.approx(1280)
 
 
-def test_shards_tell_their_own_tokens(shards, capsys):
+def test_shards_give_their_own_tokens(shards, capsys):
     found = planned(capsys, *FLAGS, "--shards", str(shards), "--gpus", "1", "--max_steps", "10")
     held = json.loads((shards / "manifest.json").read_text())["num_tokens"]
     (source,) = found["sources"]
@@ -92,7 +92,7 @@ def test_sharding_divides_what_it_shares(capsys):
     assert accumulating["gradients"] - shared["gradients"] == 4 * 10**9
 
 
-def test_what_does_not_fit_is_told(capsys):
+def test_what_does_not_fit_is_reported(capsys):
     main(["--recipe", "1b", "--gpus", "8", "--peak_tflops", "100", "--memory_gb", "16"])
     assert "DOES NOT FIT: lower --per_device_batch_size" in capsys.readouterr().out
     main(["--recipe", "base", "--all", "--gpus", "64"])

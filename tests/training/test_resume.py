@@ -64,7 +64,7 @@ def test_nothing_is_said_where_nothing_changed(whole, half, capsys):
         (["--max_steps", "12"], "max_steps is 12 and was 8: the losses differ", False),
     ],
 )
-def test_a_changed_setting_is_told(whole, half, capsys, flags, words, is_exact):
+def test_a_changed_setting_is_reported(whole, half, capsys, flags, words, is_exact):
     import re
 
     main(["--resume", str(half), *flags])
@@ -81,26 +81,26 @@ def test_a_changed_setting_is_told(whole, half, capsys, flags, words, is_exact):
 
 @pytest.mark.parametrize("flags", [["--preset", "base"], ["--config", "{}"], ["--architecture", "gpt2"]])
 def test_another_model_is_refused(half, flags):
-    with pytest.raises(ValueError, match=f"{flags[0]} is {flags[1]}, but the run was begun with .*--init_from"):
+    with pytest.raises(ValueError, match=f"{flags[0]} is {flags[1]}, but the run was started with .*--init_from"):
         main(["--resume", str(half), *flags])
 
 
 def test_a_run_extended_and_killed_remembers_what_it_was_asked_for(half):
-    """Killed after recipe.yaml was written anew, before the next checkpoint."""
+    """Killed after recipe.yaml was written again, before the next checkpoint."""
     recipe = (half / "recipe.yaml").read_text()
     (half / "recipe.yaml").write_text(recipe.replace("max_steps: 8", "max_steps: 12"))
     main(["--resume", str(half)])
     assert len(losses(half)) == 12
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(whole, half, capsys):
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(whole, half, capsys):
     shutil.rmtree(half / "checkpoints")
     main(["--resume", str(half)])
-    assert "has no checkpoint yet, so it begins anew" in capsys.readouterr().out
+    assert "has no checkpoint yet, so the run starts again" in capsys.readouterr().out
     assert losses(half) == losses(whole)
 
 
-def test_the_runs_own_shards_by_another_path_are_no_change(half, capsys, monkeypatch):
+def test_the_runs_own_shards_by_another_path_are_not_a_change(half, capsys, monkeypatch):
     from training.args import read_recipe
 
     shards = Path(read_recipe(half)["shards"])
@@ -127,14 +127,14 @@ def test_tokens_count_on_where_a_step_becomes_another(half):
     assert [row["tokens"] for row in rows if "loss" in row] == [256, 512, 768, 1024, 1536, 2048, 2560, 3072]
 
 
-def test_changed_shards_are_told(whole, half, tmp_path, capsys):
+def test_changed_shards_are_reported(whole, half, tmp_path, capsys):
     from training.args import read_recipe
 
     shards = Path(read_recipe(half)["shards"])
     more = tokenize(tmp_path / "more", shards / "processor", clips=30)
     main(["--resume", str(half), "--shards", str(more)])
     told = capsys.readouterr().out
-    assert "shards is" in told and "The source 'more' is new" in told and "The source 'shards' is gone" in told
+    assert "shards is" in told and "The source 'more' is new" in told and "The source 'shards' was removed" in told
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, ca
     damage(run / "checkpoints" / "step_000008")
     assert checkpoints.latest(run).name == "step_000008"  # its files are all there
     main(["--resume", str(run)])
-    assert "step_000008 is passed over: model.safetensors is not what was written" in capsys.readouterr().out
+    assert "step_000008 is skipped: the checksum of model.safetensors is wrong" in capsys.readouterr().out
     assert losses(run) == losses(whole)
     for checkpoint in checkpoints.steps(run):
         damage(checkpoint)
@@ -184,7 +184,7 @@ def test_pixels_are_shared_out_from_the_earliest_place():
     assert [s["sources"]["pixels"]["position"] for s in shared_out_anew(loop, 3)] == [[0, 4, 1]] * 3
 
 
-def test_an_unwritable_folder_is_told_before_a_model(whole, tmp_path):
+def test_an_unwritable_folder_is_reported_before_a_model(whole, tmp_path):
     from training.args import read_recipe
 
     blocked = tmp_path / "file"

@@ -141,5 +141,5 @@ def test_revive_moves_dead_codes_only(model):
     alive = usage > 0
     assert torch.equal(after[alive], before[alive])
     vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    assert torch.cdist(after[~alive], vectors).amin(1).max() < 0.2  # beside an output of the encoder
+    assert torch.cdist(after[~alive], vectors).amin(1).max() < 0.2  # next to an output of the encoder
     assert revive(model, torch.ones(32), latents) == 0 and torch.equal(model.quantize.embedding.weight, after)

@@ -156,7 +156,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, settings, flags, whole, tmp_
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_a_killed_command_leaves_whole_files_and_goes_on(vqgan, tmp_path):
+def test_a_killed_command_leaves_whole_files_and_resumes(vqgan, tmp_path):
     run = tmp_path / "run"
     flags = command("vqgan", VQGAN, run)
     process = subprocess.Popen([sys.executable, "-m", "training.train_tokenizer", *flags])
@@ -174,7 +174,7 @@ def test_a_killed_command_leaves_whole_files_and_goes_on(vqgan, tmp_path):
     ("kind", "settings", "flags", "whole"),
     [("vqgan", VQGAN, CRITIC, "with_critic"), ("dvae", DVAE, ["--ema_decay", "0.9"], "dvae")],
 )
-def test_sigterm_writes_a_checkpoint_from_which_the_run_goes_on_exactly(
+def test_sigterm_writes_a_checkpoint_from_which_the_run_resumes_exactly(
     kind, settings, flags, whole, tmp_path, request
 ):
     whole, run = request.getfixturevalue(whole), tmp_path / "run"
@@ -190,7 +190,7 @@ def test_sigterm_writes_a_checkpoint_from_which_the_run_goes_on_exactly(
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == PREEMPTED == 75
-    assert f"stopped by SIGTERM; go on with: toto train-tokenizer --resume {run}" in printed
+    assert f"stopped by SIGTERM; resume with: toto train-tokenizer --resume {run}" in printed
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert 4 <= int(checkpoint.name.removeprefix("step_")) < 24 and not (run / "model.safetensors").exists()
     main(["--resume", str(run)])
@@ -233,12 +233,12 @@ def test_a_checkpoint_between_two_log_lines_keeps_what_the_next_line_counts(dvae
     assert everything(run) == everything(dvae)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(vqgan, tmp_path, capsys):
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(vqgan, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(vqgan, run)
     shutil.rmtree(run / "checkpoints")
     main(["--resume", str(run)])
-    assert "has no checkpoint yet, so it begins anew" in capsys.readouterr().out
+    assert "has no checkpoint yet, so the run starts again" in capsys.readouterr().out
     assert everything(run) == everything(vqgan)
 
 
@@ -250,7 +250,7 @@ def test_a_changed_setting_is_reported_and_another_model_is_refused(vqgan, tmp_p
     assert "max_steps is 26 and was 24: the losses differ" in printed and "learning_rate is 0.0001" in printed
     assert (run / "changes.txt").read_text() in printed + "\n" and "max_steps: 26" in (run / "recipe.yaml").read_text()
     for flags in (["--model", '{"num_codes": 64}'], ["--kind", "dvae", "--revive_every", "50"], CRITIC):
-        with pytest.raises(ValueError, match=f"{flags[0]} is .*, but the run was begun with .* begin a new run"):
+        with pytest.raises(ValueError, match=f"{flags[0]} is .*, but the run was started with .* start a new run"):
             main(["--resume", str(run), *flags])
 
 
@@ -279,7 +279,7 @@ def test_two_processes_share_the_frames(tmp_path):
 
 
 @pytest.mark.parametrize("batches", [3, 16, 21])  # within a chunk, at its end, in the next one
-def test_a_stream_goes_on_where_it_stood(batches):
+def test_a_stream_resumes_where_it_stood(batches):
     stream = FrameStream(["toyworld", "toyworld:cluttered"], "train", 32, 4)
     whole = [batch for _, batch in zip(range(40), stream, strict=False)]
     assert whole[0].shape == (4, 32, 32, 3) and whole[0].dtype == np.uint8
@@ -312,19 +312,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--kind", "jpeg"], "--kind must be vqgan or dvae, not 'jpeg'"),
-        (["--max_steps", "0"], "--max_steps must be above 0"),
-        (["--revive_every", "-1"], "--revive_every must be 0 .never. or more"),
+        (["--kind", "jpeg"], "--kind is 'jpeg'; it must be one of vqgan, dvae"),
+        (["--max_steps", "0"], "--max_steps is 0; it must be above 0"),
+        (["--revive_every", "-1"], "--revive_every is -1; it must be at least 0"),
         (["--kl_weight", "1"], "--kl_weight has no effect on a vqgan; leave it out"),
-        (["--ema_decay", "0.9"], "--ema_decay is for the dVAE"),
-        (["--perceptual", "vgg"], "--perceptual must be lpips or efficientnet-lite0"),
+        (["--ema_decay", "0.9"], "--ema_decay works only with --kind dvae"),
+        (["--perceptual", "vgg"], "--perceptual is 'vgg'; it must be one of lpips, efficientnet-lite0"),
         (["--model", '{"num_code": 3}'], "unknown key 'num_code'; did you mean 'num_codes'"),
         (["--model", "{num_codes: 3}"], "--model must be a JSON mapping such as"),
-        (["--model", "[3]"], "--model must be a JSON mapping, not"),
-        (["--dataset", "toyworld:hard"], "toyworld has the variants simple, cluttered, film; got 'hard'"),
-        (["--split", "dev"], "toyworld has the splits train, validation, test; got 'dev'"),
+        (["--model", "[3]"], "it must be a JSON mapping"),
+        (["--dataset", "toyworld:hard"], "toyworld has no variant 'hard'; it has simple, cluttered, film"),
+        (["--split", "dev"], "toyworld has no split 'dev'; it has train, validation, test"),
     ],
 )
-def test_wrong_flags_are_told(flags, words, tmp_path):
+def test_wrong_flags_are_reported(flags, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         train("vqgan", VQGAN, tmp_path / "out", *flags)

@@ -1,4 +1,4 @@
-"""From finished parts to a folder of shards: the rows in a random order, the processor, the card, the manifest last."""
+"""From finished parts to a folder of shards: rows in random order, the processor, the card, and last the manifest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tokenization.shards.parts import finished_parts, on_main, part_name
 
 
 def assemble(args, source, processor, partial: Path, precision: str, state) -> None:
-    """Write the shards, shared among the processes, and what goes with them; the manifest last.
+    """Write the shards, the processor, the card and last the manifest; the processes share the work.
 
     Args:
-        args: `TokenizeArgs`. source: the `ClipSource` whose parts are finished. partial: the folder of the work.
-        precision: "bf16" or "fp32", of the encoder. state: accelerate's PartialState.
+        args: `TokenizeArgs`. source: the `ClipSource` whose parts are finished. partial: the working folder.
+        precision: "bf16" or "fp32", of the encoder. state: Accelerate's PartialState.
     Raises:
         ValueError: no clip of the dataset could be used.
     """
@@ -30,7 +30,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
         parts, counts = plan(partial / "parts", source.num_shards, source.limit)
         if not counts["rows"]:
             shutil.rmtree(partial)
-            raise ValueError(f"no clip of {args.dataset} could be used: {reasons(counts['skipped'], '; ')}")
+            raise ValueError(f"No clip of {args.dataset} could be used: {reasons(counts['skipped'], '; ')}")
         return parts, counts
 
     parts, counts = on_main(state, planned)
@@ -91,12 +91,14 @@ def write_shards(
     rank: int = 0,
     world: int = 1,
 ) -> list[dict]:
-    """Rank's share of the shards: all rows of the parts in one seeded random order, a shard in memory at a time.
+    """Write this rank's share of the shards: all rows of the parts in one seeded random order.
+
+    One shard is in memory at a time.
 
     Args:
-        parts: [(name, rows)] in the order of the source, as `code_parts.plan` gives them; the same on every rank.
+        parts: [(name, rows)] in the order of the source, as `code_parts.plan` returns them; the same on every rank.
     Returns:
-        [{"file", "rows", "sha256"}] of the shards with number = rank (mod world). One that is there is not written
+        [{"file", "rows", "sha256"}] of the shards whose number is rank (mod world). Shards that exist are not written
         again.
     """
     import numpy as np
@@ -115,7 +117,7 @@ def write_shards(
 
 
 def reasons(skipped: list[dict], separator: str, most: int = 3) -> str:
-    """The first few reasons, and how many more there are."""
+    """The reasons why items were skipped: the first few, and the number of the others."""
     if not skipped:
         return "the split holds no rows."
     lines = [f"{item['source']}: {item['why']}" for item in skipped[:most]]

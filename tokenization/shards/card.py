@@ -1,4 +1,4 @@
-"""A folder of token shards to the Hub: a data set repository with a card that says what is in it and how to use it."""
+"""Pushes a folder of token shards to the Hub, as a dataset repository with a card that describes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenization.shards.format import read_manifest
 
 
 def _public_name(name: str) -> str:
-    """The name of a data set or tokenizer without the folders of one's machine."""
+    """The name of a dataset or tokenizer without the folders of this machine."""
     path = Path(name)
     return path.resolve().name if path.exists() or path.is_absolute() else name
 
@@ -28,10 +28,10 @@ def shard_card(manifest: dict, repo: str) -> str:
     }
     sampling = ""
     if is_video:
-        sampling = f", {manifest['fps']:g} a second" if manifest["fps"] else f", every {manifest['stride']}th frame"
+        sampling = f", {manifest['fps']:g} per second" if manifest["fps"] else f", every {manifest['stride']}th frame"
     precision = manifest["precision"]
     if manifest.get("bf16_agreement") is not None:
-        precision += f" ({100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch as in fp32)"
+        precision += f" ({100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch are the same in fp32)"
     facts = manifest | {"dataset": _public_name(manifest["dataset"]), "precision": precision}
     return markdown_template(Path(__file__).with_name("card.md.jinja")).render(
         facts | {"tokenizer": _public_name(manifest["tokenizer"]["name"])},
@@ -51,17 +51,18 @@ def shard_card(manifest: dict, repo: str) -> str:
 
 
 def _size_category(rows: int) -> str:
-    """The Hub's name for the size of a data set."""
+    """The Hub's name for the size of a dataset."""
     bounds = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
     return next((name for name, bound in bounds.items() if rows < bound), "n>10M")
 
 
 def create_repo(repo_id: str, private: bool = False) -> str:
-    """Create the data set repository if there is none, and give its full name; before the work, to learn of a missing
-    token in time.
+    """Create the dataset repository if it does not exist; returns its full name.
+
+    Called before the work, so that a missing token is reported early.
 
     Raises:
-        ValueError: no possible name. OSError: no token, no right, or no connection.
+        ValueError: not a valid name. OSError: no token, no permission, or no connection.
     """
     from huggingface_hub import HfApi
 
@@ -69,11 +70,12 @@ def create_repo(repo_id: str, private: bool = False) -> str:
 
 
 def push_shards(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """Push a folder of shards in one commit; its address. Shards that an earlier push left there are deleted.
+    """Push a folder of shards in one commit and return its address. Shards of an earlier push are deleted.
 
-    Folders of one's machine in the manifest are reduced to their last name.
+    Local paths in the manifest are reduced to their last part.
+
     Raises:
-        FileNotFoundError: no shards. OSError: the Hub refused or cannot be reached.
+        FileNotFoundError: there are no shards. OSError: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 

@@ -1,4 +1,4 @@
-"""Parts of `toto tokenize`: the file of a part's codes, and all parts together as rows in any order."""
+"""Parts of `toto tokenize`: the file that holds a part's codes, and access to the rows of all parts in any order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from tokenization.video import Clip
 
-# Rows of a record batch in a part: what a writer holds back, and what a reader maps at a time.
+# Rows of a record batch in a part: what a writer keeps in memory, and what a reader maps at a time.
 BATCH_ROWS = 256
 
 
 def columns(num_codes: int, labels: list[str]) -> list[tuple[str, pa.DataType]]:
-    """Columns of a shard: codes of a row, where it comes from, and one int64 per label (-1: unknown)."""
+    """Names and types of a shard's columns: codes of a row, its origin, and one int64 per label (-1: unknown)."""
     import pyarrow as pa
 
     kinds = [("codes", pa.list_(pa.uint16(), num_codes)), ("source", pa.string()), ("start", pa.int64())]
@@ -29,7 +29,10 @@ def columns(num_codes: int, labels: list[str]) -> list[tuple[str, pa.DataType]]:
 
 
 class PartWriter:
-    """Rows in, one uncompressed Arrow file out, beside it `name.json` with the counts. Holds BATCH_ROWS rows."""
+    """Writes the rows of a part to an uncompressed Arrow file, and the counts to `name.json` next to it.
+
+    It keeps BATCH_ROWS rows in memory.
+    """
 
     def __init__(self, folder: Path, name: str, num_codes: int, labels: list[str]):
         import pyarrow as pa
@@ -43,7 +46,7 @@ class PartWriter:
         self._writer = pa.ipc.new_file(str(self._temporary), self.schema)
 
     def add(self, item: int, clip: Clip, codes: np.ndarray) -> None:
-        """`codes`: flat uint16; the clip gives the other columns. `item`: its index in the part, never falling."""
+        """Add a row. codes: flat, uint16. item: index of the clip's item in the part; it never decreases."""
         labels = [clip.labels.get(label, -1) for label in self.labels]
         self._rows.append((codes, clip.source, clip.start, clip.fps, *labels, item))
         self.info["rows"] += 1
@@ -56,7 +59,10 @@ class PartWriter:
         self.info["skipped"].append({"item": item, "source": source, "why": why})
 
     def close(self, items: int, shard_ends: bool, **more) -> dict:
-        """The part counts from here on. `items`: how many it has; `more` goes into its JSON, which is returned."""
+        """Finish the part, which is valid from then on, and return its JSON.
+
+        items: number of items in the part. more: further entries of the JSON.
+        """
         if self._rows:
             self._flush()
         self._writer.close()
@@ -86,10 +92,11 @@ class PartWriter:
 
 
 def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[str, int]], dict]:
-    """What the shards will hold: [(part, rows taken from its beginning)], and counts for the manifest.
+    """The rows that the shards will hold, as [(part, rows from its start)], and counts for the manifest.
 
-    The first `limit` rows in the order of the source are taken, whatever else was encoded. Counted are the items up to
-    the one that the last row comes from.
+    These are the first `limit` rows in the order of the source, even if more were encoded. The counts include the items
+    up to that of the last row.
+
     Raises:
         ValueError: a part is missing.
     """
@@ -101,7 +108,7 @@ def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[s
         while True:
             name = part_name(shard, chunk)
             if name not in finished:
-                raise ValueError(f"{folder} lacks the part {name}: run the same command again.")
+                raise ValueError(f"{folder} lacks the part {name}; run the same command again.")
             info = finished[name]
             if limit is not None and counts["rows"] + info["rows"] >= limit:
                 info = _cut(folder, name, info, limit - counts["rows"])
@@ -118,7 +125,7 @@ def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[s
 
 
 def _cut(folder: Path, name: str, info: dict, rows: int) -> dict:
-    """What the JSON of a part would say had it been closed after so many rows."""
+    """The JSON of a part as if it had been closed after `rows` rows."""
     import pyarrow as pa
 
     items: list[int] = []
@@ -132,7 +139,10 @@ def _cut(folder: Path, name: str, info: dict, rows: int) -> dict:
 
 
 def gather(folder: Path, parts: list[tuple[str, int]], rows: np.ndarray) -> pa.Table:
-    """Rows by their number over all `parts`, in the order asked for. Maps the files: only these rows are in memory."""
+    """The rows with these numbers, counted over all `parts`, in this order.
+
+    Files are memory-mapped: only these rows are in memory.
+    """
     import numpy as np
     import pyarrow as pa
 

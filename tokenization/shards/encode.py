@@ -1,6 +1,6 @@
-"""The inner loop of `toto tokenize`: clips decoded ahead, encoded a fixed number of frames at a time, written as parts.
+"""The inner loop of `toto tokenize`: clips are decoded ahead, encoded in batches of frames, and written as parts.
 
-Batches cross the borders of clips but not of parts, so a part's codes do not depend on what was encoded before it.
+A batch may span clips but not parts, so a part's codes do not depend on what was encoded before it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Encoder:
-    """`processor.encode_frames` with a clock."""
+    """`processor.encode_frames`, timed."""
 
     def __init__(self, processor: TotoProcessor, batch_frames: int, exact: bool):
         self.processor, self.batch_frames, self.exact = processor, batch_frames, exact
@@ -43,18 +43,18 @@ class Encoder:
         return codes.flatten(1).numpy().astype("uint16")
 
     def agreement(self, frames: np.ndarray) -> float:
-        """Share of the codes of `frames` that fp32 gives as well."""
+        """The share of the codes of `frames` that are the same in fp32."""
         ours, exact = (self.processor.encode_frames(frames, self.batch_frames, exact) for exact in (self.exact, True))
         return (ours == exact).double().mean().item()
 
     @property
     def wall_seconds(self) -> float:
-        """From the first frame going in to the last code coming out, waiting included."""
+        """Seconds from the first frame to the last code, including waits."""
         return self.ended - self.began if self.began is not None else 0.0
 
 
 class PartEncoder:
-    """Clips of a part in; their frames leave in full batches, their codes go to the part's file."""
+    """Encodes the clips of a part in full batches of frames and writes their codes to the part's file."""
 
     def __init__(self, encoder: Encoder, folder: Path, name: str, labels: list[str], num_frames: int):
         import numpy as np
@@ -67,7 +67,7 @@ class PartEncoder:
         self.waiting: deque[tuple[int, Clip]] = deque()  # (item, clip) whose codes are not complete
         self.codes = np.empty((0, h * w), np.uint16)  # of their frames that are encoded
         self.writer = PartWriter(folder, name, num_frames * h * w, labels)
-        # Recorded once for the whole data set, where every run finds it.
+        # Recorded once per dataset, in its first part.
         self.compares = not encoder.exact and name == part_name(0, 0)
         self.facts: dict = {}
 
@@ -87,7 +87,7 @@ class PartEncoder:
         self.writer.skip(item, source, why)
 
     def close(self, items: int, shard_ends: bool) -> dict:
-        """Encode what waits for a full batch, and finish the file."""
+        """Encode the last, incomplete batch and finish the file."""
         if self.filled:
             self._encode()
         return self.writer.close(items, shard_ends, **self.facts)
@@ -120,11 +120,11 @@ def encode_parts(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Write the parts that are rank's and not there yet.
+    """Write this rank's parts that are not finished yet.
 
     Args:
-        bar: counts files and rows. num_frames: frames T of a clip, 1 of an image.
-        limit: rows wanted of all parts together. threads: items decoded at a time.
+        bar: progress bar of files and rows. num_frames: frames T of a clip; 1 for an image.
+        limit: rows wanted from all parts together. threads: items decoded at a time.
     Raises:
         OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
     """

@@ -1,4 +1,4 @@
-"""A folder of token shards: parquet files and a manifest, as `toto tokenize` writes, verifies and reads them."""
+"""The format of a folder of token shards: parquet files and a manifest, written by `toto tokenize`."""
 
 import json
 from pathlib import Path
@@ -12,29 +12,30 @@ def read_manifest(folder: str | Path) -> dict:
     """The manifest of a folder of shards.
 
     Raises:
-        FileNotFoundError: no manifest there. ValueError: not one of ours, or of another format.
+        FileNotFoundError: there is no manifest. ValueError: it is damaged, or of another format.
     """
     file = Path(folder) / "manifest.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} is no folder of token shards: there is no manifest.json in it.")
+        raise FileNotFoundError(f"{folder} is not a folder of token shards: it has no manifest.json.")
     try:
         manifest = json.loads(file.read_text())
         known = manifest["format"] == FORMAT
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: write the shards again with toto tokenize.") from error
+        raise ValueError(f"{file} is damaged; write the shards again with toto tokenize.") from error
     if not known:
         raise ValueError(
-            f"{file} has format {manifest['format']}, this version reads {FORMAT}: write the shards again."
+            f"{file} has format {manifest['format']}, but this version reads {FORMAT}; write the shards again."
         )
     return manifest
 
 
 def verify(folder: str | Path) -> str:
-    """Read a folder of shards again: checksums, row counts, code range, and the tokenizer against the manifest.
+    """Check a folder of shards against its manifest: checksums, row counts, code range and tokenizer.
 
-    Returns one line that says what is there.
+    Returns:
+        a line that describes the folder.
     Raises:
-        ValueError, FileNotFoundError: the first thing that is wrong.
+        ValueError, FileNotFoundError: the first check that fails.
     """
     import numpy as np
     import pyarrow.parquet as pq
@@ -47,24 +48,33 @@ def verify(folder: str | Path) -> str:
     for shard in manifest["shards"]:
         file = folder / shard["file"]
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: write the shards again with toto tokenize.")
+            raise FileNotFoundError(f"{file} is missing; write the shards again with toto tokenize.")
         if sha256(file) != shard["sha256"]:
-            raise ValueError(f"{file} is damaged (its sha256 differs from the manifest's): write the shards again.")
+            raise ValueError(f"{file} is damaged (its sha256 differs from the manifest's); write the shards again.")
         codes = pq.read_table(file, columns=["codes"])["codes"].combine_chunks()
         values = codes.flatten().to_numpy()
         if len(codes) != shard["rows"] or len(values) != len(codes) * width:
             raise ValueError(
-                f"{file} holds {len(codes)} rows of {len(values) // max(1, len(codes))} codes, not as listed."
+                f"{file} holds {len(codes)} rows of {len(values) // max(1, len(codes))} codes, but its manifest lists "
+                f"{shard['rows']} of {width}; write the shards again."
             )
         if values.max(initial=np.uint16(0)) >= manifest["num_codes"]:
-            raise ValueError(f"{file} holds code {values.max()}, but the tokenizer has {manifest['num_codes']} codes.")
+            raise ValueError(
+                f"{file} holds code {values.max()}, but the tokenizer has {manifest['num_codes']} codes; write the "
+                "shards again."
+            )
         rows += len(codes)
     if rows != manifest["num_sequences"] or rows * width != manifest["num_tokens"]:
-        raise ValueError(f"{folder} holds {rows} rows, but its manifest says {manifest['num_sequences']}.")
+        raise ValueError(
+            f"{folder} holds {rows} rows, but its manifest lists {manifest['num_sequences']}; write the shards again."
+        )
     fingerprint = TotoProcessor.from_pretrained(folder / manifest["processor"]).fingerprint
     if fingerprint != manifest["tokenizer"]["fingerprint"]:
-        raise ValueError(f"{folder} holds another tokenizer ({fingerprint}) than the one that its manifest names.")
+        raise ValueError(
+            f"{folder} holds the tokenizer {fingerprint}, but its manifest names "
+            f"{manifest['tokenizer']['fingerprint']}; write the shards again."
+        )
     return (
-        f"{folder}: {rows:,} rows of {width} codes in {len(manifest['shards'])} shards, checksums and code range right "
-        f"(tokenizer {manifest['tokenizer']['name']}, {fingerprint})"
+        f"{folder}: {rows:,} rows of {width} codes in {len(manifest['shards'])} shards; checksums and code range are "
+        f"correct (tokenizer {manifest['tokenizer']['name']}, {fingerprint})"
     )

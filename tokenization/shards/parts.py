@@ -1,8 +1,8 @@
-"""Long work on a source in parts that any number of processes share and that survive a kill: for codes and features.
+"""Resumable work on a source, in parts that any number of processes share; used for codes and for features.
 
-A part is some consecutive items of a source. Which items make a part follows from the dataset and the flags alone,
-never from who does the work. A part is written under a temporary name and counts once the JSON next to it is there, so
-a run may be killed at any instant.
+A part is a number of consecutive items of a source. The division into parts depends on the dataset and the flags, not
+on the number of processes. A part is written under a temporary name and is finished once its JSON exists, so a run may
+be killed at any time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from tokenization.sources.open import ClipSource, Item
     from tokenization.video import Clip
 
-# How long the progress of other processes may go unnoticed where a limit asks how much is done.
+# With a limit on the rows, the progress of other processes is read again after this time.
 REFRESH_SECONDS = 10
 
 
 class Step(NamedTuple):
-    """An item on its way to a part. item: None where a shard of the source is empty. index: of the item in its part.
-    part_ends, shard_ends: whether it is the last item of the part, and of the shard of the source."""
+    """An item to be added to a part.
+
+    part: name of the part. index: of the item in its part. item: None if the shard of the source is empty.
+    part_ends, shard_ends: whether it is the last item of the part, and of the shard of the source.
+    """
 
     part: str
     index: int
@@ -34,26 +37,28 @@ class Step(NamedTuple):
 
 
 class Part(Protocol):
-    """What is made of the items of a part. rows: clips added so far."""
+    """The output of a part, which is built from its items. rows: clips added so far."""
 
     rows: int
 
     def add(self, item: int, clip: Clip) -> None:
-        """Take a clip of the item with this index in the part; indices never fall."""
+        """Add a clip of the item with this index in the part; indices never decrease."""
 
     def skip(self, item: int, source: str, why: str) -> None:
         """Record an item that cannot be read, or not to its end."""
 
     def close(self, items: int, shard_ends: bool) -> dict:
-        """Write the part's files, its JSON last, from which on it counts; returns what the JSON holds."""
+        """Write the part's files, the JSON last, which marks it as finished; returns the contents of the JSON."""
 
     def abandon(self) -> None:
         """Delete what was written so far."""
 
 
 class Progress(NamedTuple):
-    """A clip that was added to its part, or (None) the end of an item. skipped: whether the item was bad. item_ends:
-    whether nothing more is read of an item."""
+    """A clip that was added to its part, or (clip None) the end of an item.
+
+    skipped: whether the item could not be read. item_ends: whether the item is done.
+    """
 
     clip: Clip | None
     skipped: bool
@@ -61,12 +66,12 @@ class Progress(NamedTuple):
 
 
 def part_name(shard: int, chunk: int) -> str:
-    """Sorted by name, parts are in the order of the source."""
+    """The name of a part; in alphabetical order, parts are in the order of the source."""
     return f"{shard:06d}-{chunk:06d}"
 
 
 def on_main(state, action):
-    """The result of `action()`, run by the first process, in all of them; or its error, in all of them."""
+    """Run `action` in the first process; its result, or its error, is the same in all processes."""
     from accelerate.utils import broadcast_object_list
 
     outcome = [None, None]
@@ -97,11 +102,11 @@ def work_in_parts(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Progress]:
-    """Make the parts that are rank's and not finished; yields after every clip and every item.
+    """Make this rank's parts that are not finished yet; yields after every clip and every item.
 
     Args:
-        make_part: begins the part of this name. finished: reads the finished parts, see `finished_parts`.
-        limit: rows wanted of all parts together. threads: items decoded at a time.
+        make_part: starts the part of this name. finished: reads the finished parts, see `finished_parts`.
+        limit: rows wanted from all parts together. threads: items decoded at a time.
         items_ahead, clips_each: see `decode_ahead`.
     Raises:
         OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
@@ -118,7 +123,7 @@ def work_in_parts(
                 if part is None:
                     if limit is not None:
                         if world > 1 and time.monotonic() - looked > REFRESH_SECONDS:
-                            done, looked = finished() | done, time.monotonic()  # the others' parts count too
+                            done, looked = finished() | done, time.monotonic()  # parts of other processes count too
                         wanted = limit - rows_before(step.part, done)
                         if wanted <= 0:
                             return
@@ -135,20 +140,21 @@ def work_in_parts(
                 if enough:
                     return
         finally:
-            if part is not None:  # cut off in its middle
+            if part is not None:  # interrupted
                 part.abandon()
 
 
 def finished_parts(folder: Path) -> dict[str, dict]:
-    """The finished parts of a folder: name -> what their JSON says."""
+    """The finished parts of a folder: name -> contents of its JSON."""
     return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
 
 
 def steps(source: ClipSource, items_per_part: int, rank: int, world: int, finished: dict[str, dict]) -> Iterator[Step]:
-    """The items that are rank's to encode and not in a finished part.
+    """The items of this rank that are not in a finished part.
 
-    A source of at least as many shards (files) as there are ranks is split by shards, so that no rank reads a byte of
-    another's; any other by parts, in turn, where listing the items in between reads them unless they are paths.
+    A source with at least as many shards (files) as ranks is split by shards, so that no rank reads the files of
+    another. Any other source is split by parts, in turn; listing then reads the items in between, unless they are
+    paths.
     """
     by_shard = source.num_shards >= world
 
@@ -182,5 +188,5 @@ def _is_finished(shard: int, finished: dict[str, dict]) -> bool:
 
 
 def rows_before(part: str, finished: dict[str, dict]) -> int:
-    """Rows of the finished parts that come before this one."""
+    """Number of rows in the finished parts before this one."""
     return sum(info["rows"] for name, info in finished.items() if name < part)

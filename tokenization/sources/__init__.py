@@ -1,4 +1,4 @@
-"""One argument in, a stream of clips out: folders, files, Hub ids, the embedded world; and labelled splits of them."""
+"""Streams of clips from folders, files, Hub ids or the embedded world, and their labelled splits."""
 
 from tokenization.sources.open import ClipSource, Item, open_source
 

@@ -1,6 +1,6 @@
-"""Rows of a dataset as `datasets` lists them: which split, which columns, what a row is called, and rows at random.
+"""Rows of a dataset as `datasets` lists them: its splits, its columns, the names of rows, and rows at random.
 
-Always streaming: `datasets` caches a local folder under its name only and returns the old rows after a change.
+Always streaming: `datasets` caches a local folder by its name alone and returns the old rows after a change.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,16 @@ import numpy as np
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
-# Integer columns that are no labels: a token shard's own columns, and facts about the media.
+# Integer columns that are not labels: a token shard's own columns, and facts about the media.
 NO_LABELS = {"codes", "source", "start", "fps", "num_frames", "width", "height"}
 
 
 def open_rows(dataset: str, split: str | None, cache_dir: str):
-    """A streaming `datasets.IterableDataset` of the split."""
+    """A streaming `datasets.IterableDataset` of the split.
+
+    Raises:
+        FileNotFoundError: there is no such dataset, or no media in it. ValueError: no such split, or no access.
+    """
     from datasets import load_dataset
 
     name, options = _named(dataset, split)
@@ -24,18 +28,20 @@ def open_rows(dataset: str, split: str | None, cache_dir: str):
     except FileNotFoundError as error:  # datasets' own "no files found" errors are of this kind
         if Path(dataset).exists():
             raise FileNotFoundError(f"{dataset} holds no videos, images, parquet or tar files.") from error
-        raise FileNotFoundError(f"there is no folder {dataset}, nor such a dataset on the Hub.") from error
+        raise FileNotFoundError(
+            f"There is no folder {dataset}, and no such dataset on the Hub; check the name."
+        ) from error
     except (ValueError, ConnectionError) as error:
-        raise ValueError(f"the dataset {dataset} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The dataset {dataset} cannot be opened: {str(error).splitlines()[0]}") from error
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))
     if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}: it has {', '.join(splits)}.")
+        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(splits)}.")
     return splits[split]
 
 
 def files_of(dataset: str, split: str | None, cache_dir: str) -> list[str]:
-    """The files behind the rows of a local dataset that `_open_rows` has opened; none of one on the Hub."""
+    """The files that hold the rows of a local dataset which `open_rows` has opened; empty for one on the Hub."""
     from datasets import load_dataset_builder
 
     if not Path(dataset).exists():
@@ -46,7 +52,7 @@ def files_of(dataset: str, split: str | None, cache_dir: str) -> list[str]:
 
 
 def _named(dataset: str, split: str | None) -> tuple[str, dict]:
-    """What `datasets` calls it: a builder's name or the dataset's, and its options."""
+    """The first argument of `datasets.load_dataset` (a builder's name or the dataset's) and its options."""
     path = Path(dataset)
     options = {}
     if path.is_file():
@@ -61,32 +67,38 @@ def _named(dataset: str, split: str | None) -> tuple[str, dict]:
         name = builders[suffix]
     elif path.is_dir():
         if not any(file.is_file() for file in path.rglob("*")):
-            raise FileNotFoundError(f"the folder {dataset} is empty: put videos, images, parquet or tar files into it.")
+            raise FileNotFoundError(f"The folder {dataset} is empty; put videos, images, parquet or tar files into it.")
         name = str(path)
     elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or path.suffix:
-        raise FileNotFoundError(f"there is no folder or file {dataset}.")
+        raise FileNotFoundError(f"There is no folder or file {dataset}; check the path.")
     else:
         name = dataset
     return name, options
 
 
 def find_columns(features, dataset: str, image_column: str | None, kind: str | None):
-    """(column of the media, "video" | "image", label columns with their class names, none for plain integers, and
-    columns of text or of true and false)."""
+    """The columns of a dataset: (media, kind, labels, text labels).
+
+    media: column of the images or videos. kind: "video" or "image". labels: integer columns -> their class names
+    (empty for plain integers). text labels: columns of text or booleans.
+
+    Raises:
+        ValueError: no such column, or no column of that kind.
+    """
     from datasets import ClassLabel, Value
 
     types = {name: type(feature).__name__ for name, feature in features.items()}
     media = {name: types[name].lower() for name in types if types[name] in ("Image", "Video")}
     if image_column is not None and image_column not in types:
-        raise ValueError(f"{dataset} has no column {image_column!r}: it has {', '.join(types)}.")
+        raise ValueError(f"{dataset} has no column {image_column!r}; it has {', '.join(types)}.")
     column = image_column or next((name for name in media if kind in (None, media[name])), None)
     if column is None:
         raise ValueError(
-            f"{dataset} has no {kind or 'image or video'} column: name one with image_column ({', '.join(types)})."
+            f"{dataset} has no {kind or 'image or video'} column; name one with image_column ({', '.join(types)})."
         )
     labels, text_labels = {}, []
     for name, feature in features.items():
-        if name in NO_LABELS or name == column or name.startswith("__"):  # webdataset's key and address of a row
+        if name in NO_LABELS or name == column or name.startswith("__"):  # webdataset's key and url of a row
             continue
         if isinstance(feature, ClassLabel):
             labels[name] = list(feature.names)
@@ -98,22 +110,24 @@ def find_columns(features, dataset: str, image_column: str | None, kind: str | N
 
 
 def find_no_labels(features) -> dict[str, str]:
-    """Columns that could be meant as labels and are none: why, in words."""
+    """Columns that look like labels but cannot serve as such -> the reason."""
     from datasets import ClassLabel, Value
 
     found = {}
     for name, feature in features.items():
         inner = getattr(feature, "feature", None)
         if isinstance(inner, ClassLabel) or (isinstance(inner, Value) and "int" in inner.dtype):
-            found[name] = f"{name!r} holds several labels a row, and a label is one class here"
+            found[name] = f"{name!r} holds several labels per row, but a label must be a single class"
         elif isinstance(feature, Value) and "float" in feature.dtype:
-            found[name] = f"{name!r} holds fractions, and a label is a whole number"
+            found[name] = f"{name!r} holds fractions, but a label must be a whole number"
     return found
 
 
 def name_of(media, row: dict, dataset: str, split: str | None, index: int | str) -> str:
-    """What the manifest calls a row: a path inside the dataset's folder, a webdataset key, split[row], or, of several
-    files, split[file:row]."""
+    """The name of a row in the manifest: a path inside the dataset's folder, a webdataset key, or split[row].
+
+    Of several files: split[file:row].
+    """
     path = media.get("path") if isinstance(media, dict) else None
     if path and Path(path).is_file():
         folder = Path(dataset).resolve()
@@ -123,7 +137,7 @@ def name_of(media, row: dict, dataset: str, split: str | None, index: int | str)
 
 
 def content_of(media) -> bytes | str:
-    """Bytes of a file, or its local path."""
+    """The bytes of a file, or its local path."""
     if media is None:
         raise ValueError("the row is empty.")
     if isinstance(media, bytes):
@@ -139,7 +153,7 @@ def content_of(media) -> bytes | str:
 
 
 def larger_parquet(files: list[str], items: int) -> list[str]:
-    """The files, if they are local parquet with more than so many rows, so that there is a choice; else none."""
+    """The files, if they are local parquet files with more than `items` rows in all; else an empty list."""
     import pyarrow.parquet as pq
 
     local = all(file.endswith(".parquet") and Path(file).is_file() for file in files)
@@ -147,11 +161,11 @@ def larger_parquet(files: list[str], items: int) -> list[str]:
 
 
 def random_rows(files: list[str], seed: int, at_a_time: int) -> Iterator[tuple[int, int, dict]]:
-    """Every row of the files once, as (file number, row number in it, row).
+    """Every row of the files once, in random order, as (file number, row number in the file, row).
 
-    The order is a seeded permutation of the rows of all files, sorted within each `at_a_time` of them, so that a row
-    group (100 or 1,000 rows as datasets writes pictures) is read once for all that is wanted of it. Pass the number of
-    rows that will be taken; 1 makes the order fully random, at one row group read for each row.
+    The order is a seeded permutation of the rows of all files, sorted within each `at_a_time` rows of it. A row group
+    (100 or 1,000 rows in files of pictures that `datasets` wrote) is then read once for all of its rows among them.
+    Pass the number of rows that will be taken; 1 makes the order fully random and reads a row group for every row.
     """
     import pyarrow.parquet as pq
 

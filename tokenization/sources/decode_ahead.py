@@ -1,4 +1,4 @@
-"""Items decoded by background threads and handed out in their own order, in bounded memory.
+"""Items decoded by background threads and returned in their own order, in bounded memory.
 
 PyAV and PIL release the interpreter lock, so that threads decode while the main thread keeps the encoder busy.
 """
@@ -12,23 +12,24 @@ from tokenization.video import Clip
 
 
 def decode_ahead(steps: Iterable, threads: int, in_flight: int, clips_each: int) -> Iterator[tuple]:
-    """Clips of the items of `steps`, decoded while the caller is busy with earlier ones.
+    """The clips of the items of `steps`, decoded while the caller is busy with earlier ones.
 
     Args:
-        steps: what has an attribute `item`, a `sources.Item` or None; listed in a thread of its own.
+        steps: objects with an attribute `item`, a `sources.Item` or None; they are listed in a thread of their own.
         threads: items decoded at a time.
-        in_flight: items that may be ahead of the caller. clips_each: decoded clips that each of them may hold.
+        in_flight: number of items that may be ahead of the caller. clips_each: decoded clips that each may hold.
     Yields:
-        (step, clip, None) for every clip, and then (step, None, why) once, `why` being None or what is wrong with the
-        item. The order does not depend on the threads. Close the generator to stop them.
+        (step, clip, None) for every clip of an item, followed by (step, None, why) once per item; `why` is None or the
+        reason why the item cannot be decoded. The order does not depend on the threads. Close the generator to stop
+        them.
     Raises:
-        What listing raises, and what decoding raises other than ValueError and OSError.
+        Errors of listing, and errors of decoding other than ValueError and OSError.
     """
     stop = threading.Event()
     order: queue.Queue = queue.Queue(in_flight)
 
     def put(place: queue.Queue, value) -> bool:
-        """False when nobody listens any more."""
+        """False once the caller has stopped."""
         while not stop.is_set():
             try:
                 place.put(value, timeout=0.2)

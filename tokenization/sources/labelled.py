@@ -1,5 +1,4 @@
-"""Labelled data: splits, groups that no split divides, label columns and the numbers of classes, for probes and
-fine-tuning alike."""
+"""Labelled data for probes and fine-tuning: splits, groups that are kept on one side, label columns, class numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import numpy as np
 from tokenization.sources.open import ClipSource
 
 VALIDATION_NAMES = ("validation", "val", "valid")
-CARVED = 0.2  # share of a split that is carved off for one that the dataset lacks
+CARVED = 0.2  # share of a split that is carved off for a split that the dataset lacks
 
 # A split's name and its source.
 Opened = tuple[str, ClipSource]
@@ -32,11 +31,11 @@ def open_splits(
     named, it becomes the test split, and validation is carved from train, as in the literature on ImageNet.
 
     Args:
-        open_split: opens a split, given its name and the part that it plays ("train", "validation" or "test").
+        open_split: opens a split, given its name and its role ("train", "validation" or "test").
         dataset: as in `open_source`. One file is one split, whatever its name.
         train, validation, test: names of splits; None looks for the usual ones.
     Raises:
-        ValueError: a named split does not exist, or two parts name the same one.
+        ValueError: a named split does not exist, or two roles name the same one.
     """
     named = [("--train_split", train), ("--validation_split", validation), ("--test_split", test)]
     flags: dict[str, str] = {}
@@ -72,9 +71,9 @@ def open_splits(
 
 
 def group_of(name: str, pattern: str | None) -> str:
-    """The group that a clip or item belongs to: what `pattern` matches in its name, or the name itself.
+    """The group of a clip or item: what `pattern` matches in its name.
 
-    pattern: a regular expression; its first group is used where it has one. None: every name is its own group.
+    pattern: a regular expression, of which the first group is used if it has one. None: every name is a group.
     Raises:
         ValueError: the pattern does not match.
     """
@@ -89,17 +88,17 @@ def group_of(name: str, pattern: str | None) -> str:
 def carve(
     names: Sequence[str], split: str, seed: int, pattern: str | None, most: int | None = None, keep: int | None = None
 ) -> np.ndarray:
-    """Which of a split's clips or items are carved off for a split that the dataset lacks: bool (N,).
+    """A mask, bool (N,), of the clips or items that are carved off a split for one that the dataset lacks.
 
-    About a fifth of them, whole groups (`group_of`) at a time, so that neither two windows of one video nor two videos
-    of one recording are ever on both sides.
+    About a fifth is carved off, in whole groups (`group_of`), so that the windows of one video, or the videos of one
+    recording, are all on one side.
 
     Args:
-        names: of each clip or item, (N,); windows of one video share theirs.
+        names: of the clips or items, (N,); windows of one video share one name.
         split: its name, for errors. seed: of the draw.
-        most: carve at most about so many. keep: leave at most so many, and carve all the others.
+        most: upper limit of what is carved off, about. keep: upper limit of what remains; all others are carved off.
     Raises:
-        ValueError: there is one group only.
+        ValueError: there is only one group.
     """
     groups = [group_of(name, pattern) for name in names]
     counts = Counter(groups)
@@ -107,7 +106,7 @@ def carve(
     if len(order) < 2:
         what = "file or row" if pattern is None else f"group (--group_by {pattern!r})"
         raise ValueError(
-            f"Split {split} has one {what} only, so no other split can be carved from it; name other splits."
+            f"Split {split} has only one {what}, so no other split can be carved from it; name other splits."
         )
     np.random.default_rng(seed).shuffle(order)
     target = max(1, min(round(CARVED * len(groups)), len(groups) if most is None else most))
@@ -122,20 +121,19 @@ def carve(
 
 
 def label_columns(source: ClipSource, asked: list[str] | None, dataset: str) -> list[str]:
-    """Columns to take as labels: those asked for, all with class names, or the only one that can be meant.
+    """The columns to use as labels: those asked for, else all with class names, else a single candidate.
 
-    Without class names, a column called "label" is taken, or else the only column of whole numbers, or else the only
-    column of text or of true and false.
+    The candidates are a column called "label", then the only integer column, then the only column of text or booleans.
 
     Raises:
-        ValueError: no such column, several that can be meant, or values that are no classes (fractions, lists).
+        ValueError: no such column, several candidates, or values that are not classes (fractions, lists).
     """
     named = [column for column, names in source.label_names.items() if names]
     numbers = [column for column, names in source.label_names.items() if not names]
     has = [*source.label_names, *source.text_labels]
     for column in asked or ():
         if column in source.no_labels:
-            raise ValueError(f"The column {source.no_labels[column]} ({dataset}).")
+            raise ValueError(f"{dataset}: the column {source.no_labels[column]}; name another --label_column.")
         if column not in has:
             listed = f"it has {', '.join(has)}" if has else "it has none"
             raise ValueError(f"{dataset} has no label column {column!r}; {listed}. Name one with --label_column.")
@@ -147,14 +145,14 @@ def label_columns(source: ClipSource, asked: list[str] | None, dataset: str) -> 
         if candidates:
             raise ValueError(f"{dataset} has several label columns; name one with --label_column: {', '.join(has)}.")
     if "label" in source.no_labels:
-        raise ValueError(f"The column {source.no_labels['label']} ({dataset}).")
+        raise ValueError(f"{dataset}: the column {source.no_labels['label']}; name another --label_column.")
     raise ValueError(
         f"{dataset} has no label column; put its files into class folders, or add a column that holds the classes."
     )
 
 
 def check_first(source: ClipSource, split: str, columns: list[str], flag: str, dataset: str) -> None:
-    """Raises ValueError where a split lacks a label column or hides its labels; reads one item, decodes nothing."""
+    """Raises ValueError if a split lacks a label column or its first label is hidden. Reads one item, decodes none."""
     for column in columns:
         if column not in source.label_names and column not in source.text_labels:
             raise ValueError(f"Split {split} of {dataset} has no label column {column!r}; name another {flag}.")
@@ -175,10 +173,10 @@ def is_missing(label: int | str | None) -> bool:
 
 
 def check_labels(labels: np.ndarray, names: list[str] | None, column: str, split: str, sources: list[str]) -> None:
-    """Raises ValueError where a clip has no label, or a number that its column has no name for.
+    """Raises ValueError if a clip has no label, or a class number without a name.
 
-    labels: (N,) numbers or text. names: of the classes; None or empty where they have none. split: what holds the
-    clips, for errors. sources: of the clips.
+    labels: (N,) numbers or text. names: of the classes; None or empty if they have none. split: its name, for errors.
+    sources: of the clips.
     """
     missing = [k for k, label in enumerate(labels.tolist()) if is_missing(label)]
     if missing:
@@ -196,16 +194,17 @@ def check_labels(labels: np.ndarray, names: list[str] | None, column: str, split
 def number_classes(
     column: str, labels: list[np.ndarray], names: list[list[str] | None]
 ) -> tuple[list[np.ndarray], list[str]]:
-    """One numbering of the classes for all splits: the labels of each split as class numbers, and the class names.
+    """The labels of every split as class numbers in one common numbering, and the class names.
 
-    A folder that lacks a class numbers the others differently, so classes are matched by name where they have names.
-    Numbers without names (1 to 3, or 10, 20 and 40) and text become classes in sorted order, and are their own names.
+    A folder that lacks a class numbers the others differently, so classes are matched by their names if they have any.
+    Numbers without names (1 to 3, or 10, 20 and 40) and text become classes in sorted order, named after themselves.
 
     Args:
-        column: for errors. labels: of each split (N,), numbers or text, the training split's first.
-        names: of each split's classes; None or empty where the column has none.
+        column: its name, for errors.
+        labels: of each split, (N,) numbers or text; the training split comes first.
+        names: class names of each split; None or empty if the column has none.
     Raises:
-        ValueError: the training clips have one class, or less than half of the classes, or no two clips share a label.
+        ValueError: the training clips have one class, or fewer than half of the classes, or no two clips share a label.
     """
     if all(names):
         classes = list(dict.fromkeys(name for of_split in names for name in of_split))
@@ -222,18 +221,18 @@ def number_classes(
     seen = len(np.unique(numbered[0]))
     if seen < 2:
         raise ValueError(
-            f"All training clips have the same {column!r}, and at least two classes are needed. Rows may be sorted by "
-            "class: raise --max_train, or choose another --label_column."
+            f"All training clips have the same {column!r}, and at least two classes are needed. If rows are sorted by "
+            "class, raise --max_train; otherwise choose another --label_column."
         )
     if seen < len(classes) / 2:
         raise ValueError(
-            f"The {len(numbered[0])} training clips hold {seen} of {len(classes)} classes of {column!r}. Rows may be "
-            "sorted by class: raise --max_train."
+            f"The {len(numbered[0])} training clips hold {seen} of {len(classes)} classes of {column!r}. If rows are "
+            "sorted by class, raise --max_train."
         )
     return numbered, classes
 
 
 def told_classes(column: str, classes: list[str], most: int = 12) -> str:
-    """One line that reports how text became classes."""
+    """A line that reports how text labels were numbered."""
     listed = ", ".join(classes[:most]) + (", ..." if len(classes) > most else "")
     return f"{len(classes)} classes of {column!r}, numbered in the sorted order of their text: {listed}"

@@ -1,8 +1,7 @@
-"""One argument, a stream of clips: the embedded world, a Hub id, a folder, parquet or webdataset files, all the same.
+"""A stream of clips from the embedded world, a Hub id, a folder, or parquet or webdataset files.
 
-`datasets` lists the rows (always streaming: a cached folder is known by its name only, and returns old rows after a
-change); videos are decoded by `video.py` and images by PIL, row by row, so that a bad one costs only itself. Listing
-is cheap and decoding is not, so an `Item` puts the second off: any thread may do it, or nobody.
+`datasets` lists the rows; videos are decoded by `video.py` and images by PIL, one row at a time, so that a damaged file
+affects no other. Listing is cheap and decoding is not, so an `Item` is decoded later, by any thread or not at all.
 """
 
 import hashlib
@@ -31,16 +30,16 @@ from tokenization.sources.dataset_rows import (
 from tokenization.video import Clip, read_windows, view_positions
 
 ENDLESS_LIMIT = 2000
-# The embedded world has no clock; its frames are taken to be as far apart as the paper's (stride 4 at 30 per second).
+# The embedded world has no clock; its time step is taken to be the paper's (stride 4 at 30 frames per second).
 TOYWORLD_FPS = 7.5
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file or row of a source. `clips()` decodes it; ValueError or OSError where it is bad, or from there on.
+    """A file or row of a source.
 
-    labels: those of its clips, as far as they are known without decoding (of toyworld they are not): numbers, and text
-    of `text_labels`.
+    clips: decodes it; raises ValueError or OSError if it is damaged, after the clips before the damage.
+    labels: of its clips, numbers or (`text_labels`) text. Empty for toyworld, whose labels are known after decoding.
     """
 
     name: str
@@ -51,15 +50,18 @@ class Item:
 class ClipSource:
     """Iterable of `Clip`; made by `open_source`.
 
-    kind: "video" or "image". skipped: [{"source", "why"}], growing while iterating; a video damaged half-way is there
-    too, after the clips before the damage. items: files or rows read so far. label_names: column -> class names (empty
-    for plain integers). text_labels: columns of text, or of true and false, whose values can serve as classes (shards
-    do not keep them). no_labels: columns that one could take for labels, and why each is none. expected: number of
-    clips where it is known beforehand, else None.
-
-    `list_items(k)` gives the items of shard k of `num_shards` without decoding them, always in the same order. Sets of
-    several parquet or tar files have a shard a file, so that reading one reads no byte of the others; all other sets
-    are one shard. lists_paths: whether listing reads no media, only names of files (or nothing at all).
+    Attributes:
+        kind: "video" or "image".
+        skipped: [{"source", "why"}] of the items that could not be read (to their end), growing while iterating.
+        items: files or rows read so far.
+        label_names: column -> class names (empty for plain integers).
+        text_labels: columns of text or booleans whose values can serve as classes (shards do not keep them).
+        no_labels: columns that look like labels but cannot serve as such -> the reason.
+        expected: number of clips if it is known beforehand, else None.
+        list_items: `list_items(k)` gives the items of shard k of `num_shards`, not decoded, always in the same order.
+        num_shards: datasets of several parquet or tar files have one shard per file, so that reading one shard reads
+            nothing of the others; all other datasets are one shard.
+        lists_paths: whether listing reads only names of files and no media.
     """
 
     def __init__(
@@ -107,27 +109,28 @@ def open_source(
     kind: str | None = None,
     shuffle_seed: int | None = None,
 ) -> ClipSource:
-    """Clips of a dataset.
+    """The clips of a dataset.
 
     Args:
-        dataset: "toyworld" (or "toyworld:cluttered", ":film", or ":photos": pictures without labels),
-            a folder (videos or images, in class folders or not, with train/ and validation/ folders, metadata or a
+        dataset: "toyworld" (or "toyworld:cluttered", ":film", or ":photos", which are pictures without labels), a
+            folder (of videos or images, with or without class folders, train/ and validation/ folders, metadata or a
             README with configs), a .parquet or webdataset .tar file, one video or image file, or a Hub id.
-        split: its split; None takes the only one.
-        sampling: which frames and pixels. Toyworld has a clock of its own, and neither views nor detail.
-        limit: stop after so many clips. Needed for the endless toyworld, where it is 2,000 by default.
-        image_column: column with the images or videos; found by its type where there is only one.
-        kind: "video" or "image" where a dataset holds both.
-        shuffle_seed: take the clips of `limit` from items at random, so that a set sorted by class is sampled from all
-            over: from folders, and from local parquet files larger than the limit. Files on the Hub, tar files and
-            toyworld (which is mixed) are read from their start all the same. Items keep their names.
+        split: its name; None takes the only split.
+        sampling: which frames and pixels. Toyworld ignores stride and fps, and supports neither views nor detail.
+        limit: number of clips at most. 2,000 by default for toyworld, which is endless.
+        image_column: column of the images or videos; default: the first of that type.
+        kind: "video" or "image", for a dataset that holds both.
+        shuffle_seed: take the clips of `limit` from items at random, so that a dataset sorted by class is sampled
+            throughout. This applies to folders, and to local parquet files with more rows than the limit needs. Files
+            on the Hub, tar files and toyworld (which is mixed) are always read from their start. Items keep their
+            names.
     Raises:
-        FileNotFoundError: nothing there. ValueError: an unknown split or column, or nothing to read in the files.
+        FileNotFoundError: there is no such dataset. ValueError: an unknown split or column, or files without media.
     """
     if limit is not None and limit < 1:
-        raise ValueError("The limit of clips must be 1 or more; omit it to take all.")
+        raise ValueError(f"The limit of clips is {limit}; it must be at least 1, or omitted to take all.")
     if kind not in (None, "video", "image"):
-        raise ValueError(f"kind must be video or image, not {kind!r}.")
+        raise ValueError(f"kind is {kind!r}; it must be video or image.")
     sampling = sampling or Sampling()
     if dataset.split(":")[0] == "toyworld":
         return _toyworld(dataset, split or "train", sampling, limit)
@@ -145,9 +148,9 @@ def open_source(
 
 
 class _DatasetItems:
-    """The items of a dataset's split, as `datasets` lists its rows; arguments as `open_source`.
+    """The items of a dataset's split, as `datasets` lists its rows; arguments as in `open_source`.
 
-    num_files: files that can be read one by one. drawn_from: the parquet files that random rows are drawn from.
+    num_files: number of files that can be read separately. drawn_from: parquet files from which rows are drawn.
     """
 
     def __init__(self, dataset, split, sampling: Sampling, limit, image_column, kind, shuffle_seed):
@@ -168,14 +171,14 @@ class _DatasetItems:
 
     @property
     def _rows_wanted(self) -> int:
-        """Rows that give `limit` clips, where each gives as many as it can be asked for."""
+        """Number of rows that give `limit` clips if each gives as many as `sampling` asks for."""
         views, crops = self.sampling.views, self.sampling.crops
         clips = crops if views is None else views[1] if self.kind == "image" else math.prod(views)
         return -(-self.limit // clips)
 
     def _numbered(self, shard: int) -> Iterator[tuple[int | str, dict]]:
-        """(number, row) of a shard; "file:number" where there are several files."""
-        if self.drawn_from:  # how many videos will do is unknown where a long one gives many clips
+        """(number, row) of a shard; the number is "file:number" if there are several files."""
+        if self.drawn_from:  # a long video gives many clips, so the number of videos needed is unknown
             is_counted = self.kind == "image" or self.sampling.views is not None
             at_a_time = self._rows_wanted if is_counted else 1
             for file, index, row in random_rows(self.drawn_from, self.shuffle_seed, at_a_time):
@@ -217,10 +220,10 @@ def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -
     if sampling.views is not None:
         raise ValueError("Toyworld is drawn as clips, which have one view each; omit the views.")
     if sampling.crops != 1:
-        raise ValueError("Toyworld is endless; ask for more clips instead of more crops of each.")
+        raise ValueError("Toyworld is endless; take more clips instead of more crops of each.")
     if limit is None:
         limit = ENDLESS_LIMIT
-        print(f"toyworld is endless: taking {limit} clips (--max_clips takes another number).")
+        print(f"toyworld is endless: taking {limit} clips (--max_clips sets another number).")
     variant = dataset.partition(":")[2] or "simple"
     if variant == "photos":
         return _photographs(dataset, split, sampling.resolution, sampling.seed, limit)
@@ -256,7 +259,7 @@ def _photographs(dataset: str, split: str, resolution: int, seed: int, limit: in
 
 
 def _image_crops(content: bytes | str, name: str, sampling: Sampling) -> Iterator[Clip]:
-    """The centre crop of an image, or `crops` random ones, fixed by seed and name, or those of its views."""
+    """The centre crop of an image, or `crops` random ones that depend on seed and name, or those of its views."""
     seed = [sampling.seed, int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)]
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
@@ -270,7 +273,7 @@ def _image_crops(content: bytes | str, name: str, sampling: Sampling) -> Iterato
                 positions = [tuple(generator.random(2)) for _ in range(sampling.crops)]
             for position in positions:
                 yield Clip(resize_and_crop(image, sampling.resolution, position)[None], name)
-    except UnidentifiedImageError as error:  # whose own words hold an address in memory, unlike in every run
-        raise ValueError("the image cannot be read: it is corrupt, or no image at all.") from error
+    except UnidentifiedImageError as error:  # its own message holds a memory address, which differs between runs
+        raise ValueError("the image cannot be read: it is corrupt or not an image.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image cannot be read: {error}") from error

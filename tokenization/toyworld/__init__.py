@@ -1,4 +1,4 @@
-"""The embedded world: endless rendered clips with exact labels, and pictures, made from a seed on any machine."""
+"""The embedded world: endless rendered clips with exact labels, and pictures, both determined by a seed."""
 
 from tokenization.toyworld.world import MOTIONS, ToyWorld
 

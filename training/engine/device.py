@@ -1,4 +1,4 @@
-"""The machine: its accelerator, whether bfloat16 is fast there, its matmul FLOPs, the versions installed."""
+"""The machine: its accelerator, its measured matmul FLOPs, and the installed versions."""
 
 import contextlib
 import importlib.metadata
@@ -19,21 +19,21 @@ from tokenization.precision import bf16_is_fast
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where it is faster, nothing elsewhere. Weights stay float32 in either case."""
+    """bfloat16 autocast if it is faster on the device, else no autocast. Weights stay float32 in either case."""
     return torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else contextlib.nullcontext()
 
 
 def flush_denormals() -> None:
     """Treat numbers below 1e-38 as zero on a CPU, for the rest of the process.
 
-    Softmax and its gradients are full of them once attention has learnt to look at few tokens. Each costs a CPU a
-    hundred cycles or more, and they can make a backward pass four times slower. GPUs are not affected.
+    Softmax and its gradients contain many of them once attention concentrates on few tokens. Each takes a CPU a hundred
+    cycles or more, and they can make a backward pass four times slower. GPUs are not affected.
     """
     torch.set_flush_denormal(True)
 
 
 def make_accelerator(**settings) -> Accelerator:
-    """An Accelerator in bfloat16 where that is faster; fp16 or fp8 from `accelerate launch` is kept.
+    """An Accelerator, in bfloat16 if that is faster; fp16 or fp8 from `accelerate launch` is kept.
 
     The launcher sets `no` by default, so `no` counts as not set.
 
@@ -47,8 +47,8 @@ def make_accelerator(**settings) -> Accelerator:
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
         settings["mixed_precision"] = "bf16" if bf16_is_fast(state.device) else "no"
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2":
-        # Accelerate would make the residual stream and the sums of gradients bfloat16. With this, only what autocast
-        # multiplies is, as with DDP: the same numbers, for twice the bytes between devices.
+        # Accelerate would cast the residual stream and the sums of gradients to bfloat16. With this policy, bfloat16 is
+        # used only where autocast uses it, as with DDP: the same numbers, at twice the traffic between devices.
         settings["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
     # Gradients live in the buckets in which they are exchanged, instead of in a second copy.
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
@@ -64,7 +64,7 @@ def require_together(num_processes: int) -> None:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if num_processes != world:
         raise ValueError(
-            f"{world} processes were launched and each works alone: on CPUs, launch with ACCELERATE_USE_CPU=true."
+            f"{world} processes were launched, but each works alone; on CPUs, set ACCELERATE_USE_CPU=true."
         )
 
 
@@ -74,7 +74,7 @@ def require_free_port() -> None:
     Raises:
         ValueError: another program listens there.
     """
-    # torchrun and accelerate launch listen themselves, and have asked before they started us.
+    # torchrun and accelerate launch listen on the port themselves and have checked it.
     launcher_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if "MASTER_PORT" not in os.environ or os.environ.get("RANK", "0") != "0" or launcher_listens:
         return
@@ -113,7 +113,7 @@ def surroundings(accelerator: Accelerator) -> dict:
 
 
 def versions(device: torch.device | str | None = None) -> dict:
-    """Versions of packages, commit of this project, threads, device; None where one is unknown."""
+    """Versions of packages, commit of this project, threads and device; None if one is unknown."""
     found = {"python": platform.python_version(), "threads": torch.get_num_threads()}
     if device is not None:
         found["device"] = str(device)
@@ -121,7 +121,7 @@ def versions(device: torch.device | str | None = None) -> dict:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None  # this project run from a clone that was not installed
+            found[package] = None  # this project, run from a clone that is not installed
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         found["commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
@@ -131,10 +131,10 @@ def versions(device: torch.device | str | None = None) -> dict:
 
 
 def in_own_memory(model):
-    """The same model with its weights in newly allocated memory, so that a resumed run rounds as an uninterrupted one.
+    """The same model with its weights in new memory, so that a resumed run rounds like an uninterrupted one.
 
-    On a CPU, from_pretrained leaves a memory-mapped file, whose tensors start at any multiple of four bytes, and some
-    CPU kernels round differently by alignment (docs/log.md, 2026-11-26).
+    On a CPU, the weights of from_pretrained are in a memory-mapped file, where tensors start at any multiple of four
+    bytes, and the rounding of some CPU kernels depends on alignment (docs/log.md, 2026-11-26).
     """
     for weight in (*model.parameters(), *model.buffers()):
         weight.data = weight.data.clone()

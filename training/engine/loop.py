@@ -1,4 +1,4 @@
-"""The one training loop: accumulate, clip, step, log, validate, checkpoint; resumes bit for bit."""
+"""The training loop: accumulate, clip, step, log, validate, checkpoint; it resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from training.rows.mixture import RowStream
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns, and from what.
+    """The model to train, with its optimiser, rows and objective.
 
     Fields:
         model, optimizer: already prepared by the accelerator.
-        processor: saved with the model; None where there is none.
+        processor: saved with the model; None if there is none.
         stream: the rows of this rank.
     """
 
@@ -50,11 +50,11 @@ class Learner:
 
 
 def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[Path, bool]:
-    """Train to `run.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training before.
+    """Train to `run.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training early.
 
     Raises:
-        ValueError: too many steps in a row are not finite, or the data end before the first. OSError: no space for a
-            checkpoint.
+        ValueError: too many successive steps are not finite, or the data ends before the first step.
+        OSError: there is no space for a checkpoint.
     """
     loop = _Loop(run, learner, args, optim)
     with Preemption() as preemption:
@@ -73,13 +73,13 @@ def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[
 
 
 class _Loop:
-    """Where a training stands, and what is done at its steps."""
+    """The state of a training, and the actions at its steps."""
 
     def __init__(self, run: Run, learner: Learner, args: RunArgs, optim: OptimArgs):
         self.run, self.learner, self.args, self.optim = run, learner, args, optim
         self.accelerator = accelerator = run.accelerator
         self.device, self.is_distributed = accelerator.device, accelerator.num_processes > 1
-        self.plain = accelerator.unwrap_model(learner.model)  # its weights have the same names, however they are spread
+        self.plain = accelerator.unwrap_model(learner.model)  # its weights have the same names, sharded or not
         objective = learner.objective
         peak = matmul_peak(self.device) * accelerator.num_processes
         self.clock = Clock(peak, objective.flops_per_token, objective.tokens_per_step)
@@ -102,7 +102,7 @@ class _Loop:
         self.step, self.tokens, self.clock.seconds = (state[key] for key in ("step", "tokens", "seconds"))
         self.is_budgeted, self.saved = state["is_budgeted"], state["step"]
         self.skipped, self.in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
-        nothing = [0.0] * 4  # of a source that the recipe did not have then
+        nothing = [0.0] * 4  # for a source that is new in the recipe
         known = [state["since_log"].get(name, nothing) for name in learner.stream.names]
         self.since_log = torch.tensor(known, dtype=torch.float64)
         learner.objective.load(folder, state, self.is_distributed)
@@ -114,7 +114,7 @@ class _Loop:
         return self.step % every == 0 or self.step == self.max_steps
 
     def take_step(self, preemption: Preemption) -> bool:
-        """One optimiser step on the next rows; False where the data have ended, which makes this step the last."""
+        """Take an optimiser step on the next rows; False if the data has ended, which makes this step the last."""
         learner, clock, objective = self.learner, self.clock, self.learner.objective
         clock.start()
         self.rate = learning_rate(self.step, self.max_steps, self.optim)
@@ -122,8 +122,8 @@ class _Loop:
         rows = _take(self.accelerator, learner.stream, objective.micro * objective.accumulation)
         clock.waited += clock.running
         if rows is None:
-            require(self.step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
-            self.bar.write(f"The data end after step {self.step}, as the recipe says.")
+            require(self.step > 0, "The sources end before they fill a step; lower --tokens_per_step.")
+            self.bar.write(f"The data ends after step {self.step}, as set in the recipe.")
             self.max_steps = self.step
             return False
         sums, self.preempted = _gradients(self.accelerator, learner, rows, preemption.asked)
@@ -148,15 +148,15 @@ class _Loop:
 
     def _refuse_many(self) -> None:
         if self.in_a_row > self.args.max_skipped_steps:
-            good = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
+            good = f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
             raise ValueError(
                 f"The loss or its gradient is not finite at step {self.step + 1} (loss {self.figures['loss']}, norm "
-                f"{self.norm}), as in the {self.args.max_skipped_steps} steps before; {good}. Lower --learning_rate or "
-                "lengthen --warmup_steps."
+                f"{self.norm}), as in the {self.args.max_skipped_steps} steps before; lower --learning_rate, or raise "
+                f"--warmup_steps ({good})."
             )
 
     def _budget(self) -> None:
-        """Lower `max_steps` once to what fits into --max_minutes, when the first steps have shown their time."""
+        """Lower `max_steps` once to fit --max_minutes, as soon as the first steps have been timed."""
         if not self.is_budgeted and self.step >= 5 and self.clock.taken >= 2:
             self.is_budgeted = True
             fitting = self.step + self.clock.steps_in(self.args.max_minutes * 60)
@@ -174,7 +174,7 @@ class _Loop:
             row |= {"skipped_steps": self.skipped, "sources": _by_source(stream, self.since_log)}
             self._write(row, f"{log_line(row)} | ETA {clock.left(self.max_steps - self.step)}")
             if row["data_wait"] > STARVED and not self.has_starved:
-                self.has_starved = True  # printed once: every row of the metrics has the share
+                self.has_starved = True  # printed once; every row of the metrics has the share
                 self.bar.write(self.learner.objective.starved(row["data_wait"]))
         clock.reset()
         self.since_log.zero_()
@@ -201,7 +201,7 @@ class _Loop:
         streams = gather_object([learner.stream.state_dict()])
         keep, wait, spared = self.args.keep_checkpoints, accelerator.wait_for_everyone, learner.objective.spared()
         with learner.objective.saved_weights():
-            weights = accelerator.get_state_dict(learner.model)  # whole, on the first process
+            weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
             with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
                 inside = folder / checkpoints.STATE
                 checkpoints.save_optimizer(inside / "optimizer", self.plain, learner.optimizer, is_distributed)
@@ -217,21 +217,21 @@ class _Loop:
 
 
 def _gradients(accelerator, learner: Learner, rows: list, asked: bool) -> tuple[torch.Tensor, bool]:
-    """The gradients of a step, the mean over the rows of all ranks.
+    """Compute the gradients of a step, which are means over the rows of all ranks.
 
     Args:
         rows: [(source, row)] of this rank.
         asked: whether SIGTERM has reached this rank.
     Returns:
-        (sources, 4) float64 on the CPU: the objective's sums by source, over all ranks; whether SIGTERM has reached any
-        rank.
+        (sums, preempted). sums: (sources, 4) float64 on the CPU, the objective's sums per source over all ranks.
+        preempted: whether SIGTERM has reached any rank.
     """
     device, objective, model = accelerator.device, learner.objective, learner.model
     micro, accumulation = objective.micro, objective.accumulation
     sums = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
     for k in range(accumulation):
         batch = rows[k * micro : (k + 1) * micro]
-        # Gradients are exchanged once a step, in the last micro-batch.
+        # Gradients are exchanged once per step, in the last micro-batch.
         with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
             loss, of_rows = objective.losses(model, [row for _, row in batch], device)
             accelerator.backward(loss)
@@ -244,7 +244,7 @@ def _gradients(accelerator, learner: Learner, rows: list, asked: bool) -> tuple[
 
 
 def _take(accelerator, stream: RowStream, count: int) -> list | None:
-    """The rows of a step; None for all ranks where the data have ended for one."""
+    """The rows of a step; None on all ranks once the data has ended on one."""
     rows = stream.take(count)
     if not stream.is_indexed and accelerator.num_processes > 1:  # pixels may end on one rank first
         ended = torch.tensor(float(rows is None), device=accelerator.device)
@@ -253,6 +253,6 @@ def _take(accelerator, stream: RowStream, count: int) -> list | None:
 
 
 def _by_source(stream: RowStream, sums: torch.Tensor) -> dict:
-    """Name -> realised share and epochs so far, and the mean loss since the last log line (None: no row of it)."""
+    """Source -> its share and epochs so far, and its mean loss since the last log line (None if it had no row)."""
     means = [total / codes if codes else None for total, codes, *_ in sums.tolist()]
     return {name: facts | {"loss": mean} for (name, facts), mean in zip(stream.shares().items(), means, strict=True)}

@@ -1,4 +1,4 @@
-"""What a training is for: the interface between the loop and pre-training or fine-tuning; how a step is divided."""
+"""The interface between the training loop and an objective (pre-training or fine-tuning), and the size of a step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from training.args import DataArgs, require
 
 
 class Objective:
-    """What a training is for: the losses of its rows, and its validation. The loop does the rest.
+    """An objective defines the losses of rows and the validation. The loop does the rest.
 
     Fields:
         verb: of the command, for the log.
-        micro, accumulation: rows of a micro-batch on a device, micro-batches of a step.
-        tokens_per_step: code tokens of a step on all devices.
-        flops_per_token: training FLOPs of one of them.
+        micro, accumulation: rows per micro-batch on a device, micro-batches per step.
+        tokens_per_step: code tokens per step, on all devices.
+        flops_per_token: training FLOPs per code token.
         validates: whether there is anything to validate on.
     """
 
@@ -29,12 +29,16 @@ class Objective:
     validates: bool
 
     def losses(self, model, rows: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the loss of a micro-batch to back-propagate, its share of the mean over the step; (rows, 4) float64 on the
-        CPU: four sums of every row, the first two the loss that is logged by source, and its count)."""
+        """The loss of a micro-batch, and the sums of its rows.
+
+        Returns:
+            (loss, sums). loss: to back-propagate; the share of this micro-batch in the mean over the step. sums: (rows,
+            4) float64 on the CPU; the first two are the loss that is logged per source, and its count.
+        """
         raise NotImplementedError
 
     def figures(self, sums: list[float]) -> dict[str, float | None]:
-        """What is logged of a step, from the four sums over all its rows: "loss" first."""
+        """The figures that are logged for a step, from the four sums over all its rows; "loss" comes first."""
         raise NotImplementedError
 
     def validate(self, accelerator, model, run: Path, step: int) -> dict:
@@ -42,25 +46,24 @@ class Objective:
         raise NotImplementedError
 
     def starved(self, waited: float) -> str:
-        """The warning for a run that waits for its data; waited: share of the time."""
+        """The warning for a run that waits for its data. waited: share of the time."""
         raise NotImplementedError
 
     def stepped(self, step: int) -> None:
         """Called after optimiser step `step` (from 1) has changed the weights."""
 
     def saved_weights(self) -> contextlib.AbstractContextManager:
-        """Inside it the model has the weights that a checkpoint's model files hold."""
+        """A context in which the model has the weights to be saved in a checkpoint's model files."""
         return contextlib.nullcontext()
 
     def save(self, folder: Path, distributed: bool) -> None:
-        """Write what resuming needs in addition to the model files and the moments into a checkpoint's training state;
-        called inside `saved_weights()`."""
+        """Write tensors that resuming needs, besides model files and moments; called inside `saved_weights()`."""
 
     def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
-        """Restore what `save` and `state_dict` kept."""
+        """Restore the state that `save` and `state_dict` saved."""
 
     def state_dict(self, step: int) -> dict:
-        """The part of the state that is JSON; a checkpoint of this step is about to be written."""
+        """The part of the state that is JSON; called before a checkpoint of this step is written."""
         return {}
 
     def spared(self) -> set[int]:
@@ -69,7 +72,7 @@ class Objective:
 
 
 def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple[int, int]:
-    """(rows of a micro-batch on a device, micro-batches of a step) for steps of `tokens_per_step` code tokens.
+    """(rows per micro-batch on a device, micro-batches per step) for steps of `tokens_per_step` code tokens.
 
     Raises:
         ValueError: a step is not a whole number of rows, or of micro-batches.
@@ -77,21 +80,22 @@ def accumulation_steps(args: DataArgs, tokens_per_row: int, world: int) -> tuple
     rows = args.tokens_per_step // tokens_per_row
     require(
         rows > 0 and rows * tokens_per_row == args.tokens_per_step,
-        f"--tokens_per_step {args.tokens_per_step} is not a multiple of the {tokens_per_row} code tokens of a row.",
+        f"--tokens_per_step is {args.tokens_per_step}; it must be a multiple of the {tokens_per_row} code tokens of a "
+        "row.",
     )
     return micro_batches(rows, args.per_device_batch_size, world, "--tokens_per_step")
 
 
 def micro_batches(rows: int, per_device: int, world: int, flag: str) -> tuple[int, int]:
-    """(rows of a micro-batch on a device, micro-batches of a step) for steps of `rows` rows, which `flag` asked for.
+    """(rows per micro-batch on a device, micro-batches per step) for steps of `rows` rows, set by `flag`.
 
     Raises:
-        ValueError: the rows of a step do not divide into processes or micro-batches.
+        ValueError: the rows of a step cannot be divided into processes or micro-batches.
     """
-    require(rows % world == 0, f"{flag} makes {rows} rows, which {world} processes cannot share equally.")
+    require(rows % world == 0, f"{flag} gives {rows} rows per step; they must be a multiple of {world} processes.")
     micro = min(per_device, rows // world)
     require(
         rows // world % micro == 0,
-        f"{rows // world} rows per step and process are not a multiple of --per_device_batch_size {micro}.",
+        f"A step has {rows // world} rows per process; they must be a multiple of --per_device_batch_size {micro}.",
     )
     return micro, rows // world // micro

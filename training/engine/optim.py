@@ -18,9 +18,9 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; vectors (norms, biases) are not decayed.
 
-    A group's `lr_scale` multiplies the schedule (`set_learning_rate`). It is 1 except for the blocks of a Toto with muP
-    (modeling_toto/mup.py), where it also divides the decay, so that one step decays all matrices equally, and for
-    parameters with one of the `factors` (`layer_factors`), which do not change the decay.
+    A group's `lr_scale` multiplies the schedule (`set_learning_rate`). It is the product of the scale of muP
+    (modeling_toto/mup.py), 1 without muP, and the parameter's factor in `factors` (`layer_factors`), 1 by default.
+    The scale of muP also divides the decay, so that a step decays all matrices equally; the factors do not.
     """
     scales = learning_rate_scales(model) if isinstance(model, TotoPreTrainedModel) else {}
     factors = factors or {}
@@ -41,8 +41,10 @@ def make_optimizer(
 
 
 def layer_factors(model: TotoPreTrainedModel, depth: int, decay: float) -> dict[nn.Parameter, float]:
-    """Factors of the learning rate that fall with the distance from the head: 1 for the head, decay^(depth + 1 - k) for
-    block k = 1..depth, decay^(depth + 1) for the embeddings (paper silent; we follow BEiT and MAE).
+    """Factors of the learning rate that decrease with the distance from the head.
+
+    They are 1 for the head, decay^(depth + 1 - k) for block k = 1..depth, and decay^(depth + 1) for the embeddings
+    (paper silent; we follow BEiT and MAE).
 
     Args:
         depth: number of blocks below the head.
@@ -55,7 +57,7 @@ def layer_factors(model: TotoPreTrainedModel, depth: int, decay: float) -> dict[
 
 
 def learning_rate(step: int, max_steps: int, args: OptimArgs) -> float:
-    """The rate of optimiser step `step` (from 0) of `max_steps`."""
+    """The learning rate of optimiser step `step` (from 0) of `max_steps`."""
     if step < args.warmup_steps:
         return args.learning_rate * (step + 1) / args.warmup_steps
     progress = (step - args.warmup_steps) / max(1, max_steps - args.warmup_steps)
@@ -64,18 +66,18 @@ def learning_rate(step: int, max_steps: int, args: OptimArgs) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate is a function of the step, so that a resumed run needs no scheduler state; each group scales it."""
+    """Set the rate of every group, times its `lr_scale`. A function of the step needs no scheduler state to resume."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 class Average:
-    """The exponential moving average of a model's trainable weights, on the same device (and shard) as these.
+    """The exponential moving average of a model's trainable weights, on the same device (and shard) as the weights.
 
-    The update is torch's. `torch.optim.swa_utils.AveragedModel` itself copies the module, which FSDP2 refuses.
+    The update is torch's. `torch.optim.swa_utils.AveragedModel` itself copies the module, which FSDP2 does not allow.
 
     Args:
-        decay: per step; less in the first steps, (1 + step) / (10 + step), so that the start is forgotten.
+        decay: per step; it starts at (1 + step) / (10 + step), so that the initial weights have little influence.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -85,12 +87,12 @@ class Average:
         self.averages = [weight.detach().clone() for weight in self.weights]
 
     def update(self, step: int) -> None:
-        """Called after optimiser step `step`, from 1."""
+        """Update the averages after optimiser step `step` (from 1)."""
         update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         update(self.averages, [weight.detach() for weight in self.weights], step)
 
     def put_aside(self) -> dict[str, torch.Tensor]:
-        """Name -> what is not in the model now: the averages, or the weights themselves inside `applied()`."""
+        """The averages by name, or, inside `applied()`, the weights themselves."""
         return dict(zip(self.names, self.averages, strict=True))
 
     @torch.no_grad()
@@ -102,7 +104,7 @@ class Average:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside it the averages are the model's weights."""
+        """A context in which the averages are the model's weights."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, log lines, the time of its steps, and signs of trouble."""
+"""The reports of a run: metrics.jsonl, log lines, the time of its steps, and warnings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tokenization.files import write_whole
 
 # Optional columns of metrics.jsonl that a log line shows after the loss -> their names there.
 SHOWN = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}
-# Share of the time spent waiting above which the data are too slow for the device.
+# Share of the time spent waiting above which the data is too slow for the device.
 STARVED = 0.1
-# Part of a model -> pieces of the names of its weights; the first part that matches a weight counts.
+# Part of a model -> substrings of the names of its weights; the first match counts.
 PARTS = {
     "norm": ("norm", "ln_"),
     "embedding": ("embed", "wte", "wpe"),
@@ -29,7 +29,7 @@ PARTS = {
 
 
 class MetricsFile:
-    """metrics.jsonl of a run: rows are flushed at once; on resume, rows after the checkpoint's step are removed."""
+    """The metrics.jsonl of a run. Rows are flushed at once; on resume, rows after the checkpoint's step are removed."""
 
     def __init__(self, path: Path, keep_up_to: int):
         rows = []
@@ -37,7 +37,7 @@ class MetricsFile:
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:  # the torn last line of a killed run
+                except json.JSONDecodeError:  # the incomplete last line of a killed run
                     continue
                 if row["step"] <= keep_up_to:
                     rows.append(line)
@@ -50,7 +50,7 @@ class MetricsFile:
 
 
 def flat(row: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of a row for a tracker; nested ones are named "outer/inner"."""
+    """The numbers of a row, for a tracker; nested ones are named "outer/inner"."""
     found = {}
     for key, value in row.items():
         if isinstance(value, dict):
@@ -61,12 +61,12 @@ def flat(row: dict, prefix: str = "") -> dict[str, float]:
 
 
 def finite(value: float) -> float | None:
-    """The number, or None, since JSON has neither infinity nor NaN."""
+    """The number, or None if it is not finite, since JSON has neither infinity nor NaN."""
     return value if math.isfinite(value) else None
 
 
 class Clock:
-    """Time of the steps since the last log line, and of the whole training, with the time before it was resumed."""
+    """The time of the steps since the last log line, and of the whole training, including before a resume."""
 
     def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
         self.peak, self.tokens_per_step, self.flops_per_token = peak, tokens_per_step, flops_per_token
@@ -88,7 +88,7 @@ class Clock:
         self.steps, self.busy, self.seconds = self.steps + 1, self.busy + self.last, self.seconds + self.last
 
     def steps_in(self, seconds: float) -> int:
-        """Steps that fit into what is left of `seconds`, each as long as the latest (the first ones warm caches up)."""
+        """Number of steps that fit into the rest of `seconds`, judging by the latest step (the first are slower)."""
         return max(1, int((seconds - self.seconds) / self.last))
 
     def left(self, steps: int) -> timedelta:
@@ -105,7 +105,7 @@ class Clock:
 
 
 def log_line(row: dict) -> str:
-    """A log line."""
+    """The log line of a row of metrics."""
     parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
     parts += [f"{name} {row[key]:.4f}" for key, name in SHOWN.items() if row.get(key)]
     parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
@@ -125,8 +125,8 @@ def validation_line(row: dict) -> str:
 def update_ratios(model, optimizer) -> dict[str, float]:
     """Part of the model -> size of AdamW's last step divided by the size of its weights, both as root mean squares.
 
-    Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual; a much
-    larger ratio announces divergence, a much smaller one a learning rate without effect.
+    Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual. A much
+    larger ratio points to divergence, a much smaller one to a learning rate that is too low.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     sums: dict[str, list[float]] = {}
@@ -152,7 +152,7 @@ def _norm(tensor: torch.Tensor) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory of this process so far, in MB: of the device, or on a CPU of the whole process."""
+    """Peak memory of this process so far, in MB: on the device, or on a CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -162,11 +162,12 @@ def peak_memory(device: torch.device) -> float:
 def starved(waited: float, has_pixels: bool) -> str:
     """The warning for a run that waits for its data. has_pixels: whether rows are tokenized while training."""
     advice = "tokenize the media first (toto tokenize)" if has_pixels else "put the shards on a faster disk"
-    return f"The data cannot feed the device: {waited:.0%} of the time since the last line was waiting; {advice}."
+    share = f"{waited:.0%} of the time since the last line was spent waiting"
+    return f"The data is too slow for the device: {share}; {advice}."
 
 
 def write_loss_maps(run: Path, step: int, config, maps: dict[str, torch.Tensor]) -> None:
-    """Write RUN/loss_maps.json: the mean validation loss at every place in a row, by source.
+    """Write RUN/loss_maps.json: the mean validation loss at every position of a row, per source.
 
     maps: name -> (T * tokens_per_frame,) in the order of a row.
     """

@@ -172,7 +172,7 @@ def running(
             # --max_minutes may have lowered what was asked for, which the recipe does not know.
             max_steps = saved["max_steps"] if max_steps == saved.get("asked_steps") else max_steps
         elif beginning.is_resumed and accelerator.is_main_process:
-            print(f"{folder} has no checkpoint yet, so it begins anew.")
+            print(f"{folder} has no checkpoint yet, so the run starts again.")
         set_seed(args.seed)
         yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes)
     finally:
@@ -211,9 +211,9 @@ def end_run(run: Run, last: Path, best: Path | None) -> None:
     if run.is_main:
         print(f"wrote {last}")
         if best is None:
-            print(f"stopped by SIGTERM; go on with: toto {run.verb} --resume {run.folder}")
+            print(f"stopped by SIGTERM; resume with: toto {run.verb} --resume {run.folder}")
         elif best != last:
-            print(f"best on validation, and what `--model {run.folder}` takes: {best}")
+            print(f"best on validation, and used by `--model {run.folder}`: {best}")
     if best is None:
         raise SystemExit(PREEMPTED)
 
@@ -227,7 +227,7 @@ def publish(run: Run, best: Path, push_to: str | None) -> None:
     try:
         write_media(run.folder, run.folder)
     except (OSError, ValueError) as error:
-        print(f"no record of what the run saw was kept: {error}")
+        print(f"media.json, the record of the training data, was not written: {error}")
     if push_to is not None:
         from training.publish.push import push_folder
 

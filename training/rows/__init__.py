@@ -1,1 +1,1 @@
-"""Training rows by number: from shards, from pixels, from labelled media, and mixtures of them."""
+"""Training rows, accessed by number: from shards, pixels or labelled media, and mixtures of them."""

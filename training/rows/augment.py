@@ -1,8 +1,8 @@
-"""Pictures that differ and mean the same: random crops, flips, RandAugment, mixup and cutmix, of a clip as of an image.
+"""Augmentation of clips and images: random crops, flips, RandAugment, mixup and cutmix.
 
-All frames of a clip are treated alike, so that what moves still moves as it did. Everything is drawn from the generator
-that is handed in. PIL and numpy only, since torchvision is optional. Mixing works on pixels, before they are tokenized:
-ids are names, and there is no id half-way between two others.
+All frames of a clip are treated alike, so that motion is preserved. All randomness is drawn from the generator that is
+passed in. Only PIL and numpy are used, since torchvision is optional. Mixing works on pixels, before they are
+tokenized, because ids cannot be interpolated.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-RATIOS = (3 / 4, 4 / 3)  # of a random crop, as everywhere since Inception
-FILL = (128, 128, 128)  # where a turned picture leaves nothing
+RATIOS = (3 / 4, 4 / 3)  # of a random crop, as in Inception and its successors
+FILL = (128, 128, 128)  # colour of the corners of a rotated picture
 AFFINE = Image.Transform.AFFINE
 
 
@@ -26,8 +26,8 @@ def _enhance(kind) -> Callable:
     return lambda picture, level: kind(picture).enhance(1 + 0.9 * level)
 
 
-# RandAugment's operations (Cubuk et al. 2019, arXiv 1909.13719): (picture, level in -1..1) -> picture. How far the
-# largest level goes follows AutoAugment, but for shifts, which are a share of the side.
+# RandAugment's operations (Cubuk et al. 2019, arXiv 1909.13719): (picture, level in -1..1) -> picture. The largest
+# levels follow AutoAugment, except for shifts, which are a share of the side.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda picture, level: picture,
     "autocontrast": lambda picture, level: ImageOps.autocontrast(picture),
@@ -47,9 +47,9 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 def crop_box(side: int, smallest: float, generator: np.random.Generator) -> tuple[float, float, float, float]:
-    """A random crop (left, top, right, bottom) of a square: `smallest` to 1 of its area, its ratio in RATIOS.
+    """A random crop (left, top, right, bottom) of a square, with `smallest` to 1 of its area and a ratio in RATIOS.
 
-    The whole square where ten draws did not fit into it.
+    It is the whole square if ten draws did not fit into it.
     """
     for _ in range(10):
         area = side * side * generator.uniform(smallest, 1)
@@ -62,14 +62,14 @@ def crop_box(side: int, smallest: float, generator: np.random.Generator) -> tupl
 
 
 class Augment:
-    """frames uint8 (T, S, S, 3) -> (T, R, R, 3): a random resized crop, a flip, random operations, in this order.
+    """Frames uint8 (T, S, S, 3) -> (T, R, R, 3): a random resized crop, a flip and random operations, in this order.
 
     Args:
         resolution: R.
-        smallest_crop: least area of a crop; None resizes without one.
-        flip: mirror every second clip, left and right. Of no use where a label says left or right.
-        operations: so many of OPERATIONS, drawn with repetition; 0 for none.
-        magnitude: how strong they are, 0 to 10 (RandAugment's scale).
+        smallest_crop: smallest area of a crop, as a fraction; None resizes without cropping.
+        flip: mirror half of the clips, left to right. Turn it off if labels depend on left and right.
+        operations: number of OPERATIONS, drawn with repetition; 0 for none.
+        magnitude: strength of the operations, 0 to 10 (RandAugment's scale).
     """
 
     def __init__(self, resolution: int, smallest_crop: float | None, flip: bool, operations: int, magnitude: float):
@@ -99,14 +99,15 @@ def mix(
     cutmix: float,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One clip of two, and its target: blended (mixup, arXiv 1710.09412) or with a box of the second in the first
-    (cutmix, arXiv 1905.04899), by the toss of a coin where both are on.
+    """Mix two clips and their targets, by mixup or cutmix, chosen at random if both are on.
+
+    mixup (arXiv 1710.09412) blends the clips; cutmix (arXiv 1905.04899) pastes a box of the second into the first.
 
     Args:
         clips: uint8 (T, R, R, 3) each. targets: float (C,) each.
-        mixup, cutmix: alpha of the Beta distribution of the first one's share; 0 is off, and one of them is on.
+        mixup, cutmix: alpha of the Beta distribution of the first clip's share; 0 is off, and at least one is on.
     Returns:
-        (uint8 (T, R, R, 3), target (C,), mixed in the shares that the pixels have)
+        (clip uint8 (T, R, R, 3), target (C,)), with the same shares in the target as in the pixels.
     """
     (first, second), side = clips, clips[0].shape[1]
     is_cut = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)

@@ -1,4 +1,4 @@
-"""Labelled clips in memory, as ids or as pixels, and the numbers of their classes."""
+"""Labelled clips in memory, as codes or as pixels, with their class numbers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BATCH = 16
 
 
 class Clips:
-    """Clips of a split in memory: `codes` (N, T, h, w), or `frames` uint8 (N, T, S, S, 3), or items to decode anew.
+    """The clips of a split: `codes` (N, T, h, w), `frames` uint8 (N, T, S, S, 3), or items to decode when needed.
 
-    labels: (N,) numbers of `classes` (None: not named), or text until `same_classes` numbers it (`is_text`). sources:
-    file or row of each. skipped: [{"source", "why"}].
+    labels: (N,) class numbers, or text until `same_classes` numbers it (`is_text`). classes: their names, or None.
+    sources: file or row of each clip. skipped: [{"source", "why"}].
 
     Args:
-        processor: tokenizes them at once; None keeps what there is of pixels.
-        is_kept: whether pixels are decoded once and kept, or when they are asked for.
+        processor: tokenizes the clips at once; None keeps pixels.
+        is_kept: whether pixels are decoded once and kept, or decoded whenever they are needed.
     Raises:
-        ValueError: nothing to read, or a label that is missing, hidden, or out of range.
+        ValueError: there is nothing to read, or a label is missing, hidden or out of range.
     """
 
     def __init__(self, split: Split, column: str, processor=None, is_kept: bool = True):
@@ -53,7 +53,7 @@ class Clips:
         else:
             require(
                 split.source.lists_paths and split.source.expected is None,
-                f"{self.name} is no folder of files, which alone can be decoded when needed: take --decode once.",
+                f"{self.name} is not a folder of files; --decode always needs one, so take --decode once.",
             )
             self.items = list(split)
             for item in self.items:
@@ -77,7 +77,7 @@ class Clips:
                 self.skipped.append({"source": item.name, "why": str(error)})
 
     def pixels(self, index: int) -> tuple[np.ndarray, int]:
-        """(uint8 (T, S, S, 3), label) of a clip whose pixels are kept or decoded anew; of a bad file the next one's."""
+        """(frames uint8 (T, S, S, 3), label) of a clip; the next readable one takes the place of a damaged file."""
         if self.items is None:
             return self.frames[index], int(self.labels[index])
         for number in [*range(index, len(self)), *range(index)]:
@@ -85,8 +85,8 @@ class Clips:
             try:
                 return next(iter(item.clips())).frames, int(self.labels[number])
             except (ValueError, OSError) as error:
-                warnings.warn(f"{item.name}: {error} The next file stands in.", stacklevel=2)
-        raise ValueError(f"Nothing of {self.name} can be decoded.")
+                warnings.warn(f"{item.name}: {error} The next file takes its place.", stacklevel=2)
+        raise ValueError(f"No file of {self.name} can be decoded.")
 
 
 def _encode(processor, frames: list[np.ndarray]) -> np.ndarray:

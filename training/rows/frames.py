@@ -1,4 +1,4 @@
-"""Sources to batches of frames for the tokenizers: endless, mixed, the same again after a resume."""
+"""Endless, mixed batches of frames for training tokenizers, which resume exactly."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tokenization.video import Clip
 from training.args import require
 from training.rows.shard_rows import is_held_out
 
-# Frames are shuffled among so many batches: enough scenes for a batch, little memory (25 MB at 64 pixels, batch 32).
+# Number of batches within which frames are shuffled: many scenes per batch, little memory (25 MB at 64 px, batch 32).
 CHUNK = 16
-# Four frames a clip: neighbours are nearly equal, and a batch should show many scenes.
+# Few, since neighbouring frames are nearly equal and a batch should show many scenes.
 FRAMES_PER_CLIP = 4
 
 
 class FrameStream:
-    """Endless uint8 batches (B, R, R, 3), the sources drawn in turn and shuffled in chunks of 16 batches.
+    """Endless uint8 batches (B, R, R, 3); the sources are drawn in turn and shuffled in chunks of 16 batches.
 
-    `state_dict()` after a batch and `load_state_dict` make the next batch the same: a chunk is read again from where it
-    began. Batches are made in a thread, a few ahead.
+    Saving `state_dict()` after a batch and loading it gives the same next batch: the chunk is read again from its
+    start. Batches are prepared in a thread, a few ahead.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class FrameStream:
     ):
         """
         Args:
-            hold_out: leave one item in 20 out, those of `held_out_frames` of the same split.
-            rank, world: this process takes every world-th item.
+            hold_out: leave out one item in 20, those that `held_out_frames` takes from the same split.
+            rank, world: this process takes every world-th item, from the rank-th on.
         """
         self.datasets, self.split, self.resolution, self.batch_size = datasets, split, resolution, batch_size
         self.crops, self.hold_out, self.seed, self.rank, self.world = crops, hold_out, seed, rank, world
@@ -85,7 +85,7 @@ class FrameStream:
             yield batch
 
     def state_dict(self) -> dict:
-        """Where the stream stands, as JSON."""
+        """The position of the stream, as JSON."""
         return self._state
 
     def load_state_dict(self, state: dict) -> None:
@@ -105,16 +105,16 @@ def clips(
     repeat: bool = True,
     **columns,
 ) -> Iterator[tuple[Clip, list[int]]]:
-    """(clip, where the next one begins) of this process's share of a source: every world-th item.
+    """(clip, position of the next one) of this process's share of a source, which is every world-th item.
 
-    Folders are shuffled anew in every epoch, and random crops are other ones; parquet and tar files are read in the
-    order in which they were written.
+    In every epoch, folders are shuffled again and random crops differ. Parquet and tar files are read in the order in
+    which they were written.
 
     Args:
-        position: [epoch, items before, clips of the item]; [0, 0, 0] is the beginning.
-        hold_out, only_held_out: leave out one item in 20, or take nothing else.
-        repeat: begin a new epoch when all was read; else the iteration ends.
-        sampling: its seed draws the crops of the first epoch, and the order of every epoch.
+        position: [epoch, items before, clips of the item]; [0, 0, 0] is the start.
+        hold_out, only_held_out: leave out one item in 20, or take only those.
+        repeat: start a new epoch after the last item; otherwise the iteration ends.
+        sampling: its seed determines the crops of the first epoch and the order of every epoch.
         columns: `image_column` and `kind` of `open_source`.
     Raises:
         ValueError: nothing in the source can be read.
@@ -139,7 +139,9 @@ def clips(
                 if index > items_before or count > clips_before:
                     yield clip, [epoch, index, count]
         share = (
-            f" in the share of process {rank} of {world}: are there fewer files than processes?" if world > 1 else "."
+            f" in the share of process {rank} of {world}; there may be fewer files than processes."
+            if world > 1
+            else "; check the source."
         )
         require(found, f"No clip of '{dataset}' could be read{share}")
         if not repeat:
@@ -148,7 +150,7 @@ def clips(
 
 
 def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
-    """Run a generator in a thread, `depth` items ahead; its end, or its exception, comes out here."""
+    """Run a generator in a thread, `depth` items ahead; exceptions are raised in the caller."""
     ready: queue.Queue = queue.Queue(depth)
     end = object()
 
@@ -168,10 +170,12 @@ def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
 
 
 def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_held_out: bool = False) -> np.ndarray:
-    """Frames to evaluate on, the first of a file or row each: uint8 (N, R, R, 3).
+    """Frames to evaluate on, the first one of each file or row, uint8 (N, R, R, 3).
 
     Args:
-        only_held_out: of a split that is also trained on, take the items that `FrameStream(hold_out=True)` leaves out.
+        only_held_out: take the items that `FrameStream(hold_out=True)` leaves out, for a split that is trained on.
+    Raises:
+        ValueError: nothing in the split can be read.
     """
     from tokenization.sources.open import open_source
 
@@ -184,23 +188,23 @@ def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_
             break
     require(
         bool(frames),
-        f"'{dataset}' has no clip to measure on: none of its {split} split could be read"
+        f"No clip of the {split} split of '{dataset}' could be read"
         + (
-            ", or it is too small for one item in 20 to be held out; name another split with --eval_split."
+            ", or the split is too small to hold out one item in 20; name another split with --eval_split."
             if only_held_out
-            else "."
+            else "; name another split with --eval_split."
         ),
     )
     return np.concatenate(frames)
 
 
 def _items(source) -> Iterator:
-    """All items of a source, undecoded."""
+    """All items of a source, not decoded."""
     return itertools.chain.from_iterable(map(source.list_items, range(source.num_shards)))
 
 
 def _clips_of(item) -> Iterator[Clip]:
-    """The clips of an item; a bad file costs only itself."""
+    """The clips of an item; a damaged file gives a warning and is skipped."""
     try:
         yield from item.clips()
     except (ValueError, OSError) as error:

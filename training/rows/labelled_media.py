@@ -1,4 +1,4 @@
-"""Train, validation and test of a labelled data set: three splits that share no file, carved where one is missing."""
+"""The train, validation and test splits of a labelled dataset, which share no file; missing ones are carved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Split:
         self._wanted = None if self.items is None else set(self.items)
 
     def __iter__(self) -> Iterator:
-        """Its items, undecoded."""
+        """The items of the split, not decoded."""
         for shard in range(self.source.num_shards):
             for item in self.source.list_items(shard):
                 if self._wanted is None or item.name in self._wanted:
@@ -37,19 +37,19 @@ class Split:
 
 
 class LabelledMedia:
-    """Opens the splits of a data set, at any resolution.
+    """Opens the splits of a dataset, at any resolution.
 
     Args:
-        num_frames: of a clip; an image is one frame whatever this says.
+        num_frames: frames per clip; ignored for images.
     Raises:
-        ValueError, FileNotFoundError: no such data set or split.
+        ValueError, FileNotFoundError: there is no such dataset or split.
     """
 
     def __init__(self, args: LabelledArgs, num_frames: int):
         self.args, self.num_frames = args, num_frames
 
     def open(self, split: str, resolution: int, part: str) -> ClipSource:
-        """A split of the data set; part: "train", "validation" or "test", whichever it is used as."""
+        """A split of the dataset. part: its role, "train", "validation" or "test"."""
         sampling = Sampling(self.num_frames, self.args.stride, self.args.fps, resolution)
         columns = {"image_column": self.args.image_column, "kind": self.args.kind}
         is_toyworld = self.args.dataset.split(":")[0] == "toyworld"
@@ -60,8 +60,11 @@ class LabelledMedia:
         return getattr(self.args, f"max_{part}")
 
     def splits(self, resolution: int) -> list[Split]:
-        """[train, validation, test]. Where one is missing, a fifth of the files of train stands in for it; where only
-        test is, the validation split is the test and validation is taken from train."""
+        """[train, validation, test].
+
+        A missing split is carved from train, a fifth of its files. If only test is missing, the validation split
+        becomes the test and validation is carved from train.
+        """
         args = self.args
         asked = args.train_split, args.validation_split, args.test_split
         train, validation, test = open_splits(
@@ -83,7 +86,7 @@ class LabelledMedia:
         return [Split(f"train: {train[0]}", train[1], names), found[1], found[0]]
 
     def _limited(self, source, most: int | None) -> list[str] | None:
-        """Names of `most` items: any of a folder, the first ones where listing reads the media; None for all."""
+        """Names of `most` items, random ones of a folder, the first ones if listing reads the media; None for all."""
         if most is None or source.expected is not None:
             return None
         names = []

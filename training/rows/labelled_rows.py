@@ -1,7 +1,7 @@
-"""Labelled clips to training rows, any of them by its number.
+"""Training rows from labelled clips, accessed by number.
 
-Row k of a run depends on the seed and k alone, its random crop and the clip that it is mixed with too, so that runs are
-the same for any number of processes and go on exactly where they were stopped.
+Row k of a run, with its random crop and the clip that it is mixed with, depends only on the seed and k. So runs are the
+same for any number of processes and resume exactly.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from training.finetune_args import AugmentArgs
 from training.rows.augment import Augment, mix
 from training.rows.clips import Clips
 
-# Rows under way for every thread that prepares them.
+# Rows in preparation per thread.
 AHEAD = 4
 
 
 class LabelledRows:
     """Training rows by number, for `RowStream`: {"codes" (T, h, w) or "frames" (T, R, R, 3), "target" (C,), "number"}.
 
-    target: float32, the classes' shares after label smoothing and mixing. Every epoch has every clip once, in an order
-    of its own.
+    target: float32, the shares of the classes after label smoothing and mixing. Every epoch has every clip once, in a
+    new order.
 
     Args:
-        augment: of pixels; None where the clips are codes.
-        workers: threads that prepare the rows to come.
+        augment: augmentation of pixels; None if the clips are codes.
+        workers: threads that prepare the next rows.
     """
 
     is_indexed = True
@@ -56,7 +56,7 @@ class LabelledRows:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _clip(self, k: int) -> int:
-        """Which clip row k shows."""
+        """The index of the clip in row k."""
         epoch, index = divmod(k, len(self.clips))
         return int(self._order(epoch)[index])
 
@@ -64,7 +64,7 @@ class LabelledRows:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.clips))
 
     def row(self, k: int) -> dict:
-        """Row k = 0, 1, ... of the endless order."""
+        """Row k = 0, 1, ... of an endless sequence."""
         clip = self._clip(k)
         if self.augment is None:
             target = self._targets[self.clips.labels[clip]]
@@ -94,7 +94,7 @@ class LabelledRows:
         return self.augment(frames, np.random.default_rng(seed)), self._targets[label]
 
     def state_dict(self) -> None:
-        """Nothing: a row is known by its number."""
+        """None, since a row depends only on its number."""
 
     def load_state_dict(self, state: None) -> None:
         """Nothing to do."""

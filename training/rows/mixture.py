@@ -1,8 +1,8 @@
-"""Weighted sources to one stream of rows: shares by probability, every source with its own epochs, exact resume.
+"""A stream of rows from weighted sources, each with its own epochs, which resumes exactly.
 
-Which source gives row g of the run is a draw that depends on the seed and g alone, and so does the row, if the source
-is shards: the rows of a run and their order are the same for any number of processes. `interleave_datasets` and
-`split_dataset_by_node` of the datasets library would tie both to it.
+The source of row g of a run is a random draw that depends only on the seed and g; so does the row itself, if the source
+is shards. The rows of a run and their order are then the same for any number of processes, unlike with
+`interleave_datasets` and `split_dataset_by_node` of the datasets library.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from training.args import Source, require
 from training.rows.pixel_rows import Ended, PixelRows
 from training.rows.shard_rows import ShardRows, check_fit, read_manifest, validation_rows
 
-# Draws are made so many at a time.
+# Number of draws made at a time.
 BLOCK = 4096
 
 
 class RowStream:
-    """Rows of one process of `world`: (number of the source, row), until a source that stops the training has ended.
+    """The rows of one of `world` processes, as (number of the source, row), until a source ends the training.
 
     Args:
-        sources: what gives the rows, `ShardRows` or `PixelRows`, and how each is mixed in (`Source`).
+        sources: [(settings of the source, its rows)].
     """
 
     def __init__(self, sources: list[tuple[Source, ShardRows | PixelRows]], seed: int, rank: int = 0, world: int = 1):
@@ -47,7 +47,7 @@ class RowStream:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Name -> what the source's rows depend on."""
+        """Name of the source -> a fingerprint of its rows."""
         return {name: rows.fingerprint for name, rows in zip(self.names, self.sources, strict=True)}
 
     def weights(self, names: Iterable[str]) -> list[float]:
@@ -63,15 +63,15 @@ class RowStream:
         return np.random.default_rng([self.seed, block]).random(BLOCK).tolist()
 
     def _shares_up_to(self, left: tuple[bool, ...]) -> list[float]:
-        """Cumulative shares of the sources, where some have left."""
+        """Cumulative shares of the sources. left: which sources have left the mixture."""
         pairs = zip(self.settings, left, strict=True)
         weights = np.array([0.0 if has_left else setting.weight for setting, has_left in pairs])
         bounds = np.cumsum(weights / weights.sum())
-        bounds[np.flatnonzero(weights)[-1] :] = 1.0  # whatever rounding says
+        bounds[np.flatnonzero(weights)[-1] :] = 1.0  # exactly, in spite of rounding
         return bounds.tolist()
 
     def _choose(self) -> int:
-        """The source of the next row of the run, whichever process it is for; Ended where there is none."""
+        """The source of the next row of the run, for any process. Raises Ended if there is none."""
         while not all(self.left):
             draw = self._uniforms(self.drawn // BLOCK)[self.drawn % BLOCK]
             source = bisect_right(self._bounds(tuple(self.left)), draw)
@@ -86,8 +86,10 @@ class RowStream:
         raise Ended("every source")
 
     def take(self, count: int) -> list[tuple[int, object]] | None:
-        """The next `count` rows of this process; None where the training is over, and the same on all of them unless a
-        source of pixels has ended."""
+        """The next `count` rows of this process; None if the training is over.
+
+        All processes return None at the same step, unless a source of pixels has ended.
+        """
         found = []
         try:
             for _ in range(count):
@@ -104,12 +106,12 @@ class RowStream:
         return found
 
     def __iter__(self) -> Iterator:
-        """The rows alone, one after the other."""
+        """The rows, without their sources."""
         while (rows := self.take(1)) is not None:
             yield rows[0][1]
 
     def shares(self) -> dict[str, dict]:
-        """What was drawn so far by all processes: name -> {"rows", "share", "epochs" (None where not known)}."""
+        """Draws of all processes so far: name -> {"rows", "share", "epochs" (None if unknown)}."""
         return {
             setting.name: {
                 "rows": count,
@@ -120,7 +122,7 @@ class RowStream:
         }
 
     def state_dict(self) -> dict:
-        """Where the stream stands after `take`, as JSON."""
+        """The position of the stream after `take`, as JSON."""
         return {
             "drawn": self.drawn,
             "sources": {
@@ -130,31 +132,31 @@ class RowStream:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there; sources that the state does not know begin at their beginning."""
+        """Continue from this position; sources that are not in the state start from their beginning."""
         self.drawn = state["drawn"]
         for number, name in enumerate(self.names):
             if name in state["sources"]:
                 known = state["sources"][name]
                 self.counts[number], self.left[number] = known["count"], known["left"]
-                if self.sources[number].is_indexed == (known["position"] is None):  # else it was pixels, or is now
+                if self.sources[number].is_indexed == (known["position"] is None):  # no, if pixels became shards
                     self.sources[number].load_state_dict(known["position"])
 
 
 def open_rows(
     source: Source, config, seed: int, resolution: int, to_row: Callable | None
 ) -> tuple[Source, ShardRows | PixelRows]:
-    """A source ready to give training rows.
+    """A source that is ready to give training rows.
 
     Args:
-        config: of the model, which says how rows look. resolution: side of the frames of pixels.
-        to_row: what makes rows of pixels (`pixels.token_row`); None where the model can read shards only.
+        config: the TotoConfig that defines a row. resolution: side of the frames, for sources of pixels.
+        to_row: makes a row of pixels (`pixel_rows.token_row`); None if the model can only read shards.
     Raises:
-        ValueError, FileNotFoundError: no such source, nothing in it, tokens of another kind than the model's, or pixels
-            that are to leave their share to others.
+        ValueError, FileNotFoundError: no such source, nothing in it, tokens that do not fit the model, or pixels with
+            at_end "leave".
     """
     require(
         source.is_shards or source.at_end != "leave",
-        f"The source '{source.name}' cannot leave the mixture, since how many rows its pixels give is not known; "
+        f"The source '{source.name}' cannot leave the mixture, because the number of rows in its pixels is unknown; "
         "tokenize it first (toto tokenize), or choose at_end repeat or stop.",
     )
     try:
@@ -166,18 +168,19 @@ def open_rows(
         settings = {"which": which, "repeat": source.at_end == "repeat"}
         return source, PixelRows(source, resolution, config.num_frames, to_row, seed, **settings)
     except (ValueError, OSError) as error:
-        told = f"The source '{source.name}' cannot be used: {error}"
+        message = f"The source '{source.name}' cannot be used: {error}"
         if not source.is_toyworld and not Path(source.data).exists():
-            told += " (docs/datasets.md says how shards are made; --scale tiny runs a recipe without them)"
-        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(told) from error
+            message += " (docs/datasets.md explains how to make shards; --scale tiny runs a recipe without them)"
+        raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(message) from error
 
 
 def check_tokenizers(sources: list[Source], processor) -> None:
-    """Refuse codes of different visual tokenizers in one training: the same number means something else in each.
+    """Check that all sources have codes of the same visual tokenizer.
 
-    processor: of the pixels among the sources.
+    Args:
+        processor: tokenizes the pixels among the sources.
     Raises:
-        ValueError: two of them differ.
+        ValueError: two tokenizers differ.
     """
     made = {}
     for source in sources:
@@ -189,15 +192,15 @@ def check_tokenizers(sources: list[Source], processor) -> None:
         made.setdefault(processor.fingerprint, "--tokenizer")
     require(
         len(made) < 2,
-        f"{' and '.join(list(made.values())[:2])} are of different visual tokenizers, whose codes do not mean the "
-        "same; tokenize all sources with one.",
+        f"{' and '.join(list(made.values())[:2])} have different visual tokenizers, so their codes do not match; "
+        "tokenize all sources with the same one.",
     )
 
 
 def warn_of_other_codes(start: Path, processor) -> None:
-    """Say so where the model in the folder `start` learnt the codes of another visual tokenizer than these rows hold.
+    """Warn if the model in the folder `start` was trained on the codes of another visual tokenizer than these rows.
 
-    It is not refused: the blocks may be worth keeping.
+    This is not an error, because the blocks may still be useful.
     """
     from tokenization import TotoProcessor
 
@@ -205,8 +208,8 @@ def warn_of_other_codes(start: Path, processor) -> None:
         learnt = TotoProcessor.from_pretrained(start)
         if learnt.fingerprint != processor.fingerprint:
             warnings.warn(
-                f"{start} learnt the codes of another visual tokenizer ({learnt.fingerprint}) than the data's "
-                f"({processor.fingerprint}): what its embeddings and head know of them does not hold.",
+                f"{start} was trained on the codes of another visual tokenizer ({learnt.fingerprint}) than the data "
+                f"({processor.fingerprint}), so its embeddings and head do not fit the codes.",
                 stacklevel=2,
             )
 

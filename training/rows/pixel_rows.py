@@ -1,4 +1,4 @@
-"""Pixels to rows while training: decoded ahead in a thread, cropped anew in every epoch, tokenized when asked for."""
+"""Training rows from pixels: decoded ahead in a thread, with new crops in every epoch, tokenized when needed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Ended(Exception):
 
 
 class PixelRows:
-    """Rows of this process's share of a data set of videos or images, in its own order; the peer of `ShardRows`.
+    """The rows of this process's share of a dataset of videos or images, in the order of the dataset; see `ShardRows`.
 
     Args:
-        to_row: frames uint8 (T, R, R, 3) and whether they are images -> a row; see `token_row` and `patch_row`.
-        which: "train" and "validation" split the items by a hash of their names; None takes all.
-        repeat: begin again after the last item, or raise `Ended`.
+        to_row: (frames uint8 (T, R, R, 3), whether they are images) -> row; see `token_row` and `patch_row`.
+        which: "train" or "validation" part of the items, by a hash of their names; None takes all.
+        repeat: start again after the last item; otherwise raise `Ended`.
     Raises:
-        ValueError, FileNotFoundError: there is no such data set, or nothing in it to read.
+        ValueError, FileNotFoundError: there is no such dataset, or nothing in it to read.
     """
 
     is_indexed = False
@@ -55,7 +55,7 @@ class PixelRows:
         sampling = Sampling(1, source.stride, source.fps, resolution, seed=seed)
         columns = {"image_column": source.image_column, "kind": source.kind}
         self.split, crops = split or source.split, source.crops
-        if source.is_toyworld:  # every clip of it is another anyway
+        if source.is_toyworld:  # its clips are all different anyway
             self.is_image, crops = source.kind == "image", 1
         else:
             self.is_image = open_source(source.data, self.split, sampling, limit=1, **columns).kind == "image"
@@ -66,15 +66,15 @@ class PixelRows:
 
     @property
     def fingerprint(self) -> str:
-        """What the rows depend on."""
+        """The name of the data, which changes with it."""
         return f"{self.source.data}:{self.split}"
 
     def share(self, rank: int, world: int) -> None:
-        """Take every world-th item only, from now on."""
+        """Take only every world-th item from now on."""
         self.rank, self.world = rank, world
 
     def row(self, _k: int):
-        """The next row; its number is not asked for, since what was not decoded cannot be known."""
+        """The next row; its number is ignored, since pixels can only be read in order."""
         if self._rows is None:
             self._rows = prefetch(self._packs(self._position), AHEAD)
         try:
@@ -84,7 +84,7 @@ class PixelRows:
         return self.to_row(frames, self.is_image)
 
     def _packs(self, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """(frames of a row, where the next one begins)."""
+        """(frames of a row, position of the next one)."""
         stream = clips(
             self.source.data, self.split, position, self._sampling, rank=self.rank, world=self.world, **self._read
         )
@@ -97,7 +97,7 @@ class PixelRows:
                 yield np.concatenate([clip.frames for clip, _ in pack]), pack[-1][1]
 
     def state_dict(self) -> list[int]:
-        """Where the next row begins: [epoch, items before, clips of the item]."""
+        """The position of the next row: [epoch, items before, clips of the item]."""
         return self._position
 
     def load_state_dict(self, state: list[int]) -> None:
@@ -105,7 +105,7 @@ class PixelRows:
 
 
 def token_row(processor) -> Callable:
-    """Frames -> ids (L,) by the visual tokenizer, where it lies."""
+    """A function frames -> ids (L,), which uses the visual tokenizer on its own device."""
 
     def to_row(frames: np.ndarray, is_image: bool) -> torch.LongTensor:
         codes = processor.encode_frames(frames)[None]  # (1, T, h, w)
@@ -115,7 +115,7 @@ def token_row(processor) -> Callable:
 
 
 def patch_row(patch_size: int, processor=None) -> Callable:
-    """Frames -> {"patches" (N, 3 * P * P), "codes" (N,) where a processor gives them}: paper Table 3's patch rows."""
+    """A function frames -> {"patches" (N, 3 * P * P), and with a processor "codes" (N,)}, for paper Table 3."""
     patches = Patches(patch_size)
 
     def to_row(frames: np.ndarray, is_image: bool) -> dict[str, torch.Tensor]:

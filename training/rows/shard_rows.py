@@ -1,9 +1,8 @@
-"""Token shards to rows of ids: any row by its number, in an order that every epoch draws anew.
+"""Rows of ids from token shards, accessed by number, in a new order in every epoch.
 
-The order is one for all processes: row k of a source is the same row, however many processes share the work and
-wherever a run was stopped. Rows were shuffled when they were written; an epoch shuffles the order of the shards, and
-from the second on the rows inside each. A shard is read whole (some tens of megabytes) and far faster than any model
-trains, so there are no worker processes to lose state in.
+Row k of a source is the same row for any number of processes and after any resume. Rows are shuffled when they are
+written. Every epoch shuffles the order of the shards and, from the second epoch on, the rows within each shard. A shard
+(tens of megabytes) is read as a whole, much faster than any model trains, so no worker processes are needed.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ import torch
 from tokenization.sequences import CODE_OFFSET, image_rows, video_rows
 from tokenization.tokenize_dataset import read_manifest
 
-# Without validation data of its own, one item in HELD_OUT of a source is validation: whole items, so that no window of
-# a video is in both.
+# Without separate validation data, one item in HELD_OUT of a source is used for validation: whole items, so that all
+# windows of a video are on the same side.
 HELD_OUT = 20
 # Enough for a mean within a hundredth of a nat, and a minute on a CPU.
 VALIDATION_ROWS = 256
 
 
 def is_held_out(source: str) -> bool:
-    """Whether an item is validation where one data set has to serve both ends."""
+    """Whether an item is used for validation, in a dataset without separate validation data."""
     return zlib.crc32(source.encode()) % HELD_OUT == 0
 
 
 def read_codes(shards: str | Path, which: str | None = None, limit: int | None = None) -> np.ndarray:
-    """Codes of a folder of shards as uint16 (N, T, h, w), in the order in which they were written.
+    """The codes in a folder of shards as uint16 (N, T, h, w), in the order in which they were written.
 
     Args:
-        which: "train" or "validation" part by source hash; None takes every row.
-        limit: at most so many rows.
+        which: "train" or "validation" part, by a hash of the items' names; None takes every row.
+        limit: number of rows at most.
     """
     shards = Path(shards)
     manifest = read_manifest(shards)
@@ -73,10 +72,10 @@ def read_column(file: Path, column: str) -> np.ndarray:
 
 
 def check_fit(manifest: dict, config) -> None:
-    """Refuse shards whose tokens or geometry are not the model's.
+    """Check that the tokens and the geometry of shards fit the model.
 
     Raises:
-        ValueError: what differs, and the model settings that would fit.
+        ValueError: they do not; the message has the model settings that would fit.
     """
     from modeling_toto import TotoConfig
 
@@ -89,32 +88,32 @@ def check_fit(manifest: dict, config) -> None:
     }
     unlike = {k: v for k, v in wanted.items() if getattr(config, k) != v}
     if unlike:
-        told = ", ".join(f"{k} {getattr(config, k)} (shards: {v})" for k, v in unlike.items())
+        differences = ", ".join(f"{k} {getattr(config, k)} (shards: {v})" for k, v in unlike.items())
         length = TotoConfig(tokens_per_frame=h * w).row_length(frames)
         fit = {**wanted, "max_position_embeddings": length}
         raise ValueError(
-            f"These shards do not fit the model: {told}. Tokenize with the model's tokenizer, or give the model "
+            f"These shards do not fit the model: {differences}. Tokenize with the model's tokenizer, or set "
             f"--config '{str(fit).replace(chr(39), chr(34))}'."
         )
     if config.max_position_embeddings < config.row_length():
         raise ValueError(
-            f"A row of these shards has {config.row_length()} ids but the model takes "
+            f"A row of these shards has {config.row_length()} ids, but the model takes only "
             f"{config.max_position_embeddings}; raise max_position_embeddings in --config."
         )
 
 
 class ShardRows:
-    """Rows of ids of a folder of shards, by number: `row(k)` is row k mod `rows_per_epoch` of epoch k div that.
+    """The rows of ids in a folder of shards: `row(k)` is row k mod `rows_per_epoch` of epoch k // `rows_per_epoch`.
 
     A row is a video, or a pack of `config.num_frames` images; images that do not fill a pack are left out of an epoch.
 
     Args:
-        hold_out: leave the items out that `validation_rows` takes.
+        hold_out: leave out the items that `validation_rows` takes.
     Raises:
-        FileNotFoundError: no shards there. ValueError: they do not fit the model, or hold too few rows.
+        FileNotFoundError: there are no shards. ValueError: they do not fit the model, or hold too few rows.
     """
 
-    # Whether row k depends on k alone, and not on the number of processes.
+    # Whether row k depends only on k, and not on the number of processes.
     is_indexed = True
 
     def __init__(self, folder: str | Path, config, seed: int, hold_out: bool = True):
@@ -135,7 +134,7 @@ class ShardRows:
         self.rows_per_epoch = int(self._counts.sum()) // self.images_per_row
         if not self.rows_per_epoch:
             raise ValueError(f"{self.folder} holds no row to train on; tokenize more clips or images.")
-        # A shard at a time is in use, and two where a pack spans their border.
+        # One shard is in use at a time, or two if a pack spans both.
         self._shard = lru_cache(maxsize=2)(self._read)
         self._order = lru_cache(maxsize=1)(self._shard_order)
 
@@ -145,7 +144,7 @@ class ShardRows:
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
 
     def row(self, k: int) -> torch.LongTensor:
-        """Ids (L,) of row k = 0, 1, ... of the endless order."""
+        """The ids (L,) of row k = 0, 1, ... of an endless sequence."""
         epoch, index = divmod(k, self.rows_per_epoch)
         order, ends = self._order(epoch)
         found = []
@@ -157,7 +156,7 @@ class ShardRows:
         return found[0].long()
 
     def _shard_order(self, epoch: int) -> tuple[list[int], list[int]]:
-        """(numbers of the shards in the order of the epoch, rows up to the end of each)."""
+        """(numbers of the shards in the order of the epoch, cumulative numbers of rows)."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._files))
         return order.tolist(), np.cumsum(self._counts[order]).tolist()
 
@@ -165,17 +164,17 @@ class ShardRows:
         """The kept rows of a shard in the order of the epoch: ids (N, L) of videos, codes (N, h*w) of images."""
         codes = read_column(self._files[number], "codes")
         if len(codes) != self.manifest["shards"][number]["rows"]:
-            raise ValueError(f"{self._files[number]} is damaged: see toto tokenize --verify {self.folder}.")
+            raise ValueError(f"{self._files[number]} is damaged; check it with toto tokenize --verify {self.folder}.")
         kept = self._kept[number]
         codes = codes[np.random.default_rng([self.seed, epoch, number]).permutation(kept) if epoch else kept]
         if self.is_image:
             return torch.from_numpy(codes.astype(np.int32))
-        # 64 bits an id would be four times the shard: a piece at a time, and a row when it is asked for.
+        # 64-bit ids would take four times the memory of the shard, so only a piece at a time is converted.
         pieces = np.array_split(codes, len(codes) // 256 + 1)
         return torch.cat([video_rows(piece).int() for piece in pieces])
 
     def state_dict(self) -> None:
-        """Nothing: a row is known by its number."""
+        """None, since a row depends only on its number."""
 
     def load_state_dict(self, state: None) -> None:
         """Nothing to do."""
@@ -184,9 +183,9 @@ class ShardRows:
 def validation_rows(
     shards: str | Path, val_shards: str | None, config, limit: int = VALIDATION_ROWS
 ) -> torch.LongTensor:
-    """The rows that every validation uses, ids (N, L), at most `limit`; the same on every rank.
+    """The validation rows, ids (N, L), at most `limit`; the same in every validation and on every rank.
 
-    From `val_shards`, or else from the held-out items of `shards`. Empty where there are none.
+    They are from `val_shards`, or else from the held-out items of `shards`. Empty if there are none.
     """
     manifest = read_manifest(val_shards or shards)
     check_fit(manifest, config)

@@ -1,9 +1,8 @@
-"""`toto sweep coordinates`: how far activations move in a few Adam steps, over widths, with muP and without.
+"""`toto sweep coordinates`: the change of activations in a few Adam steps, against width, with and without muP.
 
-The coordinate check of Yang et al. 2022 (arXiv 2203.03466, Fig. 5): logits, attention logits and the residual stream
-after t steps less what they were at the start, mean absolute value. If muP is set up right, no curve rises or falls
-with the width. With standard parametrisation they rise, so that a wide model diverges at a rate that is right for a
-narrow one.
+The coordinate check of Yang et al. 2022 (arXiv 2203.03466, Fig. 5): the mean absolute change of logits, attention
+logits and the residual stream after t steps. If muP is set up correctly, no curve rises or falls with the width. With
+standard parametrisation the curves rise, so a wide model diverges at a rate that is good for a narrow one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
 from tokenization.files import write_whole
-from training.args import config_fields, option, parse, require
+from training.args import config_fields, option, parse, require, require_positive
 
 if TYPE_CHECKING:
     import torch
@@ -27,48 +26,48 @@ if TYPE_CHECKING:
 
 QUANTITIES = ("logits", "attention logits", "residual stream")
 PARAMETRISATIONS = ("muP", "standard")
-# Two rows of 16 codes, of which 4 are different: as in a video, the same codes come again and again, and what the steps
-# do to them adds up. All different, they hide what is learnt behind chance in the narrow models.
+# Two rows of 16 codes with 4 different values: codes repeat as in a video, so the changes of several steps add up. With
+# distinct codes, noise hides the changes in the narrow models.
 ROWS, CODES, DIFFERENT = 2, 16, 4
 
 
 @dataclass(frozen=True)
 class CoordinateArgs:
-    """Which widths, how trained."""
+    """The widths, and their training."""
 
-    preset: str = option("tiny", "the model at its own width, which is muP's base: tiny, base, large, 1b, a1..a6")
+    preset: str = option("tiny", "model whose width is muP's base width: tiny, base, large, 1b, a1..a6")
     config: str = option(
         '{"num_hidden_layers": 4, "tie_word_embeddings": false}', "JSON mapping of fields that replace the preset's"
     )
-    widths: list[int] = option([64, 128, 256, 512, 1024], "hidden sizes; heads stay as many, the MLP grows alike")
-    steps: int = option(10, "Adam steps; every one is measured")
+    widths: list[int] = option([64, 128, 256, 512, 1024], "hidden sizes; the MLP scales, the number of heads is fixed")
+    steps: int = option(10, "Adam steps; each one is measured")
     seeds: int = option(3, "number of seeds to average over")
-    learning_rate: float = option(2**-9, "of every width, constant (2^-9: ours, for rows this short)")
+    learning_rate: float = option(2**-9, "constant learning rate, for every width (2^-9: ours, for such short rows)")
     zero_start: bool = option(
         True,
-        "start queries and readout at zero, as Yang et al. do for this: else the narrow models' random start shows in "
-        "the first steps. Tied readouts start as the embeddings do",
+        "initialise queries and readout with zero, as in Yang et al.; otherwise narrow models show their random start "
+        "in the first steps. Tied readouts start like the embeddings",
     )
-    output: str = option("results/coordinates.json", "file to write; the plot is put beside it (.png)")
+    output: str = option("results/coordinates.json", "file to write; the plot (.png) is written next to it")
 
     def __post_init__(self):
-        require(len(set(self.widths)) > 1, "--widths needs two widths or more.")
-        require(self.steps > 0 and self.seeds > 0, "--steps and --seeds must be above 0.")
-        require(self.learning_rate > 0, "--learning_rate must be above 0.")
-        require(self.output.endswith(".json"), f"--output {self.output} must end in .json.")
+        require(len(set(self.widths)) > 1, "--widths needs at least two different widths.")
+        require_positive(self, "steps", "seeds", "learning_rate")
+        require(self.output.endswith(".json"), f"--output is {self.output}; it must end in .json.")
 
 
 def config_of_width(base: TotoConfig, width: int, parametrisation: str) -> TotoConfig:
-    """`base` at another width: the MLP in proportion, as many heads (so Table 15 of the paper).
+    """`base` at another width: the MLP scales, the number of heads is fixed (as in Table 15 of the paper).
 
-    muP's base is the base of `base` where it has one, else `base` itself.
+    muP's base width is that of `base` if it has one, else the width of `base`.
 
     Raises:
-        ValueError: a width that the heads do not divide into even sizes.
+        ValueError: the width does not give heads of an even size.
     """
     heads, mup = base.num_attention_heads, parametrisation == "muP"
     require(
-        width % (2 * heads) == 0, f"A width of {width} gives {heads} heads no even size; take multiples of {2 * heads}."
+        width % (2 * heads) == 0,
+        f"The width is {width}; it must be a multiple of {2 * heads}, so that {heads} heads have an even size.",
     )
     fields = {
         "hidden_size": width,
@@ -81,8 +80,11 @@ def config_of_width(base: TotoConfig, width: int, parametrisation: str) -> TotoC
 
 
 def coordinates(model: TotoForCausalLM, ids: torch.LongTensor) -> dict[str, list[torch.Tensor]]:
-    """Quantity -> its tensor in every layer: [logits (B, L, V)]; of each block the attention logits (B, H, number of
-    pairs that see each other) and the residual stream after it (B, L, D)."""
+    """Quantity -> its tensors, one per layer.
+
+    These are the logits (B, L, V), and for each block the attention logits (B, H, causal pairs) and the residual stream
+    after the block (B, L, D).
+    """
     import torch
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
@@ -114,12 +116,12 @@ def coordinates(model: TotoForCausalLM, ids: torch.LongTensor) -> dict[str, list
 def measure(
     config: TotoConfig, steps: int, learning_rate: float, seed: int, zero_start: bool = True, tick=None
 ) -> list:
-    """Train a fresh model for `steps` steps on a few rows and measure it after each.
+    """Train a new model for `steps` steps on a few rows and measure it after each step.
 
     tick: called after each step.
     Returns:
-        {"step" from 1, "quantity", "layer" (the block, from 1; logits: 0), "size": mean |x|, "change": mean |x - x
-        before the first step|}.
+        [{"step" (from 1), "quantity", "layer" (block from 1; 0 for logits), "size" (mean |x|), "change" (mean absolute
+        difference from x before the first step)}]
     """
     import torch
 
@@ -153,7 +155,7 @@ def measure(
 
 
 def curve(rows: list[dict], parametrisation: str, quantity: str, step: int, what: str = "change") -> dict[int, float]:
-    """Width -> mean over seeds and layers. rows: of `measure`, each with its parametrisation, width and seed."""
+    """Width -> mean over seeds and layers. rows: from `measure`, each with its parametrisation, width and seed."""
     found: dict[int, list[float]] = {}
     for row in rows:
         if (row["parametrisation"], row["quantity"], row["step"]) == (parametrisation, quantity, step):
@@ -162,8 +164,10 @@ def curve(rows: list[dict], parametrisation: str, quantity: str, step: int, what
 
 
 def slope(curve: dict[int, float]) -> float | None:
-    """Of log2 of the values over log2 of the widths: 0 is flat, 1 grows with the width. A curve that is 0 everywhere is
-    flat; None where it is not finite."""
+    """The slope of log2 of the values over log2 of the widths: 0 is flat, 1 is proportional to the width.
+
+    It is 0 for a curve that is 0 everywhere, and None for values that are not finite.
+    """
     if not any(curve.values()):
         return 0.0
     if not all(math.isfinite(value) and value > 0 for value in curve.values()):
@@ -172,7 +176,7 @@ def slope(curve: dict[int, float]) -> float | None:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """The figure: muP above, standard parametrisation below, a column a quantity, a curve a step."""
+    """Draw the figure: muP above, standard parametrisation below, a column per quantity, a curve per step."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -191,8 +195,8 @@ def draw(rows: list[dict], path: Path) -> None:
                 found = {w: v for w, v in curve(rows, parametrisation, quantity, step).items() if v > 0}
                 axes.plot(list(found), list(found.values()), color=colours(k), linewidth=1.8, marker="o", markersize=3)
             last = slope(curve(rows, parametrisation, quantity, steps[-1]))
-            told = "not finite" if last is None else f"slope {last:+.2f}"
-            axes.set_title(f"{quantity}: {told}", fontsize=10, loc="left", color="#1f2328", pad=8)
+            verdict = "not finite" if last is None else f"slope {last:+.2f}"
+            axes.set_title(f"{quantity}: {verdict}", fontsize=10, loc="left", color="#1f2328", pad=8)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(widths, [str(width) for width in widths])
@@ -205,7 +209,7 @@ def draw(rows: list[dict], path: Path) -> None:
             axes.set_axisbelow(True)
         name = "muP" if parametrisation == "muP" else "standard parametrisation"
         line[0].set_ylabel(f"$\\bf{{{name.replace(' ', '~')}}}$\nmean |change| since the start", fontsize=10)
-    title = f"How far activations move in Adam steps, over widths (slopes after step {steps[-1]}; 0 is flat)"
+    title = f"Change of activations in Adam steps against width (slopes after step {steps[-1]}; 0 is flat)"
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", color="#1f2328")
     for axes in panels[1]:
         axes.set_xlabel("width", fontsize=10)
@@ -263,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def table(slopes: dict) -> str:
-    """The slopes as text: a line a parametrisation and quantity, a column a step."""
+    """The slopes as text: a line per parametrisation and quantity, a column per step."""
     steps = len(slopes["muP"]["logits"])
     lines = [
         "slope of log2 mean |change| over log2 width: 0 is flat",

@@ -1,8 +1,8 @@
-"""`toto sweep mup`: which learning rate is best at which width, with muP and with standard parametrisation.
+"""`toto sweep mup`: the best learning rate at every width, with muP and with standard parametrisation.
 
-The paper's study of App. A.7 (widths 64 to 1536, rates 2^-20 to 2^0, one depth): with muP the best rate is the same at
-every width, so it is found on a narrow model and used on a wide one. Every point of the grid is a short training with
-its own warm-up and cosine; the best rate of a width is where a parabola through the lowest losses has its bottom.
+The study of the paper's App. A.7 (widths 64 to 1536, rates 2^-20 to 2^0, one depth): with muP the best rate is the same
+at every width, so it can be found on a narrow model and used on a wide one. Every point of the grid is a short training
+with its own warm-up and cosine. The best rate of a width is the minimum of a parabola through the lowest losses.
 """
 
 from __future__ import annotations
@@ -17,50 +17,58 @@ from pathlib import Path
 from statistics import fmean
 
 from tokenization.files import write_whole
-from training.args import config_fields, option, parse, require
+from training.args import config_fields, option, parse, require, require_positive
 from training.sweep.coordinates import PARAMETRISATIONS, config_of_width
 from training.sweep.run_grid import Point, run_grid
 
-# Rates within so many nats of a width's lowest loss are what its parabola goes through, and at least PARABOLA of them.
+# A parabola is fitted to the rates within BAND nats of a width's lowest loss, and to at least PARABOLA rates.
 BAND, PARABOLA = 0.3, 4
 DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class MupSweepArgs:
-    """The grid, and how each of its points is trained."""
+    """The grid, and the training of each of its points."""
 
     recipe: str | None = option(None, "YAML file, or a name in training/recipes (sweep_paper: the paper's grid)")
     shards: str | None = option(None, "folder written by `toto tokenize`")
-    val_shards: str | None = option(None, "validation shards (default: one source in 20 of --shards)")
-    preset: str = option("tiny", "the model at its own width, which is muP's base: tiny, base, large, 1b, a1..a6")
+    val_shards: str | None = option(None, "validation shards (default: one item in 20 of --shards)")
+    preset: str = option("tiny", "model whose width is muP's base width: tiny, base, large, 1b, a1..a6")
     config: str = option("{}", "JSON mapping of TotoConfig fields that replace the preset's, such as the depth")
-    widths: list[int] = option([32, 64, 128, 256], "hidden sizes; heads stay as many, the MLP grows alike")
+    widths: list[int] = option([32, 64, 128, 256], "hidden sizes; the MLP scales, the number of heads is fixed")
     log2_rates: list[int] = option(list(range(-12, -2)), "learning rates, as powers of two (paper: -20 to 0)")
     parametrisations: list[str] = option(list(PARAMETRISATIONS), "muP, standard, or both")
-    seeds: int = option(2, "runs of every point, which differ in weights and in the order of the shards")
-    max_steps: int = option(128, "optimiser steps of a run, warm-up and cosine included")
+    seeds: int = option(2, "runs per point, which differ in the weights and in the order of the rows")
+    max_steps: int = option(128, "optimiser steps of a run, including warm-up and cosine")
     warmup_steps: int = option(16, "steps of linear warm-up")
-    tokens_per_step: int = option(2048, "code tokens of one optimiser step")
+    tokens_per_step: int = option(2048, "code tokens per optimiser step")
     per_device_batch_size: int = option(8, "rows at a time")
-    weight_decay: float = option(0.1, "on matrices, as in the recipes")
-    workers: int | None = option(None, "runs at a time (default: one a GPU, or one on a CPU)")
-    output: str = option("results/mup_sweep.json", "file to write; the figure (.png) and the runs go beside it")
+    weight_decay: float = option(0.1, "weight decay of matrices, as in the recipes")
+    workers: int | None = option(None, "runs at a time (default: one per GPU, or one on a CPU)")
+    output: str = option(
+        "results/mup_sweep.json", "file to write; the figure (.png) and the runs are written next to it"
+    )
 
     def __post_init__(self):
-        require(self.shards is not None, "Name the shards to train on: --shards DIR (written by toto tokenize).")
-        require(bool(self.widths) and len(set(self.log2_rates)) > 2, "Give a width and three rates, or more.")
-        require(self.seeds > 0 and self.max_steps > 0, "--seeds and --max_steps must be above 0.")
+        require(
+            self.shards is not None, "There are no shards to train on; pass --shards DIR (written by toto tokenize)."
+        )
+        require(bool(self.widths), "--widths is empty; give at least one width.")
+        require(len(set(self.log2_rates)) > 2, "--log2_rates needs at least three different rates.")
+        require_positive(self, "seeds", "max_steps")
         unknown = set(self.parametrisations) - set(PARAMETRISATIONS)
-        require(not unknown, f"--parametrisations knows {' and '.join(PARAMETRISATIONS)}, not {', '.join(unknown)}.")
-        require(self.output.endswith(".json"), f"--output {self.output} must end in .json.")
+        known = " and ".join(PARAMETRISATIONS)
+        require(not unknown, f"--parametrisations has {', '.join(unknown)}; the parametrisations are {known}.")
+        require(self.output.endswith(".json"), f"--output is {self.output}; it must end in .json.")
 
 
 def best_rate(losses: dict[float, float]) -> float | None:
-    """log2 of the best learning rate: the bottom of a parabola through the losses near the lowest one.
+    """log2 of the best learning rate: the minimum of a parabola through the losses near the lowest one.
 
-    losses: log2 rate -> loss; not finite where a run diverged. None where the lowest loss stands at an end of the grid
-    or the parabola has no bottom inside it: then the grid does not show the optimum.
+    None if the grid does not show the optimum: the lowest loss is at an end of the grid, or the parabola has no minimum
+    inside the grid.
+
+    losses: log2 rate -> loss, which is not finite if the run diverged.
     """
     import numpy as np
 
@@ -79,13 +87,13 @@ def best_rate(losses: dict[float, float]) -> float | None:
 
 
 def optimum(runs: list[dict]) -> dict:
-    """The best rate of the runs of one width, and how sure that is.
+    """The best rate of the runs of one width, with its 95 % interval.
 
-    runs: [{"log2_rate", "seed", "val_loss" (inf where diverged)}].
+    runs: [{"log2_rate", "seed", "val_loss" (inf if the run diverged)}].
     Returns:
-        {"log2_rate" (None: not inside the grid), "interval" 95 % (None with it), "lowest": rate of the lowest mean,
-        "loss": its mean}. The interval is a bootstrap over the parabola's residuals: the losses of the seeds are drawn
-        anew at every rate.
+        {"log2_rate", "interval" (both None if the optimum is not inside the grid), "lowest": rate of the lowest mean
+        loss, "loss": that mean}. The interval is a bootstrap in which the losses of the seeds are resampled at every
+        rate.
     """
     import numpy as np
 
@@ -105,7 +113,7 @@ def optimum(runs: list[dict]) -> dict:
 
 
 def grid(args: MupSweepArgs) -> list[tuple[Point, dict]]:
-    """(run, its place in the grid). At muP's base width both parametrisations are one model: one run, two places."""
+    """[(run, its place in the grid)]. At muP's base width, both parametrisations are the same model and share a run."""
     from modeling_toto import TotoConfig
 
     fields = config_fields(args.config)
@@ -138,7 +146,7 @@ def optima(runs: list[dict]) -> list[dict]:
 
 
 def draw(runs: list[dict], found: list[dict], path: Path) -> None:
-    """Loss against log2 of the rate, a curve a width, a panel a parametrisation; the optima as points."""
+    """Draw the loss against log2 of the rate, a curve per width, a panel per parametrisation, with the optima."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -150,7 +158,7 @@ def draw(runs: list[dict], found: list[dict], path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(names), 4.3), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    # The curves that matter lie near the bottom; what blows up leaves the panel at its top.
+    # The relevant parts of the curves are near the bottom; diverging losses are cut off at the top.
     top = min(finite[-1], finite[0] + 3.0) + 0.1
     for name, axes in zip(names, panels, strict=True):
         for width in widths:
@@ -178,7 +186,7 @@ def draw(runs: list[dict], found: list[dict], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("validation loss, nats per code token", fontsize=10)
     panels[-1].legend(title="width", frameon=False, fontsize=9)
-    figure.suptitle("Triangle: bottom of the parabola; bar: its 95 % interval", fontsize=10, x=0.01, ha="left")
+    figure.suptitle("Triangle: minimum of the parabola; bar: its 95 % interval", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=110)
 
 
@@ -199,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
         | {key: getattr(args, key) for key in ("tokens_per_step", "weight_decay", "seeds")},
         "versions": versions("cpu"),
         "optima": found,
-        # JSON knows no infinity: a run that diverged has no loss.
+        # JSON has no infinity, so a run that diverged has no loss.
         "runs": [run | {"val_loss": run["val_loss"] if math.isfinite(run["val_loss"]) else None} for run in runs],
     }
     write_whole(output, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))

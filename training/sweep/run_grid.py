@@ -1,4 +1,4 @@
-"""Many short runs of `toto pretrain`, as a sweep or a law needs them: resumable, one worker for each device."""
+"""Many short runs of `toto pretrain`, for a sweep or a scaling law: resumable, with one worker per device."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ OUTCOME = "outcome.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One run: `name` is its folder, `flags` are those of `toto pretrain` (without --output_dir)."""
+    """A run. name: of its folder. flags: of `toto pretrain`, without --output_dir."""
 
     name: str
     flags: tuple[str, ...]
 
 
 def run_grid(points: list[Point], folder: Path, workers: int | None, description: str) -> dict[str, dict]:
-    """Run every point that has no outcome yet; the outcomes of all of them by name.
+    """Run every point that has no outcome yet, and return the outcomes of all points by name.
 
-    An outcome holds the "flags" of the run and its last losses, or "diverged": a sentence. It is written when the
-    run ends, so that a grid that was killed goes on with the runs that it had not finished. Weights are not kept: a
-    grid is run for its losses.
+    An outcome holds the "flags" of the run and its last losses, or the sentence "diverged". It is written at the end of
+    the run, so that a grid that was killed resumes with its unfinished runs. Weights are not kept.
 
     Args:
-        workers: runs at a time; None is one for each GPU, or one on a CPU, whose cores they share.
+        workers: runs at a time; None takes one per GPU, or one on a CPU.
     Raises:
-        ValueError: a run was refused, or `folder` holds a run of that name with other flags.
+        ValueError: a run failed, or `folder` holds a run of that name with other flags.
     """
     from tqdm.auto import tqdm
 
@@ -46,9 +45,7 @@ def run_grid(points: list[Point], folder: Path, workers: int | None, description
         if file.is_file():
             outcomes[point.name] = outcome = json.loads(file.read_text())
             if outcome["flags"] != list(point.flags):
-                raise ValueError(
-                    f"{file.parent} was run with other flags than these; name another folder, or delete that one."
-                )
+                raise ValueError(f"{file.parent} was run with other flags; name another folder, or delete that one.")
     waiting = [point for point in points if point.name not in outcomes]
     with tqdm(total=len(points), initial=len(outcomes), desc=description, unit="run") as bar:
         if waiting:
@@ -58,7 +55,7 @@ def run_grid(points: list[Point], folder: Path, workers: int | None, description
                     for done in as_completed(runs):
                         outcomes[runs[done].name] = outcome = done.result()
                         bar.update()
-                        bar.set_postfix_str(f"{runs[done].name}: {_told(outcome)}")
+                        bar.set_postfix_str(f"{runs[done].name}: {_summary(outcome)}")
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
@@ -66,7 +63,7 @@ def run_grid(points: list[Point], folder: Path, workers: int | None, description
 
 
 def _pool(workers: int | None, most: int) -> ProcessPoolExecutor:
-    """Fresh processes, each with a device or a share of the cores of its own."""
+    """New processes, each with its own device or share of the cores."""
     import torch
 
     devices = list(range(torch.cuda.device_count())) or [None]
@@ -85,7 +82,7 @@ def _take_place(places) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)  # before torch looks for devices in this process
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    # A worker is a run of its own, also where the grid was started by a launcher.
+    # A worker is an independent run, even if the grid was started by a launcher.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 
@@ -93,11 +90,11 @@ def _take_place(places) -> None:
 def _run(point: Point, run: Path) -> dict:
     from training.pretrain import main
 
-    shutil.rmtree(run, ignore_errors=True)  # of a grid that was killed
+    shutil.rmtree(run, ignore_errors=True)  # left over from a grid that was killed
     run.parent.mkdir(parents=True, exist_ok=True)
     log = run.with_name(f"{run.name}.log")
     outcome = {"flags": list(point.flags)}
-    with log.open("w") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             main([*point.flags, "--output_dir", str(run)])
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -109,7 +106,7 @@ def _run(point: Point, run: Path) -> dict:
         except ValueError as error:
             if "is not finite" not in str(error):
                 traceback.print_exc()
-                raise ValueError(f"The run {run.name} was refused: {error} (see {log})") from error
+                raise ValueError(f"The run {run.name} failed: {error} (see {log})") from error
             outcome["diverged"] = str(error)
     if outcome.get("val_loss", 0.0) is None:
         outcome["diverged"] = "The validation loss is not finite."
@@ -119,5 +116,5 @@ def _run(point: Point, run: Path) -> dict:
     return outcome
 
 
-def _told(outcome: dict) -> str:
+def _summary(outcome: dict) -> str:
     return "diverged" if "diverged" in outcome else f"{outcome['val_loss']:.3f}"

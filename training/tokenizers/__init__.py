@@ -1,1 +1,1 @@
-"""The training of visual tokenizers: losses, steps, loop."""
+"""Training of visual tokenizers: losses, steps and loop."""

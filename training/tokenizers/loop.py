@@ -1,4 +1,4 @@
-"""The training loop of visual tokenizers: step, log, measure, checkpoint; resumes bit for bit."""
+"""The training loop of visual tokenizers: step, log, measure, checkpoint; it resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from training.tokenizers.steps import DVAESteps, StepResult, VQGANSteps
 
 
 class TokenizerLoop:
-    """Where a training stands, and what is done at its steps.
+    """The state of a training, and the actions at its steps.
 
     Args:
-        held_out: data set -> frames to measure on, uint8 (N, R, R, 3); filled in the first process.
+        held_out: dataset -> frames to measure on, uint8 (N, R, R, 3); empty except in the first process.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class TokenizerLoop:
     ):
         self.run, self.steps, self.stream, self.held_out, self.args = run, steps, stream, held_out, args
         self.step, self.before, self.began, self.checkpoint = 0, 0.0, time.time(), run.checkpoint
-        # How often each code was used since the last log line.
+        # Number of uses of each code since the last log line.
         self.usage = torch.zeros(steps.model.config.num_codes, dtype=torch.int64, device=run.accelerator.device)
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before it was resumed included."""
+        """Seconds of training, including those before a resume."""
         return self.before + time.time() - self.began
 
     def load(self, state: dict) -> None:
@@ -53,7 +53,7 @@ class TokenizerLoop:
             self.usage += self.usage.new_tensor(state["usage"])
 
     def train(self) -> bool:
-        """Train to `args.max_steps`; returns whether SIGTERM ended the training before."""
+        """Train to `args.max_steps`; returns whether SIGTERM ended the training early."""
         run, args = self.run, self.args
         self.metrics = MetricsFile(run.folder / "metrics.jsonl", self.step) if run.is_main else None
         self.bar = tqdm(
@@ -88,11 +88,15 @@ class TokenizerLoop:
         return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum"))
 
     def take_step(self, frames: np.ndarray) -> tuple[torch.Tensor, StepResult]:
-        """One optimiser step on uint8 frames (B, R, R, 3): the pixels (B, 3, R, R) in [0, 1], and the `StepResult`."""
+        """Take an optimiser step on uint8 frames (B, R, R, 3).
+
+        Returns:
+            (pixels (B, 3, R, R) in [0, 1], the `StepResult`)
+        """
         import numpy as np
 
         accelerator = self.run.accelerator
-        # The noise is a function of the step, so that a resumed run needs no generator's state.
+        # The noise is a function of the step, so that no generator's state is needed to resume.
         entropy = [self.args.seed, self.step, accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
         pixels = torch.from_numpy(frames).to(accelerator.device).permute(0, 3, 1, 2).float() / 255
@@ -123,7 +127,7 @@ class TokenizerLoop:
         self.usage = torch.zeros_like(self.usage)
 
     def measure(self) -> None:
-        """Write figures of the held-out frames to the metrics; the first process calls it."""
+        """Write the figures of held-out frames to the metrics; only the first process calls it."""
         for row in evaluate(self.run.folder, self.step, self.steps.final_model(), self.held_out):
             self._write(
                 row,
@@ -150,7 +154,7 @@ class TokenizerLoop:
 
 
 def evaluate(run: Path, step: int, model, held_out: dict) -> list[dict]:
-    """One row of figures per data set, for metrics.jsonl. Writes sheets of reconstructions to RUN/samples."""
+    """A row of figures per dataset, for metrics.jsonl. Writes sheets of reconstructions to RUN/samples."""
     training = model.training
     model.eval()
     rows = []

@@ -1,4 +1,4 @@
-"""What the visual tokenizers are trained to do: the dVAE's evidence bound, the VQGAN's distances and its critic."""
+"""The losses of visual tokenizers: the dVAE's evidence bound, the VQGAN's distances and its discriminator."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 from tokenization.modeling_dvae import TotoDVAEModel, map_pixels, unmap_pixels
 from tokenization.modeling_vqgan import TotoVQGANModel
 
-# taming's: without it a gradient that vanishes at the critic would blow the adaptive weight up.
+# From taming: it limits the adaptive weight where the discriminator's gradient vanishes.
 MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class RelaxedDVAE(nn.Module):
-    """A dVAE as it is trained: codes drawn from the Gumbel-softmax relaxation (DALL-E Sec. 2.1), then decoded.
+    """A dVAE in training: codes are drawn from the Gumbel-softmax relaxation (DALL-E Sec. 2.1) and decoded.
 
-    One module, so that DistributedDataParallel sees the whole step in one forward pass.
+    It is a single module, so that a step is one forward pass of DistributedDataParallel.
     """
 
     def __init__(self, model: TotoDVAEModel):
@@ -34,10 +34,10 @@ class RelaxedDVAE(nn.Module):
 def logit_laplace_nll(pixels: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood of pixel values under the logit-Laplace distribution (DALL-E App. A.3), in nats.
 
-    f(x) = exp(-|logit(x) - mean| / scale) / (2 scale x (1 - x)), of values x mapped to [0.1, 0.9].
+    f(x) = exp(-|logit(x) - mean| / scale) / (2 scale x (1 - x)), for values x mapped to [0.1, 0.9].
 
     Args:
-        pixels: (B, 3, H, W) in [0, 1]. mean, log_scale: as `TotoDVAEModel.decode_stats` gives them.
+        pixels: (B, 3, H, W) in [0, 1]. mean, log_scale: from `TotoDVAEModel.decode_stats`.
     """
     mapped = map_pixels(pixels)
     distance = (torch.logit(mapped) - mean).abs() * torch.exp(-log_scale)
@@ -51,19 +51,19 @@ def kl_to_uniform(logits: torch.Tensor) -> torch.Tensor:
 
 
 def cosine_ramp(step: int, steps: int, start: float, end: float) -> float:
-    """From `start` to `end` in `steps` steps along half a cosine, then `end`: DALL-E's schedules (App. A.2)."""
+    """The value at `step` of a half cosine from `start` to `end` in `steps` steps, as in DALL-E (App. A.2)."""
     progress = min(1.0, step / max(1, steps))
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def dvae_loss(relaxed: nn.Module, pixels: torch.Tensor, temperature: float, kl_weight: float, stride: int):
-    """The negative evidence bound per pixel value (DALL-E Sec. 2.1), its KL term weighted.
+    """The negative evidence bound per pixel value (DALL-E Sec. 2.1), with a weighted KL term.
 
-    DALL-E divides the bound by the number of pixel values; a code stands for 3 * stride^2 of them, so its KL counts
-    kl_weight / (3 * stride^2): 6.6 / 192 as published.
+    DALL-E divides the bound by the number of pixel values. A code covers 3 * stride^2 of them, so the weight of its KL
+    is kl_weight / (3 * stride^2), which is 6.6 / 192 as published.
 
     Returns:
-        loss, the terms to be logged, the reconstruction (B, 3, H, W) in [0, 1], the likeliest codes (B, h, w).
+        loss, the terms to log, the reconstruction (B, 3, H, W) in [0, 1], the most likely codes (B, h, w).
     """
     mean, log_scale, logits = relaxed(pixels, temperature)
     nll, kl = logit_laplace_nll(pixels, mean, log_scale), kl_to_uniform(logits)
@@ -72,9 +72,10 @@ def dvae_loss(relaxed: nn.Module, pixels: torch.Tensor, temperature: float, kl_w
 
 
 class PatchDiscriminator(nn.Module):
-    """The PatchGAN critic of VQGAN (Isola et al. 2017, App. 6.1.2; taming's `NLayerDiscriminator`, same names).
+    """The PatchGAN discriminator of VQGAN (Isola et al. 2017, App. 6.1.2; names as in taming's `NLayerDiscriminator`).
 
-    Pictures (B, 3, H, W) in [-1, 1] -> realness (B, 1, h, w) of overlapping patches. Its weights start at N(0, 0.02).
+    Pictures (B, 3, H, W) in [-1, 1] -> scores (B, 1, h, w) of overlapping patches. Weights are initialised from
+    N(0, 0.02).
     """
 
     def __init__(self, channels: int = 64, num_layers: int = 3):
@@ -98,12 +99,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """The critic's loss from its outputs for true pictures and for reconstructions."""
+    """The discriminator's loss, from its outputs for true pictures and for reconstructions."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(distance: torch.Tensor, adversarial: torch.Tensor, last_weight: nn.Parameter) -> torch.Tensor:
-    """Weight that gives both losses gradients of one size at the decoder's last layer (Esser et al. 2021, Eq. 7)."""
+    """The weight that equalises the losses' gradients at the decoder's last layer (Esser et al. 2021, Eq. 7)."""
     of_distance = torch.autograd.grad(distance, last_weight, retain_graph=True)[0]
     of_critic = torch.autograd.grad(adversarial, last_weight, retain_graph=True)[0]
     return (of_distance.norm() / (of_critic.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
@@ -121,17 +122,17 @@ def vqgan_loss(
     disc_weight: float = 0.8,
     last_weight: nn.Parameter | None = None,
 ):
-    """L1 (+ L2) + perceptual distance + codebook and commitment terms + the critic's verdict (Esser et al. 2021).
+    """L1 (+ L2), perceptual distance, codebook and commitment terms, and adversarial loss (Esser et al. 2021).
 
-    Distances are taken between pictures in [-1, 1], as published. The commitment term is weighted as the paper writes
-    it; the published code weights the codebook's term instead (a known slip, kept there for old checkpoints).
+    Distances are between pictures in [-1, 1], as published. The commitment term is weighted as in the paper; the
+    published code weights the codebook term instead (a known mistake, kept there for old checkpoints).
 
     Args:
         model: `TotoVQGANModel`, possibly wrapped. pixels: (B, 3, H, W) in [0, 1].
         perceptual: (pictures, pictures) in [0, 1] -> (B,), or None.
-        discriminator: the critic, or None before its start. last_weight: of the decoder's last layer.
+        discriminator: None before its start. last_weight: of the decoder's last layer.
     Returns:
-        loss, the terms to be logged, the reconstruction (B, 3, H, W), the codes (B, h, w), the latents (B, E, h, w).
+        loss, the terms to log, the reconstruction (B, 3, H, W), the codes (B, h, w), the latents (B, E, h, w).
     """
     out = model(pixels)
     copy = out.reconstruction.float()
@@ -154,12 +155,12 @@ def vqgan_loss(
 
 @torch.no_grad()
 def revive(model: TotoVQGANModel, usage: torch.Tensor, latents: torch.Tensor) -> int:
-    """Move codes that nothing uses onto random encoder outputs of this batch; returns how many.
+    """Replace unused codes by random encoder outputs of this batch; returns the number of replaced codes.
 
-    A plain VQ at this size keeps a tenth of its codes alive (paper silent; ours).
+    Without this, a plain VQ of this size uses a tenth of its codes (paper silent; ours).
 
     Args:
-        usage: (K,) how often each code was used of late. latents: (B, E, h, w).
+        usage: (K,) number of recent uses of each code. latents: (B, E, h, w).
     """
     dead = (usage == 0).nonzero().flatten()
     if len(dead):

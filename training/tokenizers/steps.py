@@ -1,4 +1,4 @@
-"""One optimiser step of each kind of visual tokenizer, and the state that an exact resume of it needs."""
+"""The optimiser step of each kind of visual tokenizer, and the state that is needed to resume exactly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepResult:
 
 
 class _Steps:
-    """The part that both kinds share: the model's optimiser and its schedule."""
+    """Base class of both kinds: the model's optimiser and its schedule."""
 
     def __init__(self, accelerator, model: nn.Module, args, optim: OptimArgs):
         self.accelerator, self.model, self.args, self.optim = accelerator, model, args, optim
@@ -53,7 +53,7 @@ class _Steps:
         return self.model
 
     def state_dict(self) -> dict:
-        """Tensors that resuming needs in addition to the model's weights; every process must call it."""
+        """The tensors that resuming needs in addition to the model's weights; every process must call it."""
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state: dict) -> None:
@@ -75,7 +75,7 @@ class DVAESteps(_Steps):
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
 
     def step(self, step: int, pixels: torch.Tensor) -> StepResult:
-        """pixels: (B, 3, H, W) in [0, 1]."""
+        """Take a step. pixels: (B, 3, H, W) in [0, 1]."""
         temperature = cosine_ramp(step, self.temperature_steps, 1.0, self.relaxation.min_temperature)
         kl_weight = cosine_ramp(step, self.kl_steps, 0.0, self.relaxation.kl_weight)
         with self.accelerator.autocast():
@@ -99,7 +99,7 @@ class DVAESteps(_Steps):
 
 
 class VQGANSteps(_Steps):
-    """A VQGAN and, from `disc_start` on, its critic, which has an optimiser of its own with the same settings."""
+    """Training of a VQGAN and, from `disc_start` on, of its discriminator, which has its own optimiser."""
 
     def __init__(self, accelerator, model, args, adversarial, optim: OptimArgs):
         super().__init__(accelerator, model, args, optim)
@@ -118,10 +118,10 @@ class VQGANSteps(_Steps):
             self.wrapped_critic = accelerator.prepare(self.critic)
 
     def step(self, step: int, pixels: torch.Tensor) -> StepResult:
-        """pixels: (B, 3, H, W) in [0, 1]."""
+        """Take a step. pixels: (B, 3, H, W) in [0, 1]."""
         flags, model = self.adversarial, self.model
         joined = self.critic is not None and step >= flags.disc_start
-        if joined:  # the critic only judges here: no gradients for it, and none for its processes to exchange
+        if joined:  # the critic is frozen here, so that its processes exchange no gradients
             self.critic.requires_grad_(False)
         with self.accelerator.autocast():
             loss, terms, copy, codes, latents = vqgan_loss(
@@ -148,7 +148,7 @@ class VQGANSteps(_Steps):
         return StepResult(terms, copy, codes)
 
     def _revive(self, step: int, codes: torch.Tensor, latents: torch.Tensor) -> int:
-        # The codebook starts on real encoder outputs (step 0), and stays there until the last tenth settles it.
+        # The codebook is set to encoder outputs at step 0; revivals stop in the last tenth, so that it converges.
         every, revived = self.adversarial.revive_every, 0
         self.usage += torch.bincount(codes.flatten(), minlength=len(self.usage))
         if step == 0:
@@ -157,7 +157,7 @@ class VQGANSteps(_Steps):
             if step < 0.9 * self.args.max_steps:
                 usage = self.accelerator.reduce(self.usage)
                 revived = revive(self.model, usage, latents)
-                if self.accelerator.num_processes > 1:  # every process drew other vectors: the first one's count
+                if self.accelerator.num_processes > 1:  # the processes draw different vectors; take the first's
                     table = self.model.quantize.embedding.weight.data
                     table.copy_(broadcast(table.clone()))
             self.usage.zero_()
