@@ -110,13 +110,13 @@ def _continued(run: Path, flags: list[str]) -> list[str] | None:
     """Flags that resume a stopped run; None if it is finished. A run without a checkpoint starts again."""
     import json
 
-    from training.engine import checkpoints
+    from training import find_model
 
-    found = checkpoints.steps(run)
+    found = find_model.steps(run)
     if not found:
         shutil.rmtree(run)
         return flags
-    state = json.loads((found[-1] / checkpoints.STATE / "loop.json").read_text())
+    state = json.loads((found[-1] / find_model.STATE / "loop.json").read_text())
     return None if state["step"] >= state["max_steps"] else ["--resume", str(run)]
 
 

@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.results import command_line
     from modeling_toto import TotoForCausalLM
     from tokenization.processing_toto import TotoProcessor
-    from training.engine.checkpoints import resolve_model
+    from training.find_model import resolve_model
 
     path = resolve_model(args.model)
     device = default_device()

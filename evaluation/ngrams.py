@@ -176,7 +176,7 @@ def _of_source(run: Path, source, val_rows: int) -> tuple[dict[str, np.ndarray],
     frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
     limit = max(2, MAX_TRAIN_TOKENS // (frames * int(np.prod(manifest["grid"]))))
     if manifest["kind"] == "image":  # a row that the model reads is a pack of images
-        from training.engine.checkpoints import latest
+        from training.find_model import latest
 
         val_rows *= json.loads((latest(run) / "config.json").read_text())["num_frames"]
     train = data.read_codes(source.data, None if source.val_data else "train", limit)

@@ -144,8 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     from tokenization.sampling import Sampling
     from tokenization.sequences import video_rows
     from tokenization.sources.open import open_source
-    from training.engine.checkpoints import resolve_model
     from training.engine.device import versions
+    from training.find_model import resolve_model
 
     path, device = resolve_model(args.model), default_device()
     model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from modeling_toto import TotoConfig, TotoForCausalLM
     from modeling_toto.export import write_llama
-    from training.engine.checkpoints import resolve_model
+    from training.find_model import resolve_model
 
     path = resolve_model(args.model)
     kind = TotoConfig.get_config_dict(path)[0].get("model_type")

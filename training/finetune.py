@@ -138,12 +138,12 @@ def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tu
     Raises:
         ValueError, FileNotFoundError: settings, data and weights do not match, or do not exist.
     """
+    from training import find_model
     from training.classification import check_rows, model_and_tokenizer
-    from training.engine import checkpoints
     from training.engine.objective import micro_batches
 
     data, args = settings.data, settings.run
-    start = checkpoints.resolve_model(str(beginning.checkpoint or settings.model.model))
+    start = find_model.resolve_model(str(beginning.checkpoint or settings.model.model))
     world = int(os.environ.get("WORLD_SIZE", 1))
     batches = micro_batches(data.batch_size, data.per_device_batch_size, world, "--batch_size")
     config, processor = model_and_tokenizer(settings.model, start, beginning.checkpoint is not None)

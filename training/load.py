@@ -24,7 +24,7 @@ def load_run(name_or_path: str | Path) -> tuple[PreTrainedModel, TotoProcessor]:
     import transformers
 
     import modeling_toto
-    from training.engine.checkpoints import resolve_model
+    from training.find_model import resolve_model
 
     path = resolve_model(str(name_or_path))
     config = transformers.AutoConfig.from_pretrained(path)

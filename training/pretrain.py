@@ -130,14 +130,14 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
         ValueError, FileNotFoundError: settings, data and weights do not match, or do not exist.
     """
     from tokenization.shards.format import read_manifest
+    from training import find_model
     from training.architectures import check_architecture
-    from training.engine import checkpoints
     from training.engine.objective import accumulation_steps
     from training.rows.mixture import check_tokenizers, open_rows, warn_of_other_codes
 
     continues, mixture = beginning.checkpoint is not None, data.mixture()
     start = beginning.checkpoint or model_args.init_from
-    start = start and checkpoints.resolve_model(str(start))
+    start = start and find_model.resolve_model(str(start))
     if start:
         check_architecture(model_args.architecture, start)
     layout = row_layout(model_args, start, continues)

@@ -8,7 +8,7 @@ from evaluation.backbones.contract import Backbone
 from evaluation.backbones.token_models import TOKEN_BACKBONES
 from evaluation.backbones.toto import TotoBackbone
 from evaluation.backbones.vision_models import VISION_BACKBONES, FrameBackbone
-from training.engine.checkpoints import resolve_model
+from training.find_model import resolve_model
 
 
 def load_backbone(

@@ -26,8 +26,8 @@ from evaluation.probe.splits import FrameOrder, Labelled, read_splits, same_clas
 from evaluation.results import ProbeData, ProbeResult, Split, TaskResult
 from tokenization.precision import bf16_is_fast
 from tokenization.sampling import Sampling
-from training.engine.checkpoints import resolve_model
 from training.engine.device import flush_denormals, require_together, versions
+from training.find_model import resolve_model
 from training.publish.media_seen import media_on_record
 
 MODEL = "model"  # the backbone itself among the jobs; the others are its baselines

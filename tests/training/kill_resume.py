@@ -104,7 +104,7 @@ def written(run: Path) -> tuple:
 
 def trial(draw: random.Random, folder: Path, whole: dict) -> dict:
     """One run, killed once or twice and resumed; what came of it."""
-    from training.engine import checkpoints
+    from training import find_model
 
     choice = data, ranks, accumulation = draw.choice(DATA), draw.choice((1, 2)), draw.choice((1, 2))
     flags, log = flags_of(data, accumulation, folder), folder / "log.txt"
@@ -123,7 +123,7 @@ def trial(draw: random.Random, folder: Path, whole: dict) -> dict:
             os.kill(pid, signal.SIGKILL)
         wait(pids)
         kills.append(round(after / seconds, 3))
-        if not checkpoints.steps(run):  # nothing was written yet, so nothing is lost: the run starts again
+        if not find_model.steps(run):  # nothing was written yet, so nothing is lost: the run starts again
             shutil.rmtree(run, ignore_errors=True)
         else:
             argv = ["--resume", str(run)]

@@ -17,9 +17,9 @@ from tiny_run import CONFIG, SIDE, save_tokenizer
 
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
+from training import find_model
 from training.architectures import load_model
 from training.classification import load_classifier
-from training.engine import checkpoints
 from training.engine.optim import layer_factors
 from training.finetune import main
 from training.finetune_args import AugmentArgs
@@ -73,7 +73,7 @@ def numbers(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     keys = ("step", "loss", "grad_norm", "val_loss", "val_accuracy", "next_token_loss", "accuracy")
     rows = [{key: row[key] for key in keys if key in row} for row in rows]
-    last = checkpoints.latest(run)
+    last = find_model.latest(run)
     result = json.loads((run / "results.json").read_text())
     return rows, (last / "model.safetensors").read_bytes(), result["best"], (run / "predictions.json").read_text()
 
@@ -138,7 +138,7 @@ def test_kill_and_resume_gives_the_same_numbers(varied, pretrained, pictures, tm
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert checkpoints.steps(run) and not (run / "results.json").exists()
+    assert find_model.steps(run) and not (run / "results.json").exists()
     main(["--resume", str(run)])
     assert numbers(run) == numbers(varied)
 
@@ -182,7 +182,7 @@ def test_a_run_killed_before_its_test_is_tested_by_resuming(varied, tmp_path):
 def test_averages_are_saved_and_the_weights_next_to_them(varied):
     from safetensors.torch import load_file
 
-    last = checkpoints.latest(varied)
+    last = find_model.latest(varied)
     averages = load_file(last / "model.safetensors")
     weights = {}
     for file in (last / "training_state" / "weights").glob("*.safetensors"):
@@ -219,11 +219,11 @@ def test_averages_are_those_of_torch():
 def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     run = finetune(tmp_path / "run", pretrained, pictures, "--save_steps", "1", "--keep_checkpoints", "1")
     best = json.loads((run / "results.json").read_text())["best"]["step"]
-    left = [int(path.name[5:]) for path in checkpoints.steps(run)]
+    left = [int(path.name[5:]) for path in find_model.steps(run)]
     assert sorted({best, 12}) == left
-    assert checkpoints.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{best:06d}")
+    assert find_model.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{best:06d}")
     (run / "results.json").write_text('{"best": {}}')  # of toto probe, say
-    assert checkpoints.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{max(left):06d}")
+    assert find_model.resolve_model(str(run)) == str(run / "checkpoints" / f"step_{max(left):06d}")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, 
         "2",
     ]
     run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *flags)
-    model = TotoForVideoClassification.from_pretrained(checkpoints.latest(run))
+    model = TotoForVideoClassification.from_pretrained(find_model.latest(run))
     assert model.config.num_labels == 10 and model.config.problem_type == "single_label_classification"
     assert model.config.attention_mode == (flags[1] if flags[0] == "--attention_mode" else "causal")
     rows = [row for row in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in row]
@@ -281,10 +281,10 @@ def test_more_frames_and_another_rope_base(pretrained, tmp_path):
     ]
     frames = ["--num_frames", "8", "--rope_theta", "50000", "--batch_size", "2"]
     run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *frames)
-    config = TotoConfig.from_pretrained(checkpoints.latest(run))
+    config = TotoConfig.from_pretrained(find_model.latest(run))
     assert (config.num_frames, config.max_position_embeddings) == (8, 130)
     assert config.rope_parameters["rope_theta"] == 50000
-    assert json.loads((checkpoints.latest(run) / "processor_config.json").read_text())["num_frames"] == 8
+    assert json.loads((find_model.latest(run) / "processor_config.json").read_text())["num_frames"] == 8
 
 
 def test_layers_learn_more_slowly_the_deeper_they_are(pretrained):
@@ -543,7 +543,7 @@ def test_the_card_has_classes_call_and_test(plain):
     from training.publish.cards import model_card
     from training.publish.push import run_facts
 
-    folder = checkpoints.resolve_model(json.loads((plain / "results.json").read_text())["checkpoint"])
+    folder = find_model.resolve_model(json.loads((plain / "results.json").read_text())["checkpoint"])
     metrics, recipe = run_facts(type(plain)(folder))
     card = model_card(folder, metrics=metrics, recipe=recipe, repo_id="someone/colours")
     best = json.loads((plain / "results.json").read_text())["best"]

@@ -8,9 +8,9 @@ from tiny_run import CONFIG, FLAGS
 
 import training.next_tokens
 from modeling_toto import TotoConfig, TotoForCausalLM
+from training import find_model
 from training.architectures import flops_per_token
 from training.args import OptimArgs
-from training.engine import checkpoints
 from training.engine.device import fast_autocast
 from training.engine.optim import make_optimizer, set_learning_rate
 from training.engine.progress import peak_memory, update_ratios
@@ -67,7 +67,7 @@ def test_loss_maps_are_the_models_losses_at_every_place(run, shards):
     assert (maps["num_frames"], maps["grid"], maps["step"]) == (4, [4, 4], 8)
     rows = validation_rows(shards, None, CONFIG)
     with torch.no_grad(), fast_autocast(torch.device("cpu")):
-        nats = TotoForCausalLM.from_pretrained(checkpoints.latest(run))(rows, labels=rows).token_losses[:, 1:-1].mean(0)
+        nats = TotoForCausalLM.from_pretrained(find_model.latest(run))(rows, labels=rows).token_losses[:, 1:-1].mean(0)
     assert maps["sources"]["train"] == pytest.approx(nats.tolist(), rel=1e-4)
     last = rows_of(run)[-1]
     assert last["val_frame_losses"] == pytest.approx(nats.view(4, 16).mean(1).tolist(), rel=1e-4)
@@ -130,6 +130,6 @@ def test_sources_that_end_end_the_run(shards, tmp_path, capsys):
     main(flags)
     steps = rows_of(tmp_path / "run")[-1]["step"]
     assert steps < 100 and f"The data end after step {steps}" in capsys.readouterr().out
-    assert checkpoints.latest(tmp_path / "run").name == f"step_{steps:06d}"
+    assert find_model.latest(tmp_path / "run").name == f"step_{steps:06d}"
     with pytest.raises(ValueError, match="The sources end before they fill one step"):
         main([*FLAGS, "--tokens_per_step", "65536", "--sources", source, "--output_dir", str(tmp_path / "other")])

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_toto import TotoConfig, TotoForCausalLM
-from training.engine.checkpoints import STATE
+from training.find_model import STATE
 from training.publish.cards import model_card
 from training.publish.push import push_folder
 

@@ -9,8 +9,8 @@ from tiny_run import CONFIG, FLAGS, SIDE, save_tokenizer
 
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoProcessor
+from training import find_model
 from training.args import read_recipe
-from training.engine import checkpoints
 from training.engine.device import fast_autocast
 from training.pretrain import main
 from training.rows.shard_rows import ShardRows
@@ -45,7 +45,7 @@ def test_training_continues_at_the_finer_grid(coarse, fine_shards, tmp_path, mon
     main([*flags, *STEPS, "--save_steps", "1", "--output_dir", str(run)])
     assert read_recipe(run)["init_from"] == str(coarse.resolve())
     assert not [told for told in recwarn if "another visual tokenizer" in str(told.message)]
-    last = checkpoints.latest(run)
+    last = find_model.latest(run)
     config = TotoConfig.from_pretrained(last)
     assert config.grid_size == (8, 8) and (config.tokens_per_frame, config.num_frames) == (64, 1)
     assert config.rope_parameters["rope_theta"] == 50_000 and config.max_position_embeddings == 66
@@ -62,7 +62,7 @@ def test_training_continues_at_the_finer_grid(coarse, fine_shards, tmp_path, mon
     # The first step's loss is that of the coarse weights with the new base, on the first rows.
     numbered = ShardRows(fine_shards, config, seed=0)
     rows = torch.stack([numbered.row(k) for k in range(4)])
-    source = checkpoints.latest(coarse)
+    source = find_model.latest(coarse)
     changed, unchanged = (TotoForCausalLM.from_pretrained(source, **kw) for kw in (FINER, {}))
     with fast_autocast(rows.device):  # with gradients, as in training: blocks then round in other places
         nats = [
@@ -104,7 +104,7 @@ def test_fields_that_repeat_the_checkpoints_are_welcome(coarse, fine_shards, tmp
     fields = FINER | {"hidden_size": 32, "num_hidden_layers": 2}
     flags = ["--init_from", str(coarse), "--config", json.dumps(fields), "--shards", str(fine_shards)]
     main([*flags, *STEPS, "--output_dir", str(tmp_path / "run")])
-    assert checkpoints.latest(tmp_path / "run").name == "step_000002"
+    assert find_model.latest(tmp_path / "run").name == "step_000002"
 
 
 def test_weights_for_other_codes_give_a_warning(coarse, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_run import FLAGS, save_tokenizer, tokenize
 
+from training import find_model
 from training.engine import checkpoints
 from training.pretrain import main
 
@@ -30,7 +31,7 @@ def whole_run(shards, tmp_path_factory):
 
 
 def test_a_run_folder_explains_itself(whole_run):
-    assert [p.name for p in checkpoints.steps(whole_run)] == ["step_000004", "step_000008", "step_000012"]
+    assert [p.name for p in find_model.steps(whole_run)] == ["step_000004", "step_000008", "step_000012"]
     rows = [json.loads(line) for line in (whole_run / "metrics.jsonl").open()]
     trained = [row for row in rows if "loss" in row]
     assert [row["step"] for row in trained] == list(range(1, 13))
@@ -48,7 +49,7 @@ def test_loss_falls_and_the_checkpoint_loads(whole_run):
 
     rows = [row for row in losses(whole_run) if row[1] is not None]
     assert rows[-1][1] < rows[0][1] - 0.1
-    last = checkpoints.latest(whole_run)
+    last = find_model.latest(whole_run)
     model, processor = AutoModelForCausalLM.from_pretrained(last), AutoProcessor.from_pretrained(last)
     assert model.config.vocab_size == 64 + processor.num_codes
 
@@ -58,7 +59,7 @@ def test_the_logged_loss_is_the_mean_over_codes(whole_run, shards):
     from modeling_toto import TotoConfig, TotoForCausalLM
     from training.rows.shard_rows import validation_rows
 
-    last = checkpoints.latest(whole_run)
+    last = find_model.latest(whole_run)
     rows = validation_rows(shards, None, TotoConfig.from_pretrained(last))
     with torch.no_grad():
         logits = TotoForCausalLM.from_pretrained(last)(rows).logits
@@ -80,7 +81,7 @@ def test_kill_and_resume_is_bit_exact(whole_run, shards, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert checkpoints.steps(run), "killed before its first checkpoint"
+    assert find_model.steps(run), "killed before its first checkpoint"
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # as a kill inside a write leaves it
     main(["--resume", str(run)])
@@ -106,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole_run, tmp_path):
     shutil.copytree(whole_run, run)
     weights = run / "checkpoints" / "step_000012" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert checkpoints.latest(run).name == "step_000008"
+    assert find_model.latest(run).name == "step_000008"
 
 
 def test_a_non_finite_loss_stops_with_a_sentence(shards, tmp_path):
@@ -125,10 +126,10 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(whole_run, tmp_path, monkeyp
     monkeypatch.setattr(torch, "save", full)
     from modeling_toto import TotoForCausalLM
 
-    model = TotoForCausalLM.from_pretrained(checkpoints.latest(run))
+    model = TotoForCausalLM.from_pretrained(find_model.latest(run))
     with pytest.raises(OSError, match=r"disk is full.*step_000016.*--resume .*last checkpoint is .*step_000012"):
         checkpoints.save(run, 16, model, None, {}, {}, None)
-    assert checkpoints.latest(run).name == "step_000012"
+    assert find_model.latest(run).name == "step_000012"
     assert not list((run / "checkpoints").glob(".*"))
 
 

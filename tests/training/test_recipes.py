@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from modeling_toto import TotoConfig
+from training import find_model
 from training.architectures import parameters, peer_config, training_flops
 from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, json_fields, parse
-from training.engine import checkpoints
 from training.pretrain import main
 from training.tiny_scale import STEPS, shrink
 
@@ -98,12 +98,12 @@ def test_a_recipe_runs_to_its_end_at_the_tiny_scale(path, tmp_path):
     assert len(validated) == 2 and validated[1] < validated[0]
     names = [source.name for source in full[1].mixture()] or ["toyworld"]
     assert list(trained[-1]["sources"]) == names and set(rows[-1]["val_losses"]) == set(names)
-    last = json.loads((checkpoints.latest(run) / "config.json").read_text())
+    last = json.loads((find_model.latest(run) / "config.json").read_text())
     kinds = {"llama": "TotoForCausalLM", "patches": "TotoForPatchPrediction"}
     kinds |= {"gpt2": "GPT2LMHeadModel", "mamba": "MambaForCausalLM"}
     assert last["architectures"] == [kinds[full[0].architecture]]
     if full[0].architecture == "llama":  # what makes the recipe this recipe is still there
-        small, large = TotoConfig.from_pretrained(checkpoints.latest(run)), config_of(full[0])
+        small, large = TotoConfig.from_pretrained(find_model.latest(run)), config_of(full[0])
         assert (small.mup_base_width is None) == (large.mup_base_width is None)
         assert small.rope_parameters["rope_theta"] == large.rope_parameters["rope_theta"]
         assert small.tie_word_embeddings == large.tie_word_embeddings

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_run import FLAGS, save_tokenizer, tokenize
 
+from training import find_model
 from training.engine import checkpoints
 from training.engine.changes import shared_out_anew
 from training.pretrain import main
@@ -117,7 +118,7 @@ def test_rotation_never_prefers_a_damaged_checkpoint(whole, tmp_path, capsys):
     content[-1] ^= 1
     weights.write_bytes(content)
     main(["--resume", str(run), "--keep_checkpoints", "1", "--save_steps", "1", "--max_steps", "6"])
-    assert [path.name for path in checkpoints.steps(run)] == ["step_000006"]
+    assert [path.name for path in find_model.steps(run)] == ["step_000006"]
     assert (run / "checkpoints" / "damaged_step_000008").is_dir()
 
 
@@ -148,11 +149,11 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, ca
         (checkpoint / "model.safetensors").write_bytes(content)
 
     damage(run / "checkpoints" / "step_000008")
-    assert checkpoints.latest(run).name == "step_000008"  # its files are all there
+    assert find_model.latest(run).name == "step_000008"  # its files are all there
     main(["--resume", str(run)])
     assert "step_000008 is skipped: the checksum of model.safetensors is wrong" in capsys.readouterr().out
     assert losses(run) == losses(whole)
-    for checkpoint in checkpoints.steps(run):
+    for checkpoint in find_model.steps(run):
         damage(checkpoint)
     with pytest.raises(FileNotFoundError, match="holds no sound checkpoint"):
         main(["--resume", str(run)])
@@ -162,7 +163,7 @@ def test_a_missing_or_short_file_makes_a_checkpoint_no_checkpoint(whole, tmp_pat
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     next((run / "checkpoints" / "step_000008" / "training_state" / "optimizer").iterdir()).unlink()
-    assert checkpoints.latest(run).name == "step_000004"
+    assert find_model.latest(run).name == "step_000004"
 
 
 def test_old_checkpoints_are_dropped_in_one_go(whole, tmp_path):

@@ -17,6 +17,7 @@ from transformers import AutoModel
 from tokenization.evaluate_tokenizer import measure
 from tokenization.modeling_dvae import TotoDVAEModel
 from tokenization.modeling_vqgan import TotoVQGANModel
+from training import find_model
 from training.args import PREEMPTED
 from training.engine import checkpoints
 from training.rows.frames import FrameStream, held_out_frames
@@ -218,7 +219,7 @@ def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     assert [process.wait(timeout=200) for process in processes] == [PREEMPTED, PREEMPTED]
-    (checkpoint,) = checkpoints.steps(run)
+    (checkpoint,) = find_model.steps(run)
     state = checkpoints.load_loop(checkpoint)
     assert state["world"] == len(state["streams"]) == 2 and state["step"] == rows(run)[-1]["step"] < 1000
 
@@ -226,10 +227,10 @@ def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
 def test_a_checkpoint_between_two_log_lines_keeps_what_the_next_line_counts(dvae, tmp_path):
     run = train("dvae", DVAE, tmp_path / "run", "--ema_decay", "0.9", "--save_steps", "5", "--keep_checkpoints", "9")
     assert everything(run) == everything(dvae)
-    for path in checkpoints.steps(run)[1:]:
+    for path in find_model.steps(run)[1:]:
         shutil.rmtree(path)
     main(["--resume", str(run)])
-    assert [path.name for path in checkpoints.steps(run)][:2] == ["step_000005", "step_000010"]
+    assert [path.name for path in find_model.steps(run)][:2] == ["step_000005", "step_000010"]
     assert everything(run) == everything(dvae)
 
 

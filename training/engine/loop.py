@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
+from training import find_model
 from training.args import OptimArgs, RunArgs, require
 from training.engine import checkpoints
 from training.engine.changes import shared_out_anew
@@ -97,7 +98,7 @@ class _Loop:
 
     def _load(self, checkpoint: Path) -> None:
         learner, state = self.learner, checkpoints.load_loop(checkpoint)
-        folder = checkpoint / checkpoints.STATE
+        folder = checkpoint / find_model.STATE
         checkpoints.load_optimizer(folder / "optimizer", self.plain, learner.optimizer, self.is_distributed)
         self.step, self.tokens, self.clock.seconds = (state[key] for key in ("step", "tokens", "seconds"))
         self.is_budgeted, self.saved = state["is_budgeted"], state["step"]
@@ -203,7 +204,7 @@ class _Loop:
         with learner.objective.saved_weights():
             weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
             with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
-                inside = folder / checkpoints.STATE
+                inside = folder / find_model.STATE
                 checkpoints.save_optimizer(inside / "optimizer", self.plain, learner.optimizer, is_distributed)
                 learner.objective.save(inside, is_distributed)
                 if run.is_main:

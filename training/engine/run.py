@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from tokenization.files import write_whole
+from training import find_model
 from training.args import PREEMPTED, RunArgs, read_recipe, require, write_recipe
 from training.engine import checkpoints
 from training.engine.changes import changed_settings, changed_surroundings
@@ -55,7 +56,7 @@ def begin(verb: str, args, resumed: Path | None, name: str | None = None) -> Beg
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     require(precision != "fp16", "fp16 needs a loss scale, which checkpoints do not keep; train in bf16 or no.")
     if resumed is not None:
-        found = checkpoints.steps(resumed)
+        found = find_model.steps(resumed)
         return Beginning(verb, resumed, True, found[-1] if found else None)
     name = Path(args.recipe).stem if args.recipe else name or verb
     run = Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")

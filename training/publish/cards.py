@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenization.markdown import markdown_template
-from training.engine.checkpoints import resolve_model
+from training.find_model import resolve_model
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.engine.checkpoints import STATE, STEP
+from training.find_model import STATE, STEP
 from training.publish.cards import complete_folder, model_card
 from training.publish.media_seen import MEDIA_FILE
 

@@ -1,0 +1,80 @@
+"""Which checkpoint a name stands for: the valid checkpoints of a run folder, and the model behind `--model`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+STATE, SUMS = "training_state", "checksums.json"
+STEP = re.compile(r"step_(\d+)$")
+
+
+def steps(run: str | Path) -> list[Path]:
+    """The valid checkpoints of a run, oldest first; damaged ones are left out."""
+    folders = [p for p in (Path(run) / "checkpoints").glob("step_*") if STEP.search(p.name)]
+    return [p for p in sorted(folders, key=lambda p: int(STEP.search(p.name)[1])) if is_valid(p)]
+
+
+def is_valid(checkpoint: Path) -> bool:
+    """Whether all listed files exist with their sizes; without a list, whether the weights can be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    listed = checkpoint / STATE / SUMS
+    if listed.is_file():
+        sizes = {name: size for name, (size, _) in json.loads(listed.read_text()).items()}
+        return all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == s for n, s in sizes.items())
+
+    files = list(checkpoint.glob("model*.safetensors"))
+    if not files or not (checkpoint / "config.json").is_file():
+        return False
+    try:
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+    except (SafetensorError, OSError):
+        return False
+    return True
+
+
+def latest(run: str | Path) -> Path:
+    """The newest valid checkpoint of a run folder.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    found = steps(run)
+    if not found:
+        raise FileNotFoundError(
+            f"{run} holds no valid checkpoint (checkpoints/step_*); the run may have been stopped before the first one."
+        )
+    return found[-1]
+
+
+def resolve_model(model: str) -> str:
+    """The model folder or Hub id for `--model`, which may be a run folder, a Hugging Face folder or a Hub id.
+
+    A run folder gives its newest valid checkpoint, or that named in its results.json if it is a tested fine-tuning.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no model.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        if path.exists() or model.startswith((".", "/")) or model.count("/") > 1:
+            raise FileNotFoundError(f"There is no model folder '{model}'; check the path.")
+        return model
+    if (path / "checkpoints").is_dir():
+        return str(_tested(path) or latest(path))
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{model} is neither a run folder (checkpoints/) nor a model folder (config.json).")
+    return str(path)
+
+
+def _tested(run: Path) -> Path | None:
+    """The checkpoint that a fine-tuning was tested with, even if the run was moved; None if there is none."""
+    if not (run / "results.json").is_file():
+        return None
+    named = json.loads((run / "results.json").read_text()).get("checkpoint")  # not in a file of toto probe
+    tested = run / "checkpoints" / Path(named or "").name
+    return tested if named and is_valid(tested) else None
