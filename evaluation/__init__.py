@@ -16,19 +16,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers read; `as` marks a name as public
-    from evaluation.backbones.contract import Features as Features
     from evaluation.backbones.features import extract_features as extract_features
     from evaluation.backbones.load import load_backbone as load_backbone
     from evaluation.continuation import continue_clip as continue_clip
-    from evaluation.probe.fit import FittedProbe as FittedProbe
-    from evaluation.probe.fit import HeadSettings as HeadSettings
     from evaluation.probe.fit import fit_probe as fit_probe
 
 # Imported on first use: torch takes seconds, and `toto <verb> --help` needs none of it.
 _HOMES = {
-    "Features": "backbones.contract",
-    "FittedProbe": "probe.fit",
-    "HeadSettings": "probe.fit",
     "continue_clip": "continuation",
     "extract_features": "backbones.features",
     "fit_probe": "probe.fit",

@@ -2,8 +2,8 @@
 # # Pre-train on your own videos and continue a clip
 #
 # Videos become tokens, a small Toto learns to predict the next one, and the trained model continues a clip. `DATA` is a
-# folder of videos (or a file, or a Hub id); without it the embedded world is drawn. The default takes about five
-# minutes on a laptop CPU and is enough to see shapes move, not more: raise `CLIPS` and `STEPS`.
+# folder of videos (or a file, or a Hub id); without it the embedded world is drawn. The default takes about six
+# minutes of one CPU core, which is a beginning: raise `CLIPS` and `STEPS`.
 
 # %%
 import json

@@ -174,6 +174,9 @@ def fit_probe(
         labels_train, labels_val, labels_test: whole numbers or text, (N,).
         head: "linear", "attention" or "cross_attention_mlp" (on tokens), "ridge", "logistic" or "knn".
         settings: of heads that are trained by gradient steps.
+    Returns:
+        A `FittedProbe`: `layer` and `setting`, chosen on validation; `accuracy` on test, a fraction; `predictions` of
+        the test clips; `val_accuracies` of all layers.
     Raises:
         ValueError: an unknown head, features of different layers, labels of another length, test labels without test
             features, or a single class.
