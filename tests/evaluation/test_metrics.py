@@ -132,7 +132,7 @@ def test_whole_groups_are_resampled():
 
 @pytest.mark.parametrize("groups", [["a"] * 200, ["a", "b"]])
 def test_groups_that_cannot_be_resampled(groups):
-    with pytest.raises(ValueError, match="two groups or more"):
+    with pytest.raises(ValueError, match="at least two groups"):
         bootstrap_interval(PREDICTED == TRUE, groups=groups)
 
 

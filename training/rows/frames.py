@@ -9,16 +9,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokenization.sampling import Sampling
+from tokenization.video import Clip
 from training.args import require
 from training.rows.shard_rows import is_held_out
-
-if TYPE_CHECKING:
-    from tokenization.sampling import Sampling
-from tokenization.video import Clip
 
 # Number of batches within which frames are shuffled: many scenes per batch, little memory (25 MB at 64 px, batch 32).
 CHUNK = 16
