@@ -1,7 +1,5 @@
 """Heads on frozen features, chosen on validation: `fit_probe` for features in memory, and the heads of `toto probe`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -160,7 +160,7 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         run("--num_prompt_frames", "5")
     with pytest.raises(ValueError, match=r"drop_frames is .*; set 1 to 3"):
         run("--num_frames", "9", "--drop_frames", "4")
-    with pytest.raises(ValueError, match="variants"):
+    with pytest.raises(ValueError, match="toyworld has no variant"):
         run("--video", "toyworld:nowhere:1")
     with pytest.raises(ValueError, match="toyworld:VARIANT:INDEX"):
         run("--video", "toyworld:a:b:1")
