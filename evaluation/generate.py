@@ -100,7 +100,7 @@ def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) 
     return prompt, num_frames or max(1, min(config.num_frames, most) - prompt)
 
 
-def continue_clip(
+def draw_continuation(
     model,
     processor,
     frames,
@@ -112,7 +112,7 @@ def continue_clip(
 ) -> dict:
     """Give the model the first frames of a clip and generate the next ones (paper App. A.10).
 
-    For example ``continue_clip(model, processor, frames, num_frames=8, temperature=0.9, top_k=100)``.
+    For example ``draw_continuation(model, processor, frames, num_frames=8, temperature=0.9, top_k=100)``.
 
     Args:
         model, processor: TotoForCausalLM and the TotoProcessor saved with it.
@@ -241,7 +241,7 @@ def generate(model, processor, name: str, args: GenerateArgs, command: str) -> N
     if len(clip.frames) < prompt + new:
         print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
     drawing = {each.name: getattr(args, each.name) for each in fields(Drawing)}
-    result = continue_clip(model, processor, clip.frames, prompt, new, progress=True, **drawing)
+    result = draw_continuation(model, processor, clip.frames, prompt, new, progress=True, **drawing)
     movie = Path(args.output)
     if movie.suffix not in (".mp4", ".gif"):
         stem = name.replace(":", "-") if name.startswith("toyworld") else Path(name).stem

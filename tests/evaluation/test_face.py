@@ -176,7 +176,7 @@ def video(tmp_path_factory):
 
 
 def test_a_continued_clip_is_that_of_the_command(model, processor, checkpoint):
-    expected = generate_module.continue_clip(model, processor, CLIPS[0], 2, 2, seed=5, top_k=8)["generated"][0]
+    expected = generate_module.draw_continuation(model, processor, CLIPS[0], 2, 2, seed=5, top_k=8)["generated"][0]
     options = {"num_prompt_frames": 2, "seed": 5, "top_k": 8}
     found = continue_clip((model, processor), CLIPS[0], 2, **options)
     assert found.dtype == np.uint8 and np.array_equal(found, expected)

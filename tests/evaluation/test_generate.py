@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.generate import continue_clip, frame_counts, main, read_video
+from evaluation.generate import draw_continuation, frame_counts, main, read_video
 from evaluation.pictures import DRAWN, FRAME, PROMPT, enlarge, panel, sheet
 
 
@@ -19,7 +19,7 @@ def clip():
 
 @pytest.fixture(scope="module")
 def result(model, processor, clip):
-    return continue_clip(model, processor, clip, 1, 3, num_samples=2)
+    return draw_continuation(model, processor, clip, 1, 3, num_samples=2)
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ def test_a_continued_clip(result, model, processor, clip):
 def test_seeds_decide(model, processor, clip, result):
     def tokens(**options):
         torch.manual_seed(0)  # the global generator has no say
-        return continue_clip(model, processor, clip, 2, 2, **options)["generated"]
+        return draw_continuation(model, processor, clip, 2, 2, **options)["generated"]
 
     assert np.array_equal(tokens(seed=3), tokens(seed=3))
     assert np.array_equal(tokens(temperature=0.0, seed=1), tokens(temperature=0.0, seed=2))
 
 
 def test_only_the_prompt_is_needed(model, processor, clip):
-    result = continue_clip(model, processor, clip[:2], 2, 2)
+    result = draw_continuation(model, processor, clip[:2], 2, 2)
     assert len(result["true"]) == 2 and result["generated"].shape[1] == 4
-    assert sheet(result).size == sheet(continue_clip(model, processor, clip, 2, 2)).size  # empty places are drawn
+    assert sheet(result).size == sheet(draw_continuation(model, processor, clip, 2, 2)).size  # empty places are drawn
     with pytest.raises(ValueError, match="1 frames, but the prompt needs 2"):
-        continue_clip(model, processor, clip[:1], 2, 2)
+        draw_continuation(model, processor, clip[:1], 2, 2)
 
 
 def test_frame_counts_follow_the_model(model):
@@ -87,10 +87,10 @@ def test_beyond_the_context(checkpoint, tmp_path, model, processor, clip, capsys
     with Image.open(tmp_path / "long.gif") as movie:
         assert movie.n_frames == 8
     options = {"temperature": 0.0, "num_samples": 2}
-    kept = continue_clip(model, processor, clip, 2, 6, **options)["generated"]
-    afresh = continue_clip(model, processor, clip, 2, 6, **options, recompute=True)["generated"]
+    kept = draw_continuation(model, processor, clip, 2, 6, **options)["generated"]
+    afresh = draw_continuation(model, processor, clip, 2, 6, **options, recompute=True)["generated"]
     assert kept.shape == (2, 8, 32, 32, 3) and np.array_equal(kept[:, :4], afresh[:, :4])
-    fewer = continue_clip(model, processor, clip, 2, 6, **options, drop_frames=3)["generated"]
+    fewer = draw_continuation(model, processor, clip, 2, 6, **options, drop_frames=3)["generated"]
     assert np.array_equal(kept[:, :4], fewer[:, :4]) and not np.array_equal(kept, fewer)
 
 
