@@ -44,7 +44,7 @@ def _tile(frames: np.ndarray, row: int, time: int, prompt: int) -> np.ndarray:
 
 
 def sheet(result: dict) -> Image.Image:
-    """A sheet with the rows true, reconstructed and generated, one column per frame. result: from `draw_continuation`."""
+    """A sheet with the rows true, reconstructed and generated, one column per frame; of `draw_continuation`."""
     prompt, total = result["num_prompt_frames"], result["num_prompt_frames"] + result["num_frames"]
     rows = _rows(result)
     font = ImageFont.load_default(size=22)
