@@ -38,7 +38,7 @@ def test_a_run_becomes_a_llama(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--to", "onnx"], "--to onnx is unknown; the formats are llama"),
+        (["--to", "onnx"], "--to onnx is unknown; choose llama"),
         (["--dtype", "int8"], "--dtype int8 is unknown; choose float32, bfloat16"),
         ([], "--model MODEL"),
         (["--model", "nowhere/at/all", "--output", "x"], "no model folder 'nowhere/at/all'"),
@@ -58,9 +58,9 @@ def test_what_cannot_be_exported(run, tmp_path):
             main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "b")])
         assert not (tmp_path / "b").exists()
 
-    refused(TotoModel(TotoConfig(**CONFIG, tie_word_embeddings=False)), "no whole next-token model.*lm_head")
+    refused(TotoModel(TotoConfig(**CONFIG, tie_word_embeddings=False)), "not a complete next-token model.*lm_head")
     refused(TotoForCausalLM(TotoConfig(**CONFIG, attention_mode="full")), "only causal models")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    refused(LlamaForCausalLM(LlamaConfig(vocab_size=70, **sizes)), "is not a Toto: its model_type is 'llama'")
+    refused(LlamaForCausalLM(LlamaConfig(vocab_size=70, **sizes)), "is a 'llama' model, not a Toto")
     with pytest.raises(ValueError, match=r"is not empty; choose another --output"):
         main(["--model", str(run), "--output", str(run)])
