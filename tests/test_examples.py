@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,9 @@ def run_example(tmp_path, monkeypatch, checkpoint):
             monkeypatch.setenv(key, str(value))
         return runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
 
-    return run
+    yield run
+    # Trainer leaves a state behind, which refuses another precision to the next Accelerator of the process.
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_features_and_a_probe(run_example, capsys):

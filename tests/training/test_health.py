@@ -130,7 +130,7 @@ def test_sources_that_end_end_the_run(shards, tmp_path, capsys):
     flags = [*FLAGS, *STEPS, "--max_steps", "100", "--sources", source, "--output_dir", str(tmp_path / "run")]
     main(flags)
     steps = rows_of(tmp_path / "run")[-1]["step"]
-    assert steps < 100 and f"The data ends after step {steps}" in capsys.readouterr().out
+    assert steps < 100 and f"The data end after step {steps}" in capsys.readouterr().out
     assert find_model.latest(tmp_path / "run").name == f"step_{steps:06d}"
-    with pytest.raises(ValueError, match="The sources end before they fill a step"):
+    with pytest.raises(ValueError, match="The sources end before they fill one step"):
         main([*FLAGS, "--tokens_per_step", "65536", "--sources", source, "--output_dir", str(tmp_path / "other")])

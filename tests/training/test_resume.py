@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_its_checksum(whole, tmp_path, ca
     assert losses(run) == losses(whole)
     for checkpoint in find_model.steps(run):
         damage(checkpoint)
-    with pytest.raises(FileNotFoundError, match="holds no sound checkpoint"):
+    with pytest.raises(FileNotFoundError, match="holds no undamaged checkpoint"):
         main(["--resume", str(run)])
 
 

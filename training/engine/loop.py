@@ -123,8 +123,8 @@ class _Loop:
         rows = _take(self.accelerator, learner.stream, objective.micro * objective.accumulation)
         clock.waited += clock.running
         if rows is None:
-            require(self.step > 0, "The sources end before they fill a step; lower --tokens_per_step.")
-            self.bar.write(f"The data ends after step {self.step}, as set in the recipe.")
+            require(self.step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
+            self.bar.write(f"The data end after step {self.step}, as set in the recipe.")
             self.max_steps = self.step
             return False
         sums, self.preempted = _gradients(self.accelerator, learner, rows, preemption.asked)
