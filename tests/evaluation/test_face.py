@@ -198,7 +198,7 @@ def test_continuations_that_are_refused(model, processor):
         continue_clip((model, processor), CLIPS[0][:1], num_prompt_frames=2)
     with pytest.raises(ValueError, match="The clip has 0 frames"):
         continue_clip((model, processor), CLIPS[0][:0])
-    with pytest.raises(ValueError, match="more than the 4 frames of this model's context"):
+    with pytest.raises(ValueError, match="the context of the model has only 4 frames"):
         continue_clip((model, processor), CLIPS[0], num_prompt_frames=5)
     with pytest.raises(ValueError, match="A TotoModel generates no frames"):
         continue_clip((model.model, processor), CLIPS[0])

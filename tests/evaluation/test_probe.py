@@ -226,7 +226,7 @@ def test_a_run_whose_shards_are_gone_is_probed(checkpoint, pictures, tmp_path, c
 
 def test_too_few_of_the_classes(checkpoint, tmp_path):
     write_parquet(tmp_path / "rows.parquet", [0, 1] * 20, classes=6)
-    with pytest.raises(ValueError, match=r"2 of 6 classes of 'label'\. Rows may be sorted"):
+    with pytest.raises(ValueError, match=r"2 of 6 classes of 'label'\. If rows are sorted by class"):
         probe(checkpoint, tmp_path / "rows.parquet", tmp_path / "x.json")
 
 
@@ -443,7 +443,7 @@ def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):
         ),
         (["--baselines", "none", "pixels"], "--baselines is none pixels; leave out none, or all the others"),
         (["--max_train", "0"], "--max_train must be 1 or more"),
-        (["--stride", "0"], "--stride is 0; it must be 1 or more"),
+        (["--stride", "0"], "--stride is 0; it must be at least 1"),
         (["--heads", "ridge", "knn", "--epochs", "3"], "--epochs would have no effect on the heads ridge, knn, which"),
         (["--heads", "attention", "ridge", "--batch_norm"], "--batch_norm would have no effect without linear heads"),
         (["--stride", "2", "--fps", "5"], "--stride would have no effect next to --fps"),
