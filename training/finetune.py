@@ -240,7 +240,7 @@ def labelled_media(data: LabelledArgs, config):
     Raises:
         ValueError, FileNotFoundError: no such dataset or column, or several candidate columns.
     """
-    from tokenization.sources.labelled import check_first, label_columns
+    from tokenization.sources.labelled import label_columns
     from training.rows.labelled_media import LabelledMedia
 
     media = LabelledMedia(data, config.num_frames)
@@ -250,7 +250,6 @@ def labelled_media(data: LabelledArgs, config):
         len(columns) == 1,
         f"{data.dataset} has several label columns; name one with --label_column: {', '.join(columns)}.",
     )
-    check_first(opened, data.train_split, columns, "--train_split", data.dataset)
     return media, columns[0], opened.kind
 
 
@@ -260,13 +259,16 @@ def read_clips(media, column: str, processor, data: LabelledArgs, augment: Augme
     Training clips are codes; with augmentation, they are pixels, larger than the model's frames.
 
     Raises:
-        ValueError: there is nothing to read, only one class, or a label out of range.
+        ValueError: there is nothing to read, only one class, or a label that is missing, hidden or out of range.
     """
+    from tokenization.sources.labelled import check_first
     from training.rows.clips import Clips, same_classes
     from training.rows.labelled_media import Split
 
     side = processor.resolution
     found = media.splits(side)
+    for split, part in zip(found, ("train", "validation", "test"), strict=True):  # before any is decoded
+        check_first(split.source, part, [column], f"--{part}_split", data.dataset)
     first = found[0]
     if augment.augment == "none":
         clips = [Clips(first, column, processor)]

@@ -86,7 +86,8 @@ def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], re
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
-    settings = replace(model_args, init_from=absolute(model_args.init_from)), data.absolute(), args, optim
+    model_args, data = replace(model_args, init_from=absolute(model_args.init_from)), data.absolute()
+    settings = model_args, data, args, optim
     require(bool(data.mixture()), "No data is named; pass --shards DIR (written by toto tokenize), or --sources.")
 
     from training.engine.run import begin, end_run, publish, running
@@ -94,7 +95,7 @@ def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], re
     # Everything that can be wrong is checked before there is a process group or a model.
     beginning = begin("pretrain", args, resumed)
     changes = beginning.changes(*settings, weights_flag="--init_from")
-    inputs = open_inputs(beginning, settings[0], data, args.seed)
+    inputs = open_inputs(beginning, model_args, data, args.seed)
     push_to = args.hub_model_id if args.push_to_hub else None
     with running(beginning, args, changes, report_to=args.report_to, push_to=push_to) as run:
         last, preempted = pretrain(run, inputs, settings)

@@ -126,7 +126,7 @@ def get_task(name: str) -> Task:
 
 
 def apply_task(name: str, given: dict) -> dict:
-    """Settings for `toto probe` (fields of `probe_args.ProbeArgs`): the task's, under those that the user gave.
+    """Settings for `toto probe` (fields of `args.ProbeArgs`): the task's, under those that the user gave.
 
     given: {field: value} of the flags that the user typed, None for none. A dataset given there replaces where the data
     is read from; its column of images or videos is then found by type, as a copy may call it otherwise.

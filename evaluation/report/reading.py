@@ -204,7 +204,7 @@ def unit_of_loss(run: Path) -> str:
 
 
 def read_loss_maps(run: Path) -> dict | None:
-    """RUN/loss_maps.json of `training.health.write_loss_maps`, or None where the run has not validated."""
+    """RUN/loss_maps.json of `training.engine.progress.write_loss_maps`, or None where the run has not validated."""
     file = run / "loss_maps.json"
     return json.loads(file.read_text()) if file.is_file() else None
 

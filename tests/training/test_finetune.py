@@ -478,6 +478,15 @@ def test_labels_that_are_invalid(tmp_path, pretrained, labels, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_hidden_test_labels_are_refused_before_any_clip_is_tokenized(tmp_path, pretrained, monkeypatch):
+    (tmp_path / "data").mkdir()
+    table(tmp_path / "data" / "train-0.parquet", [0, 1] * 6)
+    table(tmp_path / "data" / "test-0.parquet", [-1] * 4)
+    monkeypatch.setattr("training.rows.clips._encode", lambda *_: pytest.fail("clips were tokenized"))
+    with pytest.raises(ValueError, match=r"Split test .* has no 'label' .*; name another --test_split"):
+        bad(tmp_path, pretrained, tmp_path / "data")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -90,6 +90,15 @@ def test_kill_and_resume_is_bit_exact(whole_run, shards, tmp_path):
     assert (run / final).read_bytes() == (whole_run / final).read_bytes()
 
 
+def test_shards_behind_a_link_are_validated_too(shards, tmp_path):
+    (tmp_path / "latest").symlink_to(shards)
+    run = tmp_path / "run"
+    flags = [*FLAGS, *STEPS, "--max_steps", "4", "--shards", str(tmp_path / "latest"), "--output_dir", str(run)]
+    main(flags)
+    validation = next(row for row in map(json.loads, (run / "metrics.jsonl").open()) if "val_loss" in row)
+    assert validation["val_loss"] == pytest.approx(*validation["val_losses"].values(), rel=1e-6)
+
+
 def test_accumulation_changes_nothing_but_rounding(shards, tmp_path, whole_run):
     run = tmp_path / "accumulated"
     flags = ["--per_device_batch_size", "1", "--shards", str(shards), "--output_dir", str(run)]

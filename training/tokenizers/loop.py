@@ -93,8 +93,6 @@ class TokenizerLoop:
         Returns:
             (pixels (B, 3, R, R) in [0, 1], the `StepResult`)
         """
-        import numpy as np
-
         accelerator = self.run.accelerator
         # The noise is a function of the step, so that no generator's state is needed to resume.
         entropy = [self.args.seed, self.step, accelerator.process_index]
