@@ -1,6 +1,6 @@
 """The contents of a report as plain data, and its rendering by the Jinja2 templates in `templates/`.
 
-HTML pages escape every text but the figures (SVG of `plots`, which escapes its own), and fetch nothing.
+HTML pages escape every text but the figures (SVG of `figures`, which escapes its own), and fetch nothing.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def run_facts(run: Run) -> dict:
 
 
 def sources_table(run: Run) -> Table | None:
-    """Realised shares, epochs and losses of a run's sources; None where it has one source."""
+    """Realised shares, epochs and losses of a run's sources; None if it has one source."""
     last = next((row for row in reversed(run.rows) if len(row.get("sources", {})) > 1), None)
     if last is None:
         return None
@@ -202,7 +202,7 @@ def tuned_table(tuned: dict[str, FinetuneResult]) -> Table:
 
 
 def media_cells(row: dict) -> list[str]:
-    """The cells of a row of `ledger.ledger_rows`, under MEDIA_HEAD."""
+    """The cells of a row of `leakage.ledger_rows`, under MEDIA_HEAD."""
     items = "not listed" if row["items"] is None else f"{row['items']:,}"
     tokens = "—" if row["tokens"] is None else f"{row['tokens'] / 1e6:,.1f} M"
     epochs = "—" if row["epochs"] is None else f"{row['epochs']:,.2f}"
@@ -248,7 +248,7 @@ def contents(
 ) -> dict:
     """The facts that the templates report.html and report.md need.
 
-    tuned: results of `toto finetune` by name. media: of `ledger.ledger_rows`.
+    tuned: results of `toto finetune` by name. media: of `leakage.ledger_rows`.
     """
     return {
         "title": title,

@@ -196,7 +196,7 @@ def interval(seeds: list[Seed], metric: str) -> list[float] | None:
 def difference(better: list[Seed], worse: list[Seed], metric: str, pattern: str | None = None) -> Difference:
     """Mean over the seeds of `better` minus that of `worse`, paired if both contain predictions of the same items.
 
-    pattern: of the items' names; items of one group (`probe_data.group_of`), such as a recording, are resampled as one.
+    pattern: of the items' names; items of one group (`labelled.group_of`), such as a recording, are resampled as one.
     """
     why = unlike(better, worse)
     if why is None:

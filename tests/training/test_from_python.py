@@ -88,7 +88,7 @@ def test_load_run_loads_the_class_that_was_trained(run, tmp_path):
 
 def test_load_run_refuses_other_models(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
-    with pytest.raises(ValueError, match="is a ViTModel and no model of this project"):
+    with pytest.raises(ValueError, match="is a ViTModel, not a model of this project"):
         load_run(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no model folder"):
         load_run(tmp_path / "nothing")
