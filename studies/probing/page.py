@@ -88,10 +88,10 @@ def costs_lines(costs: dict) -> list[str]:
     if training is not None:
         encoded = f"{sum(encoding) / 60:,.1f}" if encoding else "none (not timed)"
         lines.append(
-            "CPU minutes are those of the training steps. With everything included, a peer is also charged for the "
-            f"preparation of its pictures, and every Toto for {training / 60:,.0f} minutes of training the tokenizer "
-            f"and {encoded} of encoding all media of the study, although both are done once for all Totos. FLOPs are "
-            "those of the model alone, forward and backward."
+            'CPU minutes are those of the training steps. "Everything included" also charges a peer for the '
+            f"preparation of its pictures, and every Toto for its tokens: {training / 60:,.0f} minutes for training "
+            f"the tokenizer and {encoded} for encoding all media of the study, although both are done once for all "
+            "Totos. FLOPs are those of the model alone, forward and backward."
         )
     if costs.get("search"):
         searched = [[model, *(f"{rate}: {loss:.3f}" for rate, loss in found.items())]
