@@ -224,12 +224,12 @@ def description(run: Run, inputs: Inputs, settings: Settings, model) -> str:
     from tokenization.sources.labelled import describe_classes
 
     skipped = [clip for clips in inputs.splits.values() for clip in clips.skipped]
-    told = f"; {describe_classes(inputs.column, inputs.classes)}" if inputs.train.is_text else ""
+    numbering = f"; {describe_classes(inputs.column, inputs.classes)}" if inputs.train.is_text else ""
     return (
         f"{model.num_parameters() / 1e6:.1f} M parameters, {inputs.config.attention_mode} attention, layer "
         f"{model.feature_layer}; {run.max_steps} steps of {settings.data.batch_size} {inputs.kind}s on {run.machine}; "
         f"{len(inputs.train)} training clips of {len(inputs.classes)} classes, {len(inputs.validation)} for validation "
-        f"({inputs.validation.name}), {len(inputs.test)} for the test ({inputs.test.name}){told}"
+        f"({inputs.validation.name}), {len(inputs.test)} for the test ({inputs.test.name}){numbering}"
         + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else "")
     )
 

@@ -73,8 +73,8 @@ def extract_features(
     widths = {k: kept[0][k][0].shape[1] for k in numbers}
     if len(set(widths.values())) > 1:
         groups = {width: [k for k in numbers if widths[k] == width] for width in widths.values()}
-        told = ", ".join(f"{members} ({width} wide)" for width, members in groups.items())
-        raise ValueError(f"The layers have different widths; extract those of one width at a time: {told}.")
+        listed = ", ".join(f"{members} ({width} wide)" for width, members in groups.items())
+        raise ValueError(f"The layers have different widths; extract those of one width at a time: {listed}.")
     pooled = torch.stack([torch.cat([made[k][0] for made in kept]) for k in numbers])
     if max_tokens is None:
         return Features(numbers, pooled, None)

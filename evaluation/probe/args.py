@@ -171,11 +171,11 @@ class ProbeArgs(TimeStepArgs):
         if self.leave_one_group_out and self.group_by is None:
             raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
         if self.rope_base is not None and not self.rope_base > 0:
-            raise ValueError(f"--rope_base must be above 0, not {self.rope_base:g}.")
+            raise ValueError(f"--rope_base is {self.rope_base:g}; it must be above 0.")
         counts = ("max_train", "max_eval", "max_tokens", "batch_size", "resolution", "detail", "num_frames", "epochs")
         for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.layers not in (["all"], ["best"]) and not all(layer.isdigit() for layer in self.layers):
             raise ValueError(f"--layers takes all, best or layer numbers, not {' '.join(self.layers)!r}.")
 

@@ -442,8 +442,8 @@ def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):
             "--baselines has no 'gist'; choose from pixels, untrained, random_filters, histogram, hog",
         ),
         (["--baselines", "none", "pixels"], "--baselines is none pixels; leave out none, or all the others"),
-        (["--max_train", "0"], "--max_train must be 1 or more"),
-        (["--stride", "0"], "--stride is 0; it must be 1 or more"),
+        (["--max_train", "0"], "--max_train is 0; it must be at least 1"),
+        (["--stride", "0"], "--stride is 0; it must be at least 1"),
         (["--heads", "ridge", "knn", "--epochs", "3"], "--epochs would have no effect on the heads ridge, knn, which"),
         (["--heads", "attention", "ridge", "--batch_norm"], "--batch_norm would have no effect without linear heads"),
         (["--stride", "2", "--fps", "5"], "--stride would have no effect next to --fps"),
@@ -468,7 +468,7 @@ def test_another_rope_base_is_a_marked_control(checkpoint, pictures, tmp_path, c
     control = probe(checkpoint, pictures, tmp_path / "b.json", *flags, "--rope_base", "2")
     assert "control" not in plain and control["control"] == "RoPE base changed to 2 without training"
     assert "control: RoPE base changed to 2 without training" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--rope_base must be above 0, not -1"):
+    with pytest.raises(ValueError, match="--rope_base is -1; it must be above 0"):
         probe(checkpoint, pictures, tmp_path / "c.json", "--rope_base", "-1")
 
 

@@ -52,7 +52,7 @@ def test_sources_are_mappings_and_scale_is_the_commands(tmp_path):
     [
         ({"max_stepz": 3}, "There is no flag max_stepz; did you mean max_steps?"),
         ({"qqqq": 3}, "There is no flag qqqq; the flags are adam_beta1, "),
-        ({"max_steps": 0}, "max_steps must be above 0"),
+        ({"max_steps": 0}, "--max_steps is 0; it must be above 0"),
         ({"config": {"hidden_sizes": 3}}, "did you mean 'hidden_size'"),
         ({"output_dir": "."}, "is not empty"),
     ],
