@@ -1,7 +1,7 @@
 """Weights -> numbers and pictures: frozen features, heads, probes, generation, reports.
 
-The functions of this page are what a notebook needs; the commands `toto probe`, `toto generate` and `toto report` add
-data sets, baselines, intervals and resumable work.
+The functions below are what a notebook needs; the commands `toto probe`, `toto generate` and `toto report` add
+datasets, baselines, intervals and resumable work.
 
     from evaluation import continue_clip, extract_features, fit_probe, load_backbone
 

@@ -28,17 +28,17 @@ def continue_clip(
     """The first frames of a clip and the frames that a Toto generates after them (paper App. A.10).
 
     Args:
-        model: Hub id, Hugging Face folder or run folder, or the (model, processor) of `training.load_run`, which a
-            second call need not load again.
+        model: Hub id, Hugging Face folder or run folder, or the (model, processor) of `training.load_run`, so that a
+            second call does not load them again.
         clip: path of a video file, of which every fourth frame is taken, or frames of any size: uint8 (T, H, W, 3) or
             a list of pictures. They are resized and cropped to the model's resolution R.
         num_frames: G, frames to generate; None fills the model's own number of frames. There may be more than fit its
-            context: the oldest then leave it.
+            context, which then drops the oldest ones.
         num_prompt_frames: P, frames given to the model; None takes half of the model's own number, or all of a shorter
             clip.
-        temperature: of the sampling; 0 takes the likeliest token.
-        top_k: sample from the k likeliest tokens only.
-        top_p: sample from the fewest tokens whose probabilities sum to at least this.
+        temperature: of the sampling; 0 takes the most likely token.
+        top_k: sample from the k most likely tokens only.
+        top_p: sample from the smallest set of tokens whose probabilities sum to at least this.
         seed: of the sampling.
     Returns:
         uint8 (P + G, R, R, 3): the prompt as the visual tokenizer reconstructs it, then the generated frames.

@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateArgs(TimeStepArgs):
-    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
-    output: str = field(metadata={"help": "Folder, or .mp4 or .gif file; a sheet (.png) is written next to it."})
+    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder"})
+    output: str = field(metadata={"help": "folder, or .mp4 or .gif file; a sheet (.png) is written next to it"})
     video: list[str] = field(
         default_factory=lambda: ["toyworld"],
-        metadata={"help": "Video files, or test clips of the embedded world: toyworld[:VARIANT][:INDEX]."},
+        metadata={"help": "video files, or test clips of the embedded world: toyworld[:VARIANT][:INDEX]"},
     )
     num_prompt_frames: int | None = field(
-        default=None, metadata={"help": "True frames given to the model; by default half of the model's frames."}
+        default=None, metadata={"help": "true frames given to the model; by default half of the model's frames"}
     )
     num_frames: int | None = field(
         default=None,
         metadata={
-            "help": "Frames to generate; by default as many as fit the context. Beyond it, the oldest are dropped."
+            "help": "frames to generate; by default as many as fit the context, beyond which the oldest are dropped"
         },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the most likely token."})
-    top_k: int | None = field(default=None, metadata={"help": "Sample only from the k most likely tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "sampling temperature; 0 takes the most likely token"})
+    top_k: int | None = field(default=None, metadata={"help": "sample only from the k most likely tokens"})
     top_p: float | None = field(
-        default=None, metadata={"help": "Sample only from the most likely tokens with this total probability."}
+        default=None, metadata={"help": "sample only from the most likely tokens with this total probability"}
     )
     drop_frames: int | None = field(
         default=None,
-        metadata={"help": "Oldest frames to drop at a time beyond the model's context; by default a quarter."},
+        metadata={"help": "oldest frames to drop at a time beyond the model's context; by default a quarter"},
     )
     recompute: bool = field(
         default=False,
-        metadata={"help": "Compute the states of the remaining frames again when frames are dropped: exact, slower."},
+        metadata={"help": "recompute the states of the remaining frames when frames are dropped: exact but slower"},
     )
-    num_samples: int = field(default=1, metadata={"help": "Continuations per clip."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    num_samples: int = field(default=1, metadata={"help": "continuations per clip"})
+    seed: int = field(default=0, metadata={"help": "seed of the sampling"})
 
     def __post_init__(self):
         super().__post_init__()

@@ -76,7 +76,7 @@ def paired_difference(
     Items or whole groups are resampled as in `training.scores.bootstrap_interval`, for both predictors together, so
     that items of equal difficulty for both cancel. samples: by default 10,000 of items, or 2,000 of groups.
 
-    If the predictors differ on few items, a bootstrap can be too narrow: four items against none would be a certain
+    If the predictors differ on few items, a bootstrap can be too narrow: four items against none would seem a certain
     difference. So an interval of plain accuracy is at least as wide as the exact one of these items (McNemar's test),
     and an interval over groups includes 0 unless the sign test of the groups that differ excludes it. For a single
     group the interval is [-1, 1].
@@ -88,7 +88,7 @@ def paired_difference(
     n, lengths = len(references), sorted({len(references), len(a), len(b)})
     if len(lengths) > 1 or n == 0:
         raise ValueError(
-            f"Predictions and references have the lengths {lengths}; they must be of the same items, at least one."
+            f"Predictions and references have the lengths {lengths}; pass both for the same items, at least one."
         )
     difference = METRICS[metric](a, references) - METRICS[metric](b, references)
     gains = (a == references).astype(int) - (b == references)

@@ -1,4 +1,4 @@
-"""What `toto probe` and `toto generate` write, as dataclasses, and the command line that every result records."""
+"""The results that `toto probe` and `toto generate` write, as dataclasses, and the command line that each records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def command_line(verb: str, argv: list[str] | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Record):
-    """A head on a layer, scored; fractions. layer: None for a baseline that has one only.
+    """The scores of a head on a layer, as fractions. layer: None for a baseline with a single layer.
 
     lr, weight_decay, penalty, k: the setting chosen on validation; which of them depends on the head. ci95: 95 %
     interval of the test accuracy.
@@ -46,7 +46,7 @@ class Row(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Versus(Record):
-    """The chosen row minus a baseline on the same clips: paired difference, 95 % interval, and what that says."""
+    """The chosen row minus a baseline on the same clips: paired difference, 95 % interval and verdict."""
 
     difference: float
     ci95: list[float]
@@ -69,7 +69,7 @@ class Baseline(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Selected(Record):
-    """What validation chooses among some of the rows. predicted: its class of every test item."""
+    """The row that validation chooses among some of the rows. predicted: its class for every test item."""
 
     layer: int
     head: str
@@ -80,7 +80,7 @@ class Selected(Record):
 class Predictions(Record):
     """Class numbers of the test items: true, predicted by the chosen row and by each baseline.
 
-    items: names; clips of one video share theirs. selected: the best row of each head ("head=linear") and of the first
+    items: names; clips of one video share a name. selected: the best row of each head ("head=linear") and of the first
     and last layer ("layer=0").
     """
 
@@ -95,8 +95,9 @@ class Predictions(Record):
 class TaskResult(Record):
     """One label of a probe.
 
-    classes: how many. chance, majority: accuracy of guessing, and of always the most common class. per_class: of
-    `scores.per_class_accuracy`. class_names: of labels that are text. confusion: a row for each true class.
+    classes: their number. chance, majority: accuracy of guessing, and of always predicting the most common class.
+    per_class: of `scores.per_class_accuracy`. class_names: of labels that are text. confusion: a row for each true
+    class.
     """
 
     classes: int | None
@@ -112,14 +113,14 @@ class TaskResult(Record):
 
     @property
     def untrained_layers(self) -> list[Row]:
-        """All rows of the untrained model; empty where it was no baseline."""
+        """All rows of the untrained model; empty if it was not a baseline."""
         twin = (self.baselines or {}).get("untrained")
         return (twin and twin.layers) or []
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Record):
-    """One of the three splits. split: where its clips come from, in words. sources: how many files or rows."""
+    """One of the three splits. split: where its clips come from, in words. sources: number of files or rows."""
 
     split: str
     clips: int | None
@@ -128,7 +129,7 @@ class Split(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData(Record):
-    """What was probed on. kind: "image" or "video". leave_one_group_out: the pattern of the groups."""
+    """The data of a probe. kind: "image" or "video". leave_one_group_out: the pattern of the groups."""
 
     dataset: str | None
     kind: str | None
@@ -152,9 +153,10 @@ class ProbeResult(Record):
 
     Fields:
         depth: number of the model's deepest layer.
-        media: what the model was trained on (`media_seen.to_json`); None where that is not recorded.
+        media: what the model was trained on (`media_seen.to_json`); None if it is not recorded.
         control: what was changed on purpose, so that the accuracy is not that of the model as it was trained.
-        n_train, n_validation: clips. n_test: items: clips, or videos where several clips of each are averaged.
+        n_train, n_validation: clips. n_test: test items, which are clips, or videos if several clips of each are
+            averaged.
         tasks: by label.
         floors_command: in the files of a study, the command of the probe that its baselines come from.
     """
@@ -212,7 +214,7 @@ class ProbeResult(Record):
 class GenerationResult(Record):
     """The JSON file next to a sheet of `toto generate`.
 
-    video: as it was named. source: of the clip. num_prompt_frames, num_frames: given and generated. sampling:
+    video: as given to the command. source: of the clip. num_prompt_frames, num_frames: given and generated. sampling:
     temperature, top_k and top_p. drop_frames: oldest frames dropped at a time beyond the model's context.
     """
 

@@ -60,7 +60,7 @@ probe = fit_probe(*fitted_on, features.take(test), labels[test])
 commonest = np.bincount(labels[train]).argmax()
 print(f"chosen on validation: layer {probe.layer}, {probe.setting}")
 print(f"right on {probe.accuracy:.1%} of {len(test)} test photos", end=" ")
-print(f"(always the commonest class: {np.mean(labels[test] == commonest):.1%})")
+print(f"(always the most common class: {np.mean(labels[test] == commonest):.1%})")
 
 # %%
 figure = Figure(figsize=(6, 4), layout="constrained")

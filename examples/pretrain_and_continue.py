@@ -35,7 +35,7 @@ if not (OUT / "shards").exists():
 # %% [markdown]
 # ## Tokens to a model
 # The same run as `toto pretrain --recipe tiny_cpu --shards ...`: every flag of the command is a keyword. A run that was
-# interrupted goes on exactly where it stood, with `pretrain_model(resume=run)`.
+# interrupted continues exactly where it stopped, with `pretrain_model(resume=run)`.
 
 # %%
 run = OUT / "run"

@@ -1,1 +1,1 @@
-"""This repository's own studies: what writes docs/results.md. Not part of the wheel."""
+"""This repository's own studies, which write docs/results.md. Not part of the wheel."""

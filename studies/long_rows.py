@@ -14,21 +14,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LongRowsArgs:
-    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder."})
-    output: str = field(metadata={"help": "The .json to write; a plot (.png) is written next to it."})
-    dataset: str = field(
-        default="toyworld", metadata={"help": "Clips: toyworld[:VARIANT], a folder, a file, a Hub id."}
-    )
-    split: str = field(default="test", metadata={"help": "Split of the dataset."})
-    num_frames: int = field(default=64, metadata={"help": "Frames of a clip; beyond the model's context."})
-    num_clips: int = field(default=32, metadata={"help": "Clips to score."})
+    model: str = field(metadata={"help": "Hub id, Hugging Face folder or run folder"})
+    output: str = field(metadata={"help": "the .json to write; a plot (.png) is written next to it"})
+    dataset: str = field(default="toyworld", metadata={"help": "clips: toyworld[:VARIANT], a folder, a file, a Hub id"})
+    split: str = field(default="test", metadata={"help": "split of the dataset"})
+    num_frames: int = field(default=64, metadata={"help": "frames of a clip; beyond the model's context"})
+    num_clips: int = field(default=32, metadata={"help": "clips to score"})
     drop_frames: list[int] = field(
         default_factory=list,
-        metadata={"help": "Oldest frames to drop at a time; several numbers are compared (default: a quarter)."},
+        metadata={"help": "oldest frames to drop at a time; several numbers are compared (default: a quarter)"},
     )
-    batch_size: int = field(default=8, metadata={"help": "Clips at a time."})
-    stride: int = field(default=4, metadata={"help": "Every n-th frame of a video file (paper: 4)."})
-    fps: float | None = field(default=None, metadata={"help": "Frames per second to sample, instead of a stride."})
+    batch_size: int = field(default=8, metadata={"help": "clips at a time"})
+    stride: int = field(default=4, metadata={"help": "every n-th frame of a video file (paper: 4)"})
+    fps: float | None = field(default=None, metadata={"help": "frames per second to sample, instead of a stride"})
 
     def __post_init__(self):
         if self.num_clips < 2:

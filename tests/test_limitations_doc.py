@@ -69,8 +69,8 @@ def of_tokenizer_speed() -> str:
     ((_, ratio),) = re.findall(r"^\| ours, bfloat16 \| ([\d.]+) \[.*?\] \| ([\d.]+) \|", page, re.M)
     (goal,) = re.findall(r"The goal of ([\d.]+) times", page)
     return (
-        f"in bfloat16, {goal} times OpenAI's package on a CPU with AMX, is neither reached nor refuted: without AMX it "
-        f"is {float(ratio):.1f} times"
+        f"in bfloat16, {goal} times OpenAI's package on a CPU with AMX, is neither reached nor refuted: without AMX, "
+        f"the speed is {float(ratio):.1f} times"
     )
 
 

@@ -1,6 +1,6 @@
 """Pixels to ids and back: visual tokenizers, the processor that holds one, sources of clips, token shards.
 
-Importing this package teaches transformers' Auto classes to load what it saves.
+Importing this package registers its classes with transformers' Auto classes.
 """
 
 import importlib

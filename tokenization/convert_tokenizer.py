@@ -85,7 +85,7 @@ class ConvertArgs:
 
 
 def _weights(path: Path) -> dict:
-    """Named tensors of a file of torch.save or of safetensors; those of torch.save are not yet read."""
+    """Named tensors of a file of torch.save or of safetensors; those of torch.save are read later."""
     from tokenization.originals.pickles import read_state_dict
 
     if path.suffix != ".safetensors":

@@ -39,12 +39,12 @@ class EvaluateArgs:
     max_frames: int = field(
         default=1000,
         metadata={
-            "help": "frames per dataset, in the order of its rows (shuffle images that are sorted by class): every "
-            "image, the first frame of every toyworld clip, one frame per second of every video"
+            "help": "maximum number of frames per dataset, in the order of its rows (shuffle images that are sorted "
+            "by class); an image is one frame, a toyworld clip gives its first, a video one per second"
         },
     )
     frames_per_video: int = field(
-        default=8, metadata={"help": "frames per video at most, so that --max_frames covers more videos"}
+        default=8, metadata={"help": "maximum number of frames per video, so that --max_frames covers more videos"}
     )
     resolution: int | None = field(
         default=None, metadata={"help": "side of the square frames in pixels (default: that of the tokenizer)"}

@@ -23,19 +23,19 @@ def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image
         array = np.moveaxis(array, 0, -1)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
         raise ValueError(
-            f"a picture must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {array.shape}."
+            f"A picture must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {array.shape}."
         )
     if 0 in array.shape:
-        raise ValueError(f"a picture must have pixels, got the shape {array.shape}.")
+        raise ValueError(f"A picture must have pixels, got the shape {array.shape}.")
     if array.dtype.kind not in "bui" and not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"a picture must hold numbers, uint8 or floats in [0, 1], not {array.dtype}.")
+        raise ValueError(f"A picture must hold numbers, uint8 or floats in [0, 1], not {array.dtype}.")
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
         array = (array // 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # also catches NaN
-            raise ValueError("float pictures must lie in [0, 1]; divide by the largest possible value, or pass uint8.")
+            raise ValueError("Float pictures must lie in [0, 1]; divide by the largest possible value, or pass uint8.")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         if not (array.min() >= 0 and array.max() <= 255):
@@ -69,7 +69,7 @@ def to_rgb(image, keep_channels: bool = False) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _array_to_pil(image, keep_channels)
     if not isinstance(image, Image.Image):
-        raise ValueError(f"a picture must be a PIL image, a numpy array or a torch tensor, not {type(image).__name__}.")
+        raise ValueError(f"A picture must be a PIL image, a numpy array or a torch tensor, not {type(image).__name__}.")
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":

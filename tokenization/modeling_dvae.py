@@ -195,7 +195,7 @@ class TotoDVAEModel(VisualTokenizer):
         """
         if not soft_codes.is_floating_point() or soft_codes.ndim != 4 or soft_codes.shape[1] != self.config.num_codes:
             raise ValueError(
-                f"soft codes must be floats of the shape (B, {self.config.num_codes}, h, w), "
+                f"soft_codes must be floats of the shape (B, {self.config.num_codes}, h, w), "
                 f"got {soft_codes.dtype} of the shape {tuple(soft_codes.shape)}; pass integer codes to decode."
             )
         return self._decoder_output(soft_codes)

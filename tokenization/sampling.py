@@ -48,10 +48,10 @@ class TimeStepArgs:
     """The flags that set the time between the frames of a clip."""
 
     stride: int = field(
-        default=Sampling.stride, metadata={"help": "Every n-th frame of a video (paper: 4, for 24 to 30 fps media)."}
+        default=Sampling.stride, metadata={"help": "every n-th frame of a video (paper: 4, for 24 to 30 fps media)"}
     )
     fps: float | None = field(
-        default=None, metadata={"help": "Frames per second to sample, in place of the stride (paper's time step: 7.5)."}
+        default=None, metadata={"help": "frames per second to sample, in place of the stride (paper's time step: 7.5)"}
     )
 
     def __post_init__(self):

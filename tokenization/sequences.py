@@ -57,7 +57,7 @@ def video_rows(codes, end: bool = True) -> torch.LongTensor:
     """
     codes = _as_codes(codes)
     if codes.dim() not in (2, 4):
-        raise ValueError(f"video codes must be (B, T, h, w) or (B, T*h*w), not {tuple(codes.shape)}.")
+        raise ValueError(f"Video codes must be (B, T, h, w) or (B, T*h*w), not {tuple(codes.shape)}.")
     return _rows(codes, VIDEO_START_ID, end)
 
 
@@ -72,7 +72,7 @@ def image_rows(codes, end: bool = True) -> torch.LongTensor:
     """
     codes = _as_codes(codes)
     if codes.dim() not in (3, 4):
-        raise ValueError(f"image codes must be (B, h, w) or (B, N, h, w), not {tuple(codes.shape)}.")
+        raise ValueError(f"Image codes must be (B, h, w) or (B, N, h, w), not {tuple(codes.shape)}.")
     return _rows(codes, IMAGE_START_ID, end)
 
 

@@ -1,6 +1,6 @@
 """Token shards to weights: one loop on Accelerate, its data stream, optimiser, checkpoints and recipes.
 
-The functions of this page are what a notebook needs to pre-train on a folder of videos or images:
+The functions below are what a notebook needs to pre-train on a folder of videos or images:
 
     from tokenization import TokenizeArgs, tokenize
     from training import load_run, pretrain_model

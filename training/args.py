@@ -107,7 +107,7 @@ def typed_flags(argv: list[str]) -> set[str]:
 
 
 def idle(argv: list[str], *names: str) -> str:
-    """Those of `names` that were typed, such as "--stride, --fps", for a message that they have no effect."""
+    """Those of `names` that were typed, such as "--stride, --fps", for the message that they have no effect."""
     typed = typed_flags(argv)
     return ", ".join(f"--{name}" for name in names if name in typed)
 
@@ -349,7 +349,8 @@ class DataArgs:
         "a recipe); docs/datasets.md lists all keys",
     )
     tokenizer: str | None = option(
-        None, "visual tokenizer (folder or Hub id) for sources of pixels (default: that of the shards, or the shipped)"
+        None,
+        "visual tokenizer (folder or Hub id) for sources of pixels (default: that of the shards, or the one shipped)",
     )
     tokens_per_step: int = option(1_048_576, "code tokens per optimiser step, on all devices (paper: 1M)")
     per_device_batch_size: int = option(8, "rows at a time on a device; accumulation follows from tokens_per_step")

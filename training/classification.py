@@ -100,7 +100,7 @@ def check_rows(config: TotoConfig, kind: str) -> None:
         require(config.prefix_length is not None, "--attention_mode prefix needs --prefix_length.")
         require(
             config.prefix_length < length,
-            f"--prefix_length is {config.prefix_length}, but a row has only {length} ids; take a shorter prefix, or "
+            f"--prefix_length is {config.prefix_length}, but a row has only {length} ids; use a shorter prefix, or "
             "--attention_mode full.",
         )
     require(
@@ -202,7 +202,7 @@ class Classify(Objective):
     def starved(self, waited: float) -> str:
         return (
             f"The data is too slow for the device: {waited:.0%} of the time since the last line was spent waiting; "
-            "raise --workers, or take --augment none, which tokenizes once."
+            "raise --workers, or use --augment none, which tokenizes once."
         )
 
     def saved_weights(self) -> contextlib.AbstractContextManager:

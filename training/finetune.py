@@ -221,15 +221,15 @@ def open_stream(run: Run, inputs: Inputs, settings: Settings) -> RowStream:
 
 def description(run: Run, inputs: Inputs, settings: Settings, model) -> str:
     """A line for the log that describes the training."""
-    from tokenization.sources.labelled import told_classes
+    from tokenization.sources.labelled import describe_classes
 
     skipped = [clip for clips in inputs.splits.values() for clip in clips.skipped]
-    told = f"; {told_classes(inputs.column, inputs.classes)}" if inputs.train.is_text else ""
+    numbering = f"; {describe_classes(inputs.column, inputs.classes)}" if inputs.train.is_text else ""
     return (
         f"{model.num_parameters() / 1e6:.1f} M parameters, {inputs.config.attention_mode} attention, layer "
         f"{model.feature_layer}; {run.max_steps} steps of {settings.data.batch_size} {inputs.kind}s on {run.machine}; "
         f"{len(inputs.train)} training clips of {len(inputs.classes)} classes, {len(inputs.validation)} for validation "
-        f"({inputs.validation.name}), {len(inputs.test)} for the test ({inputs.test.name}){told}"
+        f"({inputs.validation.name}), {len(inputs.test)} for the test ({inputs.test.name}){numbering}"
         + (f"; {len(skipped)} skipped, the first: {skipped[0]['source']}: {skipped[0]['why']}" if skipped else "")
     )
 
@@ -280,7 +280,7 @@ def read_clips(media, column: str, processor, data: LabelledArgs, augment: Augme
 
 
 def describe(inputs: Inputs, dataset: str, config: TotoConfig) -> FinetuneData:
-    """What the result says of the data. config: of the tested model."""
+    """The part of the result that describes the data. config: of the tested model."""
     from training.results import FinetuneData, FinetuneSplit
 
     splits = inputs.splits
@@ -301,7 +301,7 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
 
     Args:
         chosen: the validation row of its step.
-        facts: further entries of the result: the command as it was typed, the media that the model had seen.
+        facts: further entries of the result: the command as it was typed, and the media that the model had seen.
     Raises:
         FileNotFoundError: the checkpoint is gone.
     """

@@ -30,7 +30,9 @@ class FinetuneModelArgs:
     model: str | None = option(None, "a pre-trained Toto: Hub id, Hugging Face folder, or run folder of toto pretrain")
     tokenizer: str | None = option(None, "visual tokenizer or processor, for a model that has none")
     attention_mode: str | None = option(None, "causal, prefix (App. A.3) or full (App. A.4)")
-    prefix_length: int | None = option(None, "with prefix: number of first ids that attend to each other, start id too")
+    prefix_length: int | None = option(
+        None, "with prefix: number of first ids (start included) that attend to each other"
+    )
     pooler: str | None = option(None, "attention (default), mean, or cross_attention_mlp")
     feature_layer: int | None = option(
         None, "layer that the head reads (default: that of the config, else the last; paper silent)"
@@ -65,7 +67,7 @@ class LabelledArgs(TimeStepArgs):
         None, "Hub id, folder (of class folders, or train/ and test/ of them), .parquet or .tar file, or toyworld"
     )
     label_column: str | None = option(
-        None, "column of the labels (whole numbers, text or booleans); needed if there are several"
+        None, "column of the labels (whole numbers, text or booleans); required if there are several"
     )
     train_split: str = option("train", "split to train on")
     validation_split: str | None = option(
@@ -74,9 +76,11 @@ class LabelledArgs(TimeStepArgs):
     test_split: str | None = option(
         None, "split scored once at the end (default: the dataset's, or its validation split, or a fifth of the files)"
     )
-    max_train: int | None = option(None, "files or rows of train at most, carved-off ones included (toyworld: 2000)")
-    max_validation: int | None = option(None, "files or rows of validation at most (toyworld: 500)")
-    max_test: int | None = option(None, "files or rows of test at most (toyworld: 500)")
+    max_train: int | None = option(
+        None, "maximum number of training files or rows, carved-off ones included (toyworld: 2000)"
+    )
+    max_validation: int | None = option(None, "maximum number of validation files or rows (toyworld: 500)")
+    max_test: int | None = option(None, "maximum number of test files or rows (toyworld: 500)")
     group_by: str | None = option(
         None,
         "regular expression on the files' names, such as '_g\\d+_': files with the same match are kept on one side of "
@@ -130,7 +134,7 @@ class AugmentArgs:
         require(0 <= smoothing < 1, f"--label_smoothing is {smoothing}; it must be at least 0 and below 1.")
         require(
             self.augment != "none" or not (self.mixup or self.cutmix),
-            "--mixup and --cutmix blend pixels, but --augment none keeps only ids, which cannot be blended; take "
+            "--mixup and --cutmix blend pixels, but --augment none keeps only ids, which cannot be blended; use "
             "--augment crop.",
         )
 
@@ -144,7 +148,7 @@ class FinetuneOptimArgs(OptimArgs):
     min_lr_ratio: float = option(0.0, "end of the cosine, as a share of the peak (MAE: 0)")
     adam_beta2: float = option(0.999, "AdamW beta 2 (MAE: 0.999)")
     weight_decay: float = option(0.05, "weight decay of matrices; norms have none (MAE: 0.05)")
-    layer_decay: float = option(0.75, "factor of the rate from a block to the one below (MAE: 0.65 base, 0.75 large)")
+    layer_decay: float = option(0.75, "ratio of a block's rate to that of the block above (MAE: 0.65 base, 0.75 large)")
     ema_decay: float | None = option(None, "average the weights with this decay, and evaluate and save the average")
 
     def __post_init__(self):

@@ -30,7 +30,7 @@ def load_run(name_or_path: str | Path) -> tuple[PreTrainedModel, TotoProcessor]:
     config = transformers.AutoConfig.from_pretrained(path)
     (kind,) = config.architectures or ["TotoForCausalLM"]
     if config.model_type not in ("toto", "gpt2", "mamba"):
-        raise ValueError(f"{name_or_path} is a {kind} and no model of this project; load it with transformers.")
+        raise ValueError(f"{name_or_path} is a {kind}, not a model of this project; load it with transformers.")
     model_class = getattr(modeling_toto, kind, None) or getattr(transformers, kind)
     model = model_class.from_pretrained(path, dtype=torch.float32).eval()
     return model, TotoProcessor.from_pretrained(path)

@@ -27,7 +27,7 @@ DESCRIPTION = (
 )
 # Dense bf16 peak in TFLOP/s and memory in GB, from the data sheets of the vendors.
 GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "b200": (2250, 180)}
-# Tokens of the paper's data sets at 16 x 16 per frame (Table 2). It counts videos at 30 frames per second; training
+# Tokens of the paper's datasets at 16 x 16 per frame (Table 2). It counts videos at 30 frames per second; training
 # uses every fourth.
 PAPER_TOKENS = {"imagenet21k": 3.6e9, "kinetics600": 41.3e9 / 4, "ego4d": 103e9 / 4, "howto100m": 2560e9 / 4}
 PAPER_TOKENS |= {"imagenet1k": 1_281_167 * 256}
@@ -46,7 +46,9 @@ class PlanArgs:
     memory_gb: float | None = option(None, "memory of one device, in GB")
     mfu: float = option(0.4, "share of the peak that training reaches (assumed; --measured reports that of a run)")
     precision: str = option("bf16", "precision of products and activations: bf16, or fp32, which needs --peak_tflops")
-    sharding: str = option("ddp", "ddp: every device holds all; fsdp2: weights, gradients and moments are sharded")
+    sharding: str = option(
+        "ddp", "ddp: every device holds all weights; fsdp2: weights, gradients and moments are sharded"
+    )
     source_tokens: list[str] = option([], "NAME=NUMBER: tokens of a source that has no shards and is not in the paper")
     all: bool = option(False, "print a table of all presets instead")
     json: bool = option(False, "print JSON")
@@ -206,7 +208,7 @@ def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) 
 
 
 def tokens_of(source: Source, tokens_per_frame: int, given: list[str]) -> float | None:
-    """Tokens of a source: from `given` (NAME=NUMBER), from its shards, or of the paper's data set of that name."""
+    """Tokens of a source: from `given` (NAME=NUMBER), from its shards, or of the paper's dataset of that name."""
     from tokenization.shards.format import read_manifest
 
     named = dict(pair.split("=", 1) for pair in given)
@@ -256,7 +258,7 @@ def page(found: dict) -> str:
         f"assumed    {assumed['peak_tflops']:,.4g} TFLOP/s dense {assumed['precision']} per device at "
         f"{assumed['mfu']:.0%} MFU; without validation, checkpoints and waiting;",
         f"           {sharding}; float32 weights and moments; {USABLE:.0%} of the memory usable;",
-        "           2 bytes per token on disk; the paper's data sets by its Table 2, every 4th of 30 frames per second",
+        "           2 bytes per token on disk; the paper's datasets by its Table 2, every 4th of 30 frames per second",
     ]
     if found["architecture"] in ("gpt2", "mamba"):
         lines.append(f"           memory is that of a Toto of this size: {found['architecture']} also stores logits")

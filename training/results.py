@@ -16,9 +16,9 @@ if typing.TYPE_CHECKING:
 class Record:
     """A JSON object: each field of a subclass is a key of the same name, in the same order.
 
-    A field without a default is always written. Where its type admits None, files of earlier versions may lack the key:
-    it is then None, and `lacks` has its name, so that the record is written as it was read. A field whose default is
-    None is written only where it has a value. Keys that this version does not know are kept in `other`.
+    A field without a default is always written. If its type allows None, files of earlier versions may lack the key:
+    the field is then None, and `lacks` holds its name, so that the record is written as it was read. A field whose
+    default is None is written only where it has a value. Keys that this version does not know are kept in `other`.
     """
 
     lacks: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -31,7 +31,7 @@ class Record:
 
     @classmethod
     def from_json(cls, content: dict) -> Self:
-        """The record of a JSON object. Raises ValueError where a key is missing that every version writes."""
+        """The record of a JSON object. Raises ValueError if a key is missing that every version writes."""
         readers, keys = _readers(cls), cls.json_fields()
         always = {name for name, each in keys.items() if each.default is MISSING}
         known = {
@@ -94,7 +94,7 @@ def _reader(hint) -> Callable | None:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSplit(Record):
-    """One of the three splits. name: in words. clips: how many."""
+    """One of the three splits. name: a description in words. clips: their number."""
 
     name: str
     clips: int | None
@@ -102,7 +102,7 @@ class FinetuneSplit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneData(Record):
-    """What was fine-tuned on. kind: "image" or "video". splits, skipped: by part (train, validation, test)."""
+    """The data of a fine-tuning. kind: "image" or "video". splits, skipped: by part (train, validation, test)."""
 
     dataset: str
     label_column: str | None
@@ -131,7 +131,7 @@ class FinetuneScore(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePredictions(Record):
-    """RUN/predictions.json: of every test clip its source, class number and predicted class number."""
+    """RUN/predictions.json: the source, class number and predicted class number of every test clip."""
 
     classes: list[str] | None
     sources: list[str]
@@ -144,8 +144,8 @@ class FinetuneResult(Record):
     """RUN/results.json of `toto finetune`.
 
     command: as it was typed. media: what the model had seen (`media_seen.to_json`). settings: all flags. model: what
-    was fine-tuned. checkpoint: folder of the tested weights. predictions: in the files of a study only; else they are
-    in a file of their own.
+    was fine-tuned. checkpoint: folder of the tested weights. predictions: only in the files of a study; otherwise they
+    are in predictions.json.
     """
 
     command: str | None

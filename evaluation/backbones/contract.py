@@ -199,7 +199,7 @@ class Backbone:
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict:
-        """All that determines the features apart from the weights."""
+        """Everything that determines the features apart from the weights."""
         return {"config": self.model.config.to_dict(), "resolution": self.resolution}
 
 

@@ -1,4 +1,4 @@
-"""Features of a few clips, held in memory; `extraction.py` is for data sets, whose features go to files."""
+"""Features of a few clips, held in memory; `extraction.py` is for datasets, whose features go to files."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,12 +31,12 @@ def extract_features(
         clips: uint8 (N, T, H, W, 3), or an iterable of images or videos of any size, all with the same number of
             frames T: PIL images, image arrays (H, W, 3), video arrays (T, H, W, 3), paths of image or video files, or
             the clips of a `tokenization.open_source`. Frames are resized and cropped to the backbone's resolution.
-            Every frame of an array is read; of a video file, every fourth, `backbone.num_frames` in all, from its
-            beginning. A clip of one frame is read as an image.
-        layers: numbers of layers, k being the residual stream after block k and 0 the embeddings; "all" takes 0 to
+            All frames of an array are read. Of a video file, every fourth frame is read from the beginning,
+            `backbone.num_frames` in all. A clip of one frame is read as an image.
+        layers: layer numbers: k is the residual stream after block k, 0 the embeddings; "all" takes 0 to
             `backbone.depth`.
-        max_tokens: keep a grid of at most so many tokens of each clip, which attention heads need; None keeps none.
-        batch_size: clips that run at a time.
+        max_tokens: keep a grid of at most this many tokens per clip, which attention heads need; None keeps none.
+        batch_size: clips per forward pass.
     Returns:
         `Features` with `layers`, `pooled` (L, N, D) float32, the mean token of each of L layers and N clips, and
         `tokens` (L, N, n, D) float16, n <= max_tokens, or None. Tokens are normalised without parameters (mean 0,
@@ -73,8 +73,8 @@ def extract_features(
     widths = {k: kept[0][k][0].shape[1] for k in numbers}
     if len(set(widths.values())) > 1:
         groups = {width: [k for k in numbers if widths[k] == width] for width in widths.values()}
-        told = ", ".join(f"{members} ({width} wide)" for width, members in groups.items())
-        raise ValueError(f"The layers are of different widths; extract those of one width at a time: {told}.")
+        listed = ", ".join(f"{members} ({width} wide)" for width, members in groups.items())
+        raise ValueError(f"The layers have different widths; extract those of one width at a time: {listed}.")
     pooled = torch.stack([torch.cat([made[k][0] for made in kept]) for k in numbers])
     if max_tokens is None:
         return Features(numbers, pooled, None)
@@ -85,7 +85,7 @@ def _listed(clips) -> Iterable:
     """The clips one by one.
 
     Raises:
-        ValueError: a single image or video, or a stack that may be of either.
+        ValueError: a single image or video, or an array that may be a batch of images or one video.
     """
     if isinstance(clips, (str, Path, Image.Image, Clip)):
         raise ValueError("A single image or video was passed; pass a list of them.")

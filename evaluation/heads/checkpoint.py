@@ -57,8 +57,8 @@ class HeadCheckpoint:
             if was != now:
                 key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
                 raise ValueError(
-                    f"{file} is of another run: its {key} is {was.get(key)}, not {now.get(key)}; delete it, or name "
-                    "another file."
+                    f"{file} belongs to another run: its {key} is {was.get(key)}, not {now.get(key)}; delete it, or "
+                    "name another file."
                 )
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         self.steps, self.finished = int(header["steps"]), [{} for _ in range(int(header["finished"]))]

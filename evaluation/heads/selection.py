@@ -32,7 +32,7 @@ class Chosen:
         return self.settings[int(self.choice[layer, task])]
 
     def rank(self, layer: int, task: int) -> tuple[float, float]:
-        """What layers and heads are chosen by: the larger, the better on validation."""
+        """The key by which layers and heads are chosen; larger is better on validation."""
         return self.val_accuracy[layer, task].item(), -self.val_loss[layer, task].item()
 
 

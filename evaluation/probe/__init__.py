@@ -1,4 +1,4 @@
-"""`toto probe`: what frozen features know, per layer and head, next to their floors."""
+"""`toto probe`: accuracy of heads on frozen features, per layer, next to baselines."""
 
 from evaluation.probe.command import main
 

@@ -1,4 +1,4 @@
-"""Flags of `toto probe`, and which of them the model, the data or a task settles."""
+"""Flags of `toto probe`, and the values that follow from the model, the data or a task."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,132 +13,135 @@ FRAME_ORDERS = ("ordered", "reversed", "shuffled", "middle")
 class ProbeArgs(TimeStepArgs):
     model: str | None = field(
         default=None,
-        metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone: Toto, or any vision model."},
+        metadata={"help": "Hub id, Hugging Face folder or run folder of the backbone: Toto, or any vision model"},
     )
     output: str | None = field(
-        default=None, metadata={"help": "Result file to write (.json); a plot (.png) is written next to it."}
+        default=None, metadata={"help": "result file to write (.json); a plot (.png) is written next to it"}
     )
     task: str | None = field(
         default=None,
         metadata={
             "help": "imagenet-1k, kinetics-400, cifar10, cifar100, something-something-v2, ucf101 or toyworld: sets "
-            "the data set, its columns, splits and sampling, where no flag does."
+            "the dataset, its columns, splits and sampling, unless a flag does"
         },
     )
-    dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset."})
+    dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset"})
     label_column: list[str] | None = field(
         default=None,
         metadata={
-            "help": "One label column or several, of whole numbers, text, or true and false; by default all that have "
-            "class names, or the only one."
+            "help": "label columns, of whole numbers, text or booleans; by default all that have class names, or the "
+            "only one"
         },
     )
     layers: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={
-            "help": "all, best (search all, report the one chosen on validation), or layer numbers; 0 = embeddings."
+            "help": "all, best (search all, report the one chosen on validation), or layer numbers; 0 = embeddings"
         },
     )
     heads: list[str] = field(
         default_factory=lambda: ["linear", "attention"],
-        metadata={"help": "linear, attention, cross_attention_mlp; ridge, logistic, knn as checks."},
+        metadata={"help": "linear, attention, cross_attention_mlp; ridge, logistic, knn as checks"},
     )
     baselines: list[str] | None = field(
         default=None,
         metadata={
             "help": "pixels, untrained, random_filters (2,048 convolution filters), histogram (of a Toto's codes), "
-            "hog, or none; by default pixels and untrained."
+            "hog, or none; by default pixels and untrained"
         },
     )
-    train_split: str = field(default="train", metadata={"help": "Split that the heads train on."})
+    train_split: str = field(default="train", metadata={"help": "split that the heads train on"})
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split to choose on; by default found, or carved from the training split."}
+        default=None,
+        metadata={
+            "help": "split to choose layer and head on; by default the dataset's, or a part of the training split"
+        },
     )
     test_split: str | None = field(
-        default=None, metadata={"help": "Split to score; by default test, or else the validation split, or carved."}
+        default=None,
+        metadata={"help": "split to score; by default the dataset's, or its validation split, or a part of train"},
     )
-    image_column: str | None = field(default=None, metadata={"help": "Column of the images or videos, if ambiguous."})
-    max_train: int = field(default=5000, metadata={"help": "Most clips or images to train on."})
+    image_column: str | None = field(default=None, metadata={"help": "column of the images or videos, if ambiguous"})
+    max_train: int = field(default=5000, metadata={"help": "maximum number of clips or images to train on"})
     max_eval: int = field(
         default=2000,
-        metadata={"help": "Most clips or images (with --views: videos) to test on; validation gets a quarter."},
+        metadata={"help": "maximum number of clips or images (with --views: videos) to test on; validation: a quarter"},
     )
-    num_frames: int | None = field(default=None, metadata={"help": "Frames per clip; the model's own by default."})
+    num_frames: int | None = field(default=None, metadata={"help": "frames per clip; the model's own by default"})
     epochs: int | None = field(
         default=None,
-        metadata={"help": "Epochs of the heads (default: 60 linear, 30 attention, 20 cross_attention_mlp)."},
+        metadata={"help": "epochs of the heads (default: 60 linear, 30 attention, 20 cross_attention_mlp)"},
     )
-    max_tokens: int = field(default=64, metadata={"help": "Tokens per clip, after averaging, for the heads on tokens."})
+    max_tokens: int = field(default=64, metadata={"help": "tokens per clip, after averaging, for the heads on tokens"})
     rope_base: float | None = field(
         default=None,
         metadata={
-            "help": "Another RoPE base than the Toto was trained with: a control, marked in the result; the paper "
-            "trains on after the change (Table 4), with toto pretrain --init_from."
+            "help": "RoPE base other than the one that the Toto was trained with: a control, marked in the result; the "
+            "paper trains further after such a change (Table 4), as toto pretrain --init_from does"
         },
     )
     resolution: int | None = field(
-        default=None, metadata={"help": "Side of the frames in pixels; by default what the model was trained on."}
+        default=None, metadata={"help": "side of the frames in pixels; by default what the model was trained on"}
     )
     detail: int | None = field(
         default=None,
         metadata={
-            "help": "Control: frames are reduced to so many pixels a side and enlarged again; the same tokens, "
-            "less to see in them."
+            "help": "control: reduce frames to this many pixels a side, then enlarge them again (as many tokens, less "
+            "detail)"
         },
     )
     frame_order: str = field(
         default="ordered",
-        metadata={
-            "help": "ordered; or a control of what the order contributes: reversed, shuffled, or middle (one frame)."
-        },
+        metadata={"help": "ordered; or as a control for the role of time: reversed, shuffled, or middle (one frame)"},
     )
     group_by: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on "
-            "both sides of a carved split."
+            "help": "regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on "
+            "both sides of a carved split"
         },
     )
     leave_one_group_out: bool = field(
         default=False,
         metadata={
-            "help": "Score each group of the test split with heads trained on the training split and the other test "
-            "groups."
+            "help": "score each group of the test split with heads trained on the training split and on the other test "
+            "groups"
         },
     )
     average_clips: bool = field(
         default=False,
-        metadata={"help": "Score videos, not clips: the mean of the class probabilities of all clips of a video."},
+        metadata={"help": "score videos, not clips: the mean of the class probabilities of all clips of a video"},
     )
     views: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Windows and crops of a test video, such as 5 3, or of a test image, such as 1 3: their "
-            "probabilities are averaged, and a training video gives its middle window. By default the task's; without "
-            "one all windows that do not overlap, centre crop."
+            "help": "windows and crops of a test video, such as 5 3, or of a test image, such as 1 3, whose "
+            "probabilities are averaged; a training video then gives its middle window. Default: those of --task; "
+            "without a task, all windows that do not overlap, with the centre crop"
         },
     )
     batch_norm: bool = field(
-        default=False, metadata={"help": "Batch normalisation before the linear heads, as in MAE's linear probe."}
+        default=False, metadata={"help": "batch normalisation before the linear heads, as in MAE's linear probe"}
     )
     predictions: bool = field(
-        default=False, metadata={"help": "Keep the predicted class of every test clip in the result (for --compare)."}
+        default=False, metadata={"help": "keep the predicted class of every test clip in the result (for --compare)"}
     )
     compare: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Result files of earlier probes: no probe, but one table and figure of them all (--output, .png), "
-            "with paired intervals where they hold --predictions of the same clips."
+            "help": "result files of earlier probes: instead of probing, write one table and figure of all of them "
+            "(--output, .png), with paired intervals if they hold --predictions of the same clips"
         },
     )
     feature_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder that keeps features between probes (default: toto_features in HF_HOME), or none."},
+        metadata={"help": "folder that keeps features between probes (default: toto_features in HF_HOME), or none"},
     )
-    batch_size: int = field(default=8, metadata={"help": "Clips in one forward pass of the backbone."})
-    seed: int = field(default=0, metadata={"help": "Seed of the heads, their batches and the untrained twin."})
+    batch_size: int = field(default=8, metadata={"help": "clips in one forward pass of the backbone"})
+    seed: int = field(default=0, metadata={"help": "seed of the heads, their batches and the untrained model"})
     split_seed: int = field(
-        default=0, metadata={"help": "Seed of carved splits; --seed leaves them as they are, so that seeds compare."}
+        default=0,
+        metadata={"help": "seed of carved splits, which --seed does not change, so that seeds are comparable"},
     )
 
     def __post_init__(self):
@@ -158,21 +161,21 @@ class ProbeArgs(TimeStepArgs):
         ):
             for name in given or []:
                 if name not in known:
-                    raise ValueError(f"--{flag} has no {name!r}; it knows {', '.join(known)}.")
+                    raise ValueError(f"--{flag} has no {name!r}; choose from {', '.join(known)}.")
         if self.baselines is not None and "none" in self.baselines and len(self.baselines) > 1:
             raise ValueError(f"--baselines is {' '.join(self.baselines)}; leave out none, or all the others.")
         if self.views is not None and (len(self.views) != 2 or min(self.views) < 1):
             raise ValueError("--views takes two numbers of 1 or more, windows and crops, such as 5 3.")
         if self.views is not None and self.average_clips:
-            raise ValueError("--average_clips is over all windows, and --views over some: leave one of them out.")
+            raise ValueError("--average_clips averages all windows, and --views only some; leave one of them out.")
         if self.leave_one_group_out and self.group_by is None:
             raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
         if self.rope_base is not None and not self.rope_base > 0:
-            raise ValueError(f"--rope_base must be above 0, not {self.rope_base:g}.")
+            raise ValueError(f"--rope_base is {self.rope_base:g}; it must be above 0.")
         counts = ("max_train", "max_eval", "max_tokens", "batch_size", "resolution", "detail", "num_frames", "epochs")
         for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}.")
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.layers not in (["all"], ["best"]) and not all(layer.isdigit() for layer in self.layers):
             raise ValueError(f"--layers takes all, best or layer numbers, not {' '.join(self.layers)!r}.")
 
@@ -215,7 +218,7 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> 
 
 
 def of_task(args: ProbeArgs, argv: list[str]) -> ProbeArgs:
-    """The settings of --task, under the flags that were typed."""
+    """The settings of --task, overridden by the flags that were typed."""
     from evaluation.probe.tasks import apply_task
     from training.args import typed_flags
 

@@ -1,4 +1,4 @@
-"""`toto probe`: how much a frozen backbone knows, per layer and head, against raw pixels and its untrained twin."""
+"""`toto probe`: accuracy of heads on every layer of a frozen backbone, against raw pixels and its untrained twin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(label: str, task: TaskResult, n_test: int, n_validation: int) -> str:
     heads = list(dict.fromkeys(row.head for row in task.layers))
     lines = [
         "",
-        f"{label}: {task.classes} classes, chance {100 * task.chance:.1f} %, always the commonest "
+        f"{label}: {task.classes} classes, chance {100 * task.chance:.1f} %, always the most common "
         f"{100 * task.majority:.1f} %; {n_validation:,} validation and {n_test:,} test clips",
         " " * 18 + "".join(f"{head + ' head':^30}" for head in heads),
         f"{'layer':<18}" + f"{'   val   test  95 % interval':<30}" * len(heads),
@@ -55,7 +55,7 @@ def table(label: str, task: TaskResult, n_test: int, n_validation: int) -> str:
 
 def described(result: ProbeResult) -> str:
     """The result as plain text: its splits, and the table of every label."""
-    from tokenization.sources.labelled import told_classes
+    from tokenization.sources.labelled import describe_classes
 
     lines = [] if result.control is None else [f"control: {result.control}"]
     for part, split in result.data.splits.items():
@@ -63,7 +63,7 @@ def described(result: ProbeResult) -> str:
     if skipped := result.data.skipped:
         lines.append(f"skipped    {len(skipped):>7,}, the first: {skipped[0]['source']}: {skipped[0]['why']}")
     for label, task in result.tasks.items():
-        lines += [] if task.class_names is None else [told_classes(label, task.class_names)]
+        lines += [] if task.class_names is None else [describe_classes(label, task.class_names)]
         lines.append(table(label, task, result.n_test, result.n_validation))
     if len(result.tasks) > 1:
         lines.append(f"\nlabel with the largest margin over the baselines on validation: {result.label}")
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         ProbeArgs,
         prog="toto probe",
-        description="Probe a frozen backbone: which layer knows the labels, and how well.",
+        description="Train small heads on the frozen features of every layer of a backbone, and report their accuracy.",
         allow_abbrev=False,  # --task yields to what was typed, which must be a whole name
     )
     argv = sys.argv[1:] if argv is None else list(argv)

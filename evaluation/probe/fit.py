@@ -21,7 +21,7 @@ LabelInput = Sequence | torch.Tensor | np.ndarray
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How heads are trained; closed forms (ridge, logistic, knn) use none of it.
+    """How heads are trained; closed forms (ridge, logistic, knn) ignore it.
 
     epochs: None takes the default of each head. batch_norm: before linear heads, as in MAE's linear probe. seed: of the
     initial weights and the order of the clips.
@@ -34,7 +34,7 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What heads are trained, chosen and tested on.
+    """The data that heads are trained, chosen and tested on.
 
     features: of train, validation and test, each a list with one `Features` for each width of layers.
     labels: class numbers (N, tasks) of train and validation, and of test where test clips are also trained on.
@@ -55,9 +55,9 @@ def train_heads(
     state: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Chosen]:
-    """Every head on the features of one backbone: {head: `Chosen`}, its layers in ascending order.
+    """Train every head on the features of one backbone: {head: `Chosen`}, its layers in ascending order.
 
-    state: begins the names of the files that keep half-trained heads; None keeps none.
+    state: prefix of the files that hold half-trained heads; None writes none.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = {}
@@ -80,14 +80,15 @@ def leave_groups_out(
     settings: HeadSettings,
     state: Path,
 ) -> dict[str, Chosen]:
-    """As `train_heads`, each group of the test clips being predicted by heads that train on all others too.
+    """As `train_heads`, but each group of test clips is predicted by heads that are also trained on the other groups.
 
-    What training and validation have of that group is left out as well. Layer, head and setting are chosen by the mean
-    over the folds of the validation accuracy.
+    Training and validation clips of that group are left out as well. Layer, head and setting are chosen by the
+    validation accuracy, averaged over the folds.
 
     Args:
         data: with test labels.
-        splits: train, validation and test, for the names of their clips. pattern: of the groups in these.
+        splits: train, validation and test, for the names of their clips. pattern: regular expression of the groups in
+            these names.
     """
     train, validation, test = data.features
     groups = [group_of(source, pattern) for source in splits[2].sources]
@@ -112,7 +113,7 @@ def leave_groups_out(
 
 
 def rows_outside(split: ClipSet, name: str, pattern: str) -> torch.Tensor:
-    """Numbers of the clips of a split that are not of this group; clips without a group are of none.
+    """Numbers of the clips of a split that are not in this group; clips without a group are in none.
 
     Raises:
         ValueError: there are none.
@@ -121,15 +122,15 @@ def rows_outside(split: ClipSet, name: str, pattern: str) -> torch.Tensor:
     kept = [row for row, source in enumerate(split.sources) if not has_group[row] or group_of(source, pattern) != name]
     if not kept:
         raise ValueError(
-            f"{split.split} holds the group {name!r} alone, which test has too and is to be left out; give a "
-            "--validation_split of several groups, or keep the groups of test out of the training split."
+            f"{split.split} holds only the group {name!r}, which is left out because the test split holds it too; "
+            "give a --validation_split of several groups, or keep the groups of test out of the training split."
         )
     return torch.tensor(kept)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedProbe:
-    """What `fit_probe` found.
+    """The result of `fit_probe`.
 
     Fields:
         head: its kind.
@@ -164,7 +165,7 @@ def fit_probe(
 ) -> FittedProbe:
     """Train a head on frozen features, choose its layer and setting on validation, and score it once on test.
 
-    The paper does not give the recipe of its probes; what is tried is described in `evaluation.heads.bank`.
+    The paper does not give the recipe of its probes; ours is described in `evaluation.heads.bank`.
 
     Args:
         features_train, features_val, features_test: an array (N, D) of one layer, or `Features` of several layers, or a

@@ -39,7 +39,7 @@ def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     require_together(state.num_processes)
     if state.num_processes > 1 and args.feature_cache == "none":
-        raise ValueError("Several processes share their features; name a folder that all see with --feature_cache.")
+        raise ValueError("Several processes share features through a folder; name one with --feature_cache.")
     media = media_on_record(args.model)
     jobs = open_backbones(args, state.device)
     backbone = jobs[MODEL].backbone
@@ -64,7 +64,7 @@ def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
 
 
 def open_backbones(args: ProbeArgs, device: torch.device) -> dict[str, Job]:
-    """What is computed of every clip: MODEL, then the baselines by name.
+    """The backbones that run on every clip: the model, then the baselines, by name.
 
     Raises:
         ValueError: a layer that the model does not have, or a baseline that does not exist for it.
@@ -73,7 +73,7 @@ def open_backbones(args: ProbeArgs, device: torch.device) -> dict[str, Job]:
     layers = choose_layers(args.layers, backbone.depth, args.model)
     wanted = ["pixels", "untrained"] if args.baselines is None else [n for n in args.baselines if n != "none"]
     if "histogram" in wanted and not isinstance(backbone, TotoBackbone):
-        raise ValueError("--baselines histogram counts the codes of a Toto, and the model is none; leave it out.")
+        raise ValueError("--baselines histogram counts the codes of a Toto, and the model is not a Toto; leave it out.")
     few = args.max_tokens if any(head in TOKEN_HEADS for head in args.heads) else None
     jobs = {MODEL: Job(backbone, layers, few)}
     for name in wanted:
@@ -85,7 +85,7 @@ def open_backbones(args: ProbeArgs, device: torch.device) -> dict[str, Job]:
 
 
 def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]:
-    """[train, validation, test] with the features of all jobs, in the order of these."""
+    """[train, validation, test] with the features of all jobs, in the order of the jobs."""
     backbone = jobs[MODEL].backbone
     sampling = Sampling(
         num_frames=args.num_frames or backbone.num_frames,
@@ -142,7 +142,7 @@ def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) 
 
 
 def describe(args: ProbeArgs, splits: list[ClipSet], resolution: int, num_frames: int) -> ProbeData:
-    """What the result says of the data."""
+    """The part of the result that describes the data."""
     kind = splits[2].kind
     return ProbeData(
         dataset=args.dataset,
@@ -165,7 +165,7 @@ def describe(args: ProbeArgs, splits: list[ClipSet], resolution: int, num_frames
 
 @contextlib.contextmanager
 def cache_folder(asked: str | None) -> Iterator[Path]:
-    """The folder that keeps features: the one asked for, the default one, or one that is gone afterwards ("none")."""
+    """The folder that keeps features: the requested one, the default one, or for "none" a temporary one."""
     if asked == "none":
         with tempfile.TemporaryDirectory(prefix="toto-features-") as folder:
             yield Path(folder)

@@ -25,9 +25,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Tested:
-    """What is scored: clips, or items (videos) of several clips each.
+    """The test items that are scored: clips, or videos of several clips each.
 
-    items: their names; without averaging, clips of one video share theirs and are resampled together in intervals.
+    items: their names; without averaging, clips of one video share a name and are resampled together in intervals.
     labels: class numbers (M, tasks). numbers: the item of each test clip, (N,); None where clips are scored.
     """
 
@@ -48,7 +48,10 @@ class Tested:
 
 @dataclass(frozen=True)
 class Scored:
-    """One label of one backbone. rows: of all layers and heads. best: chosen on validation. predictions: its, (M,)."""
+    """One label of one backbone.
+
+    rows: of all layers and heads. best: the row chosen on validation. predictions: of that row, (M,).
+    """
 
     rows: list[Row]
     best: Row
@@ -135,7 +138,7 @@ def score_task(
 
 
 def _baseline(scored: Scored, has_layers: bool) -> Baseline:
-    """has_layers: it has the layers of the model, and all its rows are kept."""
+    """has_layers: whether it has the layers of the model; all its rows are then kept."""
     best = Baseline(**vars(scored.best))
     return replace(best, layers=scored.rows) if has_layers else replace(best, layer=None)
 

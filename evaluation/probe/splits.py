@@ -1,4 +1,4 @@
-"""Which clips a probe trains, chooses and tests on: three disjoint splits, carved where a dataset lacks one."""
+"""The clips that a probe trains, chooses and tests on: three disjoint splits, carved where a dataset lacks one."""
 
 import math
 import os
@@ -71,20 +71,20 @@ class FrameOrder:
         return frames
 
     def facts(self) -> dict:
-        """What of it the features depend on."""
+        """The settings that the features depend on."""
         return {"order": self.name} | ({"order_seed": self.seed} if self.name == "shuffled" else {})
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Which clips of a dataset, and which of their labels.
+    """The clips of a dataset to read, and which of their labels.
 
     Fields:
         dataset, image_column: as in `open_source`.
         splits: names of the train, validation and test split; None looks for the usual ones.
         label_column: columns; None takes those that have class names, or the only one.
-        max_train, max_eval: most clips to train on, and most clips or (with views) videos to test on; validation gets a
-            quarter of the latter.
+        max_train, max_eval: maximum number of clips to train on, and of clips or (with views) videos to test on;
+            validation gets a quarter of the latter.
         group_by: pattern of the groups that no carved split divides. split_seed: of carved splits.
     """
 
@@ -101,7 +101,7 @@ class Labelled:
 class _Reader:
     """Opens the parts of a dataset and runs their clips through the backbones.
 
-    most: clips of each part at most. samplings: of each part.
+    most: maximum number of clips of each part. samplings: of each part.
     Raises:
         ValueError: several processes, and a dataset whose version is not known.
     """
@@ -121,7 +121,7 @@ class _Reader:
             raise ValueError(f"The version of {labelled.dataset} is unknown without a network; probe with one process.")
 
     def open(self, split: str, part: str, extra: int = 0) -> ClipSource:
-        """A split, as the part train, validation or test. extra: clips beyond the most, to be carved off."""
+        """A split, as the part train, validation or test. extra: clips beyond the maximum, to be carved off."""
         limit = self.most[part] + extra
         return open_source(self.labelled.dataset, split, self.samplings[part], limit=limit, **self.options)
 
@@ -132,7 +132,7 @@ class _Reader:
         columns = label_columns(train[1], labelled.label_column, labelled.dataset)
         views = self.samplings["test"].views
         if test is None and self.samplings["test"] != self.samplings["train"]:
-            raise ValueError("--views are of a test split of its own, and there is none; give --views 1 1.")
+            raise ValueError("--views needs a separate test split, and there is none; give --views 1 1.")
         if test is not None and test[1].kind == "image" and views and views[0] > 1:
             raise ValueError(f"Images have one window; give --views 1 {views[1]}, not {views[0]} {views[1]}.")
         extra = (0 if validation else self.most["validation"]) + (0 if test else self.most["test"])

@@ -19,7 +19,7 @@ class Task:
     divides.
     num_frames: of a clip (1: an image). stride, fps: of a video, one of them None.
     views, crops: temporal windows and spatial crops whose probabilities the literature averages at test
-    (`tokenization.video.view_positions`). note: what else one must know.
+    (`tokenization.video.view_positions`). note: further information.
     """
 
     dataset: str | None
@@ -91,7 +91,7 @@ TASKS = {
         note="The Hub's HuggingFaceM4/something_something_v2 is a script for videos downloaded by hand, which "
         "datasets 4 and later do not run: pass --dataset FOLDER with train/ and validation/ of class folders. The "
         "validation videos are the test set, as everywhere. The videos run at 12 frames a second for 2 to 6 s, so "
-        "that 16 frames are taken at 6 a second; shorter ones than 2.6 s are skipped. 2 x 3 views are VideoMAE's.",
+        "that 16 frames are taken at 6 a second; videos shorter than 2.6 s are skipped. 2 x 3 views are VideoMAE's.",
     ),
     "ucf101": Task(
         dataset=None,
@@ -111,7 +111,7 @@ TASKS = {
         label_column=None,
         validation="validation",
         num_frames=16,
-        note="Rendered: three labels (10 digits, 8 textures, 8 motions), as many clips as are asked for.",
+        note="Rendered: three labels (10 digits, 8 textures, 8 motions), as many clips as requested.",
     ),
 }
 
@@ -122,14 +122,15 @@ def get_task(name: str) -> Task:
         return TASKS[name]
     near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.5)
     meant = f"; did you mean {near[0]}?" if near else "."
-    raise ValueError(f"there is no task {name!r}: the tasks are {', '.join(TASKS)} (--dataset takes any data){meant}")
+    raise ValueError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)} (--dataset takes any data){meant}")
 
 
 def apply_task(name: str, given: dict) -> dict:
-    """Settings for `toto probe` (fields of `args.ProbeArgs`): the task's, under those that the user gave.
+    """Settings for `toto probe` (fields of `ProbeArgs`): the task's, overridden by those that the user gave.
 
-    given: {field: value} of the flags that the user typed, None for none. A dataset given there replaces where the data
-    is read from; its column of images or videos is then found by type, as a copy may call it otherwise.
+    given: {field: value} of the flags that the user typed, None for none. A dataset given there replaces the task's;
+    its column of images or videos is then found by type, since a copy may name it differently.
+
     Raises ValueError for an unknown task, or one without a copy on the Hub when no dataset is given.
     """
     task = get_task(name)
@@ -150,5 +151,5 @@ def apply_task(name: str, given: dict) -> dict:
             settings |= {"fps": task.fps} if task.fps else {"stride": task.stride} if task.stride else {}
     settings |= given
     if settings["dataset"] is None:
-        raise ValueError(f"{name} is not on the Hub in a form that can be read: give --dataset FOLDER. {task.note}")
+        raise ValueError(f"{name} is not on the Hub in a form that can be read; give --dataset FOLDER. {task.note}")
     return {field: value for field, value in settings.items() if value is not None}

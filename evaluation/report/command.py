@@ -8,20 +8,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ReportArgs:
-    output: str = field(default="report.html", metadata={"help": "HTML page to write."})
+    output: str = field(default="report.html", metadata={"help": "HTML page to write"})
     markdown: str | None = field(
         default=None,
-        metadata={"help": "Markdown page (.md) to write from --results, without figures, in place of --output."},
+        metadata={"help": "Markdown page (.md) to write from --results, without figures, in place of --output"},
     )
     results: list[str] = field(
         default_factory=list,
-        metadata={"help": "Result files (.json) of `toto probe` and `toto finetune`, or folders of them."},
+        metadata={"help": "result files (.json) of `toto probe` and `toto finetune`, or folders of them"},
     )
-    runs: list[str] = field(default_factory=list, metadata={"help": "Run folders of `toto pretrain`."})
+    runs: list[str] = field(default_factory=list, metadata={"help": "run folders of `toto pretrain`"})
     generations: list[str] = field(
-        default_factory=list, metadata={"help": "Folders written by `toto generate`, or single sheets (.png)."}
+        default_factory=list, metadata={"help": "folders written by `toto generate`, or single sheets (.png)"}
     )
-    title: str = field(default="Toto report", metadata={"help": "Title of the page."})
+    title: str = field(default="Toto report", metadata={"help": "title of the page"})
 
     def __post_init__(self):
         if not (self.results or self.runs or self.generations):

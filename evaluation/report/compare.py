@@ -35,7 +35,7 @@ def read_results(files: list[str]) -> list[Probe]:
 
 
 def common_labels(probes: list[Probe]) -> list[str]:
-    """Labels that all results have. Raises ValueError for none, or where the numbers of classes differ."""
+    """Labels that all results have. Raises ValueError if there are none, or if the numbers of classes differ."""
     labels = [label for label in probes[0].tasks if all(label in probe.tasks for probe in probes)]
     if not labels:
         has = "; ".join(f"{probe.file}: {', '.join(probe.tasks)}" for probe in probes)
@@ -51,7 +51,7 @@ def common_labels(probes: list[Probe]) -> list[str]:
 
 
 def kept_predictions(probe: Probe, label: str) -> dict[tuple, tuple[int, int]] | None:
-    """{(item, k): (predicted, true class)} of the test clips, k counting the clips of a video; None where not kept."""
+    """{(item, k): (predicted, true class)} of the test clips, k counting those of a video; None if not kept."""
     kept = probe.tasks[label].predictions
     if kept is None:
         return None
@@ -97,7 +97,7 @@ def on_test(probe: Probe, label: str, metric: str) -> dict:
 
 
 def videos(keys) -> list[str] | None:
-    """The items to resample as wholes where some gave several clips, which are not independent; else None."""
+    """The items to resample as wholes if some have several clips, which are not independent; else None."""
     items = [item for item, _ in keys]
     return items if len(set(items)) < len(items) else None
 
@@ -188,7 +188,7 @@ def compare_files(
     print(table(rows))
     data = {probe.name: (probe.result.data and probe.result.data.dataset) or "unknown" for probe in probes}
     if len(set(data.values())) > 1:
-        print("\nthe data sets have different names: " + "; ".join(f"{name}: {where}" for name, where in data.items()))
+        print("\nthe datasets have different names: " + "; ".join(f"{name}: {where}" for name, where in data.items()))
     if output is None:
         return rows
     labels = common_labels(probes)

@@ -28,7 +28,7 @@ class ProbePart:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A medium that a probe read as well. items: the shared ones, sorted; empty if not known."""
+    """A medium that a probe also read. items: the shared ones, sorted; empty if not known."""
 
     media: Media
     tested: ProbePart
@@ -37,7 +37,7 @@ class Overlap:
 
 
 def media_of_result(result: ProbeResult | FinetuneResult) -> list[Media] | None:
-    """What the model of a result was trained on: from the result, or the model's folder where it lacks "media"."""
+    """What the model of a result was trained on: from the result, or the model's folder if it lacks "media"."""
     return media_seen(result.model) if "media" in result.lacks else from_json(result.media)
 
 
@@ -64,10 +64,10 @@ def media_tested(result: ProbeResult | FinetuneResult) -> list[ProbePart]:
 
 
 def check_overlap(seen: Iterable[Media], tested: Iterable[ProbePart]) -> list[Overlap]:
-    """Media that a probe read as well, in any of its parts (in the part that it trained on, that is allowed).
+    """Media that a probe also read, in any of its parts; only in the part that it trained on is this allowed.
 
-    These are the same split of the same data set, and of it the same items where both sides list them; and `ALIASES`.
-    Different splits of a data set count as different media.
+    Two media are the same if they are the same split of the same dataset and, where both sides list their items, have
+    items in common, or if `ALIASES` says so. Different splits of a dataset count as different media.
     """
     parts = list(tested)
     return [overlap for media in seen for part in parts for overlap in _overlaps(media, part)]

@@ -1,6 +1,6 @@
 """The contents of a report as plain data, and its rendering by the Jinja2 templates in `templates/`.
 
-HTML pages escape every text but the figures (SVG of `figures.py`, which escapes its own), and fetch nothing.
+HTML pages escape every text but the figures (SVG of `figures`, which escapes its own), and fetch nothing.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def run_facts(run: Run) -> dict:
 
 
 def sources_table(run: Run) -> Table | None:
-    """Realised shares, epochs and losses of a run's sources; None where it has one source."""
+    """Realised shares, epochs and losses of a run's sources; None if it has one source."""
     last = next((row for row in reversed(run.rows) if len(row.get("sources", {})) > 1), None)
     if last is None:
         return None

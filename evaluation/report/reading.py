@@ -1,4 +1,4 @@
-"""Results, runs and generated clips read from their files: what a report, a comparison and a study start from."""
+"""Reads results, runs and generated clips from their files, for reports, comparisons and studies."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Generation:
 
 
 def read_json(file: Path) -> dict:
-    """The content of a JSON file. Raises ValueError where it is not valid JSON."""
+    """The content of a JSON file. Raises ValueError if it is not valid JSON."""
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
@@ -72,7 +72,7 @@ def read_json(file: Path) -> dict:
 
 
 def find(places: list[str], pattern: str, what: str) -> list[Path]:
-    """Files named directly, and those in folders that match. Raises FileNotFoundError for a place that is missing."""
+    """Files named directly, and matching files in folders. Raises FileNotFoundError for a path that does not exist."""
     found = []
     for place in map(Path, places):
         if not place.exists():
@@ -204,13 +204,13 @@ def unit_of_loss(run: Path) -> str:
 
 
 def read_loss_maps(run: Path) -> dict | None:
-    """RUN/loss_maps.json of `training.engine.progress.write_loss_maps`, or None where the run has not validated."""
+    """RUN/loss_maps.json of `training.engine.progress.write_loss_maps`, or None if the run has not validated."""
     file = run / "loss_maps.json"
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def read_generations(places: list[str]) -> list[Generation]:
-    """Sheets of `toto generate`, each with the JSON file of the same name where there is one."""
+    """Sheets of `toto generate`, each with the JSON file of the same name if there is one."""
     sheets = find(places, "*.png", "sheet of frames")
     about = [sheet.with_suffix(".json") for sheet in sheets]
     return [

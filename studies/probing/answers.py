@@ -127,8 +127,8 @@ class Answer:
                     intervals.append(f"{worse} {points(whole.ci95[0])} to {points(whole.ci95[1])}")
         if intervals and len(each) > 1:
             found.append(
-                f"With these {len(each)} recordings resampled instead of clips (too few for intervals that are wide "
-                f"enough), the intervals of its differences are: {words(intervals)}."
+                f"If these {len(each)} recordings are resampled instead of clips (they are too few for intervals that "
+                f"are wide enough), the intervals of the differences are: {words(intervals)}."
             )
         return found
 
@@ -198,7 +198,7 @@ def probe_facts(result: ProbeResult) -> list[str]:
         kept = task.predictions.items if task.predictions else []
         groups = len({group_of(item, pattern) for item in kept})
         said.append(
-            f"each of the {groups or ''} test groups scored by heads trained on the others too".replace("  ", " ")
+            f"each of the {groups or ''} test groups scored by heads trained also on the others".replace("  ", " ")
         )
     heads = dict.fromkeys(row.head.replace("_", " ") for row in task.layers)
     said.append(f"{len({row.layer for row in task.layers})} layers; heads: {words(list(heads))}")

@@ -1,4 +1,4 @@
-"""What is committed of the probing study: results without this machine's folders, and the cost of each model."""
+"""The committed part of the probing study: results without this machine's folders, and the cost of each model."""
 
 from __future__ import annotations
 

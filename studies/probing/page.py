@@ -88,10 +88,10 @@ def costs_lines(costs: dict) -> list[str]:
     if training is not None:
         encoded = f"{sum(encoding) / 60:,.1f}" if encoding else "none (not timed)"
         lines.append(
-            "CPU minutes are those of the training steps. Everything included: for a peer, also the preparation of its "
-            f"pictures; for every Toto, also {training / 60:,.0f} minutes for training the tokenizer and {encoded} for "
-            "encoding all media of the study, though both are done once for all of them. FLOPs are those of the model "
-            "alone, forward and backward."
+            'CPU minutes are those of the training steps. "Everything included" also charges a peer for the '
+            f"preparation of its pictures, and every Toto for its tokens: {training / 60:,.0f} minutes for training "
+            f"the tokenizer and {encoded} for encoding all media of the study, although both are done once for all "
+            "Totos. FLOPs are those of the model alone, forward and backward."
         )
     if costs.get("search"):
         searched = [[model, *(f"{rate}: {loss:.3f}" for rate, loss in found.items())]
@@ -140,7 +140,7 @@ def section_lines(answer: Answer, image: str | None, known: set[str]) -> list[st
         lines.append(f"![Accuracy per layer: {section.title}]({image})")
         lines.append(
             "Means over seeds of the accuracies and of the bounds of their 95 % intervals over test items. A ring "
-            "marks the layer with the highest mean validation accuracy. Level lines: baselines, and chance."
+            "marks the layer with the highest mean validation accuracy. Horizontal lines: baselines and chance."
         )
     facts = [each for each in answer.facts() if each not in known]
     known.update(facts)
@@ -220,9 +220,9 @@ def write_results_page(
         blocks += section_lines(answer, image, known)
     blocks += [
         "## Media seen",
-        "What each model was trained on before it was probed or fine-tuned. No result is on test media that its model "
-        "saw; the page is not written with such a result. Also read by probes: splits that the heads were trained on "
-        "as well, which is allowed.",
+        "What each model was trained on before it was probed or fine-tuned. No result uses test media that its model "
+        "saw; otherwise this page would not be written. The last column lists splits on which heads were trained as "
+        "well, which is allowed.",
         table(MEDIA_HEAD, [media_cells(row) for row in media]),
         *ran_lines(results),
     ]

@@ -32,7 +32,7 @@ class PeerArgs:
     kind: str = field(metadata={"help": "mae or igpt"})
     dataset: str = field(metadata={"help": "images: Hub id, folder, parquet or webdataset"})
     output_dir: str = field(metadata={"help": "folder to write; until the end the work is in OUTPUT_DIR.partial"})
-    split: str = field(default="train", metadata={"help": "split of the data set"})
+    split: str = field(default="train", metadata={"help": "split of the dataset"})
     minutes: float | None = field(default=None, metadata={"help": "budget: CPU minutes of the steps, all threads"})
     max_steps: int | None = field(default=None, metadata={"help": "budget: steps"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak; warm-up and cosine follow"})
@@ -41,7 +41,7 @@ class PeerArgs:
         default=False, metadata={"help": "mirror and shift pictures; the Toto's shards are of one crop"}
     )
     config: str = field(default="{}", metadata={"help": "JSON mapping of fields of the peer's config"})
-    max_images: int | None = field(default=None, metadata={"help": "pictures to read at most"})
+    max_images: int | None = field(default=None, metadata={"help": "maximum number of pictures to read"})
     val_images: int = field(default=512, metadata={"help": "held-out pictures for the validation loss, at most"})
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
     resume: bool = field(default=False, metadata={"help": "resume from OUTPUT_DIR.partial, if it exists"})
@@ -217,7 +217,7 @@ def train(args: PeerArgs) -> dict:
 
 
 def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
-    """media.json, by which the ledger knows what the model saw: the whole split, whatever was held out."""
+    """media.json, which records for the ledger what the model saw: the whole split, held-out pictures included."""
     from tokenization.files import write_json
     from training.publish.media_seen import FORMAT, MEDIA_FILE, Media, identify, to_json
 

@@ -36,7 +36,7 @@ CONFIG |= {"head_dim": 32, "intermediate_size": 512}
 GRID_8 = {"num_frames": 8, "max_position_embeddings": 514}
 GRID_16 = {"num_frames": 8, "tokens_per_frame": 256, "max_position_embeddings": 2050}
 HEAD_LAYERS = (0, 4, 8)
-# {model: {shards: weight}}; the names of the sources are those of the data sets.
+# {model: {shards: weight}}; the names of the sources are those of the datasets.
 MIXTURES = {
     "mixed": {"cifar10": 0.6, "clips": 0.15, "room": 0.1, "toy": 0.15},
     "images": {"cifar10": 1.0},

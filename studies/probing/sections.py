@@ -39,11 +39,11 @@ def against(better: Side, *others: Side) -> tuple[tuple[Side, Side], ...]:
 CIFAR10 = Section(
     title="CIFAR-10: the frozen model against floors and peers",
     about="Every layer is probed with linear heads; layer and learning rate are chosen on validation images, for each "
-    "seed. The histogram of codes shows what the tokenizer contributes, layer 0 what the embeddings add, the "
-    "untrained model what the architecture adds. ViT-MAE and iGPT are transformers' own classes, pre-trained on the "
-    "same images. They and the Totos of one medium had the same budget: CPU minutes, or the number of steps that a "
-    "Toto makes in these minutes on an idle core. The table of costs lists the minutes and FLOPs that each took. The "
-    "figure corresponds to the paper's figures 9 and 18.",
+    "seed. The histogram of codes shows what the tokenizer contributes, layer 0 what the embeddings add, the untrained "
+    "model what the architecture adds. ViT-MAE and iGPT are transformers' own classes, pre-trained on the same images. "
+    "They and the Totos of one medium had the same budget, in CPU minutes or in the number of steps that a Toto takes "
+    "in these minutes on an idle core. The table of costs lists the minutes and FLOPs that each took. The figure "
+    "corresponds to the paper's figures 9 and 18.",
     entries=(
         Entry(TOTO, "cifar10_mixed"),
         Entry(IMAGES, "cifar10_images"),
@@ -115,10 +115,10 @@ ROOM = Section(
         Entry(f"{MAE}, in order", "room_mae"),
         Entry(UNTRAINED, "room_ordered", "baseline=untrained"),
         Entry("raw pixels", "room_ordered", "baseline=pixels"),
-        Entry("always the most common action", "room_ordered", "majority"),
+        Entry("guessing the most common action", "room_ordered", "majority"),
     ),
     claims=(
-        *against(ORDERED, "always the most common action", "raw pixels", UNTRAINED),
+        *against(ORDERED, "guessing the most common action", "raw pixels", UNTRAINED),
         *against(ORDERED, "middle frame only", "frames shuffled", "time reversed"),
         *against(ORDERED, f"{IMAGES}, in order", f"{MAE}, in order"),
         (f"{VIDEOS}, in order", f"{IMAGES}, in order"),
@@ -137,7 +137,7 @@ FINETUNE = Section(
     about="CIFAR-10, training the whole model. The paper (A.3) gains a little on ImageNet with full attention, "
     "although pre-training was causal, and explains it with videos: a token attends to the whole previous frame, "
     "which is similar to attending to its own frame. If so, full attention should gain more after videos than after "
-    "images: the last row of the second table.",
+    "images, which is the last row of the second table.",
     entries=tuple(
         Entry(names[media], f"finetune_{media}_{mode}")
         for media in AFTER

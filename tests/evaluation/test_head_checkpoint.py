@@ -65,7 +65,9 @@ def test_the_file_of_another_run_is_refused(tmp_path):
     sets = small_sets()
     file = tmp_path / "bank.safetensors"
     HeadBank("linear", [4, 3], epochs=1).run(*sets, checkpoint=file)
-    with pytest.raises(ValueError, match="is of another run: its seed is 0, not 1; delete it, or name another file"):
+    with pytest.raises(
+        ValueError, match="belongs to another run: its seed is 0, not 1; delete it, or name another file"
+    ):
         HeadBank("linear", [4, 3], epochs=1, seed=1).run(*sets, checkpoint=file)
     with pytest.raises(ValueError, match="its epochs is 1, not 2"):
         HeadBank("linear", [4, 3], epochs=2).run(*sets, checkpoint=file)

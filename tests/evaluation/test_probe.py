@@ -411,7 +411,7 @@ def test_a_carved_validation_that_is_to_be_left_out(checkpoint, tmp_path):
             Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(path)
     flags = ("--group_by", r"(\w)_\d", "--baselines", "none", "--heads", "ridge", "--leave_one_group_out")
     with pytest.raises(
-        ValueError, match=r"carved from train \(seed 0\) holds the group '[xyz]' alone, which test has too"
+        ValueError, match=r"carved from train \(seed 0\) holds only the group '[xyz]', which is left out"
     ):
         probe(checkpoint, tmp_path, tmp_path / "r.json", *flags)
 
@@ -436,13 +436,13 @@ def test_a_group_is_left_out_of_all_splits(checkpoint, tmp_path):
         (["--label_column", "colour"], "no label column 'colour'; it has label"),
         (["--layers", "9"], r"layers 0 \(embeddings\) to 3, not 9"),
         (["--layers", "deep"], "--layers takes all, best or layer numbers"),
-        (["--heads", "mlp"], "--heads has no 'mlp'; it knows linear, attention"),
+        (["--heads", "mlp"], "--heads has no 'mlp'; choose from linear, attention"),
         (
             ["--baselines", "gist"],
-            "--baselines has no 'gist'; it knows pixels, untrained, random_filters, histogram, hog",
+            "--baselines has no 'gist'; choose from pixels, untrained, random_filters, histogram, hog",
         ),
         (["--baselines", "none", "pixels"], "--baselines is none pixels; leave out none, or all the others"),
-        (["--max_train", "0"], "--max_train must be 1 or more"),
+        (["--max_train", "0"], "--max_train is 0; it must be at least 1"),
         (["--stride", "0"], "--stride is 0; it must be at least 1"),
         (["--heads", "ridge", "knn", "--epochs", "3"], "--epochs would have no effect on the heads ridge, knn, which"),
         (["--heads", "attention", "ridge", "--batch_norm"], "--batch_norm would have no effect without linear heads"),
@@ -468,7 +468,7 @@ def test_another_rope_base_is_a_marked_control(checkpoint, pictures, tmp_path, c
     control = probe(checkpoint, pictures, tmp_path / "b.json", *flags, "--rope_base", "2")
     assert "control" not in plain and control["control"] == "RoPE base changed to 2 without training"
     assert "control: RoPE base changed to 2 without training" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--rope_base must be above 0, not -1"):
+    with pytest.raises(ValueError, match="--rope_base is -1; it must be above 0"):
         probe(checkpoint, pictures, tmp_path / "c.json", "--rope_base", "-1")
 
 

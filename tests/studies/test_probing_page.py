@@ -193,7 +193,7 @@ def test_recordings_left_out_are_listed(tmp_path):
     text = unwrapped((tmp_path / "r.md").read_text())
     ten = ", ".join(["80 % of 20"] * 9)  # by the last figure of their number; the first 160 of 200 are right
     assert f"Per recording, frames in order is correct on {ten} and 80 % of 20." in text
-    assert "With these 10 recordings resampled instead of clips" in text and "middle frame only +" in text
+    assert "If these 10 recordings are resampled instead of clips" in text and "middle frame only +" in text
 
 
 def test_sections_name_only_what_they_have():

@@ -158,7 +158,7 @@ def test_files_of_all_modes_become_rgb(tmp_path):
     source = open_source(str(tmp_path), sampling=SIZES)
     clips = {clip.source: clip.frames for clip in source}
     assert [(skip["source"], skip["why"].split(";")[0]) for skip in source.skipped] == [
-        ("out_of_range.tiff", "float pictures must lie in [0, 1]")
+        ("out_of_range.tiff", "Float pictures must lie in [0, 1]")
     ]
     assert len(clips) == 12
     for name, frames in clips.items():

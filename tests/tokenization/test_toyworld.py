@@ -283,8 +283,8 @@ def test_every_texture_has_contrast(name, size):
     [
         ({"split": "dev"}, "toyworld has no split 'dev'; it has train, validation, test"),
         ({"variant": "hard"}, "toyworld has no variant 'hard'; it has simple, cluttered, film"),
-        ({"resolution": 16}, "asked for resolution 16 and 16 frames; it needs a resolution of at least 32"),
-        ({"num_frames": 0}, "asked for resolution 64 and 0 frames; it needs .* at least 1 frame"),
+        ({"resolution": 16}, "resolution is 16 and num_frames is 16; toyworld needs a resolution of at least 32"),
+        ({"num_frames": 0}, "resolution is 64 and num_frames is 0; toyworld needs .* at least 1 frame"),
     ],
 )
 def test_wrong_worlds_are_refused(arguments, sentence):

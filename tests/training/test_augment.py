@@ -77,5 +77,5 @@ def test_the_target_has_the_shares_of_the_pixels(mixup, cutmix):
 
 
 def test_ids_cannot_be_blended():
-    with pytest.raises(ValueError, match="keeps only ids, which cannot be blended; take --augment crop"):
+    with pytest.raises(ValueError, match="only ids, which cannot be blended; use --augment crop"):
         AugmentArgs(augment="none", mixup=0.8)

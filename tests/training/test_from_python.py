@@ -52,7 +52,7 @@ def test_sources_are_mappings_and_scale_is_the_commands(tmp_path):
     [
         ({"max_stepz": 3}, "There is no flag max_stepz; did you mean max_steps?"),
         ({"qqqq": 3}, "There is no flag qqqq; the flags are adam_beta1, "),
-        ({"max_steps": 0}, "max_steps is 0; it must be above 0"),
+        ({"max_steps": 0}, "--max_steps is 0; it must be above 0"),
         ({"config": {"hidden_sizes": 3}}, "did you mean 'hidden_size'"),
         ({"output_dir": "."}, "is not empty"),
     ],
@@ -88,7 +88,7 @@ def test_load_run_loads_the_class_that_was_trained(run, tmp_path):
 
 def test_load_run_refuses_other_models(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["ViTModel"]}))
-    with pytest.raises(ValueError, match="is a ViTModel and no model of this project"):
+    with pytest.raises(ValueError, match="is a ViTModel, not a model of this project"):
         load_run(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no model folder"):
         load_run(tmp_path / "nothing")

@@ -11,7 +11,7 @@ from tiny_run import FLAGS, save_tokenizer, tokenize
 
 from training import find_model
 from training.engine import checkpoints
-from training.engine.changes import shared_out_anew
+from training.engine.changes import redistributed
 from training.pretrain import main
 
 STEPS = ["--max_steps", "8", "--save_steps", "4", "--logging_steps", "1", "--val_rows", "2"]
@@ -181,8 +181,8 @@ def test_pixels_are_shared_out_from_the_earliest_place():
         return {"drawn": 8, "sources": {"pixels": position, "shards": position | {"position": None}}}
 
     loop = {"streams": [state(7), state(4)]}
-    assert shared_out_anew(loop, 2) == loop["streams"]
-    assert [s["sources"]["pixels"]["position"] for s in shared_out_anew(loop, 3)] == [[0, 4, 1]] * 3
+    assert redistributed(loop, 2) == loop["streams"]
+    assert [s["sources"]["pixels"]["position"] for s in redistributed(loop, 3)] == [[0, 4, 1]] * 3
 
 
 def test_an_unwritable_folder_is_reported_before_a_model(whole, tmp_path):

@@ -45,7 +45,7 @@ class Part(Protocol):
         """Add a clip of the item with this index in the part; indices never decrease."""
 
     def skip(self, item: int, source: str, why: str) -> None:
-        """Record an item that cannot be read, or not to its end."""
+        """Record an item that cannot be read, or not completely."""
 
     def close(self, items: int, shard_ends: bool) -> dict:
         """Write the part's files, the JSON last, which marks it as finished; returns the contents of the JSON."""

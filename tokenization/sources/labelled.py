@@ -88,7 +88,7 @@ def group_of(name: str, pattern: str | None) -> str:
 def carve(
     names: Sequence[str], split: str, seed: int, pattern: str | None, most: int | None = None, keep: int | None = None
 ) -> np.ndarray:
-    """A mask, bool (N,), of the clips or items that are carved off a split for one that the dataset lacks.
+    """Mask, bool (N,), of the clips or items to carve off a split, for another split that the dataset lacks.
 
     About a fifth is carved off, in whole groups (`group_of`), so that the windows of one video, or the videos of one
     recording, are all on one side.
@@ -96,7 +96,8 @@ def carve(
     Args:
         names: of the clips or items, (N,); windows of one video share one name.
         split: its name, for errors. seed: of the draw.
-        most: upper limit of what is carved off, about. keep: upper limit of what remains; all others are carved off.
+        most: approximate upper limit of the number carved off. keep: upper limit of the number that remains; all others
+            are carved off.
     Raises:
         ValueError: there is only one group.
     """
@@ -196,7 +197,7 @@ def number_classes(
 ) -> tuple[list[np.ndarray], list[str]]:
     """The labels of every split as class numbers in one common numbering, and the class names.
 
-    A folder that lacks a class numbers the others differently, so classes are matched by their names if they have any.
+    A split whose folder lacks a class numbers the others differently, so classes are matched by name where names exist.
     Numbers without names (1 to 3, or 10, 20 and 40) and text become classes in sorted order, named after themselves.
 
     Args:
@@ -232,7 +233,7 @@ def number_classes(
     return numbered, classes
 
 
-def told_classes(column: str, classes: list[str], most: int = 12) -> str:
+def describe_classes(column: str, classes: list[str], most: int = 12) -> str:
     """A line that reports how text labels were numbered."""
     listed = ", ".join(classes[:most]) + (", ..." if len(classes) > most else "")
     return f"{len(classes)} classes of {column!r}, numbered in the sorted order of their text: {listed}"

@@ -38,8 +38,9 @@ TOYWORLD_FPS = 7.5
 class Item:
     """A file or row of a source.
 
-    clips: decodes it; raises ValueError or OSError if it is damaged, after the clips before the damage.
-    labels: of its clips, numbers or (`text_labels`) text. Empty for toyworld, whose labels are known after decoding.
+    clips: decodes the item; raises ValueError or OSError if it is damaged, after yielding the clips before the damage.
+    labels: of its clips, numbers, or text for columns in `text_labels`. Empty for toyworld, whose labels are known
+    after decoding.
     """
 
     name: str
@@ -52,7 +53,7 @@ class ClipSource:
 
     Attributes:
         kind: "video" or "image".
-        skipped: [{"source", "why"}] of the items that could not be read (to their end), growing while iterating.
+        skipped: [{"source", "why"}] of the items that could not be read, or not completely; it grows while iterating.
         items: files or rows read so far.
         label_names: column -> class names (empty for plain integers).
         text_labels: columns of text or booleans whose values can serve as classes (shards do not keep them).
@@ -117,10 +118,10 @@ def open_source(
             README with configs), a .parquet or webdataset .tar file, one video or image file, or a Hub id.
         split: its name; None takes the only split.
         sampling: which frames and pixels. Toyworld ignores stride and fps, and supports neither views nor detail.
-        limit: number of clips at most. 2,000 by default for toyworld, which is endless.
+        limit: maximum number of clips. 2,000 by default for toyworld, which is endless.
         image_column: column of the images or videos; default: the first of that type.
         kind: "video" or "image", for a dataset that holds both.
-        shuffle_seed: take the clips of `limit` from items at random, so that a dataset sorted by class is sampled
+        shuffle_seed: draw the `limit` clips from random items, so that a dataset sorted by class is sampled
             throughout. This applies to folders, and to local parquet files with more rows than the limit needs. Files
             on the Hub, tar files and toyworld (which is mixed) are always read from their start. Items keep their
             names.
@@ -216,7 +217,7 @@ def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -
     from tokenization.toyworld.world import ToyWorld
 
     if sampling.detail is not None:
-        raise ValueError("Toyworld is drawn at the resolution asked for; omit the detail.")
+        raise ValueError("Toyworld is drawn at the requested resolution; omit the detail.")
     if sampling.views is not None:
         raise ValueError("Toyworld is drawn as clips, which have one view each; omit the views.")
     if sampling.crops != 1:

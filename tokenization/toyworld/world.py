@@ -71,8 +71,8 @@ class ToyWorld(IterableDataset):
             raise ValueError(f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)}.")
         if resolution < 32 or num_frames < 1:
             raise ValueError(
-                f"toyworld is asked for resolution {resolution} and {num_frames} frames; it needs a resolution of at "
-                "least 32 and at least 1 frame."
+                f"resolution is {resolution} and num_frames is {num_frames}; toyworld needs a resolution of at least "
+                "32 and at least 1 frame."
             )
         self.split, self.variant, self.seed = split, variant, seed
         self.resolution, self.num_frames = resolution, num_frames
@@ -122,7 +122,9 @@ class ToyWorld(IterableDataset):
         if self.variant == "film" and self.split == "train":
             film = items.film(size * 5 // 4)
             if frames > len(film):
-                raise ValueError(f"num_frames is {frames}, but toyworld:film has only {len(film)} frames; take fewer.")
+                raise ValueError(
+                    f"num_frames is {frames}, but toyworld:film has only {len(film)} frames; set a smaller num_frames."
+                )
             first = rng.randint(len(film) - frames + 1)
             top, left = (rng.randint(side - size + 1) for side in film.shape[1:3])
             clip[:] = film[first : first + frames, top : top + size, left : left + size]

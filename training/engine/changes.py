@@ -91,7 +91,7 @@ def changed_surroundings(saved: dict, now: dict, is_indexed: bool) -> list[str]:
     return found
 
 
-def shared_out_anew(state: dict, world: int) -> dict:
+def redistributed(state: dict, world: int) -> dict:
     """The stream state of every process, if the number of processes differs from that of the checkpoint.
 
     Shards need no change. A source of pixels continues from the earliest position that any process had reached.

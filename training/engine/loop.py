@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from training import find_model
 from training.args import OptimArgs, RunArgs, require
 from training.engine import checkpoints
-from training.engine.changes import shared_out_anew
+from training.engine.changes import redistributed
 from training.engine.device import matmul_peak, surroundings
 from training.engine.objective import Objective
 from training.engine.optim import learning_rate, set_learning_rate
@@ -107,7 +107,7 @@ class _Loop:
         known = [state["since_log"].get(name, nothing) for name in learner.stream.names]
         self.since_log = torch.tensor(known, dtype=torch.float64)
         learner.objective.load(folder, state, self.is_distributed)
-        streams = shared_out_anew(state, self.accelerator.num_processes)
+        streams = redistributed(state, self.accelerator.num_processes)
         learner.stream.load_state_dict(streams[self.accelerator.process_index])
 
     def is_due(self, every: int) -> bool:

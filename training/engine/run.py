@@ -30,7 +30,7 @@ class Beginning:
 
     Fields:
         is_resumed: `--resume` named the folder.
-        checkpoint: the newest valid checkpoint of a resumed run; None where training starts at step 0.
+        checkpoint: the newest valid checkpoint of a resumed run; None if training starts at step 0.
     """
 
     verb: str
@@ -71,8 +71,8 @@ class Run:
 
     Fields:
         folder: the same in every process.
-        checkpoint: the newest undamaged checkpoint of a resumed run: everything after it is as if the run had never
-            stopped. None where training starts at step 0.
+        checkpoint: the newest undamaged checkpoint of a resumed run, which continues from it as if it had never
+            stopped. None if training starts at step 0.
         max_steps: of the schedule.
         changes: sentences of `Beginning.changes`.
     """
@@ -90,13 +90,13 @@ class Run:
 
     @property
     def machine(self) -> str:
-        """Processes, device and precision, for people."""
+        """Processes, device and precision, as text for the log."""
         accelerator = self.accelerator
         precision = f"mixed precision: {accelerator.mixed_precision}"
         return f"{accelerator.num_processes} x {accelerator.device.type} ({precision})"
 
     def report_changes(self, fingerprints: dict[str, str] | None = None, is_indexed: bool = True) -> None:
-        """Print what is not as it was when the checkpoint was written, and append it to RUN/changes.txt.
+        """Print what has changed since the checkpoint was written, and append it to RUN/changes.txt.
 
         Args:
             fingerprints: source -> what its rows depend on (`RowStream.fingerprints`).
@@ -138,15 +138,15 @@ def running(
 ) -> Iterator[Run]:
     """The processes of a run, from their start to their end.
 
-    What refers to a prepared model must be gone when the body ends (keep it in a function of its own): what holds the
-    process group goes first, else the end of the group may wait, holding Python's lock, for a thread of gloo's that
-    waits for that lock.
+    No reference to a prepared model may outlive the body (keep them in a function of their own). Otherwise the model is
+    the last holder of the process group, whose destructor may wait, holding Python's lock, for a gloo thread that waits
+    for that lock.
 
     Args:
         args: has `max_steps` and `seed`.
         report_to: an Accelerate tracker.
-        push_to: the repository that the run will be pushed to; created now, since a missing token is better known
-            before the training than after it.
+        push_to: the repository that the run will be pushed to; created now, so that a missing token is reported before
+            the training, not after it.
     Raises:
         ValueError: processes that would work alone, a port in use, an unknown tracker. OSError: a run folder or a
             repository that cannot be written. FileNotFoundError: every checkpoint is damaged.
@@ -182,7 +182,7 @@ def running(
 
 
 class Preemption:
-    """Notes SIGTERM, which a scheduler sends before it takes the machine away; `asked` from then on."""
+    """Records SIGTERM, which a scheduler sends before it takes the machine away; `asked` is True from then on."""
 
     def __init__(self):
         self.asked = False
@@ -205,7 +205,7 @@ def end_run(run: Run, last: Path, best: Path | None) -> None:
     """Print what was written.
 
     Args:
-        last: the last checkpoint. best: the one that `--model RUN` takes; None where SIGTERM ended the training.
+        last: the last checkpoint. best: the one that `--model RUN` takes; None if SIGTERM ended the training.
     Raises:
         SystemExit: with PREEMPTED, after SIGTERM.
     """
@@ -220,7 +220,7 @@ def end_run(run: Run, last: Path, best: Path | None) -> None:
 
 
 def publish(run: Run, best: Path, push_to: str | None) -> None:
-    """Write media.json, so that what the model saw stays known when its shards or its first weights are gone; push."""
+    """Write media.json, the record of the training media that remains when shards are deleted, and push the run."""
     if not run.is_main:
         return
     from training.publish.media_seen import write_media
@@ -236,7 +236,7 @@ def publish(run: Run, best: Path, push_to: str | None) -> None:
 
 
 def _newest_sound(accelerator: Accelerator, folder: Path) -> Path:
-    """The newest checkpoint whose checksums hold, the same in every process; damaged ones are reported."""
+    """The newest checkpoint whose checksums are correct, the same in every process; damaged ones are reported."""
     sound = [None]
     if accelerator.is_main_process:
         checkpoint, damaged = checkpoints.newest_sound(folder)
@@ -246,7 +246,7 @@ def _newest_sound(accelerator: Accelerator, folder: Path) -> Path:
 
 
 def _require_writable(run: Path) -> None:
-    """Make the run folder. Raises OSError where it cannot be written."""
+    """Make the run folder. Raises OSError if it cannot be written."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run):

@@ -1,1 +1,1 @@
-"""What goes with a model to the Hub: its card, the media that it has seen, the push."""
+"""Publishing a model on the Hub: its card, the record of the media that it has seen, and the push."""

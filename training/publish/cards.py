@@ -248,7 +248,7 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
 
     Args:
         settings: the dataclasses of the command; the first is `TokenizerArgs`.
-        results: data set -> figures of `evaluate_tokenizer.measure`.
+        results: dataset -> figures of `evaluate_tokenizer.measure`.
         seconds: duration of the training.
     """
     import yaml

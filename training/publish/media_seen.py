@@ -47,7 +47,7 @@ class Media:
 class Alias:
     """Media that are part of test sets with other names, as shell patterns for names returned by `identify`.
 
-    items: pattern for file names without folders. If the items of a medium are unknown, a data set that `dataset` names
+    items: pattern for file names without folders. If the items of a medium are unknown, a dataset that `dataset` names
     explicitly counts as a whole.
     """
 
@@ -67,7 +67,7 @@ ALIASES = (
 
 
 def identify(recorded: str, split: str) -> tuple[str, str]:
-    """(name, split) of a data set as given to a command: a Hub id, a folder or a file.
+    """(name, split) of a dataset as given to a command: a Hub id, a folder or a file.
 
     The name is the last part of the path that is informative. A last part that names a split takes precedence over
     `split`, since such a folder or file is read whatever split is given ("media/k400/val",
@@ -191,7 +191,7 @@ def _long(kept: list[str] | dict) -> frozenset[str]:
 
 
 def _is_named(alias: Alias, name: str) -> bool:
-    """Whether a rule names this item in particular; a rule for all items of a data set does not."""
+    """Whether a rule names this item in particular; a rule for all items of a dataset does not."""
     return alias.items != "*" and fnmatch(PurePosixPath(name).name, alias.items)
 
 

@@ -53,7 +53,7 @@ class Clips:
         else:
             require(
                 split.source.lists_paths and split.source.expected is None,
-                f"{self.name} is not a folder of files; --decode always needs one, so take --decode once.",
+                f"{self.name} is not a folder of files; --decode always needs one, so use --decode once.",
             )
             self.items = list(split)
             for item in self.items:

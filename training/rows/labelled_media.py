@@ -17,8 +17,11 @@ TOYWORLD_ITEMS = {"train": 2000, "validation": 500, "test": 500}  # it has no en
 
 @dataclass
 class Split:
-    """What one of the three splits is read from. name: in words. items: names of the source's files or rows that belong
-    to it; None: all. is_carved: they are taken from another split."""
+    """The origin of one of the three splits.
+
+    name: a description in words. items: names of the source's files or rows
+    that belong to it; None: all. is_carved: they are taken from another split.
+    """
 
     name: str
     source: ClipSource
@@ -86,7 +89,7 @@ class LabelledMedia:
         return [Split(f"train: {train[0]}", train[1], names), found[1], found[0]]
 
     def _limited(self, source, most: int | None) -> list[str] | None:
-        """Names of `most` items, random ones of a folder, the first ones if listing reads the media; None for all."""
+        """Names of `most` items: random ones of a folder, the first ones if listing reads the media. None for all."""
         if most is None or source.expected is not None:
             return None
         names = []

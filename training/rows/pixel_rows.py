@@ -20,7 +20,7 @@ AHEAD = 8
 
 
 class Ended(Exception):
-    """A source, or the whole mixture, has no row left."""
+    """A source, or the whole mixture, has no rows left."""
 
 
 class PixelRows:

@@ -8,11 +8,11 @@ import sys
 SWEEPS = {
     "coordinates": (
         "training.sweep.coordinates",
-        "is muP set up correctly? change of activations in 1 to 10 Adam steps against width, muP and standard",
+        "check muP: change of activations in 1 to 10 Adam steps against width, with and without muP",
     ),
     "mup": (
         "training.sweep.mup",
-        "which learning rate is best at each width? short trainings over a grid, muP and standard",
+        "find the best learning rate at each width by short trainings over a grid, with and without muP",
     ),
 }
 
