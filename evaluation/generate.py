@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenization.sampling import Sampling, TimeStepArgs
-from training.args import idle, refuse_idle, typed_flags
+from training.flags import idle, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
     from tokenization.video import Clip

@@ -139,7 +139,8 @@ def run_losses(run: str | Path) -> dict | None:
         the sources are pixels, or there are no validation rows.
     """
     from tokenization.files import write_json
-    from training.args import DataArgs, read_recipe
+    from training.args import DataArgs
+    from training.flags import read_recipe
 
     run, kept = Path(run), Path(run) / "predictors.json"
     recipe = read_recipe(run)

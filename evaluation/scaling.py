@@ -18,7 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
-from training.args import config_fields, option, parse, refuse_idle, require, require_positive, typed_flags
+from training.flags import config_fields, option, parse, refuse_idle, require, require_positive, typed_flags
 from training.sweep.run_grid import Point, run_grid
 
 PAPER_EXPONENT = -0.0378

@@ -94,7 +94,8 @@ def of_scaling() -> str:
 
 
 def of_cost() -> str:
-    from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, parse
+    from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+    from training.flags import parse
     from training.plan import PlanArgs, plan
 
     given = parse((PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), ["--recipe", "1b"], "toto plan", "")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from toto_cli import VERBS
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, find_recipe, parse
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.flags import find_recipe, parse
 from training.plan import PlanArgs, plan
 
 ROOT = Path(__file__).parents[1]

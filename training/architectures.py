@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from tokenization.sequences import code_positions
-from training.args import require
 from training.engine.device import in_own_memory
+from training.flags import require
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -17,13 +17,13 @@ from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoCl
 from tokenization import TotoProcessor
 from tokenization.sequences import image_rows, video_rows
 from training.architectures import DropPath
-from training.args import require
 from training.engine import checkpoints
 from training.engine.device import in_own_memory
 from training.engine.objective import Objective
 from training.engine.optim import Average
 from training.engine.progress import finite
 from training.finetune_args import FinetuneModelArgs
+from training.flags import require
 from training.rows.clips import Clips
 
 # Architectures that a fine-tuning can start from.

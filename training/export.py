@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.args import option, parse, require
+from training.flags import option, parse, require
 
 DESCRIPTION = (
     "Write a Toto checkpoint as a plain LlamaForCausalLM folder with the same logits, for servers that support Llama "

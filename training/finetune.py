@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.args import Source, absolute, idle, parse, read_recipe, refuse_idle, require, resumed_run
+from training.args import Source
 from training.finetune_args import (
     RETIRED,
     AugmentArgs,
@@ -19,6 +19,7 @@ from training.finetune_args import (
     LabelledArgs,
     refuse_idle_flags,
 )
+from training.flags import absolute, idle, parse, read_recipe, refuse_idle, require, resumed_run
 
 if TYPE_CHECKING:
     from modeling_toto import TotoConfig

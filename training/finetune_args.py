@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tokenization.sampling import TimeStepArgs
-from training.args import (
-    OptimArgs,
-    RunArgs,
+from training.args import OptimArgs, RunArgs
+from training.flags import (
     absolute,
     option,
     refuse_idle,

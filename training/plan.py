@@ -7,18 +7,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.args import (
-    DataArgs,
-    ModelArgs,
-    OptimArgs,
-    PretrainRunArgs,
-    Source,
-    option,
-    parse,
-    refuse_idle,
-    require,
-    typed_flags,
-)
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, Source
+from training.flags import option, parse, refuse_idle, require, typed_flags
 from training.tiny_scale import shrink
 
 DESCRIPTION = (

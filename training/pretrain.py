@@ -9,18 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.args import (
-    DataArgs,
-    ModelArgs,
-    OptimArgs,
-    PretrainRunArgs,
-    absolute,
-    config_fields,
-    parse,
-    require,
-    resumed_run,
-    with_flags,
-)
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.flags import absolute, config_fields, parse, require, resumed_run, with_flags
 from training.tiny_scale import shrink
 
 if TYPE_CHECKING:

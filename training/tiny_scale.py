@@ -12,7 +12,8 @@ import json
 import os
 from dataclasses import asdict, replace
 
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, config_fields
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.flags import config_fields
 
 STEPS, CODES = 20, 64
 # muP's base width is below the width, so that muP's multipliers are not 1.

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.args import json_fields, parse, read_recipe, require, resumed_run
+from training.flags import json_fields, parse, read_recipe, require, resumed_run
 from training.tokenizers.args import AdversarialArgs, RelaxationArgs, TokenizerArgs, TokenizerOptimArgs
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ class ProbeArgs(TimeStepArgs):
 def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
     """Raises ValueError for a typed flag that would have no effect next to the others."""
     from evaluation.heads.bank import BANKS
-    from training.args import refuse_idle, typed_flags
+    from training.flags import refuse_idle, typed_flags
 
     typed = typed_flags(argv)
     if args.compare is not None:
@@ -205,7 +205,7 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> 
     kind: "image" or "video". is_carved: some split was carved from another one.
     """
     from evaluation.heads.bank import TOKEN_HEADS
-    from training.args import idle
+    from training.flags import idle
 
     found = []
     if kind == "image" and (flags := idle(argv, "num_frames", "stride", "fps", "frame_order", "average_clips")):
@@ -220,7 +220,7 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> 
 def of_task(args: ProbeArgs, argv: list[str]) -> ProbeArgs:
     """The settings of --task, overridden by the flags that were typed."""
     from evaluation.probe.tasks import apply_task
-    from training.args import typed_flags
+    from training.flags import typed_flags
 
     typed = typed_flags(argv)
     given = {name: value for name, value in vars(args).items() if name in typed}

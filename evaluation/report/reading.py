@@ -194,7 +194,7 @@ def read_run(folder: str) -> Run:
 def unit_of_loss(run: Path) -> str:
     """Nats; for a model that regresses the pixels of patches, their squared error."""
     from modeling_toto import TotoConfig
-    from training.args import read_recipe
+    from training.flags import read_recipe
 
     recipe = read_recipe(run)
     fields = recipe.get("config") or {}

@@ -138,7 +138,7 @@ def of_toto(run: Path, spent: float | None) -> dict:
     from transformers import AutoConfig
 
     import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
-    from training.args import read_recipe
+    from training.flags import read_recipe
 
     recipe = read_recipe(run)
     checkpoint = max((run / "checkpoints").iterdir())

@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from training.args import require_positive
+from training.flags import require_positive
 
 WARMUP = 1 / 15  # share of the budget; the study's Toto: 60 of 900 steps
 LOW = 0.05  # end of the cosine, as of the study's Toto

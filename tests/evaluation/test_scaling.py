@@ -9,7 +9,7 @@ from evaluation.scaling import ScalingArgs, main, plan
 from modeling_toto import TotoConfig
 from tokenization.tokenize_dataset import main as tokenize
 from training.architectures import flops_per_token
-from training.args import parse
+from training.flags import parse
 from training.rows.shard_rows import ShardRows
 
 # 32-pixel frames at stride 8, 4 frames a row of 64 tokens.

@@ -17,7 +17,8 @@ from studies.probing.run import Study, StudyArgs
 from studies.probing.steps import PEER, ROOT, best_rate, carry_out
 from tokenization.tokenize_dataset import TokenizeArgs
 from training import finetune
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, parse
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.flags import parse
 
 
 @pytest.fixture

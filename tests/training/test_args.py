@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from training.args import OptimArgs, find_recipe, idle, option, parse, refuse_idle, require, typed_flags
+from training.args import OptimArgs
+from training.flags import find_recipe, idle, option, parse, refuse_idle, require, typed_flags
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from tiny_run import CONFIG, FLAGS, SIDE, save_tokenizer
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoProcessor
 from training import find_model
-from training.args import read_recipe
 from training.engine.device import fast_autocast
+from training.flags import read_recipe
 from training.pretrain import main
 from training.rows.shard_rows import ShardRows
 

@@ -10,7 +10,8 @@ import yaml
 from modeling_toto import TotoConfig
 from training import find_model
 from training.architectures import parameters, peer_config, training_flops
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, json_fields, parse
+from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.flags import json_fields, parse
 from training.pretrain import main
 from training.tiny_scale import STEPS, shrink
 

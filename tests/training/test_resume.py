@@ -102,7 +102,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(whole, half, cap
 
 
 def test_the_runs_own_shards_by_another_path_are_not_a_change(half, capsys, monkeypatch):
-    from training.args import read_recipe
+    from training.flags import read_recipe
 
     shards = Path(read_recipe(half)["shards"])
     monkeypatch.chdir(shards.parent)
@@ -129,7 +129,7 @@ def test_tokens_count_on_where_a_step_becomes_another(half):
 
 
 def test_changed_shards_are_reported(whole, half, tmp_path, capsys):
-    from training.args import read_recipe
+    from training.flags import read_recipe
 
     shards = Path(read_recipe(half)["shards"])
     more = tokenize(tmp_path / "more", shards / "processor", clips=30)
@@ -186,7 +186,7 @@ def test_pixels_are_shared_out_from_the_earliest_place():
 
 
 def test_an_unwritable_folder_is_reported_before_a_model(whole, tmp_path):
-    from training.args import read_recipe
+    from training.flags import read_recipe
 
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from training.args import require
+from training.flags import require
 
 # Setting -> what changing it does to the losses that follow. A setting in none of these lists changes the training.
 NOTHING = (

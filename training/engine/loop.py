@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from training import find_model
-from training.args import OptimArgs, RunArgs, require
+from training.args import OptimArgs, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import redistributed
 from training.engine.device import matmul_peak, surroundings
@@ -30,6 +30,7 @@ from training.engine.progress import (
     validation_line,
 )
 from training.engine.run import Preemption, Run
+from training.flags import require
 from training.rows.mixture import RowStream
 
 

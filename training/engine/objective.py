@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from training.args import DataArgs, require
+from training.args import DataArgs
+from training.flags import require
 
 
 class Objective:

@@ -18,10 +18,11 @@ from accelerate.utils import broadcast_object_list, set_seed
 
 from tokenization.files import write_whole
 from training import find_model
-from training.args import PREEMPTED, RunArgs, read_recipe, require, write_recipe
+from training.args import PREEMPTED, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import changed_settings, changed_surroundings
 from training.engine.device import make_accelerator, require_free_port, require_together, surroundings, versions
+from training.flags import read_recipe, require, write_recipe
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,8 @@ def _read_media(file: Path) -> list[Media]:
 
 
 def _of_run(run: Path) -> list[Media]:
-    from training.args import DataArgs, read_recipe
+    from training.args import DataArgs
+    from training.flags import read_recipe
 
     recipe = read_recipe(run)
     parent = recipe.get("init_from") or recipe.get("model")  # toto pretrain, toto finetune

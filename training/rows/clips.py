@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from tokenization.sources.labelled import check_labels, number_classes
 from tokenization.video import Clip
-from training.args import require
+from training.flags import require
 from training.rows.labelled_media import Split
 
 # Clips tokenized at a time.

@@ -14,7 +14,7 @@ import numpy as np
 
 from tokenization.sampling import Sampling
 from tokenization.video import Clip
-from training.args import require
+from training.flags import require
 from training.rows.shard_rows import is_held_out
 
 # Number of batches within which frames are shuffled: many scenes per batch, little memory (25 MB at 64 px, batch 32).

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.args import Source, require
+from training.args import Source
+from training.flags import require
 from training.rows.pixel_rows import Ended, PixelRows
 from training.rows.shard_rows import ShardRows, check_fit, read_manifest, validation_rows
 

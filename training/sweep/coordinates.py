@@ -17,7 +17,7 @@ from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
 from tokenization.files import write_whole
-from training.args import config_fields, option, parse, require, require_positive
+from training.flags import config_fields, option, parse, require, require_positive
 
 if TYPE_CHECKING:
     import torch

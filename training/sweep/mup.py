@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 from tokenization.files import write_whole
-from training.args import config_fields, option, parse, require, require_positive
+from training.flags import config_fields, option, parse, require, require_positive
 from training.sweep.coordinates import PARAMETRISATIONS, config_of_width
 from training.sweep.run_grid import Point, run_grid
 

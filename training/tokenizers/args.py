@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.args import OptimArgs, option, require, require_choice, require_not_negative, require_positive
+from training.args import OptimArgs
+from training.flags import option, require, require_choice, require_not_negative, require_positive
 
 
 @dataclass(frozen=True)
