@@ -181,6 +181,7 @@ def extract(
             _merge(work)
         state.wait_for_everyone()
     items = json.loads((folder / "items.json").read_text())
+    text = dict.fromkeys(source.text_labels, object)  # an array of text pads every value to the longest, say a caption
     if not items["sources"]:
         skipped = items["skipped"]
         why = f" ({len(skipped)} skipped; the first: {skipped[0]['why']})" if skipped else ""
@@ -189,7 +190,7 @@ def extract(
         split,
         source.kind,
         dict(source.label_names),
-        {column: np.array(values) for column, values in items["labels"].items()},
+        {column: np.array(values, text.get(column)) for column, values in items["labels"].items()},
         items["sources"],
         [_open(each) for each in folders],
         items["skipped"],

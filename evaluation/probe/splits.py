@@ -153,7 +153,7 @@ class _Reader:
         with tempfile.TemporaryDirectory(dir=self.cache) as unkept:  # where the version of the data is unknown
             folder = self.cache / key if key else Path(unkept)
             found = extract(source, split, self.jobs, folder, change=change, batch_size=batch_size)
-        found.labels = {column: found.labels[column] for column in columns}
+        found.labels = {column: np.array(found.labels[column].tolist()) for column in columns}
         for column, labels in found.labels.items():
             check_labels(labels, found.label_names.get(column), column, f"split {found.split}", found.sources)
         return found

@@ -9,8 +9,6 @@ from evaluation.report.reading import AGAINST, NATS, Probe, Run, percent
 from evaluation.results import Versus
 
 VALIDATION_LOSS = "validation loss"
-# What a page says for a verdict of `metrics.verdict`; results of earlier versions say "not apart".
-VERDICTS = {"not apart": "no significant difference"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ def compare_probe(probe: Probe) -> list[Comparison]:
             lead = lead or Versus.from_json(unpaired_difference(best.accuracy, best.ci95, row.accuracy, row.ci95))
             low, high = lead.ci95
             interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]{'' if is_paired else ', unpaired'}"
-            says = verdict(lead.ci95)
-            says = VERDICTS.get(says, says)
+            says = verdict(lead.ci95)  # files of earlier versions use other words
             ours, theirs = percent(best.accuracy, best.ci95), percent(row.accuracy, row.ci95)
             numbers = (ours, theirs, f"{100 * lead.difference:+.1f} points", interval, says)
             found.append(Comparison(probe.name, label, AGAINST.get(who, who), *numbers, says == "above"))

@@ -55,6 +55,17 @@ def test_features_are_those_of_the_grids(backbone, tmp_path):
     assert found.labels["motion"].tolist() == [clip.labels["motion"] for clip in clips]
 
 
+def test_a_long_caption_costs_its_own_length_only(tmp_path):
+    from datasets import Dataset, Features, Image, Value
+    from PIL import Image as Picture
+
+    rows = {"image": [Picture.new("RGB", (40, 40))] * 6, "caption": ["short"] * 5 + ["long" * 25_000]}
+    Dataset.from_dict(rows, Features({"image": Image(), "caption": Value("string")})).to_parquet(tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"), "train", Sampling(resolution=32))
+    found = extract(source, "train", [Job(PixelBackbone(CPU), [0], None)], tmp_path / "cache", progress=False)
+    assert found.labels["caption"].tolist() == rows["caption"] and found.labels["caption"].nbytes < 1000
+
+
 def test_a_second_time_nothing_runs(backbone, tmp_path, monkeypatch):
     jobs = [Job(backbone, [2], 4)]
     first = extract(world(), "train", jobs, tmp_path, progress=False)

@@ -15,7 +15,7 @@ def decode_ahead(steps: Iterable, threads: int, in_flight: int, clips_each: int)
     """The clips of the items of `steps`, decoded while the caller is busy with earlier ones.
 
     Args:
-        steps: objects with an attribute `item`, a `open.Item` or None; they are listed in a thread of their own.
+        steps: objects with an attribute `item`, an `open.Item` or None; they are listed in a thread of their own.
         threads: items decoded at a time.
         in_flight: number of items that may be ahead of the caller. clips_each: decoded clips that each may hold.
     Yields:
