@@ -39,6 +39,7 @@ setup(
     package_data={
         "modeling_toto": ["py.typed"],
         "tokenization": ["py.typed", "weights/*/*"],
+        "tokenization.originals": ["*.jinja"],
         "tokenization.shards": ["*.jinja"],
         "training": ["py.typed", "recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
         "training.publish": ["templates/*"],

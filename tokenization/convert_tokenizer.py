@@ -201,37 +201,21 @@ def _filled(model_class, config, weights: dict, files: str):
 
 
 def _card(kind: str, published: bool, config, records: list[dict], contaminated: bool) -> str:
+    """The README.md of a converted tokenizer (`originals/card.md.jinja`)."""
+    from tokenization.markdown import markdown_template
+
     header, licence = LICENCES[kind] if published else ("unknown", "unknown; that of the source files applies")
-    rows = "".join(
-        f"| {r['file']} | {r['address'] or 'local file'} | {r['bytes']:,} | `{r['sha256']}` |\n" for r in records
+    return markdown_template(Path(__file__).parent / "originals" / "card.md.jinja").render(
+        kind=kind,
+        config=config,
+        records=records,
+        published=published,
+        contaminated=contaminated,
+        header=header,
+        licence=licence,
+        num_tokens=(config.resolution // config.stride) ** 2,
+        has_decoder=getattr(config, "has_decoder", True),
     )
-    side = config.resolution // config.stride
-    notes = [f"Licence: {licence}."]
-    if published and any(r["address"] is None for r in records):
-        notes.append("Local files are assumed to be the published ones; no published hash confirms it.")
-    if contaminated:
-        notes.append(
-            "**Label-contaminated**: the checkpoint holds a perceptual loss (LPIPS) whose network was trained on "
-            "ImageNet labels."
-        )
-    if not getattr(config, "has_decoder", True):
-        notes.append("**Encoder only**: the source holds no decoder, so codes cannot be decoded to pictures.")
-    notes.append("Measure it with `toto evaluate-tokenizer`.")
-    return f"""---
-library_name: transformers
-license: {header}
-tags: [toto, visual-tokenizer{", label-contaminated" if contaminated else ""}]
----
-# A {config.model_type.removeprefix("toto_")} tokenizer for Toto, converted from {kind}
-
-{config.resolution} x {config.resolution} pixels, stride {config.stride}: {side * side} codes per frame,
-from a codebook of {config.num_codes}. Pixels are RGB floats in [0, 1].
-The weights are those of the source, renamed and in fp32; nothing was trained.
-
-| source file | address | bytes | sha256 |
-|---|---|---|---|
-{rows}
-""" + "".join(f"{note}\n\n" for note in notes).removesuffix("\n")
 
 
 def convert(args: ConvertArgs) -> Path:
