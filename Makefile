@@ -23,7 +23,7 @@ demo: .venv
 	$(BIN)/toto demo --output out/demo
 
 test: .venv
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	$(BIN)/ruff check .

@@ -7,8 +7,8 @@ from evaluation.demo import LABELS, commands, main
 
 def test_demo_runs_and_resumes(tmp_path, capsys):
     out = tmp_path / "demo"
-    flags = ["--output", str(out), "--train_minutes", "0.1", "--train_clips", "60"]
-    flags += ["--max_train", "40", "--max_eval", "24"]
+    flags = ["--output", str(out), "--train_minutes", "0.03", "--train_clips", "24"]
+    flags += ["--max_train", "32", "--max_eval", "24"]
     main(flags)
     printed = capsys.readouterr().out
     for verb in ("tokenize", "pretrain", "generate", "probe", "report"):

@@ -145,7 +145,7 @@ def test_unpaired_difference_known_values():
 
 
 def test_unlike_lengths_are_one_sentence():
-    with pytest.raises(ValueError, match="of the same items"):
+    with pytest.raises(ValueError, match="pass both for the same items"):
         paired_difference(PREDICTED[:3], PREDICTED, TRUE)
 
 

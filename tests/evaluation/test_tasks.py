@@ -61,11 +61,11 @@ def test_time_steps():
 
 
 def test_unknown_tasks_and_tasks_without_data_are_one_sentence():
-    with pytest.raises(ValueError, match=r"no task 'cifar-10': the tasks are imagenet-1k, .* did you mean cifar10\?"):
+    with pytest.raises(ValueError, match=r"no task 'cifar-10'; the tasks are imagenet-1k, .* did you mean cifar10\?"):
         get_task("cifar-10")
     with pytest.raises(ValueError, match="did you mean imagenet-1k"):
         apply_task("ImageNet", {})
     with pytest.raises(ValueError, match=r"takes any data\)\.$"):
         get_task("zzz")
-    with pytest.raises(ValueError, match=r"kinetics-400 is not on the Hub .*: give --dataset FOLDER"):
+    with pytest.raises(ValueError, match=r"kinetics-400 is not on the Hub .*; give --dataset FOLDER"):
         apply_task("kinetics-400", {"dataset": None})
