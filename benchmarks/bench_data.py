@@ -46,8 +46,15 @@ def write_shards(folder: Path, rows: int, seed: int) -> Path:
         file = folder / f"train-{number:05d}.parquet"
         pq.write_table(table, file, row_group_size=1024)
         listed.append({"file": file.name, "rows": count, "sha256": sha256(file)})
-    manifest = {"format": FORMAT, "kind": "video", "split": "train", "num_codes": 512, "grid": [8, 8]}
-    manifest |= {"num_frames": 16, "num_tokens": rows * 1024, "num_sequences": rows, "shards": listed}
+    manifest = {"format": FORMAT, "kind": "video", "dataset": "random codes", "split": "train"}
+    manifest |= {
+        "num_codes": 512,
+        "grid": [8, 8],
+        "num_frames": 16,
+        "num_tokens": rows * 1024,
+        "num_sequences": rows,
+        "shards": listed,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

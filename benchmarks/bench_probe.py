@@ -69,7 +69,8 @@ def measure(args) -> dict:
             middle = time.perf_counter()
             (features,) = clips.features[0]
             train, validation, test = (features.take(rows[name]) for name in rows)
-            wanted = {name: clips.labels["label"][chosen][:, None] for name, chosen in rows.items()}
+            labels = torch.from_numpy(clips.labels["label"])[:, None]
+            wanted = {name: labels[chosen] for name, chosen in rows.items()}
             bank = HeadBank("linear", [10], learning_rates=rates, weight_decays=(0.0,), epochs=args.epochs)
             bank.run(train, wanted["train"], validation, wanted["validation"], test)
         return middle - start, time.perf_counter() - middle
