@@ -18,6 +18,8 @@ class TotoVQGANConfig(PreTrainedConfig):
         norm_groups: groups of every GroupNorm.
         patch_size: side of the squares of pixels folded into channels before the first convolution and unfolded after
             the last (our addition, for fast tokenizers on a CPU; 1 is the published network).
+        local: every convolution is 1 x 1 and every norm is taken at each position (our addition; not as published), so
+            that with one level a code depends on its own patch alone, and a patch has the same code everywhere.
         resolution: native side of the pictures in pixels.
 
     Raises:
@@ -36,6 +38,7 @@ class TotoVQGANConfig(PreTrainedConfig):
     z_channels: int = 256
     norm_groups: int = 32
     patch_size: int = 1
+    local: bool = False
     resolution: int = 256
 
     def __post_init__(self, **kwargs):
@@ -51,6 +54,12 @@ class TotoVQGANConfig(PreTrainedConfig):
             raise ValueError(
                 f"norm_groups must divide the channels of every level, {self.base_channels} times 1 and "
                 f"{list(self.channel_multipliers)}, got {self.norm_groups}."
+            )
+        if self.local and (len(self.channel_multipliers) > 1 or self.attention_resolutions or self.mid_attention):
+            raise ValueError(
+                "local needs one level and no attention: channel_multipliers [1], attention_resolutions [] and "
+                f"mid_attention false, got {list(self.channel_multipliers)}, {list(self.attention_resolutions)} and "
+                f"{self.mid_attention}."
             )
         if self.resolution % self.stride:
             raise ValueError(f"resolution must be a multiple of the stride {self.stride}, got {self.resolution}.")

@@ -31,15 +31,30 @@ class TotoVQGANOutput(ModelOutput):
 class TotoVQGANNorm(nn.GroupNorm):
     def __init__(self, config: TotoVQGANConfig, channels: int):
         super().__init__(config.norm_groups, channels, eps=1e-6)
+        self.local = config.local
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (B, C, H, W)
+        if not self.local:
+            return super().forward(x)
+        positions = x.permute(0, 2, 3, 1)
+        return super().forward(positions.flatten(0, 2)).view(positions.shape).permute(0, 3, 1, 2)
+
+
+class TotoVQGANConv(nn.Conv2d):
+    """The 3 x 3 convolution that keeps the size; 1 x 1 in a local tokenizer."""
+
+    def __init__(self, config: TotoVQGANConfig, in_channels: int, out_channels: int):
+        side = 1 if config.local else 3
+        super().__init__(in_channels, out_channels, side, padding=side // 2)
 
 
 class TotoVQGANResnetBlock(nn.Module):
     def __init__(self, config: TotoVQGANConfig, in_channels: int, out_channels: int):
         super().__init__()
         self.norm1 = TotoVQGANNorm(config, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = TotoVQGANConv(config, in_channels, out_channels)
         self.norm2 = TotoVQGANNorm(config, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = TotoVQGANConv(config, out_channels, out_channels)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
@@ -123,7 +138,7 @@ class TotoVQGANEncoder(nn.Module):
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multipliers]
         self.patch_size = config.patch_size
-        self.conv_in = nn.Conv2d(3 * config.patch_size**2, config.base_channels, 3, padding=1)
+        self.conv_in = TotoVQGANConv(config, 3 * config.patch_size**2, config.base_channels)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             before = widths[i - 1] if i else config.base_channels
@@ -134,7 +149,7 @@ class TotoVQGANEncoder(nn.Module):
             self.down.append(level)
         self.mid = TotoVQGANMiddle(config, widths[-1])
         self.norm_out = TotoVQGANNorm(config, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        self.conv_out = TotoVQGANConv(config, widths[-1], config.z_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) in [-1, 1] -> (B, Z, h, w)
         x = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
@@ -147,7 +162,7 @@ class TotoVQGANDecoder(nn.Module):
     def __init__(self, config: TotoVQGANConfig):
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = TotoVQGANConv(config, config.z_channels, widths[-1])
         self.mid = TotoVQGANMiddle(config, widths[-1])
         levels = []
         for i in reversed(range(len(widths))):
@@ -160,7 +175,7 @@ class TotoVQGANDecoder(nn.Module):
         self.up = nn.ModuleList(levels)
         self.norm_out = TotoVQGANNorm(config, widths[0])
         self.patch_size = config.patch_size
-        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch_size**2, 3, padding=1)
+        self.conv_out = TotoVQGANConv(config, widths[0], 3 * config.patch_size**2)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:  # (B, Z, h, w) -> (B, 3, H, W), about [-1, 1]
         x = self.mid(self.conv_in(z))

@@ -113,8 +113,8 @@ def open_source(
     """The clips of a dataset.
 
     Args:
-        dataset: "toyworld" (or "toyworld:cluttered", ":film", or ":photos", which are pictures without labels), a
-            folder (of videos or images, with or without class folders, train/ and validation/ folders, metadata or a
+        dataset: "toyworld" (or "toyworld:cluttered", ":film", ":motion", or ":photos", which are pictures without
+            labels; "toyworld:motion:NAME=NUMBER,..." sets rules of MotionRules), a folder (of videos or images, with or without class folders, train/ and validation/ folders, metadata or a
             README with configs), a .parquet or webdataset .tar file, one video or image file, or a Hub id.
         split: its name; None takes the only split.
         sampling: which frames and pixels. Toyworld ignores stride and fps, and supports neither views nor detail.
@@ -214,7 +214,7 @@ class _DatasetItems:
 
 
 def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -> ClipSource:
-    from tokenization.toyworld.world import ToyWorld
+    from tokenization.toyworld import open_world
 
     if sampling.detail is not None:
         raise ValueError("Toyworld is drawn at the requested resolution; omit the detail.")
@@ -228,8 +228,7 @@ def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -
     variant = dataset.partition(":")[2] or "simple"
     if variant == "photos":
         return _photographs(dataset, split, sampling.resolution, sampling.seed, limit)
-    drawn = {"resolution": sampling.resolution, "num_frames": sampling.num_frames}
-    world = ToyWorld(split=split, variant=variant, seed=sampling.seed, **drawn)
+    world = open_world(variant, split, sampling.seed, sampling.resolution, sampling.num_frames)
 
     def rendered(index: int) -> Iterator[Clip]:
         item = world.clip(index)

@@ -1,5 +1,22 @@
 """The embedded world: endless rendered clips with exact labels, and pictures, both determined by a seed."""
 
-from tokenization.toyworld.world import MOTIONS, ToyWorld
+from __future__ import annotations
 
-__all__ = ["MOTIONS", "ToyWorld"]
+from tokenization.toyworld.motion import MotionRules, MotionWorld
+from tokenization.toyworld.world import MOTIONS, EndlessClips, ToyWorld
+
+__all__ = ["MOTIONS", "MotionRules", "MotionWorld", "ToyWorld", "open_world"]
+
+
+def open_world(
+    variant: str = "simple", split: str = "train", seed: int = 0, resolution: int = 64, num_frames: int = 16
+) -> EndlessClips:
+    """The clips of a variant, named as after "toyworld:"; "motion:NAME=NUMBER,..." sets rules of MotionRules.
+
+    Raises:
+        ValueError: unknown variant, split or rule, or a size that the variant does not have.
+    """
+    name, _, rules = variant.partition(":")
+    if name == "motion":
+        return MotionWorld(split, MotionRules.parse(rules), seed, resolution, num_frames)
+    return ToyWorld(split, variant, seed, resolution, num_frames)

@@ -40,7 +40,22 @@ INKS = ((8, 8, 8), (248, 248, 248))
 UNKNOWN_FLOW = -32768
 
 
-class ToyWorld(IterableDataset):
+class EndlessClips(IterableDataset):
+    """An endless dataset of the clips `clip(0)`, `clip(1)`, ..., which DataLoader workers share."""
+
+    def __iter__(self):
+        worker = get_worker_info()
+        index, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            yield self.clip(index)
+            index += step
+
+    def clip(self, index: int) -> dict:
+        """The clip with this index."""
+        raise NotImplementedError
+
+
+class ToyWorld(EndlessClips):
     """An endless stream of labelled clips; `clip(i)` returns the i-th one.
 
     Args:
@@ -76,13 +91,6 @@ class ToyWorld(IterableDataset):
             )
         self.split, self.variant, self.seed = split, variant, seed
         self.resolution, self.num_frames = resolution, num_frames
-
-    def __iter__(self):
-        worker = get_worker_info()
-        index, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
-            yield self.clip(index)
-            index += step
 
     def clip(self, index: int) -> dict:
         """The clip with this index, as described above."""

@@ -69,6 +69,9 @@ class AdversarialArgs:
 
     commitment_weight: float = option(0.25, "beta of the commitment term (as published)")
     revive_every: int = option(50, "steps between revivals of unused codes (ours); 0 for never, as published")
+    revive_far: bool = option(
+        False, "revive codes at patches far from the codes in use (ours, for media in which most patches are one)"
+    )
     l2_weight: float = option(0.0, "weight of a squared pixel error in addition to the L1 (ours)")
     perceptual: str | None = option(
         None,

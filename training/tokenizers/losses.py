@@ -154,18 +154,25 @@ def vqgan_loss(
 
 
 @torch.no_grad()
-def revive(model: TotoVQGANModel, usage: torch.Tensor, latents: torch.Tensor) -> int:
+def revive(model: TotoVQGANModel, usage: torch.Tensor, latents: torch.Tensor, far: bool = False) -> int:
     """Replace unused codes by random encoder outputs of this batch; returns the number of replaced codes.
 
     Without this, a plain VQ of this size uses a tenth of its codes (paper silent; ours).
 
     Args:
         usage: (K,) number of recent uses of each code. latents: (B, E, h, w).
+        far: draw outputs in proportion to their squared distance from the codes in use, as k-means++ does, not all
+            alike: where most patches are the same one, all codes would be set to it.
     """
     dead = (usage == 0).nonzero().flatten()
     if len(dead):
         vectors = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
-        chosen = vectors[torch.randint(len(vectors), (len(dead),), device=vectors.device)]
         table = model.quantize.embedding.weight
+        kept = table[usage > 0].float()
+        if far and len(kept):
+            weight = torch.cdist(vectors, kept).amin(1).square() + 1e-12
+            chosen = vectors[torch.multinomial(weight, len(dead), replacement=True)]
+        else:
+            chosen = vectors[torch.randint(len(vectors), (len(dead),), device=vectors.device)]
         table[dead] = (chosen + 0.01 * vectors.std() * torch.randn_like(chosen)).to(table.dtype)
     return len(dead)

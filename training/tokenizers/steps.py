@@ -156,7 +156,7 @@ class VQGANSteps(_Steps):
         if step == 0 or (step + 1) % every == 0:
             if step < 0.9 * self.args.max_steps:
                 usage = self.accelerator.reduce(self.usage)
-                revived = revive(self.model, usage, latents)
+                revived = revive(self.model, usage, latents, self.adversarial.revive_far)
                 if self.accelerator.num_processes > 1:  # the processes draw different vectors; take the first's
                     table = self.model.quantize.embedding.weight.data
                     table.copy_(broadcast(table.clone()))

@@ -1,0 +1,370 @@
+"""`toyworld:motion`: a world made to be learnt by a small model, with the exact truth of what moves, hides and returns.
+
+A frame of 64 x 64 pixels is a room of 8 x 8 tokens with a line along its walls. Sprites of 2 x 2 tokens move by whole
+tokens, so that each token shows one of a few hundred small pictures. They bounce at the walls, pass in front of each
+other and behind a post or a wall, walk or spin. `MotionRules` has every rule, and harder ones. Everything is integer
+arithmetic: the same (rules, split, seed, index) gives the same clip.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from tokenization.toyworld import items, sprites
+from tokenization.toyworld.world import MOTIONS, EndlessClips
+
+SIDE = 64  # pixels of a frame
+TOKEN = 8
+HALF = TOKEN // 2  # positions and speeds count half tokens
+ROOM = SIDE // HALF
+SPRITE = sprites.SIDE // HALF
+OCCLUDER = 255  # in masks
+OCCLUDERS = ("none", "post", "wall")
+THICKNESS = 3 * TOKEN  # an object of two tokens is out of sight for two frames
+PANNED = 12 * TOKEN  # width of the room that a camera pans over
+# Indices of the palette.
+FLOOR, LINE, STONE, JOINT, EDGE, BODY, TEXTURE = 0, 1, 2, 3, 4, 8, 24
+COLOURS = ((22, 24, 38), (86, 92, 120), (124, 122, 116), (78, 76, 74), (168, 166, 158))
+TRIES = 12  # starts from which the first free one is taken
+
+
+@dataclass(frozen=True)
+class MotionRules:
+    """The rules of `toyworld:motion`. Chances are percentages.
+
+    Args:
+        min_objects, max_objects: objects of a clip, each of its own hue; at most five.
+        rest: chance of an object to stand still.
+        directions: 4 (along the walls) or 8 (diagonals as well) ways to move.
+        occluders: chance of a clip to have a post or a wall in front of everything.
+        spinners: chance of an object to be a spinner, which turns by a quarter or an eighth each frame.
+        walkers: chance of a creature to walk: to cycle through 2 to 4 pictures.
+        overlap: 1 lets objects hide what is behind their transparent pixels as well, up to the edges of their tokens,
+            so that an overlap makes no new token; 0 shows it.
+        half_tokens: harder: chance of an object to move by half a token each frame.
+        pan: harder: chance of a clip to be seen by a camera that pans over a wider room, a token each frame.
+        textured: harder: chance of a clip to have a textured floor.
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    min_objects: int = 1
+    max_objects: int = 3
+    rest: int = 25
+    directions: int = 8
+    occluders: int = 50
+    spinners: int = 25
+    walkers: int = 50
+    overlap: int = 1
+    half_tokens: int = 0
+    pan: int = 0
+    textured: int = 0
+
+    def __post_init__(self):
+        if not 1 <= self.min_objects <= self.max_objects <= len(sprites.HUES):
+            raise ValueError(
+                f"min_objects is {self.min_objects} and max_objects {self.max_objects}; toyworld:motion has 1 to "
+                f"{len(sprites.HUES)} objects."
+            )
+        if self.directions not in (4, 8) or self.overlap not in (0, 1):
+            raise ValueError(
+                f"directions is {self.directions} and overlap {self.overlap}; directions is 4 or 8, overlap 0 or 1."
+            )
+        for name in ("rest", "occluders", "spinners", "walkers", "half_tokens", "pan", "textured"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a percentage, 0 to 100.")
+
+    @classmethod
+    def parse(cls, text: str) -> MotionRules:
+        """Rules from "name=number,name=number"; those not named have their defaults.
+
+        Raises:
+            ValueError: no such rule, or not a number.
+        """
+        known = [field.name for field in fields(cls)]
+        given = {}
+        for part in filter(None, text.split(",")):
+            name, _, value = part.partition("=")
+            if name.strip() not in known or not value.strip().isdecimal():
+                raise ValueError(
+                    f"toyworld:motion does not know the rule {part!r}; write name=number, with a name of "
+                    f"{', '.join(known)}."
+                )
+            given[name.strip()] = int(value)
+        return cls(**given)
+
+
+@dataclass
+class _Objects:
+    """The objects of a clip: arrays over objects (N,), or over frames and objects (T + 1, N)."""
+
+    sprite: np.ndarray
+    hue: np.ndarray
+    shade: np.ndarray
+    period: np.ndarray
+    phase: np.ndarray
+    place: np.ndarray  # (T + 1, N, 2): x, y of the upper left corner in the room, in half tokens
+
+
+class MotionWorld(EndlessClips):
+    """An endless stream of clips of `toyworld:motion`; `clip(i)` returns the i-th one.
+
+    Args:
+        split: "train", "validation" or "test"; a sprite in a hue belongs to one split (see sprites.owned).
+        rules: the defaults if None.
+        seed: another seed gives other clips.
+        resolution: side of the frames, a multiple of 64; at 128 every pixel is doubled.
+        num_frames: frames per clip.
+    Raises:
+        ValueError: an unknown split, another resolution, or no frames.
+
+    Every clip is a dict of N objects and T frames, places and flow in pixels:
+        `video` uint8 (T, R, R, 3).
+        `masks` uint8 (T, R, R): 0 background, k for the k-th object, 255 for the post or wall.
+        `depth_order`: object numbers 1..N, farthest first; the post or wall is in front of all.
+        `flow` int16 (T, R, R, 2): (dx, dy) from each frame to the next one.
+        `place` int16 (T, N, 2): x, y of the upper left corner, inside the frame or not.
+        `moving` bool (N,), `contact` bool (T, N): touches a wall of the room that it moves against, and turns around.
+        `visibility` float32 (T, N): share of its pixels that is seen.
+        `sprite`, `hue`, `shade` int (N,): the identity. `phase` int (T, N): which of the sprite's pictures is shown.
+        `period` int (N,): frames after which the pictures repeat; 1 if they never change.
+        labels `objects` (N - 1), `occluder` (none, post or wall), `motion` of the first object (8 directions or rest, as
+        it starts); `clip_id` and `index`.
+    """
+
+    label_names = {
+        "objects": [str(n + 1) for n in range(len(sprites.HUES))],
+        "occluder": list(OCCLUDERS),
+        "motion": [*MOTIONS, "rest"],
+    }
+
+    def __init__(
+        self,
+        split: str = "train",
+        rules: MotionRules | None = None,
+        seed: int = 0,
+        resolution: int = SIDE,
+        num_frames: int = 16,
+    ):
+        items.check_split(split)
+        if resolution % SIDE or resolution < SIDE or num_frames < 1:
+            raise ValueError(
+                f"resolution is {resolution} and num_frames is {num_frames}; toyworld:motion needs a multiple of "
+                f"{SIDE} pixels and at least 1 frame."
+            )
+        self.split, self.rules, self.seed = split, rules or MotionRules(), seed
+        self.resolution, self.num_frames = resolution, num_frames
+
+    def clip(self, index: int) -> dict:
+        """The clip with this index, as described above."""
+        # RandomState, not Generator: its streams are frozen, so clips do not change with numpy's versions.
+        rng = np.random.RandomState([self.seed, 8 + items.SPLITS.index(self.split), index])
+        rules, frames = self.rules, self.num_frames
+        panned = _chance(rng, rules.pan)
+        width = PANNED if panned else SIDE
+        camera = _camera(rng, frames + 1, (width - SIDE) // TOKEN) * TOKEN  # (T + 1,) pixels
+        textured = _chance(rng, rules.textured)
+        texture = rng.randint(TEXTURES)
+        occluder, left, top = self._draw_occluder(rng, width)
+        objects = self._draw_objects(rng, width, occluder, left, top, int(camera[0]))
+        order = rng.permutation(len(objects.sprite))
+
+        room = _floor(width, self.split, texture) if textured else _bare_floor(width)
+        palette = _palette(objects, textured)
+        canvas = np.broadcast_to(room, (frames, *room.shape)).copy()  # indices of the palette
+        owner = np.zeros((frames, SIDE, width), dtype=np.uint8)
+        counts = self._paint(canvas, owner, objects, order, bool(rules.overlap))
+        stone = _stone(occluder, width)
+        canvas[:, top : top + stone.shape[0], left : left + stone.shape[1]] = stone
+        owner[:, top : top + stone.shape[0], left : left + stone.shape[1]] = OCCLUDER
+        if panned:
+            columns = (camera[:-1, None] + np.arange(SIDE))[:, None]
+            canvas = np.take_along_axis(canvas, columns, axis=2)
+            owner = np.take_along_axis(owner, columns, axis=2)
+        return self._describe(index, canvas, owner, palette, objects, order, counts, camera, occluder, width)
+
+    def _draw_occluder(self, rng: np.random.RandomState, width: int) -> tuple[int, int, int]:
+        """Which occluder, and the pixel of its upper left corner."""
+        drawn, across, along = _chance(rng, self.rules.occluders), rng.randint(2), rng.randint(2)
+        kind = 1 + across if drawn else 0
+        start = (2 + along) * TOKEN + (width - SIDE) // 2 * (kind == 1)
+        return kind, start if kind == 1 else 0, start if kind == 2 else 0
+
+    def _draw_objects(self, rng, width: int, occluder: int, left: int, top: int, camera: int) -> _Objects:
+        """Objects that start in sight: none behind the occluder in the first two frames, nor on another at the start.
+
+        Where TRIES starts give no such place the last one is taken.
+        """
+        rules, frames = self.rules, self.num_frames
+        count = rng.randint(rules.min_objects, rules.max_objects + 1)
+        owned = sprites.owned(self.split)
+        far = np.array([width // HALF - SPRITE, ROOM - SPRITE])  # the last place along x and y
+        times = np.arange(frames + 1)
+        stone = _stone(occluder, width).shape
+        hidden_from = np.array([left, top]) // HALF - SPRITE
+        hidden_to = np.array([left + stone[1], top + stone[0]]) // HALF
+        drawn, hues, places, phases = [], [], [], []
+        for _ in range(count):
+            creatures, spinners = (pairs[~np.isin(pairs[:, 1], hues)] for pairs in owned)
+            spins = _chance(rng, rules.spinners) and len(spinners) > 0  # a split may have no spinner in the hues left
+            free = spinners if spins else creatures
+            sprite, hue = free[rng.randint(len(free))]
+            walks, rests, slow = (_chance(rng, chance) for chance in (rules.walkers, rules.rest, rules.half_tokens))
+            period, begin, way = rng.randint(2, 5), rng.randint(sprites.PHASES), 1 - 2 * rng.randint(2)
+            if sprite == sprites.NUM_SPRITES - 1:
+                period = 8
+            elif spins:
+                period = 4
+            elif not walks:
+                period = 1
+            phases.append((begin + way * times) % period)
+            step = np.array(_ways(rules.directions)[rng.randint(rules.directions)])
+            step = 0 * step if rests else step * (1 if slow else 2)
+            # A place on the way there and back; even, so that objects stand on whole tokens.
+            starts = rng.randint(0, far, size=(TRIES, 2)) * 2
+            seen = _bounce(starts[:, None] + step * times[:2, None], far)  # (TRIES, 2, 2)
+            behind = ((seen > hidden_from) & (seen < hidden_to)).all(-1).any(-1) if occluder else np.zeros(TRIES, bool)
+            first = seen[:, 0]
+            meets = [(abs(first - place[0]) < SPRITE).all(-1) for place in places]
+            outside = (first[:, 0] * HALF < camera) | (first[:, 0] * HALF + sprites.SIDE > camera + SIDE)
+            taken = np.any([behind, outside, *meets], axis=0)
+            start = starts[np.argmin(taken) if not taken.all() else -1]
+            places.append(_bounce(start + step * times[:, None], far))
+            drawn.append((sprite, hue, period))
+            hues.append(hue)
+        sprite, hue, period = np.array(drawn).T
+        shades = sprites.SHADES[self.split]
+        shade = np.array(shades)[rng.randint(len(shades), size=count)]
+        return _Objects(sprite, hue, shade, period, np.stack(phases, 1), np.stack(places, 1))
+
+    def _paint(self, canvas, owner, objects: _Objects, order, overlap: bool) -> np.ndarray:
+        """Paint the objects, farthest first; returns the number of pixels of each object's pictures, (T, N)."""
+        frames = len(canvas)
+        inside = np.arange(sprites.SIDE)
+        width = canvas.shape[2]
+        counts = np.empty((frames, len(order)), dtype=np.int64)
+        canvas, owner = canvas.reshape(-1), owner.reshape(-1)
+        for number in order:
+            picture = sprites.pictures()[objects.sprite[number], objects.phase[:frames, number]]  # (T, 16, 16)
+            solid = picture > 0
+            counts[:, number] = solid.sum((1, 2))
+            x, y = (objects.place[:frames, number] * HALF).T
+            first = np.arange(frames) * SIDE * width + y * width + x
+            pixels = first[:, None, None] + inside[:, None] * width + inside
+            colour = np.where(solid, BODY - 1 + 2 * number + picture, FLOOR)
+            if overlap:
+                canvas[pixels], owner[pixels] = colour, np.where(solid, number + 1, 0)
+            else:
+                canvas[pixels[solid]], owner[pixels[solid]] = colour[solid], number + 1
+        return counts
+
+    def _describe(self, index, canvas, owner, palette, objects, order, counts, camera, occluder, width) -> dict:
+        frames, times, count = self.num_frames, self.resolution // SIDE, len(order)
+        place = objects.place * HALF - np.stack([camera, 0 * camera], 1)[:, None]  # (T + 1, N, 2)
+        # one row for the floor, one for each object; the occluder moves as the floor does
+        motion = np.zeros((frames, count + 1, 2), dtype=np.int16)
+        motion[:, 0, 0] = camera[:-1] - camera[1:]
+        motion[:, 1:] = place[1:] - place[:-1]
+        flow = motion[np.arange(frames)[:, None, None], np.where(owner == OCCLUDER, 0, owner)]
+        seen = np.stack([(owner == number + 1).sum((1, 2)) for number in range(count)], 1)
+        moved = np.diff(objects.place, axis=0)  # (T, N, 2)
+        moving = (moved != 0).any((0, 2))
+        far = np.array([width // HALF - SPRITE, ROOM - SPRITE])
+        at_wall = (objects.place[:-1] == 0) | (objects.place[:-1] == far)
+        first = tuple(np.sign(moved[0, 0]).tolist())
+        return {
+            "video": _enlarge(palette[canvas], times),
+            "masks": _enlarge(owner, times),
+            "depth_order": (order + 1).tolist(),
+            "flow": _enlarge(flow, times) * np.int16(times),
+            "place": (place[:-1] * times).astype(np.int16),
+            "moving": moving,
+            "contact": (at_wall & (moved != 0)).any(-1),
+            "visibility": (seen / counts).astype(np.float32),
+            "sprite": objects.sprite,
+            "hue": objects.hue,
+            "shade": objects.shade,
+            "phase": objects.phase[:-1],
+            "period": objects.period,
+            "objects": count - 1,
+            "occluder": occluder,
+            "motion": list(MOTIONS.values()).index(first) if first in MOTIONS.values() else len(MOTIONS),
+            "clip_id": f"toyworld/motion/{self.split}/{self.seed}/{index}",
+            "index": index,
+        }
+
+
+def _chance(rng: np.random.RandomState, percent: int) -> bool:
+    return bool(rng.randint(100) < percent)
+
+
+def _ways(directions: int) -> tuple[tuple[int, int], ...]:
+    ways = tuple(MOTIONS.values())
+    return ways if directions == 8 else ways[::2]
+
+
+def _bounce(way: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """Distances travelled along x and y -> places between the walls at 0 and `far`."""
+    turned = way % (2 * far)
+    return np.minimum(turned, 2 * far - turned)
+
+
+def _camera(rng: np.random.RandomState, frames: int, far: int) -> np.ndarray:
+    """Tokens by which the camera has moved in each frame, there and back over `far` tokens."""
+    start = rng.randint(8)
+    return _bounce(start + np.arange(frames), np.array(far)) if far else np.zeros(frames, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def _bare_floor(width: int) -> np.ndarray:
+    """A room, palette indices (64, width): the floor, and a line of one pixel along its walls."""
+    room = np.full((SIDE, width), FLOOR, dtype=np.uint8)
+    room[[0, -1]] = LINE
+    room[:, [0, -1]] = LINE
+    return room
+
+
+TEXTURES = 8  # floors of each split
+LEVELS = 8  # shades of a textured floor
+
+
+@functools.lru_cache(maxsize=64)
+def _floor(width: int, split: str, number: int) -> np.ndarray:
+    """A room with a textured floor: patches of random brightness, in a period that belongs to the texture."""
+    rng = np.random.RandomState([items.SPLITS.index(split), number, 11])
+    grain = (2, 3, 4, 6)[number % 4]
+    coarse = rng.randint(0, LEVELS, (SIDE // grain + 1, PANNED // grain + 1)).astype(np.uint8)
+    fine = coarse.repeat(grain, 0).repeat(grain, 1)[:SIDE, :width]
+    return np.where(_bare_floor(width) == LINE, LINE, TEXTURE + fine).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=16)
+def _stone(kind: int, width: int) -> np.ndarray:
+    """The occluder, palette indices (H, W): stones of a token each, with light edges where objects pass behind."""
+    height, across = ((0, 0), (SIDE, THICKNESS), (THICKNESS, width))[kind]
+    y, x = np.mgrid[:height, :across]
+    stone = np.where((y % TOKEN == TOKEN - 1) | (x % TOKEN == TOKEN - 1), JOINT, STONE).astype(np.uint8)
+    if kind == 1:
+        stone[:, [0, -1]] = EDGE
+    elif kind == 2:
+        stone[[0, -1]] = EDGE
+    return stone
+
+
+def _palette(objects: _Objects, textured: bool) -> np.ndarray:
+    """Palette index -> RGB, uint8 (32, 3). Objects on a textured floor hide it with its mean."""
+    palette = np.zeros((TEXTURE + LEVELS, 3), dtype=np.uint8)
+    palette[: len(COLOURS)] = COLOURS
+    if textured:
+        palette[FLOOR] = (30, 32, 46)
+    palette[TEXTURE:] = np.arange(LEVELS)[:, None] * 6 + np.array((14, 16, 28))
+    for number in range(len(objects.hue)):
+        palette[BODY + 2 * number : BODY + 2 * number + 2] = sprites.tones(objects.hue[number], objects.shade[number])
+    return palette
+
+
+def _enlarge(frames: np.ndarray, times: int) -> np.ndarray:
+    return frames if times == 1 else frames.repeat(times, axis=1).repeat(times, axis=2)

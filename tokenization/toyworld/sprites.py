@@ -1,0 +1,131 @@
+"""The sprites of `toyworld:motion`: 16 x 16 pictures of two tones, which of them belongs to which split, and colours.
+
+A creature is one of 12 heads (upper half) on one of 6 pairs of feet (lower half), whose four pictures make it walk. A
+spinner is a wheel, an arrow, a hook, which turn by quarters, or a dial, which turns by eighths. Halves and quarters of
+pictures are tokens of 8 x 8 pixels, shared by many sprites, so that a sprite held out of training is new only as a
+whole.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from tokenization.toyworld.items import SPLITS
+
+SIDE = 16  # pixels of a sprite's side: two tokens
+PHASES = 8  # pictures a sprite may have; those with fewer repeat them
+
+# Left halves in pixels of 2 x 2, mirrored to the right: ' ' transparent, '#' the body, 'o' the detail.
+HEADS = (
+    "   #|  ##| #o#|####",
+    "  ##| ###|#oo#|####",
+    "####|####|#o##|####",
+    "#  #|## #|####|##o#",
+    "#   | #  | ###|##o#",
+    "  # |  # |####|#oo#",
+    " ###|####|oo##|oo##",
+    "   o|   #| ###|#o##",
+    "## #|####| #o#| ###",
+    "  oo| ###|##o#| ###",
+    "o   |##  |####|#o##",
+    "   #|####| o##|####",
+)
+# Whole lower halves, four pictures of a walk each.
+FEET = (
+    ("########|#o####o#|##    ##|##    ##", "########|#o####o#| ##  ## |##    ##",
+     "########|#o####o#|  ####  |  #  #  ", "########|#o####o#| ##  ## | #    # "),
+    (" ###### |########|# #  # #|# #  # #", " ###### |########| # ## # |# #  # #",
+     " ###### |########|# #  # #| # ## # ", " ###### |########| # ## # | # ## # "),
+    ("########| #oooo# |  #  #  | ##  ## ", "########| #oooo# | #  #   |##  ##  ",
+     "########| #oooo# |  ####  |  ####  ", "########| #oooo# |   #  # |  ##  ##"),
+    ("########|########|oo#  #oo|oo    oo", "########|########|#o#  #o#|oo    oo",
+     "########|########|o##  ##o|o#    #o", "########|########|##o  o##|#o    o#"),
+    ("###oo###|###oo###|# #### #|  #  #  ", "###oo###|###oo###|#  ##  #| #    # ",
+     "###oo###|###oo###| ##  ## |#      #", "###oo###|###oo###|  #### |   ##   "),
+    (" ###### | #o##o# | ###### |#  ##  #", " ###### | #o##o# | ###### | #    # ",
+     " ###### | ##oo## | ###### |  #  #  ", " ###### | ##oo## | ###### |   ##   "),
+)  # fmt: skip
+# Spinners that turn by quarters, as they look before the first turn.
+TURNED = {
+    "wheel": "  ####  | #oo### |#ooo####|#ooo####|########|########| ###### |  ####  ",
+    "arrow": "   oo   |  oooo  | oooooo |oooooooo|  ####  |  ####  |  ####  |  ####  ",
+    "hook": "oooo    |oooo    |####    |####    |####    |####    |########|########",
+}
+SPINNERS = (*TURNED, "dial")
+NUM_CREATURES = len(HEADS) * len(FEET)
+NUM_SPRITES = NUM_CREATURES + len(SPINNERS)
+
+# The body's colour; the detail is a tint of it, so that each pixel of an object shows its hue.
+HUES = {
+    "red": (214, 56, 56),
+    "amber": (226, 152, 30),
+    "green": (52, 164, 84),
+    "blue": (66, 118, 228),
+    "violet": (170, 78, 206),
+}
+# Added to all channels of a hue: validation and test have shades of their own.
+SHADES = {"train": (-4, 0, 4), "validation": (-2,), "test": (2,)}
+
+
+def _picture(rows: str) -> np.ndarray:
+    """Rows of ' ', '#' and 'o', separated by '|' -> uint8 0, 1, 2, each pixel doubled."""
+    lines = rows.split("|")
+    width = max(map(len, lines))
+    small = np.array([[" #o".index(c) for c in line.ljust(width)] for line in lines], dtype=np.uint8)
+    return small.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def _dial(phase: int) -> np.ndarray:
+    """A disc with a pointer in one of eight directions, clockwise from up."""
+    step_x, step_y = ((0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1))[phase]
+    y, x = np.mgrid[:SIDE, :SIDE] * 2 - (SIDE - 1)  # twice the distance from the centre, so that it is an integer
+    along, across = x * step_x + y * step_y, x * step_y - y * step_x
+    pointer = (along > 0) & (abs(across) <= (4 if step_x and step_y else 3))
+    return np.where(x * x + y * y <= 15 * 15, 1 + pointer, 0).astype(np.uint8)
+
+
+@functools.cache
+def pictures() -> np.ndarray:
+    """All sprites: uint8 (NUM_SPRITES, PHASES, 16, 16), 0 transparent, 1 body, 2 detail."""
+    table = np.zeros((NUM_SPRITES, PHASES, SIDE, SIDE), dtype=np.uint8)
+    for sprite in range(NUM_CREATURES):
+        head, feet = divmod(sprite, len(FEET))
+        left = _picture(HEADS[head])
+        for phase in range(PHASES):
+            table[sprite, phase] = np.concatenate(
+                [np.concatenate([left, left[:, ::-1]], axis=1), _picture(FEET[feet][phase % 4])]
+            )
+    for number, name in enumerate(SPINNERS):
+        for phase in range(PHASES):
+            turned = _dial(phase) if name == "dial" else np.rot90(_picture(TURNED[name]), -phase)
+            table[NUM_CREATURES + number, phase] = turned
+    table.setflags(write=False)
+    return table
+
+
+@functools.cache
+def owned(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The (sprite, hue) pairs of a split, creatures and spinners: int64 (N, 2) each. No pair is in two splits.
+
+    A sixth of the creatures is kept for validation and a sixth for test, in all hues. Of the others and of the spinners
+    each split has its own combinations with hues.
+    """
+    number = SPLITS.index(split)
+    creatures, spinners = [], []
+    for sprite in range(NUM_SPRITES):
+        head, feet = divmod(sprite, len(FEET))
+        # a different pair of feet for each head, so that every head and every pair of feet is trained on
+        kept_for = {4: 1, 5: 2}.get((head + feet) % 6) if sprite < NUM_CREATURES else None
+        for hue in range(len(HUES)):
+            by_hue = {0: 1, 1: 2}.get((sprite + head + hue) % len(HUES), 0)
+            if number == (by_hue if kept_for is None else kept_for):
+                (creatures if sprite < NUM_CREATURES else spinners).append((sprite, hue))
+    return np.array(creatures), np.array(spinners)
+
+
+def tones(hue: int, shade: int) -> np.ndarray:
+    """The colours of body and detail: uint8 (2, 3)."""
+    body = np.array(tuple(HUES.values())[hue]) + shade
+    return np.stack([body, (2 * body + 3 * 255) // 5]).astype(np.uint8)
