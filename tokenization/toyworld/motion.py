@@ -131,8 +131,8 @@ class MotionWorld(EndlessClips):
         `visibility` float32 (T, N): share of its pixels that is seen.
         `sprite`, `hue`, `shade` int (N,): the identity. `phase` int (T, N): which of the sprite's pictures is shown.
         `period` int (N,): frames after which the pictures repeat; 1 if they never change.
-        labels `objects` (N - 1), `occluder` (none, post or wall), `motion` of the first object (8 directions or rest, as
-        it starts); `clip_id` and `index`.
+        labels `objects` (N - 1), `occluder` (none, post or wall), `motion` of the first object (8 directions or rest,
+        as it starts); `clip_id` and `index`.
     """
 
     label_names = {
