@@ -94,13 +94,12 @@ def of_scaling() -> str:
 
 
 def of_cost() -> str:
-    from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
     from training.flags import parse
     from training.plan import PlanArgs, plan
+    from training.pretrain import TYPES
 
-    given = parse((PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), ["--recipe", "1b"], "toto plan", "")
-    args, model, data, run, _ = given
-    cost = plan(model, data, run, args)
+    args, *recipe = parse((PlanArgs, *TYPES), ["--recipe", "1b"], "toto plan", "")
+    cost = plan(*recipe, args)
     flops = f"{cost['flops']:.1e}".replace("e+", "e")
     return (
         f"The {cost['tokens'] / 1e12:.2f} T tokens of the 1b model are {flops} FLOPs, "

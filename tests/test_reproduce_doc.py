@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from toto_cli import VERBS
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
 from training.flags import find_recipe, parse
 from training.plan import PlanArgs, plan
+from training.pretrain import TYPES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "reproduce.md").read_text()
@@ -94,7 +94,6 @@ PLANNED = [
 
 @pytest.mark.parametrize("path", PLANNED, ids=[path.stem for path in PLANNED])
 def test_hours_are_those_of_the_plan(path):
-    given = parse((PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), ["--recipe", str(path)], "toto plan", "")
-    args, model, data, run, _ = given
-    hours = plan(model, data, run, args)["gpu_hours"]
+    args, *recipe = parse((PlanArgs, *TYPES), ["--recipe", str(path)], "toto plan", "")
+    hours = plan(*recipe, args)["gpu_hours"]
     assert (f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}") in shown_hours(path.stem)

@@ -42,6 +42,35 @@ class OptimArgs:
             require(0 <= value < 1, f"--{name} is {value}; it must be at least 0 and below 1.")
 
 
+OPTIMIZERS = ("adamw", "muon")
+MUON_RATE = 0.02
+
+
+@dataclass(frozen=True)
+class PretrainOptimArgs(OptimArgs):
+    """The optimiser, its schedule, and the flags that only pre-training has."""
+
+    optimizer: str = option(
+        "adamw",
+        "adamw (paper), or muon for the matrices of the blocks and adamw for all other weights; without muP or FSDP",
+    )
+    muon_learning_rate: float | None = option(
+        None, f"peak learning rate of Muon, with the warm-up and cosine of the rest (default with muon: {MUON_RATE})"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice(self, "optimizer", OPTIMIZERS)
+        require_positive(self, "muon_learning_rate")
+        if self.optimizer == "muon" and self.muon_learning_rate is None:
+            object.__setattr__(self, "muon_learning_rate", MUON_RATE)  # so that recipe.yaml has it
+        require(
+            self.optimizer == "muon" or self.muon_learning_rate is None,
+            f"--muon_learning_rate {self.muon_learning_rate} would have no effect with --optimizer {self.optimizer}; "
+            "leave it out, or add --optimizer muon.",
+        )
+
+
 ARCHITECTURES = ("llama", "patches", "gpt2", "mamba")
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs, Source
+from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs, Source
 from training.flags import option, parse, refuse_idle, require, typed_flags
 from training.tiny_scale import shrink
 
@@ -70,7 +70,7 @@ class PlanArgs:
         return 1e9 * (self.memory_gb or GPUS[self.gpu][1])
 
 
-def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs) -> dict:
+def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: PretrainOptimArgs, args: PlanArgs) -> dict:
     """The plan of one recipe, as a dictionary for JSON.
 
     Raises:
@@ -78,21 +78,26 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs)
     """
     import torch
 
+    from modeling_toto.mup import hidden_matrices
     from training.architectures import make_model, training_flops
     from training.engine.objective import accumulation_steps
+    from training.engine.optim import require_muon_fits
     from training.pretrain import row_layout
     from training.rows.shard_rows import HELD_OUT
 
-    config = row_layout(model, None, False)
+    config, is_sharded = row_layout(model, None, False), args.sharding == "fsdp2"
+    if optim.optimizer == "muon":
+        require_muon_fits(model.architecture, config, is_sharded)
     with torch.device("meta"):
         net = make_model(model.architecture, config)
     count, flops = net.num_parameters(), training_flops(net, config)
+    by_muon = sum(weight.numel() for weight in hidden_matrices(net)) if optim.optimizer == "muon" else 0
     _require_equal_shares(data.tokens_per_step, config.num_frames * config.tokens_per_frame, args.gpus)
     micro, accumulation = accumulation_steps(data, config.num_frames * config.tokens_per_frame, args.gpus)
     tokens = run.max_steps * data.tokens_per_step
     speed = args.gpus * args.peak * args.mfu / flops
-    machine = {"gpus": args.gpus, "is_sharded": args.sharding == "fsdp2", "precision": args.precision}
-    both = [memory_of(config, count, micro, accumulation, checkpointing=on, **machine) for on in (False, True)]
+    common = {"gpus": args.gpus, "is_sharded": is_sharded, "precision": args.precision, "by_muon": by_muon}
+    both = [memory_of(config, count, micro, accumulation, checkpointing=on, **common) for on in (False, True)]
     memory = both[run.gradient_checkpointing]
     sources = []
     for source in data.mixture():
@@ -120,7 +125,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, args: PlanArgs)
         "memory_total_gb": sum(memory.values()) / 1e9,
         "memory_checkpointed_gb": sum(both[True].values()) / 1e9,
         "fits": sum(memory.values()) < USABLE * args.memory,
-        "checkpoint_gb": 12e-9 * count,
+        "checkpoint_gb": 12e-9 * count - 4e-9 * by_muon,
         "sources": sources,
         "assumed": {
             "gpus": args.gpus,
@@ -153,10 +158,11 @@ def memory_of(
     gpus: int,
     is_sharded: bool,
     precision: str,
+    by_muon: int = 0,
 ) -> dict[str, float]:
     """Bytes on one of `gpus` devices by purpose, for micro-batches of `rows` rows; computed, not measured on a GPU.
 
-    weights, moments: float32; AdamW has two moments.
+    weights, moments: float32; AdamW has two moments, Muon one; Muon trains `by_muon` of the parameters.
     gradients: float32, in the buckets of DDP; FSDP2 also holds them unsharded while it accumulates.
     activations: `block_bytes` of every block; with gradient checkpointing, the residual stream between the blocks and
         `block_bytes` of one block.
@@ -177,7 +183,7 @@ def memory_of(
     return {
         "weights": 4 * parameters / share,
         "gradients": gradients,
-        "moments": 8 * parameters / share,
+        "moments": (8 * parameters - 4 * by_muon) / share,
         "activations": tokens * (4 * layers * d + kept if checkpointing else layers * kept),
         "logits": 0,
         "work": tokens * (size * (4 * width + 5 * d) + 4 * 4 * d) + 4 * head + copies,
@@ -302,13 +308,14 @@ def measured(run: Path, mfu: float) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
-    args, *recipe = parse((PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), argv, "toto plan", DESCRIPTION)
+    kinds = (PlanArgs, ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs)
+    args, *recipe = parse(kinds, argv, "toto plan", DESCRIPTION)
     if args.measured is not None:
         others = typed_flags(argv) - {"measured", "mfu", "json"}
         refuse_idle(argv, tuple(sorted(others)), "with --measured, which reads a run")
     if args.all:
         refuse_idle(argv, ("preset", "config"), "with --all, which uses every preset as it is")
-    model, data, run, _ = shrink(*recipe) if recipe[2].scale == "tiny" else recipe
+    model, data, run, optim = shrink(*recipe) if recipe[2].scale == "tiny" else recipe
     if args.measured is not None:
         found = measured(Path(args.measured), args.mfu)
         text = (
@@ -318,10 +325,10 @@ def main(argv: list[str] | None = None) -> None:
             f"the run reached {found['measured_mfu']:.1%} MFU"
         )
     elif args.all:
-        found = {preset: plan(replace(model, preset=preset, config="{}"), data, run, args) for preset in ALL}
+        found = {preset: plan(replace(model, preset=preset, config="{}"), data, run, optim, args) for preset in ALL}
         text = table(found)
     else:
-        found = plan(model, data, run, args)
+        found = plan(model, data, run, optim, args)
         text = page(found)
     print(json.dumps(found, indent=1) if args.json else text)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs
 from training.flags import absolute, config_fields, parse, require, resumed_run, with_flags
 from training.tiny_scale import shrink
 
@@ -31,7 +31,7 @@ DECIDED_BY_WEIGHTS = (
 )
 
 
-TYPES = (ModelArgs, DataArgs, PretrainRunArgs, OptimArgs)
+TYPES = (ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,7 +71,7 @@ def pretrain_model(
     return execute(with_flags(parse(TYPES, argv, "toto pretrain", DESCRIPTION), flags), resumed)
 
 
-def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], resumed: Path | None) -> Path:
+def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs], resumed: Path | None) -> Path:
     """Start or resume the run that the settings describe; returns its folder."""
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
@@ -80,12 +80,17 @@ def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs], re
     settings = model_args, data, args, optim
     require(bool(data.mixture()), "No data is named; pass --shards DIR (written by toto tokenize), or --sources.")
 
+    from accelerate.utils import parse_flag_from_env
+
+    from training.engine.optim import require_muon_fits
     from training.engine.run import begin, end_run, publish, running
 
     # Everything that can be wrong is checked before there is a process group or a model.
     beginning = begin("pretrain", args, resumed)
     changes = beginning.changes(*settings, weights_flag="--init_from")
     inputs = open_inputs(beginning, model_args, data, args.seed)
+    if optim.optimizer == "muon":
+        require_muon_fits(model_args.architecture, inputs.layout, parse_flag_from_env("ACCELERATE_USE_FSDP"))
     push_to = args.hub_model_id if args.push_to_hub else None
     with running(beginning, args, changes, report_to=args.report_to, push_to=push_to) as run:
         last, preempted = pretrain(run, inputs, settings)
@@ -151,7 +156,7 @@ def open_inputs(beginning: Beginning, model_args: ModelArgs, data: DataArgs, see
 
 
 def pretrain(
-    run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]
+    run: Run, inputs: Inputs, settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs]
 ) -> tuple[Path, bool]:
     """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training early."""
     from training.engine.loop import Learner, train

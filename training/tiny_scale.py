@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import asdict, replace
 
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs
 from training.flags import config_fields
 
 STEPS, CODES = 20, 64
@@ -21,8 +21,8 @@ WIDTH, BASE_WIDTH = 32, 16
 
 
 def shrink(
-    model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: OptimArgs
-) -> tuple[ModelArgs, DataArgs, PretrainRunArgs, OptimArgs]:
+    model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: PretrainOptimArgs
+) -> tuple[ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs]:
     """The same settings at the tiny scale."""
     from modeling_toto import TotoConfig
 

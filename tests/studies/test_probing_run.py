@@ -16,8 +16,7 @@ from studies.probing.pretrain_peer import PeerArgs
 from studies.probing.run import Study, StudyArgs
 from studies.probing.steps import PEER, ROOT, best_rate, carry_out
 from tokenization.tokenize_dataset import TokenizeArgs
-from training import finetune
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
+from training import finetune, pretrain
 from training.flags import parse
 
 
@@ -45,7 +44,7 @@ def test_every_command_is_one_that_its_verb_takes(args):
         if verb == "tokenize":
             of_dataclass(TokenizeArgs, flags)
         elif verb == "pretrain":
-            _, data, run, optim = parse((ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), flags, "toto pretrain", "")
+            _, data, run, optim = parse(pretrain.TYPES, flags, "toto pretrain", "")
             assert sum(source.weight for source in data.mixture()) == pytest.approx(1)
             assert run.max_steps in (15, 5, 3) and optim.warmup_steps <= run.max_steps  # of 1, 1/3, 1/9 minutes
             trained.add(run.output_dir)

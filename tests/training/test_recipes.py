@@ -10,9 +10,8 @@ import yaml
 from modeling_toto import TotoConfig
 from training import find_model
 from training.architectures import parameters, peer_config, training_flops
-from training.args import DataArgs, ModelArgs, OptimArgs, PretrainRunArgs
 from training.flags import json_fields, parse
-from training.pretrain import main
+from training.pretrain import TYPES, main
 from training.tiny_scale import STEPS, shrink
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
@@ -29,7 +28,7 @@ PAPER = {
 
 
 def settings(name):
-    return parse((ModelArgs, DataArgs, PretrainRunArgs, OptimArgs), ["--recipe", name], "toto pretrain", "")
+    return parse(TYPES, ["--recipe", name], "toto pretrain", "")
 
 
 def config_of(model):

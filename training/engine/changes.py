@@ -13,11 +13,13 @@ NOTHING = (
 )
 ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing")
 DECIDED = ("init_from", "scale", "model")
-# Settings that are part of the checkpoint's model: another value is refused.
+# Settings that are part of the checkpoint's model or moments: another value is refused.
 SETTLED = (
     *("preset", "config", "architecture", "attention_mode", "prefix_length", "pooler", "feature_layer", "num_frames"),
-    *("resolution", "rope_theta", "next_token_loss", "next_token_loss_weight"),
+    *("resolution", "rope_theta", "next_token_loss", "next_token_loss_weight", "optimizer"),
 )
+# Setting that older runs did not have -> what they trained with.
+ADDED = {"optimizer": "adamw"}
 DATA = ("shards", "val_shards", "sources", "tokenizer", "seed", "tokens_per_step", "dataset", "label_column")
 DATA += ("train_split", "validation_split", "max_train", "max_validation", "batch_size", "augment", "mixup", "cutmix")
 DATA += ("split", "eval_split", "crops", "group_by", "split_seed")
@@ -36,7 +38,7 @@ def changed_settings(recipe: dict, *now, settled=SETTLED, weights_flag: str | No
     Raises:
         ValueError: one of `settled` has changed.
     """
-    found = []
+    found, recipe = [], ADDED | recipe
     for key, value in ((key, value) for concern in now for key, value in asdict(concern).items()):
         if key in ("recipe", "resume", "output_dir") or key not in recipe or recipe[key] == value:
             continue

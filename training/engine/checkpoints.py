@@ -2,8 +2,8 @@
 
 A checkpoint is a Hugging Face folder (model, processor) that also holds the training state:
 checkpoints/step_000500/{config.json, model.safetensors, processor_config.json, visual_tokenizer/, training_state/}.
-AdamW's moments are safetensors too, named after the weights. If the weights are sharded, every process writes its own
-part, and any number of processes can read them.
+The optimiser's moments are safetensors too, named after the weights. If the weights are sharded, every process writes
+its own part, and any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def load_state(checkpoint: Path) -> tuple[dict, dict]:
 
 
 def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """Write AdamW's moments to `folder`; see `save_tensors`."""
+    """Write the moments of AdamW and Muon to `folder`; see `save_tensors`."""
     save_tensors(folder, _moments(model, optimizer), distributed)
 
 
@@ -217,11 +217,15 @@ def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
     """Read the moments of `save_optimizer` into a new optimiser; any number of processes may have written them."""
     import torch
 
+    from training.engine.optim import is_muon
+
     for group in optimizer.param_groups:
+        names = ("momentum_buffer",) if is_muon(group) else ("exp_avg", "exp_avg_sq")
         for parameter in group["params"]:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            optimizer.state[parameter] = {"step": step} | moments
+            state = {name: torch.zeros_like(parameter) for name in names}
+            if not is_muon(group):
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            optimizer.state[parameter] = state
     load_tensors(folder, _moments(model, optimizer), distributed)
 
 

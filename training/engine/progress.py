@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from tokenization.files import write_whole
+from training.engine.optim import is_muon
 
 # Optional columns of metrics.jsonl that a log line shows after the loss -> their names there.
 SHOWN = {"end_loss": "end", "next_token_loss": "next", "accuracy": "acc"}
@@ -123,27 +124,44 @@ def validation_line(row: dict) -> str:
 
 @torch.no_grad()
 def update_ratios(model, optimizer) -> dict[str, float]:
-    """Part of the model -> size of AdamW's last step divided by the size of its weights, both as root mean squares.
+    """Part of the model -> size of the last step divided by the size of its weights, both as root mean squares.
 
-    Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual. A much
-    larger ratio points to divergence, a much smaller one to a learning rate that is too low.
+    Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual with AdamW.
+    A much larger ratio points to divergence, a much smaller one to a learning rate that is too low.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     sums: dict[str, list[float]] = {}
     for group in optimizer.param_groups:
-        beta1, beta2 = group["betas"]
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            step = float(state["step"])
-            scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-            update = state["exp_avg"] / (1 - beta1**step) / scale + group["weight_decay"] * parameter
+            update = (_of_muon if is_muon(group) else _of_adamw)(group, state, parameter)
+            update += group["weight_decay"] * parameter
             part = next((part for part, signs in PARTS.items() if any(s in names[parameter] for s in signs)), "other")
             found = sums.setdefault(part, [0.0, 0.0])
             found[0] += (group["lr"] * _norm(update)) ** 2
             found[1] += _norm(parameter) ** 2
     return {part: (update / weight) ** 0.5 for part, (update, weight) in sums.items() if weight}
+
+
+def _of_adamw(group: dict, state: dict, parameter: torch.Tensor) -> torch.Tensor:
+    """AdamW's last step without its decay, at a learning rate of 1."""
+    (beta1, beta2), step = group["betas"], float(state["step"])
+    scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    return state["exp_avg"] / (1 - beta1**step) / scale
+
+
+def _of_muon(group: dict, state: dict, parameter: torch.Tensor) -> torch.Tensor:
+    """Muon's last step without its decay, at a learning rate of 1, up to a few per cent of its size.
+
+    Nesterov's look-ahead is left out, because the gradient is gone; it turns the step, whose size hardly changes.
+    """
+    moved = torch.nn.Parameter(torch.zeros_like(parameter))
+    moved.grad = state["momentum_buffer"]
+    settings = {key: group[key] for key in ("ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
+    torch.optim.Muon([moved], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
+    return -moved.detach()
 
 
 def _norm(tensor: torch.Tensor) -> float:
