@@ -36,8 +36,10 @@ class TotoVQGANNorm(nn.GroupNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) -> (B, C, H, W)
         if not self.local:
             return super().forward(x)
-        positions = x.permute(0, 2, 3, 1)
-        return super().forward(positions.flatten(0, 2)).view(positions.shape).permute(0, 3, 1, 2)
+        groups = x.unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(groups, 2, keepdim=True, correction=0)
+        unit = ((groups - mean) * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return unit * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class TotoVQGANConv(nn.Conv2d):
