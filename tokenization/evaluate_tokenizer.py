@@ -1,4 +1,4 @@
-"""`toto evaluate-tokenizer`: how well a visual tokenizer reconstructs pictures, and how many of its codes it uses."""
+"""`toto evaluate-tokenizer`: how well a tokenizer reconstructs pictures, the codes it uses, and if they move along."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EvaluateArgs:
         default_factory=list,
         metadata={
             "help": "one or more of: Hub id, folder, .parquet or .tar (webdataset) file, toyworld, toyworld:cluttered, "
-            "toyworld:film"
+            "toyworld:film, toyworld:motion"
         },
     )
     split: str = field(default="test", metadata={"help": "split of every dataset"})
@@ -143,7 +143,7 @@ class TokenizerScore:
         self.tokenizer = tokenizer
         self.counts = torch.zeros(tokenizer.config.num_codes, dtype=torch.long)
         self.psnr = self.ssim = 0.0
-        self.num_frames = 0
+        self.num_frames = self.moved = self.kept = 0
 
     def add(self, frames: np.ndarray) -> torch.Tensor:
         """Encode and decode frames, and add them to the figures.
@@ -160,19 +160,26 @@ class TokenizerScore:
         if frames.dtype != "uint8" or frames.ndim != 4 or frames.shape[3] != 3:
             raise ValueError(f"frames must be uint8 (N, H, W, 3), not {frames.dtype} {frames.shape}.")
         true = torch.from_numpy(frames).to(self.tokenizer.device).permute(0, 3, 1, 2)
+        stride = self.tokenizer.config.stride
         with torch.no_grad():
             codes = self.tokenizer.encode(true.float() / 255)
+            shifted = self.tokenizer.encode(true.float().roll((stride, stride), (2, 3)) / 255)
             # 8 bits, as a picture is stored and seen.
             copies = (self.tokenizer.decode(codes).float() * 255).round().to(torch.uint8)
         self.counts += torch.bincount(codes.flatten().cpu(), minlength=len(self.counts))
         self.psnr += psnr(true, copies).sum().item()
         self.ssim += ssim(true, copies).sum().item()
         self.num_frames += len(frames)
+        kept = shifted[:, 1:, 1:] == codes[:, :-1, :-1]  # the others have rolled in from the opposite side, or out
+        self.moved += kept.numel()
+        self.kept += kept.sum().item()
         return copies.cpu()
 
-    def result(self) -> dict[str, float | int]:
+    def result(self) -> dict[str, float | int | None]:
         """`psnr` (dB) and `ssim`, means over frames; `codes_used` of `num_codes`; `perplexity`, exp of the codes'
-        entropy over all frames; `num_frames`.
+        entropy over all frames; `shift_equality`, the share of codes that stay the same when the picture moves by one
+        code to the right and down (ours; 1 for a tokenizer whose codes depend on their own patches alone; None for
+        pictures of a single row or column of codes); `num_frames`.
 
         Raises:
             ValueError: no frame was added.
@@ -185,12 +192,13 @@ class TokenizerScore:
             "ssim": round(self.ssim / self.num_frames, 4),
             "codes_used": len(share),
             "perplexity": round((-(share * share.log()).sum()).exp().item(), 1),
+            "shift_equality": round(self.kept / self.moved, 6) if self.moved else None,
             "num_frames": self.num_frames,
             "num_codes": len(self.counts),
         }
 
 
-def measure(tokenizer, frames: np.ndarray, batch_size: int = 64) -> dict[str, float | int]:
+def measure(tokenizer, frames: np.ndarray, batch_size: int = 64) -> dict[str, float | int | None]:
     """Figures of uint8 frames (N, H, W, 3); see `TokenizerScore.result`."""
     score = TokenizerScore(tokenizer)
     for start in range(0, len(frames), batch_size):
@@ -201,10 +209,14 @@ def measure(tokenizer, frames: np.ndarray, batch_size: int = 64) -> dict[str, fl
 def markdown_table(results: dict[str, dict]) -> str:
     """A Markdown table of one tokenizer's figures, a row per dataset."""
     num_codes = next(iter(results.values()))["num_codes"]
-    rows = [f"| pictures | PSNR (dB) | SSIM | codes used (of {num_codes}) | perplexity | frames |"]
-    rows.append("|---|---|---|---|---|---|")
-    row = "| {} | {psnr:.2f} | {ssim:.4f} | {codes_used} | {perplexity:.1f} | {num_frames} |"
-    return "\n".join(rows + [row.format(name, **figures) for name, figures in results.items()])
+    codes = f"codes used (of {num_codes})"
+    rows = [f"| pictures | PSNR (dB) | SSIM | {codes} | perplexity | equal after a shift | frames |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    row = "| {} | {psnr:.2f} | {ssim:.4f} | {codes_used} | {perplexity:.1f} | {shift} | {num_frames} |"
+    for name, figures in results.items():
+        share = figures["shift_equality"]
+        rows.append(row.format(name, **figures, shift="-" if share is None else f"{share:.4f}"))
+    return "\n".join(rows)
 
 
 def reconstruction_sheet(
@@ -312,7 +324,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(
         EvaluateArgs,
         prog="toto evaluate-tokenizer",
-        description="PSNR, SSIM and codebook use of a visual tokenizer, per dataset.",
+        description="PSNR, SSIM and codebook use of a visual tokenizer, per dataset; and the share of its codes that "
+        "stay the same when a picture moves by one code to the right and down.",
     )
     (args,) = parser.parse_args_into_dataclasses(argv)
     labels = [_label(dataset) for dataset in args.dataset]

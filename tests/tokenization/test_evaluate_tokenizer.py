@@ -9,6 +9,7 @@ from media import make_image, make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.evaluate_tokenizer import (
     TokenizerScore,
     _chosen,
@@ -19,6 +20,7 @@ from tokenization.evaluate_tokenizer import (
     reconstruction_sheet,
     ssim,
 )
+from tokenization.modeling_vqgan import TotoVQGANModel
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
 
@@ -127,6 +129,52 @@ def test_figures_equal_a_count_by_hand():
     assert figures["ssim"] == round((1 + 1 + (2 * x * y + c1) / (x * x + y * y + c1)) / 3, 4)
 
 
+def test_codes_are_compared_after_a_shift_by_one_code():
+    frames = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), dtype=np.uint8)
+    assert measure(Halves(), frames)["shift_equality"] == 1
+
+    class Placed(Halves):
+        """Codes of the last row and column, and of those before, get another number than the rest."""
+
+        def encode(self, pixels):
+            codes = super().encode(pixels) // 2
+            codes[:, -1] += 2
+            codes[:, :, -1] = 3
+            return codes
+
+    # 3 x 5 codes have a counterpart, of which the 2 x 4 that do not arrive in the last row or column are equal
+    assert measure(Placed(), frames)["shift_equality"] == round(8 / 15, 6)
+
+    class Large(Halves):
+        class config:
+            num_codes, stride = 4, 8
+
+        def encode(self, pixels):
+            return super().encode(pixels)[:, ::4, ::4]
+
+        def decode(self, codes):
+            return super().decode(codes).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    assert measure(Large(), frames.repeat(2, 2)[:, :, :16])["shift_equality"] is None  # a single row of codes
+
+
+def test_only_a_local_tokenizer_keeps_all_codes_after_a_shift():
+    frames = np.random.default_rng(1).integers(0, 256, (6, 24, 24, 3), dtype=np.uint8)
+    sizes = {"num_codes": 32, "embed_dim": 4, "base_channels": 8, "channel_multipliers": [1], "num_res_blocks": 1}
+    sizes |= {"attention_resolutions": [], "mid_attention": False, "z_channels": 4, "norm_groups": 2}
+    shares = {}
+    for local in (True, False):
+        torch.manual_seed(0)
+        model = TotoVQGANModel(TotoVQGANConfig(**sizes, patch_size=4, resolution=24, local=local)).eval()
+        with torch.no_grad():
+            latents = model.encode_latents(torch.rand(8, 3, 24, 24)).permute(0, 2, 3, 1).flatten(0, 2)
+            model.quantize.embedding.weight.copy_(latents[:32])
+        figures = measure(model, frames)
+        assert figures["codes_used"] > 10  # not a comparison of constants
+        shares[local] = figures["shift_equality"]
+    assert shares[True] == 1 and 0.1 < shares[False] < 0.99
+
+
 def test_batches_do_not_matter():
     frames = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     tokenizer = tiny_tokenizer()
@@ -157,7 +205,9 @@ def test_a_table_has_a_row_a_data_set():
     figures = measure(Halves(), np.zeros((1, 8, 8, 3), np.uint8))
     lines = markdown_table({"black": figures, "again": figures}).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1 and "(of 4)" in lines[0]
-    assert lines[2] == "| black | 150.00 | 1.0000 | 1 | 1.0 | 1 |"
+    assert lines[2] == "| black | 150.00 | 1.0000 | 1 | 1.0 | 1.0000 | 1 |"
+    single = {**figures, "shift_equality": None}
+    assert markdown_table({"black": single}).splitlines()[2] == "| black | 150.00 | 1.0000 | 1 | 1.0 | - | 1 |"
 
 
 # --- the command

@@ -114,8 +114,8 @@ def open_source(
 
     Args:
         dataset: "toyworld" (or "toyworld:cluttered", ":film", ":motion", or ":photos", which are pictures without
-            labels; "toyworld:motion:NAME=NUMBER,..." sets rules of MotionRules), a folder (of videos or images, with or
-            without class folders, train/ and validation/ folders, metadata or a README with configs), a .parquet or
+            labels; "toyworld:motion:NAME=NUMBER,..." sets rules of MotionRules), a folder (of videos or images, with
+            or without class folders, train/ and validation/ folders, metadata or a README with configs), a .parquet or
             webdataset .tar file, one video or image file, or a Hub id.
         split: its name; None takes the only split.
         sampling: which frames and pixels. Toyworld ignores stride and fps, and supports neither views nor detail.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenization.toyworld.motion import MotionRules, MotionWorld
-from tokenization.toyworld.world import MOTIONS, EndlessClips, ToyWorld
+from tokenization.toyworld.world import MOTIONS, VARIANTS, EndlessClips, ToyWorld
 
 __all__ = ["MOTIONS", "MotionRules", "MotionWorld", "ToyWorld", "open_world"]
 
@@ -19,4 +19,6 @@ def open_world(
     name, _, rules = variant.partition(":")
     if name == "motion":
         return MotionWorld(split, MotionRules.parse(rules), seed, resolution, num_frames)
+    if variant not in VARIANTS:
+        raise ValueError(f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)} and motion.")
     return ToyWorld(split, variant, seed, resolution, num_frames)

@@ -82,18 +82,18 @@ class MotionRules:
         """Rules from "name=number,name=number"; those not named have their defaults.
 
         Raises:
-            ValueError: no such rule, or not a number.
+            ValueError: no such rule, not a whole number, or a rule twice.
         """
         known = [field.name for field in fields(cls)]
         given = {}
         for part in filter(None, text.split(",")):
-            name, _, value = part.partition("=")
-            if name.strip() not in known or not value.strip().isdecimal():
+            name, value = (side.strip() for side in part.partition("=")[::2])
+            if name not in known or name in given or not value.isdecimal():
                 raise ValueError(
-                    f"toyworld:motion does not know the rule {part!r}; write name=number, with a name of "
+                    f"toyworld:motion does not know the rule {part!r}; write name=number, each name once, of "
                     f"{', '.join(known)}."
                 )
-            given[name.strip()] = int(value)
+            given[name] = int(value)
         return cls(**given)
 
 
@@ -125,14 +125,16 @@ class MotionWorld(EndlessClips):
         `video` uint8 (T, R, R, 3).
         `masks` uint8 (T, R, R): 0 background, k for the k-th object, 255 for the post or wall.
         `depth_order`: object numbers 1..N, farthest first; the post or wall is in front of all.
-        `flow` int16 (T, R, R, 2): (dx, dy) from each frame to the next one.
-        `place` int16 (T, N, 2): x, y of the upper left corner, inside the frame or not.
-        `moving` bool (N,), `contact` bool (T, N): touches a wall of the room that it moves against, and turns around.
+        `flow` int16 (T, R, R, 2): (dx, dy) from each frame to the next one, of what is seen at the pixel; a camera's
+            motion included. Walking and spinning are not in it.
+        `place` int16 (T, N, 2): x, y of the upper left corner in the frame's pixels, inside the frame or not.
+        `moving` bool (N,): through the room. `contact` bool (T, N): is at a wall of the room, and turns around there.
         `visibility` float32 (T, N): share of its pixels that is seen.
         `sprite`, `hue`, `shade` int (N,): the identity. `phase` int (T, N): which of the sprite's pictures is shown.
         `period` int (N,): frames after which the pictures repeat; 1 if they never change.
         labels `objects` (N - 1), `occluder` (none, post or wall), `motion` of the first object (8 directions or rest,
-        as it starts); `clip_id` and `index`.
+            as it starts); `clip_id` and `index`.
+    Since N differs between clips, a DataLoader needs `batch_size=None`, or as many `min_objects` as `max_objects`.
     """
 
     label_names = {
@@ -200,18 +202,21 @@ class MotionWorld(EndlessClips):
         """
         rules, frames = self.rules, self.num_frames
         count = rng.randint(rules.min_objects, rules.max_objects + 1)
-        owned = sprites.owned(self.split)
+        creatures, spinners = sprites.owned(self.split)
+        free = np.ones(len(sprites.HUES), dtype=bool)  # hues that no object has yet
         far = np.array([width // HALF - SPRITE, ROOM - SPRITE])  # the last place along x and y
         times = np.arange(frames + 1)
         stone = _stone(occluder, width).shape
         hidden_from = np.array([left, top]) // HALF - SPRITE
         hidden_to = np.array([left + stone[1], top + stone[0]]) // HALF
-        drawn, hues, places, phases = [], [], [], []
+        drawn, places, phases = [], [], []
         for _ in range(count):
-            creatures, spinners = (pairs[~np.isin(pairs[:, 1], hues)] for pairs in owned)
-            spins = _chance(rng, rules.spinners) and len(spinners) > 0  # a split may have no spinner in the hues left
-            free = spinners if spins else creatures
-            sprite, hue = free[rng.randint(len(free))]
+            # a split may have no spinner in the hues left
+            spins = _chance(rng, rules.spinners) and free[spinners[:, 1]].any()
+            pairs = spinners if spins else creatures
+            pairs = pairs[free[pairs[:, 1]]]
+            sprite, hue = pairs[rng.randint(len(pairs))]
+            free[hue] = False
             walks, rests, slow = (_chance(rng, chance) for chance in (rules.walkers, rules.rest, rules.half_tokens))
             period, begin, way = rng.randint(2, 5), rng.randint(sprites.PHASES), 1 - 2 * rng.randint(2)
             if sprite == sprites.NUM_SPRITES - 1:
@@ -228,13 +233,12 @@ class MotionWorld(EndlessClips):
             seen = _bounce(starts[:, None] + step * times[:2, None], far)  # (TRIES, 2, 2)
             behind = ((seen > hidden_from) & (seen < hidden_to)).all(-1).any(-1) if occluder else np.zeros(TRIES, bool)
             first = seen[:, 0]
-            meets = [(abs(first - place[0]) < SPRITE).all(-1) for place in places]
-            outside = (first[:, 0] * HALF < camera) | (first[:, 0] * HALF + sprites.SIDE > camera + SIDE)
-            taken = np.any([behind, outside, *meets], axis=0)
+            taken = behind | (first[:, 0] * HALF < camera) | (first[:, 0] * HALF + sprites.SIDE > camera + SIDE)
+            for place in places:
+                taken |= (abs(first - place[0]) < SPRITE).all(-1)
             start = starts[np.argmin(taken) if not taken.all() else -1]
             places.append(_bounce(start + step * times[:, None], far))
             drawn.append((sprite, hue, period))
-            hues.append(hue)
         sprite, hue, period = np.array(drawn).T
         shades = sprites.SHADES[self.split]
         shade = np.array(shades)[rng.randint(len(shades), size=count)]
@@ -254,9 +258,9 @@ class MotionWorld(EndlessClips):
             x, y = (objects.place[:frames, number] * HALF).T
             first = np.arange(frames) * SIDE * width + y * width + x
             pixels = first[:, None, None] + inside[:, None] * width + inside
-            colour = np.where(solid, BODY - 1 + 2 * number + picture, FLOOR)
+            colour = np.where(solid, picture + np.uint8(BODY - 1 + 2 * number), np.uint8(FLOOR))
             if overlap:
-                canvas[pixels], owner[pixels] = colour, np.where(solid, number + 1, 0)
+                canvas[pixels], owner[pixels] = colour, solid * np.uint8(number + 1)
             else:
                 canvas[pixels[solid]], owner[pixels[solid]] = colour[solid], number + 1
         return counts
@@ -264,11 +268,10 @@ class MotionWorld(EndlessClips):
     def _describe(self, index, canvas, owner, palette, objects, order, counts, camera, occluder, width) -> dict:
         frames, times, count = self.num_frames, self.resolution // SIDE, len(order)
         place = objects.place * HALF - np.stack([camera, 0 * camera], 1)[:, None]  # (T + 1, N, 2)
-        # one row for the floor, one for each object; the occluder moves as the floor does
-        motion = np.zeros((frames, count + 1, 2), dtype=np.int16)
-        motion[:, 0, 0] = camera[:-1] - camera[1:]
-        motion[:, 1:] = place[1:] - place[:-1]
-        flow = motion[np.arange(frames)[:, None, None], np.where(owner == OCCLUDER, 0, owner)]
+        motion = np.zeros((frames, OCCLUDER + 1, 2), dtype=np.int16)  # of each number in `owner`
+        motion[:, (0, OCCLUDER), 0] = (camera[:-1] - camera[1:])[:, None]
+        motion[:, 1 : count + 1] = place[1:] - place[:-1]
+        flow = np.stack([row.take(numbers, axis=0) for row, numbers in zip(motion, owner, strict=True)])
         seen = np.stack([(owner == number + 1).sum((1, 2)) for number in range(count)], 1)
         moved = np.diff(objects.place, axis=0)  # (T, N, 2)
         moving = (moved != 0).any((0, 2))
@@ -276,7 +279,7 @@ class MotionWorld(EndlessClips):
         at_wall = (objects.place[:-1] == 0) | (objects.place[:-1] == far)
         first = tuple(np.sign(moved[0, 0]).tolist())
         return {
-            "video": _enlarge(palette[canvas], times),
+            "video": _enlarge(palette.take(canvas, axis=0), times),  # take: several times as fast as an index
             "masks": _enlarge(owner, times),
             "depth_order": (order + 1).tolist(),
             "flow": _enlarge(flow, times) * np.int16(times),
@@ -333,7 +336,7 @@ LEVELS = 8  # shades of a textured floor
 
 @functools.lru_cache(maxsize=64)
 def _floor(width: int, split: str, number: int) -> np.ndarray:
-    """A room with a textured floor: patches of random brightness, in a period that belongs to the texture."""
+    """A room with a textured floor: squares of random brightness, of 2 to 6 pixels. A split has TEXTURES of its own."""
     rng = np.random.RandomState([items.SPLITS.index(split), number, 11])
     grain = (2, 3, 4, 6)[number % 4]
     coarse = rng.randint(0, LEVELS, (SIDE // grain + 1, PANNED // grain + 1)).astype(np.uint8)
@@ -358,9 +361,9 @@ def _palette(objects: _Objects, textured: bool) -> np.ndarray:
     """Palette index -> RGB, uint8 (32, 3). Objects on a textured floor hide it with its mean."""
     palette = np.zeros((TEXTURE + LEVELS, 3), dtype=np.uint8)
     palette[: len(COLOURS)] = COLOURS
-    if textured:
-        palette[FLOOR] = (30, 32, 46)
     palette[TEXTURE:] = np.arange(LEVELS)[:, None] * 6 + np.array((14, 16, 28))
+    if textured:
+        palette[FLOOR] = palette[TEXTURE:].mean(0)
     for number in range(len(objects.hue)):
         palette[BODY + 2 * number : BODY + 2 * number + 2] = sprites.tones(objects.hue[number], objects.shade[number])
     return palette
