@@ -37,8 +37,9 @@ class TotoVQGANNorm(nn.GroupNorm):
         if not self.local:
             return super().forward(x)
         groups = x.unflatten(1, (self.num_groups, -1))
-        variance, mean = torch.var_mean(groups, 2, keepdim=True, correction=0)
-        unit = ((groups - mean) * (variance + self.eps).rsqrt()).flatten(1, 2)
+        centred = groups - groups.mean(2, keepdim=True)
+        deviation = (centred.square().mean(2, keepdim=True) + self.eps).rsqrt()
+        unit = (centred * deviation).flatten(1, 2)
         return unit * self.weight[:, None, None] + self.bias[:, None, None]
 
 
