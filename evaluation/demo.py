@@ -13,8 +13,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NANO = Path(__file__).resolve().parent.parent / "checkpoints" / "toto-nano"
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+NANO, MOTION = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion"
 LABELS = ("digit", "texture", "motion")
+LONE = "toyworld:motion:max_objects=1"  # whose label "motion" is that of the only object
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class DemoArgs:
 def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     """The commands of the demo in order, each with the path that exists once it has run."""
     out = Path(args.output)
-    run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user would type it
-    world = ["--dataset", "toyworld", "--seed", str(args.seed)]
-    probe = [*world, "--label_column", *LABELS, "--layers", "all", "--heads", "linear"]
-    probe += ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
+    run, nano, motion = out / "run", Path(os.path.relpath(NANO)), Path(os.path.relpath(MOTION))  # as a user types them
+    seed = ["--seed", str(args.seed)]
+    items = ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
 
     def tokenize(split: str, clips: int) -> tuple[Path, list[str]]:
         folder = out / "shards" / split
+        world = ["--dataset", "toyworld:motion", "--tokenizer", str(motion), *seed]
         flags = ["--split", split, "--max_clips", str(clips), "--output", str(folder)]
         return folder / "manifest.json", ["tokenize", *world, *flags]
 
@@ -49,30 +51,33 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
             "--model",
             str(model),
             "--video",
-            "toyworld:3",
-            "toyworld:7",
+            "toyworld:motion:3",
+            "toyworld:motion:7",
+            "--temperature",
+            "0",
             "--output",
             str(folder),
         ]
 
-    def probed(model: Path, name: str, *more: str) -> tuple[Path, list[str]]:
+    def probed(model: Path, name: str, dataset: str, labels: tuple[str, ...], *more: str) -> tuple[Path, list[str]]:
         file = out / "results" / f"{name}.json"
-        return file, ["probe", "--model", str(model), *probe, *more, "--output", str(file)]
+        task = ["--dataset", dataset, *seed, "--label_column", *labels, "--layers", "all", "--heads", "linear", *items]
+        return file, ["probe", "--model", str(model), *task, *more, "--output", str(file)]
 
-    pretrain = ["pretrain", "--recipe", "tiny_cpu"]
+    pretrain = ["pretrain", "--recipe", "motion_tiny"]
     pretrain += ["--shards", str(out / "shards" / "train"), "--val_shards", str(out / "shards" / "validation")]
     pretrain += ["--max_minutes", str(args.train_minutes), "--seed", str(args.seed), "--output_dir", str(run)]
     report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations"]
-    report += [str(out / "generated" / "toto-nano"), str(out / "generated" / "trained-now")]
+    report += [str(out / "generated" / "toto-motion"), str(out / "generated" / "trained-now")]
     return [
         tokenize("train", args.train_clips),
         tokenize("validation", 64),
         (run / "checkpoints", pretrain),
         generate(run, "trained-now"),
-        generate(nano, "toto-nano"),
+        generate(motion, "toto-motion"),
         # toto-nano has four times as many tokens per frame; its card compares it with its untrained twin.
-        probed(nano, "probe", "--num_frames", "2", "--baselines", "pixels"),
-        probed(run, "probe_trained", "--num_frames", "6"),
+        probed(nano, "probe", "toyworld", LABELS, "--num_frames", "2", "--baselines", "pixels"),
+        probed(run, "probe_trained", LONE, ("motion",), "--num_frames", "6"),
         (out / "report.html", [*report, "--output", str(out / "report.html")]),
     ]
 
@@ -82,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
 
     description = "Run the whole path on a CPU in about ten minutes: tokenize, pretrain, generate, probe, report."
     args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
-    if not (NANO / "config.json").is_file():
-        raise FileNotFoundError(f"{NANO} is missing; run the demo from a clone of the project, which contains it.")
+    if missing := [str(folder) for folder in (NANO, MOTION) if not (folder / "config.json").is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing; run the demo from a clone of the project, which has it.")
 
     import importlib
 

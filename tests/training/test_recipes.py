@@ -15,7 +15,15 @@ from training.pretrain import TYPES, main
 from training.tiny_scale import STEPS, shrink
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
-OURS = ("tiny_cpu", "toto_nano", "toto_nano_more", "toto_nano_third")
+OURS = (
+    "tiny_cpu",
+    "toto_nano",
+    "toto_nano_more",
+    "toto_nano_third",
+    "motion_tiny",
+    "toto_motion_short",
+    "toto_motion",
+)
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {
     **{"base": "3.579", "large": "3.468", "1b": "3.306", "a1": "3.45", "a2": "3.25", "a3": "3.12", "a4": "3.04"},
