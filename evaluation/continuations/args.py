@@ -16,8 +16,8 @@ DRAWING = ("num_samples", "temperature", "top_k", "top_p", "seed", "floor_clips"
 
 @dataclass(frozen=True)
 class ScoreArgs:
-    model: str = option("", "Hub id, Hugging Face folder or run folder")
-    output: str = option("", "result file to write (.json); a figure (.png) is written next to it")
+    model: str | None = option(None, "Hub id, Hugging Face folder or run folder")
+    output: str | None = option(None, "result file to write (.json); a figure (.png) is written next to it")
     score: bool = option(False, "score held-out clips instead of drawing videos")
     checkpoints: bool = option(
         False, "score every checkpoint of the run folder --model, greedy only: a curve against training tokens"
@@ -41,6 +41,7 @@ class ScoreArgs:
 
     def __post_init__(self):
         require(bool(self.model), "--model MODEL is missing; name the model to score.")
+        require(self.output is not None, "--output FILE.json is missing; name where to write.")
         require(self.output.endswith(".json"), f"--output is '{self.output}'; it must end in .json.")
         require(
             self.dataset.split(":")[:2] == ["toyworld", "motion"],

@@ -96,7 +96,7 @@ def draw_checkpoints(result: CheckpointsResult, file: Path) -> None:
         panel.plot(tokens, 100 * values, **STYLES["greedy"])
         panel.set_xscale("log")
         panel.set_ylim(-2, 102)
-        _label(panel, f"{label}, %", "training tokens")
+        _label(panel, f"{label[0].upper()}{label[1:]}, %", "training tokens")
     _legend(figure, {"greedy": None} | result.levels)
     figure.savefig(file, dpi=120)
 
