@@ -31,6 +31,7 @@ setup(
         "training.tokenizers",
         "evaluation",
         "evaluation.backbones",
+        "evaluation.continuations",
         "evaluation.heads",
         "evaluation.probe",
         "evaluation.report",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluation.continuations.args import ScoreArgs
 from tokenization.sampling import Sampling, TimeStepArgs
 from training.flags import idle, refuse_idle, typed_flags
 
@@ -47,6 +48,13 @@ class GenerateArgs(TimeStepArgs):
     )
     num_samples: int = field(default=1, metadata={"help": "continuations per clip"})
     seed: int = field(default=0, metadata={"help": "seed of the sampling"})
+    score: bool = field(
+        default=False,
+        metadata={
+            "help": "measure continuations of toyworld:motion against the world's truth instead of drawing videos; "
+            "`toto generate --score --help` lists the flags"
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,7 +175,8 @@ def draw_continuation(
 def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int) -> Clip:
     """A clip of prompt + new frames, or of the prompt alone if a video has no more.
 
-    name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split.
+    name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split; the variant may have rules,
+    as in toyworld:motion:pan=100:3.
     Raises ValueError or FileNotFoundError.
     """
     from tokenization.video import Clip, read_clip
@@ -179,24 +188,36 @@ def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None,
             return read_clip(name, Sampling(prompt, stride, fps, resolution))
 
     from tokenization.sources.open import TOYWORLD_FPS
-    from tokenization.toyworld.world import ToyWorld
+    from tokenization.toyworld import open_world
 
     parts = name.split(":")[1:]
     index = parts.pop() if parts and parts[-1].isdigit() else "0"
-    if len(parts) > 1:
-        raise ValueError(f"--video {name} is not valid; write toyworld:INDEX or toyworld:VARIANT:INDEX.")
-    world = ToyWorld("test", parts[0] if parts else "simple", resolution=resolution, num_frames=prompt + new)
+    if len(parts) > (2 if parts[:1] == ["motion"] else 1):
+        raise ValueError(
+            f"--video {name} is not valid; write toyworld:INDEX, toyworld:VARIANT:INDEX or toyworld:motion:RULES:INDEX."
+        )
+    world = open_world(":".join(parts) or "simple", "test", resolution=resolution, num_frames=prompt + new)
     item = world.clip(int(index))
     return Clip(item["video"], item["clip_id"], 0, TOYWORLD_FPS, {})
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    drawing, scoring = ({each.name for each in fields(kind)} for kind in (GenerateArgs, ScoreArgs))
+    if "score" in typed_flags(argv):
+        refuse_idle(argv, tuple(sorted(drawing - scoring)), "with --score, which continues clips of toyworld:motion")
+
+        from evaluation.continuations.command import main as score
+
+        score(argv)
+        return
+    refuse_idle(argv, tuple(sorted(scoring - drawing)), "without --score")
+
     from transformers.hf_argparser import HfArgumentParser
 
     parser = HfArgumentParser(
         GenerateArgs, prog="toto generate", description="Continue clips: given some frames, generate the next ones."
     )
-    argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parser.parse_args_into_dataclasses(argv)
     if args.temperature == 0:
         refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the most likely token")

@@ -46,6 +46,18 @@ class Table:
         pair, context = self.lookup(contexts, codes)
         return -np.log((pair + strength * prior[codes.ravel()]) / (context + strength))
 
+    def most_likely(self, contexts: np.ndarray, prior: np.ndarray, strength: float) -> np.ndarray:
+        """The code with the highest P after each context, in the shape of `contexts`; of equal ones the lowest."""
+        distinct, which = np.unique(contexts, return_inverse=True)
+        begins = np.searchsorted(self.pairs, distinct.astype(np.int64) * self.num_codes)
+        ends = np.searchsorted(self.pairs, (distinct.astype(np.int64) + 1) * self.num_codes)
+        best = np.empty(len(distinct), dtype=np.int64)
+        for k, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            weights = strength * prior
+            weights[self.pairs[begin:end] % self.num_codes] += self.counts[begin:end]
+            best[k] = weights.argmax()
+        return best[which].reshape(contexts.shape)
+
 
 def left_neighbours(codes: np.ndarray, num_codes: int) -> np.ndarray:
     """The previous token in raster order, across line and frame borders: (N, T, h, w) -> the same shape.
@@ -81,11 +93,9 @@ class Predictors:
 
     def nats(self, name: str, codes: np.ndarray) -> np.ndarray:
         """-log P of every token under the predictor of that name, in nats; (N, T, h, w) -> the same shape."""
-        uniform = np.full(self.num_codes, 1 / self.num_codes)
         if name == "unigram":
-            return self._table_nats(name, np.zeros_like(codes), codes, uniform)
-        every = np.arange(self.num_codes)
-        prior = np.exp(-self._table_nats("unigram", np.zeros_like(every), every, uniform))
+            return self._table_nats(name, np.zeros_like(codes), codes, self._uniform)
+        prior = self._unigram()
         if name == "bigram":
             return self._table_nats(name, left_neighbours(codes, self.num_codes), codes, prior)
         first = codes[:, :1]
@@ -96,6 +106,19 @@ class Predictors:
             ],
             axis=1,
         )
+
+    def most_likely_next(self, codes: np.ndarray) -> np.ndarray:
+        """The most likely code one frame later at the same position, by previous_frame: any shape -> the same."""
+        return self.tables["previous_frame"].most_likely(codes, self._unigram(), self.strengths["previous_frame"])
+
+    @property
+    def _uniform(self) -> np.ndarray:
+        return np.full(self.num_codes, 1 / self.num_codes)
+
+    def _unigram(self) -> np.ndarray:
+        """The probability of every code, the prior of the other predictors."""
+        every = np.arange(self.num_codes)
+        return np.exp(-self._table_nats("unigram", np.zeros_like(every), every, self._uniform))
 
     def _table_nats(self, name: str, contexts: np.ndarray, codes: np.ndarray, prior: np.ndarray) -> np.ndarray:
         return self.tables[name].nats(contexts, codes, prior, self.strengths[name]).reshape(codes.shape)

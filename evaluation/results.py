@@ -231,3 +231,107 @@ class GenerationResult(Record):
     tokens_per_second: float
     seconds_per_frame: float
     versions: dict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(Record):
+    """A measure at each horizon: the mean over clips, its 95 % interval, and the number of clips that it could judge.
+
+    None where it could judge none, or too few for an interval.
+    """
+
+    mean: list[float | None]
+    ci95: list[list[float] | None]
+    clips: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Record):
+    """The share of cases that are right, its 95 % interval over clips, and the share of each part of being right."""
+
+    mean: float | None
+    ci95: list[float] | None
+    cases: int
+    parts: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationScores(Record):
+    """The measures of one way of continuing clips; docs/continuations.md defines them.
+
+    iou: of moving objects' masks. iou_of_ceiling: as a share of the ceiling's. identity, place: share of objects.
+    codes, object_codes, changed_codes: share of tokens. psnr: in dB, of the mean squared error. bounce, returned,
+    period: shares of cases.
+    """
+
+    iou: Curve
+    iou_of_ceiling: list[float | None] | None
+    identity: Curve
+    place: Curve
+    codes: Curve
+    object_codes: Curve
+    changed_codes: Curve
+    psnr: Curve
+    bounce: Share
+    returned: Share
+    period: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationResult(Record):
+    """The file that `toto generate --score` writes.
+
+    Fields:
+        tokens: that the model was trained on; None if it is not recorded.
+        tokenizer: fingerprint of its visual tokenizer.
+        clips: scored. num_prompt_frames, num_frames: given and drawn.
+        sampling: num_samples, temperature, top_k and top_p. floor_clips: that the previous-frame predictor counted.
+        seconds: of generating the greedy and the sampled frames.
+        scores: by way of continuing: "greedy", "sampled" (mean of the drawings), "best" (of each clip's drawings), the
+            floors "copy", "constant_velocity", "previous_frame" and "untrained", and "ceiling".
+    """
+
+    command: str
+    model: str
+    tokens: int | None
+    tokenizer: str
+    dataset: str
+    split: str
+    clips: int
+    num_prompt_frames: int
+    num_frames: int
+    sampling: dict
+    floor_clips: int
+    seeds: dict[str, int]
+    seconds: dict[str, float]
+    scores: dict[str, ContinuationScores]
+    versions: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointScores(Record):
+    """A checkpoint of a run: its folder's name, the training tokens that it has seen, and its greedy continuations."""
+
+    checkpoint: str
+    tokens: int
+    scores: ContinuationScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsResult(Record):
+    """The file that `toto generate --score --checkpoints` writes.
+
+    levels: of the floors that do not depend on the model, "copy" and "constant_velocity", and of the "ceiling".
+    """
+
+    command: str
+    model: str
+    tokenizer: str
+    dataset: str
+    split: str
+    clips: int
+    num_prompt_frames: int
+    num_frames: int
+    points: list[CheckpointScores]
+    levels: dict[str, ContinuationScores]
+    versions: dict

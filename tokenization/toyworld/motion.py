@@ -9,7 +9,7 @@ arithmetic: the same (rules, split, seed, index) gives the same clip.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -109,6 +109,21 @@ class _Objects:
     place: np.ndarray  # (T + 1, N, 2): x, y of the upper left corner in the room, in half tokens
 
 
+@dataclass
+class _Scene:
+    """What a clip is painted from; `room` and `stone` hold indices of the palette."""
+
+    objects: _Objects
+    order: np.ndarray  # (N,): object numbers from 0, farthest first
+    camera: np.ndarray  # (T + 1,): pixels of the room to the left of the frame
+    room: np.ndarray  # (64, W)
+    palette: np.ndarray
+    occluder: int
+    left: int  # pixels of the room to the left of and above the occluder
+    top: int
+    stone: np.ndarray
+
+
 class MotionWorld(EndlessClips):
     """An endless stream of clips of `toyworld:motion`; `clip(i)` returns the i-th one.
 
@@ -128,6 +143,7 @@ class MotionWorld(EndlessClips):
         `flow` int16 (T, R, R, 2): (dx, dy) from each frame to the next one, of what is seen at the pixel; a camera's
             motion included. Walking and spinning are not in it.
         `place` int16 (T, N, 2): x, y of the upper left corner in the frame's pixels, inside the frame or not.
+        `camera` int16 (T,): pixels of the room to the left of the frame; 0 unless the camera pans.
         `moving` bool (N,): through the room. `contact` bool (T, N): is at a wall of the room, and turns around there.
         `visibility` float32 (T, N): share of its pixels that is seen.
         `sprite`, `hue`, `shade` int (N,): the identity. `phase` int (T, N): which of the sprite's pictures is shown.
@@ -162,6 +178,29 @@ class MotionWorld(EndlessClips):
 
     def clip(self, index: int) -> dict:
         """The clip with this index, as described above."""
+        scene = self._draw(index)
+        canvas, owner, counts = self._render(scene, scene.objects, scene.order)
+        return self._describe(index, scene, canvas, owner, counts)
+
+    def repaint(self, index: int, place: np.ndarray, phase: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        """The frames of a clip with its objects elsewhere, painted in the same room, order and light.
+
+        Args:
+            place: (T, N, 2) in pixels of the frame, as the clip's `place`, multiples of half a token; a place outside
+                the room is moved to its nearest one inside.
+            phase: (T, N), as the clip's `phase`. shown: bool (N,), False leaves an object out.
+        Returns:
+            uint8 (T, R, R, 3).
+        """
+        scene = self._draw(index)
+        far = np.array([scene.room.shape[1] // HALF - SPRITE, ROOM - SPRITE])
+        camera = np.stack([scene.camera[:-1], 0 * scene.camera[:-1]], axis=1)[:, None]  # (T, 1, 2)
+        moved = (np.asarray(place) // (self.resolution // SIDE) + camera) // HALF
+        objects = replace(scene.objects, place=moved.clip(0, far), phase=np.asarray(phase))
+        canvas, _, _ = self._render(scene, objects, scene.order[np.asarray(shown)[scene.order]])
+        return _enlarge(scene.palette[canvas], self.resolution // SIDE)
+
+    def _draw(self, index: int) -> _Scene:
         # RandomState, not Generator: its streams are frozen, so clips do not change with numpy's versions.
         rng = np.random.RandomState([self.seed, 8 + items.SPLITS.index(self.split), index])
         rules, frames = self.rules, self.num_frames
@@ -173,20 +212,26 @@ class MotionWorld(EndlessClips):
         occluder, left, top = self._draw_occluder(rng, width)
         objects = self._draw_objects(rng, width, occluder, left, top, int(camera[0]))
         order = rng.permutation(len(objects.sprite))
-
         room = _floor(width, self.split, texture) if textured else _bare_floor(width)
-        palette = _palette(objects, textured)
-        canvas = np.broadcast_to(room, (frames, *room.shape)).copy()  # indices of the palette
-        owner = np.zeros((frames, SIDE, width), dtype=np.uint8)
-        counts = self._paint(canvas, owner, objects, order, bool(rules.overlap))
-        stone = _stone(occluder, width)
+        palette = palette_of(objects.hue, objects.shade, textured)
+        return _Scene(objects, order, camera, room, palette, occluder, left, top, _stone(occluder, width))
+
+    def _render(self, scene: _Scene, objects: _Objects, order) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(palette indices (T, 64, 64), masks (T, 64, 64), pixels of each object's pictures (T, N)).
+
+        order: the objects to paint, farthest first.
+        """
+        frames, room, stone, left, top = self.num_frames, scene.room, scene.stone, scene.left, scene.top
+        canvas = np.broadcast_to(room, (frames, *room.shape)).copy()
+        owner = np.zeros(canvas.shape, dtype=np.uint8)
+        counts = self._paint(canvas, owner, objects, order, bool(self.rules.overlap))
         canvas[:, top : top + stone.shape[0], left : left + stone.shape[1]] = stone
         owner[:, top : top + stone.shape[0], left : left + stone.shape[1]] = OCCLUDER
-        if panned:
-            columns = (camera[:-1, None] + np.arange(SIDE))[:, None]
+        if room.shape[1] > SIDE:
+            columns = (scene.camera[:-1, None] + np.arange(SIDE))[:, None]
             canvas = np.take_along_axis(canvas, columns, axis=2)
             owner = np.take_along_axis(owner, columns, axis=2)
-        return self._describe(index, canvas, owner, palette, objects, order, counts, camera, occluder, width)
+        return canvas, owner, counts
 
     def _draw_occluder(self, rng: np.random.RandomState, width: int) -> tuple[int, int, int]:
         """Which occluder, and the pixel of its upper left corner."""
@@ -249,7 +294,7 @@ class MotionWorld(EndlessClips):
         frames = len(canvas)
         inside = np.arange(sprites.SIDE)
         width = canvas.shape[2]
-        counts = np.empty((frames, len(order)), dtype=np.int64)
+        counts = np.zeros((frames, len(objects.sprite)), dtype=np.int64)
         canvas, owner = canvas.reshape(-1), owner.reshape(-1)
         for number in order:
             picture = sprites.pictures()[objects.sprite[number], objects.phase[:frames, number]]  # (T, 16, 16)
@@ -265,8 +310,9 @@ class MotionWorld(EndlessClips):
                 canvas[pixels[solid]], owner[pixels[solid]] = colour[solid], number + 1
         return counts
 
-    def _describe(self, index, canvas, owner, palette, objects, order, counts, camera, occluder, width) -> dict:
-        frames, times, count = self.num_frames, self.resolution // SIDE, len(order)
+    def _describe(self, index: int, scene: _Scene, canvas, owner, counts) -> dict:
+        objects, camera, palette = scene.objects, scene.camera, scene.palette
+        frames, times, count = self.num_frames, self.resolution // SIDE, len(scene.order)
         place = objects.place * HALF - np.stack([camera, 0 * camera], 1)[:, None]  # (T + 1, N, 2)
         motion = np.zeros((frames, OCCLUDER + 1, 2), dtype=np.int16)  # of each number in `owner`
         motion[:, (0, OCCLUDER), 0] = (camera[:-1] - camera[1:])[:, None]
@@ -275,15 +321,16 @@ class MotionWorld(EndlessClips):
         seen = np.stack([(owner == number + 1).sum((1, 2)) for number in range(count)], 1)
         moved = np.diff(objects.place, axis=0)  # (T, N, 2)
         moving = (moved != 0).any((0, 2))
-        far = np.array([width // HALF - SPRITE, ROOM - SPRITE])
+        far = np.array([scene.room.shape[1] // HALF - SPRITE, ROOM - SPRITE])
         at_wall = (objects.place[:-1] == 0) | (objects.place[:-1] == far)
         first = tuple(np.sign(moved[0, 0]).tolist())
         return {
             "video": _enlarge(palette.take(canvas, axis=0), times),  # take: several times as fast as an index
             "masks": _enlarge(owner, times),
-            "depth_order": (order + 1).tolist(),
+            "depth_order": (scene.order + 1).tolist(),
             "flow": _enlarge(flow, times) * np.int16(times),
             "place": (place[:-1] * times).astype(np.int16),
+            "camera": (camera[:-1] * times).astype(np.int16),
             "moving": moving,
             "contact": (at_wall & (moved != 0)).any(-1),
             "visibility": (seen / counts).astype(np.float32),
@@ -293,7 +340,7 @@ class MotionWorld(EndlessClips):
             "phase": objects.phase[:-1],
             "period": objects.period,
             "objects": count - 1,
-            "occluder": occluder,
+            "occluder": scene.occluder,
             "motion": list(MOTIONS.values()).index(first) if first in MOTIONS.values() else len(MOTIONS),
             "clip_id": f"toyworld/motion/{self.split}/{self.seed}/{index}",
             "index": index,
@@ -357,15 +404,18 @@ def _stone(kind: int, width: int) -> np.ndarray:
     return stone
 
 
-def _palette(objects: _Objects, textured: bool) -> np.ndarray:
-    """Palette index -> RGB, uint8 (32, 3). Objects on a textured floor hide it with its mean."""
+def palette_of(hues, shades, textured: bool) -> np.ndarray:
+    """Palette index -> RGB, uint8 (32, 3), of a clip whose objects have these hues and shades (see `sprites.tones`).
+
+    Objects on a textured floor hide it with its mean.
+    """
     palette = np.zeros((TEXTURE + LEVELS, 3), dtype=np.uint8)
     palette[: len(COLOURS)] = COLOURS
     palette[TEXTURE:] = np.arange(LEVELS)[:, None] * 6 + np.array((14, 16, 28))
     if textured:
         palette[FLOOR] = palette[TEXTURE:].mean(0)
-    for number in range(len(objects.hue)):
-        palette[BODY + 2 * number : BODY + 2 * number + 2] = sprites.tones(objects.hue[number], objects.shade[number])
+    for number, (hue, shade) in enumerate(zip(hues, shades, strict=True)):
+        palette[BODY + 2 * number : BODY + 2 * number + 2] = sprites.tones(hue, shade)
     return palette
 
 

@@ -1,0 +1,149 @@
+"""Figures of continuations: measures against horizon and against training tokens, and a sheet of clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from evaluation.continuations.tables import curve_labels, curve_values, name_of
+from evaluation.pictures import DRAWN, FRAME, GAP, INK, PAPER, enlarge
+from evaluation.report.figures import GREY, MODEL, new_figure
+from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores
+
+if TYPE_CHECKING:
+    from evaluation.continuations.measures import Drawn
+    from evaluation.continuations.truth import Truth
+
+STYLES = {
+    "greedy": {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4},
+    "sampled": {"color": "#56B4E9", "linewidth": 1.8, "marker": "s", "markersize": 4},
+    "best": {"color": "#009E73", "linewidth": 1.8, "marker": "D", "markersize": 4},
+    "copy": {"color": GREY, "linewidth": 1.6, "linestyle": (0, (1, 1.5))},
+    "constant_velocity": {"color": "#D55E00", "linewidth": 1.8, "linestyle": (0, (6, 2))},
+    "previous_frame": {"color": "#9a4f80", "linewidth": 1.8, "linestyle": (0, (6, 2, 1, 2))},
+    "untrained": {"color": "#B07A00", "linewidth": 1.8, "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+    "ceiling": {"color": "#111111", "linewidth": 1.4, "linestyle": (0, (8, 3))},
+}
+PANELS = {
+    "iou": ("Mask IoU of moving objects", 1),
+    "identity": ("Identity kept, % of objects", 100),
+    "codes": ("Codes right, % of tokens", 100),
+    "changed_codes": ("Codes right where they changed, %", 100),
+    "psnr": ("PSNR, dB", 1),
+}
+EVENTS = {"bounce": "bounce", "returned": "return", "period": "period"}
+EQUAL = 100  # dB: PSNR of frames with nearly no error, which would flatten all other lines
+
+
+def draw_horizons(result: ContinuationResult, file: Path) -> None:
+    """Write the measures against the horizon, with 95 % bands, and the shares of events right: a panel each."""
+    figure, axes = new_figure(12.5, 7.2, (2, 3))
+    horizons = np.arange(1, result.num_frames + 1)
+    for panel, (name, (title, unit)) in zip(axes.flat, PANELS.items(), strict=False):
+        for who, scores in result.scores.items():
+            curve = getattr(scores, name)
+            means = np.array(curve.mean, float) * unit  # None becomes nan
+            if name == "psnr" and np.nanmax(means) >= EQUAL:
+                continue
+            panel.plot(horizons, means, **STYLES[who])
+            bounds = np.array([each or (np.nan, np.nan) for each in curve.ci95]) * unit
+            panel.fill_between(horizons, *bounds.T, color=STYLES[who]["color"], alpha=0.12, linewidth=0)
+        _label(panel, title, "drawn frame")
+        panel.set_xticks(horizons if len(horizons) <= 16 else horizons[:: len(horizons) // 8])
+        if name != "psnr":
+            panel.set_ylim(-0.02 * unit, 1.02 * unit)
+    _draw_events(axes.flat[-1], result)
+    _legend(figure, result.scores, result.sampling["num_samples"])
+    figure.savefig(file, dpi=120)
+
+
+def _draw_events(axes, result: ContinuationResult) -> None:
+    """Bars of the shares of bounces, returns and periods right, side by side for every way of continuing."""
+    width = 0.8 / len(result.scores)
+    for k, (who, scores) in enumerate(result.scores.items()):
+        for place, name in enumerate(EVENTS):
+            share = getattr(scores, name)
+            if share.mean is None:
+                continue
+            at = place - 0.4 + (k + 0.5) * width
+            axes.bar(at, 100 * share.mean, 0.86 * width, color=STYLES[who]["color"])
+            if share.ci95 is not None:
+                axes.plot([at, at], [100 * bound for bound in share.ci95], color="#30363d", linewidth=1)
+    one = next(iter(result.scores.values()))
+    labels = [f"{label}\n{getattr(one, name).cases} cases" for name, label in EVENTS.items()]
+    axes.set_xticks(range(len(EVENTS)), labels)
+    axes.set_ylim(0, 102)
+    _label(axes, "Events right, % of cases", "")
+
+
+def draw_checkpoints(result: CheckpointsResult, file: Path) -> None:
+    """Write each measure against the training tokens, on a logarithmic axis, with the floors as levels."""
+    labels = curve_labels(result.num_frames)
+    figure, axes = new_figure(12.5, 7.2, (2, 3))
+    points = [point for point in result.points if point.tokens > 0]
+    for panel, (name, label) in zip(axes.flat, labels.items(), strict=True):
+        for who, scores in result.levels.items():
+            value = curve_values(scores)[name]
+            if value is not None:
+                panel.axhline(100 * value, **STYLES[who])
+        values = np.array([curve_values(point.scores)[name] for point in points], float)
+        tokens = [point.tokens for point in points]
+        bounds = np.array([_bounds(point.scores, name) or (np.nan, np.nan) for point in points]).reshape(-1, 2)
+        panel.fill_between(tokens, *(100 * bounds.T), color=MODEL, alpha=0.13, linewidth=0)
+        panel.plot(tokens, 100 * values, **STYLES["greedy"])
+        panel.set_xscale("log")
+        panel.set_ylim(-2, 102)
+        _label(panel, f"{label[0].upper()}{label[1:]}, %", "training tokens")
+    _legend(figure, {"greedy": None} | result.levels)
+    figure.savefig(file, dpi=120)
+
+
+def _bounds(scores: ContinuationScores, name: str) -> list[float] | None:
+    """The 95 % interval of a measure of `curve_labels`."""
+    measure, _, which = name.partition("_")
+    found = getattr(scores, measure).ci95
+    return found if not which or found is None else found[0 if which == "first" else -1]
+
+
+def _label(axes, title: str, below: str) -> None:
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold", color="#1f2328")
+    axes.set_xlabel(below, fontsize=10)
+
+
+def _legend(figure, names, num_samples: int = 1) -> None:
+    from matplotlib.lines import Line2D
+
+    entries = [Line2D([], [], label=name_of(name, num_samples), **STYLES[name]) for name in names]
+    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=10, handlelength=3.2)
+
+
+def sheet(truth: Truth, prompts: Drawn, greedy: Drawn, count: int) -> Image.Image:
+    """The first clips, each as a row of true frames above one of the prompt and the greedy frames.
+
+    prompts: the prompts as tokens show them. A thin line separates prompt and drawn frames.
+    """
+    count, prompt = min(count, len(truth.video)), truth.prompt
+    true = enlarge(truth.video[:count])
+    drawn = enlarge(np.concatenate([prompts.frames[:count], greedy.frames[:count]], axis=1))
+    total, side = true.shape[1], true.shape[2]
+    left, top, step = 70, 40, side + GAP
+    pair = 2 * step + 2 * GAP
+    line = left + prompt * step + GAP  # the drawn frames begin after a gap of three
+    picture = Image.new("RGB", (left + total * step + 3 * GAP, top + count * pair), PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
+    draw.text((left, 8), f"prompt: {prompt} true frames", fill=INK, font=font)
+    draw.text(
+        (line + 2 * GAP, 8), f"{total - prompt} drawn frames, each with the most likely code", fill=DRAWN, font=font
+    )
+    for clip in range(count):
+        for row, (label, frames) in enumerate((("true", true), ("drawn", drawn))):
+            y = top + clip * pair + row * step
+            draw.text((GAP, y + side // 2), label, fill=INK, font=font, anchor="lm")
+            for time in range(total):
+                x = left + time * step + (3 * GAP if time >= prompt else 0)
+                picture.paste(Image.fromarray(frames[clip, time]), (x, y))
+    draw.rectangle((line - FRAME // 2, top, line, picture.height - 2 * GAP), fill=DRAWN)
+    return picture

@@ -1,0 +1,111 @@
+"""The measures of continuations as plain text."""
+
+from __future__ import annotations
+
+from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Share
+
+SHOWN = (1, 2, 4, 8)  # horizons
+NAMES = {
+    "greedy": "greedy",
+    "sampled": "sampled, mean",
+    "best": "sampled, best of n",
+    "copy": "copy last frame",
+    "constant_velocity": "constant velocity",
+    "previous_frame": "previous-frame code",
+    "untrained": "untrained",
+    "ceiling": "ceiling",
+}
+CURVES = {
+    "iou": "mask IoU, moving",
+    "identity": "identity kept, %",
+    "place": "place right, %",
+    "codes": "codes right, %",
+    "object_codes": "codes of objects, %",
+    "changed_codes": "changed codes, %",
+    "psnr": "PSNR, dB",
+}
+
+
+def table(result: ContinuationResult) -> str:
+    """Every measure at SHOWN horizons, and the events, a row per way of continuing."""
+    horizons = [h for h in SHOWN if h <= result.num_frames]
+    samples = result.sampling["num_samples"]
+    lines = [
+        f"\n{result.clips:,} {result.split} clips of {result.dataset}: {result.num_prompt_frames} prompt frames, "
+        f"{result.num_frames} drawn"
+    ]
+    for names in (("iou", "identity", "place", "psnr"), ("codes", "object_codes", "changed_codes")):
+        lines += ["", " " * 21 + "".join(f"{CURVES[name]:<{6 * len(horizons) + 2}}" for name in names)]
+        lines.append(f"{'horizon':<21}" + ("".join(f"{h:>6}" for h in horizons) + "  ") * len(names))
+        for who, scores in result.scores.items():
+            cells = ("".join(_cell(getattr(scores, name).mean[h - 1], name) for h in horizons) + "  " for name in names)
+            lines.append(f"{name_of(who, samples):<21}" + "".join(cells))
+    lines += [
+        "",
+        f"{'share right, %':<21}{'bounce':>20}{'return':>20}{'time':>7}{'place':>7}{'ident.':>7}{'period':>20}",
+    ]
+    for who, scores in result.scores.items():
+        parts = "".join(_percent(scores.returned.parts[part]) for part in ("time", "place", "identity"))
+        row = f"{_event(scores.bounce)}{_event(scores.returned)}{parts}{_event(scores.period)}"
+        lines.append(f"{name_of(who, samples):<21}{row}")
+    one = next(iter(result.scores.values()))
+    lines.append(f"cases: {one.bounce.cases} bounces, {one.returned.cases} returns, {one.period.cases} periods")
+    return "\n".join(lines)
+
+
+def checkpoint_table(result: CheckpointsResult) -> str:
+    """The measures of the curve, a row per checkpoint and level."""
+    heads = "".join(f"{label:>20}" for label in curve_labels(result.num_frames).values())
+    lines = [f"\n{'':<20}{'tokens':>12}{heads}"]
+    rows = [(point.checkpoint, f"{point.tokens:,}", point.scores) for point in result.points]
+    rows += [(NAMES[name], "", scores) for name, scores in result.levels.items()]
+    for name, tokens, scores in rows:
+        cells = "".join(f"{_percent(value, 20)}" for value in curve_values(scores).values())
+        lines.append(f"{name:<20}{tokens:>12}{cells}")
+    return "\n".join(lines)
+
+
+def curve_labels(num_frames: int) -> dict[str, str]:
+    """The measures of a curve against training tokens, in percent, and what they are called."""
+    return {
+        "iou_first": "mask IoU, frame 1",
+        "iou_last": f"mask IoU, frame {num_frames}",
+        "identity_last": f"identity, frame {num_frames}",
+        "bounce": "bounces right",
+        "returned": "returns right",
+        "period": "periods kept",
+    }
+
+
+def curve_values(scores: ContinuationScores) -> dict[str, float | None]:
+    """The values of `curve_labels`, as fractions."""
+    return {
+        "iou_first": scores.iou.mean[0],
+        "iou_last": scores.iou.mean[-1],
+        "identity_last": scores.identity.mean[-1],
+        "bounce": scores.bounce.mean,
+        "returned": scores.returned.mean,
+        "period": scores.period.mean,
+    }
+
+
+def name_of(who: str, num_samples: int) -> str:
+    """What a way of continuing is called in tables and figures."""
+    return NAMES[who].replace("of n", f"of {num_samples}")
+
+
+def _cell(value: float | None, measure: str) -> str:
+    if value is None:
+        return f"{'-':>6}"
+    return f"{value:6.3f}" if measure == "iou" else f"{value if measure == 'psnr' else 100 * value:6.1f}"
+
+
+def _percent(value: float | None, width: int = 7) -> str:
+    return f"{'-':>{width}}" if value is None else f"{100 * value:{width}.1f}"
+
+
+def _event(share: Share) -> str:
+    if share.mean is None or share.ci95 is None:
+        return _percent(share.mean, 20)
+    low, high = share.ci95
+    return f"{f'{100 * share.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]':>20}"
