@@ -1,10 +1,14 @@
 """`toyworld:motion` keeps its promises: the same clips for ever, an exact truth, and no test object in training."""
 
 import hashlib
+import re
+from dataclasses import fields
 from itertools import combinations, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from tokenization.sampling import Sampling
@@ -12,6 +16,7 @@ from tokenization.sources.open import open_source
 from tokenization.toyworld import MOTIONS, MotionRules, MotionWorld, motion, open_world, sprites
 from tokenization.toyworld.items import SPLITS
 
+DOCS = Path(__file__).parents[2] / "docs"
 STONE = motion.OCCLUDER
 FLOOR, LINE = (motion.COLOURS[index] for index in (motion.FLOOR, motion.LINE))
 HARDER = "half_tokens=50,pan=50,textured=50,overlap=0,max_objects=5"
@@ -446,3 +451,25 @@ def test_a_source_gives_clips_and_labels():
     assert np.array_equal(panned.frames, world("pan=100").clip(0)["video"])
     with pytest.raises(ValueError, match="does not know the rule 'pans=100'"):
         open_source("toyworld:motion:pans=100", "train", Sampling(resolution=64), limit=1)
+
+
+# --- what docs/datasets.md says
+
+
+def test_the_documented_rules_and_fields_are_those_of_the_code():
+    section = (DOCS / "datasets.md").read_text().partition("toyworld:motion\n")[2].partition("\n## ")[0]
+    tables = [re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.M) for table in section.split("|---|---|---|")[1:]]
+    rules = {}
+    for names, default in tables[0]:
+        rules |= dict(zip(re.findall(r"`(\w+)`", names), map(int, default.split(", ")), strict=True))
+    assert rules == {field.name: field.default for field in fields(MotionRules)}
+    named = {name for names, _ in tables[1] for name in re.findall(r"`(\w+)`", names)}
+    assert named | {"clip_id", "index"} == set(world(num_frames=1).clip(0))
+
+
+def test_the_documented_picture_is_what_its_code_draws(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "datasets.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    with Image.open("motion_world.png") as drawn, Image.open(DOCS / "motion_world.png") as shown:
+        assert np.array_equal(np.asarray(drawn), np.asarray(shown))

@@ -1,6 +1,8 @@
 """The VQGAN is taming-transformers': equal to its modules, and to transformers' two ports of it, on copied weights."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncod
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
+import tokenization
 from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.modeling_vqgan import TotoVQGANModel
 
@@ -293,6 +296,64 @@ def test_patches_fold_into_channels(pictures):
     assert not any("attn" in name for name, _ in model.named_parameters())
 
 
+LOCAL = {**TINY, "channel_multipliers": [1], "attention_resolutions": [], "mid_attention": False}
+LOCAL |= {"patch_size": 4, "norm_groups": 1, "local": True}
+
+
+@pytest.fixture(scope="module")
+def local():
+    torch.manual_seed(0)
+    return spread_codes(TotoVQGANModel(TotoVQGANConfig(**LOCAL)).eval())
+
+
+@torch.no_grad()
+def test_a_local_code_depends_on_its_own_patch_alone(local, pictures):
+    latents, codes = local.encode_latents(pictures), local.encode(pictures)
+    changed = pictures.clone()
+    changed[1, :, 4:8, 12:16] = 1 - changed[1, :, 4:8, 12:16]
+    differs = (local.encode_latents(changed) != latents).any(1)
+    assert differs.nonzero().tolist() == [[1, 1, 3]]
+    other = codes.clone()
+    other[1, 1, 3] = (other[1, 1, 3] + 1) % 48
+    differs = (local.decode(other) != local.decode(codes)).any(1)
+    assert differs[1, 4:8, 12:16].any()
+    differs[1, 4:8, 12:16] = False
+    assert not differs.any()
+
+
+@torch.no_grad()
+def test_a_patch_has_the_same_local_code_everywhere(local, pictures):
+    codes = local.encode(pictures)
+    assert codes.unique().numel() > 20
+    assert torch.equal(local.encode(pictures.roll((4, 8), (2, 3))), codes.roll((1, 2), (1, 2)))
+    patches = pictures.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 4, 4)
+    assert torch.equal(local.encode(patches).flatten(), codes.flatten())
+
+
+@torch.no_grad()
+def test_a_local_tokenizer_saves_and_loads(local, pictures, tmp_path):
+    local.save_pretrained(tmp_path)
+    loaded = TotoVQGANModel.from_pretrained(tmp_path)
+    assert loaded.config.local and torch.equal(loaded.encode(pictures), local.encode(pictures))
+    assert torch.equal(loaded.decode(local.encode(pictures)), local.decode(local.encode(pictures)))
+    convolutions = [module for module in loaded.modules() if isinstance(module, nn.Conv2d)]
+    assert all(module.kernel_size == (1, 1) for module in convolutions)
+
+
+@torch.no_grad()
+def test_a_checkpoint_from_before_the_setting_loads_as_it_was(model, pictures, tmp_path):
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings.pop("local", None)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = TotoVQGANModel.from_pretrained(tmp_path)
+    assert loaded.config.local is False
+    assert torch.equal(loaded.encode(pictures), model.encode(pictures))
+    shipped = Path(tokenization.__file__).parent / "weights" / "toto-tokenizer-64"
+    assert "local" not in json.loads((shipped / "config.json").read_text())
+    assert TotoVQGANModel.from_pretrained(shipped).config.local is False
+
+
 @torch.no_grad()
 def test_save_and_load(model, pictures, tmp_path):
     model.save_pretrained(tmp_path)
@@ -365,6 +426,9 @@ def test_wrong_codes_are_refused(model, codes, words):
         ({"channel_multipliers": [1, 0]}, r"channel_multipliers\[1\]"),
         ({"norm_groups": 3}, "norm_groups must divide"),
         ({"resolution": 15}, "resolution must be a multiple of the stride 2, got 15"),
+        ({**LOCAL, "channel_multipliers": [1, 1]}, "local needs one level and no attention"),
+        ({**LOCAL, "attention_resolutions": [4]}, "local needs one level and no attention"),
+        ({**LOCAL, "mid_attention": True}, "mid_attention false, got .* and True"),
     ],
 )
 def test_wrong_settings_are_refused(changes, words):

@@ -143,3 +143,39 @@ def test_revive_moves_dead_codes_only(model):
     vectors = latents.permute(0, 2, 3, 1).flatten(0, 2)
     assert torch.cdist(after[~alive], vectors).amin(1).max() < 0.2  # next to an output of the encoder
     assert revive(model, torch.ones(32), latents) == 0 and torch.equal(model.quantize.embedding.weight, after)
+
+
+def far_latents(model) -> torch.Tensor:
+    """Latents of a room that is mostly floor: 97 % are a code in use, the others are 6 away from it. (2, 8, 10, 10)"""
+    latents = model.quantize.embedding.weight.detach()[0].expand(200, 8).clone()
+    latents[range(6), range(6)] += 6
+    return latents.view(2, 10, 10, 8).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_far_revival_takes_the_rare_latents(model, far):
+    latents, usage = far_latents(model), torch.zeros(32)
+    usage[:2] = 1
+    with torch.no_grad():  # an unused code that is there by chance does not count
+        model.quantize.embedding.weight[31] = latents[0, :, 0, 0]
+    before = model.quantize.embedding.weight.detach().clone()
+    torch.manual_seed(0)
+    assert revive(model, usage, latents, far=far) == 30
+    after = model.quantize.embedding.weight.detach()
+    assert torch.equal(after[:2], before[:2])
+    rare = (after[2:] - before[0]).norm(dim=1) > 5
+    assert rare.all() if far else rare.sum() < 8
+    if far:  # all of them, not the first or the farthest only
+        assert {int(row.argmax()) for row in after[2:] - before[0]} == set(range(6))
+    model.quantize.embedding.weight.data.copy_(before)
+    torch.manual_seed(0)
+    revive(model, usage, latents, far=far)
+    assert torch.equal(model.quantize.embedding.weight, after)  # a function of the generator alone
+
+
+@pytest.mark.parametrize("usage", [torch.zeros(32), torch.tensor([1.0] + 31 * [0.0])])
+def test_far_revival_at_its_ends(model, usage):
+    """Without a code in use, or where all latents are one, there is no distance to draw by."""
+    latents = model.quantize.embedding.weight.detach()[0].view(1, 8, 1, 1).expand(2, 8, 4, 4)
+    assert revive(model, usage, latents, far=True) == int((usage == 0).sum())
+    assert torch.isfinite(model.quantize.embedding.weight).all()
