@@ -167,7 +167,7 @@ def draw_continuation(
 def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int) -> Clip:
     """A clip of prompt + new frames, or of the prompt alone if a video has no more.
 
-    name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split.
+    name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split; VARIANT may be motion:RULES.
     Raises ValueError or FileNotFoundError.
     """
     from tokenization.video import Clip, read_clip
@@ -179,13 +179,13 @@ def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None,
             return read_clip(name, Sampling(prompt, stride, fps, resolution))
 
     from tokenization.sources.open import TOYWORLD_FPS
-    from tokenization.toyworld.world import ToyWorld
+    from tokenization.toyworld import open_world
 
     parts = name.split(":")[1:]
     index = parts.pop() if parts and parts[-1].isdigit() else "0"
-    if len(parts) > 1:
+    if len(parts) > 1 and parts[0] != "motion":
         raise ValueError(f"--video {name} is not valid; write toyworld:INDEX or toyworld:VARIANT:INDEX.")
-    world = ToyWorld("test", parts[0] if parts else "simple", resolution=resolution, num_frames=prompt + new)
+    world = open_world(":".join(parts) or "simple", "test", resolution=resolution, num_frames=prompt + new)
     item = world.clip(int(index))
     return Clip(item["video"], item["clip_id"], 0, TOYWORLD_FPS, {})
 
