@@ -10,6 +10,7 @@ from PIL import Image
 
 from evaluation.generate import draw_continuation, frame_counts, main, read_video
 from evaluation.pictures import DRAWN, FRAME, PROMPT, enlarge, panel, sheet
+from tokenization.toyworld import open_world
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,14 @@ def test_a_video_that_ends_after_the_prompt(video):
     assert len(read_video(str(video), 2, 2, 4, None, 32).frames) == 2
     with pytest.raises(ValueError, match=r"short.mp4: the video is too short: it has 10 frames"):
         read_video(str(video), 4, 2, 4, None, 32)
+
+
+def test_a_clip_of_the_embedded_world_by_its_name():
+    for name, source in (("toyworld:3", "simple/test/0/3"), ("toyworld:motion", "motion/test/0/0")):
+        assert read_video(name, 2, 1, 4, None, 64).source == f"toyworld/{source}"
+    panned = read_video("toyworld:motion:pan=100:2", 2, 1, 4, None, 64)
+    assert panned.source == "toyworld/motion/test/0/2"
+    assert np.array_equal(panned.frames, open_world("motion:pan=100", "test", num_frames=3).clip(2)["video"])
 
 
 def test_mistakes_get_a_sentence(checkpoint, tmp_path):

@@ -28,7 +28,7 @@ PANNED = 12 * TOKEN  # width of the room that a camera pans over
 # Indices of the palette.
 FLOOR, LINE, STONE, JOINT, EDGE, BODY, TEXTURE = 0, 1, 2, 3, 4, 8, 24
 COLOURS = ((22, 24, 38), (86, 92, 120), (124, 122, 116), (78, 76, 74), (168, 166, 158))
-TRIES = 12  # starts from which the first free one is taken
+TRIES = 48  # starts from which the first free one is taken
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class MotionRules:
         min_objects, max_objects: objects of a clip, each of its own hue; at most five.
         rest: chance of an object to stand still.
         directions: 4 (along the walls) or 8 (diagonals as well) ways to move.
+        pause: frames that an object stays at a wall before it turns around. With 2, places repeat after 16 frames, and
+            no frame of a row of 16 shows where an object is later; with 0 they repeat after 12.
         occluders: chance of a clip to have a post or a wall in front of everything.
         spinners: chance of an object to be a spinner, which turns by a quarter or an eighth each frame.
         walkers: chance of a creature to walk: to cycle through 2 to 4 pictures.
@@ -55,6 +57,7 @@ class MotionRules:
     max_objects: int = 3
     rest: int = 25
     directions: int = 8
+    pause: int = 2
     occluders: int = 50
     spinners: int = 25
     walkers: int = 50
@@ -73,6 +76,8 @@ class MotionRules:
             raise ValueError(
                 f"directions is {self.directions} and overlap {self.overlap}; directions is 4 or 8, overlap 0 or 1."
             )
+        if not 0 <= self.pause <= 16:
+            raise ValueError(f"pause is {self.pause}; it is 0 to 16 frames.")
         for name in ("rest", "occluders", "spinners", "walkers", "half_tokens", "pan", "textured"):
             if not 0 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a percentage, 0 to 100.")
@@ -144,7 +149,7 @@ class MotionWorld(EndlessClips):
             motion included. Walking and spinning are not in it.
         `place` int16 (T, N, 2): x, y of the upper left corner in the frame's pixels, inside the frame or not.
         `camera` int16 (T,): pixels of the room to the left of the frame; 0 unless the camera pans.
-        `moving` bool (N,): through the room. `contact` bool (T, N): is at a wall of the room, and turns around there.
+        `moving` bool (N,): through the room. `contact` bool (T, N): is at a wall of the room, and leaves it next.
         `visibility` float32 (T, N): share of its pixels that is seen.
         `sprite`, `hue`, `shade` int (N,): the identity. `phase` int (T, N): which of the sprite's pictures is shown.
         `period` int (N,): frames after which the pictures repeat; 1 if they never change.
@@ -273,16 +278,16 @@ class MotionWorld(EndlessClips):
             phases.append((begin + way * times) % period)
             step = np.array(_ways(rules.directions)[rng.randint(rules.directions)])
             step = 0 * step if rests else step * (1 if slow else 2)
-            # A place on the way there and back; even, so that objects stand on whole tokens.
-            starts = rng.randint(0, far, size=(TRIES, 2)) * 2
-            seen = _bounce(starts[:, None] + step * times[:2, None], far)  # (TRIES, 2, 2)
+            speed = np.where(step == 0, 2, abs(step))
+            starts = rng.randint(0, 2 * (far // speed + rules.pause), size=(TRIES, 2))
+            seen = _places(starts, step, far, times[:2], rules.pause)  # (TRIES, 2, 2)
             behind = ((seen > hidden_from) & (seen < hidden_to)).all(-1).any(-1) if occluder else np.zeros(TRIES, bool)
             first = seen[:, 0]
             taken = behind | (first[:, 0] * HALF < camera) | (first[:, 0] * HALF + sprites.SIDE > camera + SIDE)
             for place in places:
                 taken |= (abs(first - place[0]) < SPRITE).all(-1)
             start = starts[np.argmin(taken) if not taken.all() else -1]
-            places.append(_bounce(start + step * times[:, None], far))
+            places.append(_places(start, step, far, times, rules.pause))
             drawn.append((sprite, hue, period))
         sprite, hue, period = np.array(drawn).T
         shades = sprites.SHADES[self.split]
@@ -323,7 +328,7 @@ class MotionWorld(EndlessClips):
         moving = (moved != 0).any((0, 2))
         far = np.array([scene.room.shape[1] // HALF - SPRITE, ROOM - SPRITE])
         at_wall = (objects.place[:-1] == 0) | (objects.place[:-1] == far)
-        first = tuple(np.sign(moved[0, 0]).tolist())
+        first = tuple(int(np.sign(axis[axis.nonzero()][:1].sum())) for axis in moved[:, 0].T)
         return {
             "video": _enlarge(palette.take(canvas, axis=0), times),  # take: several times as fast as an index
             "masks": _enlarge(owner, times),
@@ -356,16 +361,27 @@ def _ways(directions: int) -> tuple[tuple[int, int], ...]:
     return ways if directions == 8 else ways[::2]
 
 
-def _bounce(way: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """Distances travelled along x and y -> places between the walls at 0 and `far`."""
-    turned = way % (2 * far)
-    return np.minimum(turned, 2 * far - turned)
+def _places(start: np.ndarray, step: np.ndarray, far: np.ndarray, times: np.ndarray, pause: int) -> np.ndarray:
+    """The places of an object that goes to and fro along x and y, and stays at a wall for `pause` more frames.
+
+    Args:
+        start: (..., 2), frames into the way there and back. step: (2,), half tokens a frame; 0 stays at the start.
+        far: (2,), the last place; the first one is 0. times: (T,), frames.
+    Returns:
+        (..., T, 2), half tokens.
+    """
+    speed = np.where(step == 0, 2, abs(step))
+    crossing = far // speed  # frames
+    since = (start[..., None, :] + np.sign(step) * times[:, None]) % (2 * (crossing + pause))
+    back = since - crossing - pause  # frames since it left the far wall, if it has
+    return speed * np.where(back < 0, np.minimum(since, crossing), crossing - np.minimum(back, crossing))
 
 
 def _camera(rng: np.random.RandomState, frames: int, far: int) -> np.ndarray:
     """Tokens by which the camera has moved in each frame, there and back over `far` tokens."""
     start = rng.randint(8)
-    return _bounce(start + np.arange(frames), np.array(far)) if far else np.zeros(frames, dtype=np.int64)
+    way = (start + np.arange(frames)) % (2 * far) if far else np.zeros(frames, dtype=np.int64)
+    return np.minimum(way, 2 * far - way)
 
 
 @functools.lru_cache(maxsize=4)
