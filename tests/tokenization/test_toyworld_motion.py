@@ -34,10 +34,10 @@ FIELDS = ("video", "masks", "flow", "place", "moving", "contact", "visibility", 
 LABELS = ("depth_order", "objects", "occluder", "motion", "clip_id", "index")
 # sha256 of clips 0, 1 and 2; a change of the world changes them, and then the shipped weights saw another world.
 HASHES = {
-    ("train", ""): "332d81a97762b7b3b2fc34ed294109c6a3a567fdcffbdce422e5f5657f81bf54",
-    ("validation", ""): "6edac99d1c98185868ee4da2cc7a59f12e6fb72dead316e5dc443da3754e4f6d",
-    ("test", ""): "d610909eea82b44c5e58881df049fab7bf98cbc14f4a9b9067bc93f3cc74f7a1",
-    ("train", HARDER): "eb0c5ae0250eeae6225fdf3992749fc7c40f9850d31c0a9a5f68624fd4565eec",
+    ("train", ""): "f356d249c201269b7e06b31211d45bfdb62c84cc36cf90a5b3a3a33c840625aa",
+    ("validation", ""): "2ed13082811ab90f68fc4eb3564b082d266c8dd2ef26fa92771d9e6f7c111fbe",
+    ("test", ""): "990c7abd299815d591d3a852623f54015bc0bf723a72cba019ad981cb775456f",
+    ("train", HARDER): "4ea44c6ca8af0e5d4f6cbf195d0cc066f7be62d084254a4c31f58276a013276c",
 }
 
 
@@ -154,7 +154,7 @@ def test_every_pixel_is_where_the_truth_says(clips):
         assert sorted(clip["depth_order"]) == list(range(1, clip["objects"] + 2))
         assert rules.min_objects <= clip["objects"] + 1 <= rules.max_objects
         assert len(set(clip["hue"])) == len(clip["hue"])
-    assert covered > 200  # objects do pass behind each other
+    assert covered > 100  # objects do pass behind each other
 
 
 def numbered(colours) -> np.ndarray:
@@ -219,30 +219,59 @@ def test_the_flow_carries_each_pixel_to_the_next_frame(clips):
     assert compared["floor"] > 100_000 or rules.overlap
 
 
-def test_objects_keep_their_speed_and_turn_around_at_the_walls(clips):
+def walk(start: int, speed: int, frames: int, far: int, pause: int) -> list[int]:
+    """Places of an object on one axis, frame by frame: it goes on, and waits at a wall before it turns around."""
+    place, waited, found = start, 0, []
+    for _ in range(frames):
+        found.append(place)
+        if place + speed < 0 or place + speed > far:
+            waited += 1
+            if waited <= pause:
+                continue
+            speed, waited = -speed, 0
+        place += speed
+    return found
+
+
+def test_objects_keep_their_speed_pause_at_the_walls_and_turn_around(clips):
     rules, made = clips
     speeds, contacts = set(), 0
     for clip in made:
-        place = clip["place"].astype(int)
-        steps = np.diff(place, axis=0) - camera_motion(clip)[:-1, None]  # (T - 1, N, 2) in the room
+        room = clip["place"].astype(int)
+        room[..., 0] += clip["camera"][:, None]
+        steps = np.diff(room, axis=0)  # (T - 1, N, 2)
         assert np.array_equal((steps != 0).any((0, 2)), clip["moving"])
-        assert (abs(steps) == abs(steps[0])).all()
-        for speed in abs(steps[0]):
+        far = (96 if clip["camera"].any() else 64) - 16, 64 - 16
+        for k in range(room.shape[1]):
+            speed = abs(steps[:, k]).max(0)
             speeds |= {int(speed.max())}
             assert speed.min() in (0, speed.max())
             assert rules.directions == 8 or (speed > 0).sum() <= 1
-        turns = (steps[1:] != steps[:-1]).any(-1)
-        assert np.array_equal(clip["contact"][1:-1], turns)
-        contacts += turns.sum()
-        if rules.pan == 0:
-            assert place.min() >= 0 and place.max() <= 64 - 16
-            at_wall = ((place[:-1] == 0) | (place[:-1] == 64 - 16)) & (steps != 0)
-            assert np.array_equal(clip["contact"][:-1], at_wall.any(-1))
-        first = tuple(np.sign(steps[0, 0]).tolist())
+            for axis in (0, 1):
+                places = room[:, k, axis]
+                if not speed[axis]:
+                    assert (places == places[0]).all()
+                    continue
+                first = steps[:, k, axis].nonzero()[0][0]  # it may start in a pause
+                expected = walk(places[first], steps[first, k, axis], len(places) - first, far[axis], rules.pause)
+                assert first <= rules.pause and places[first:].tolist() == expected
+        at_wall = (room[:-1] == 0) | (room[:-1] == far)
+        assert np.array_equal(clip["contact"][:-1], (at_wall & (steps != 0)).any(-1))
+        contacts += clip["contact"].sum()
+        first = tuple(int(np.sign(axis[axis.nonzero()][:1].sum())) for axis in steps[:, 0].T)
         names = MotionWorld.label_names["motion"]
         assert names[clip["motion"]] == ("rest" if first == (0, 0) else {w: n for n, w in MOTIONS.items()}[first])
     expected = {0: {8}, 100: {4}}.get(rules.half_tokens, {4, 8})
     assert speeds == expected | ({0} if rules.rest else set()) and contacts > 50
+
+
+@pytest.mark.parametrize(("rules", "period"), [("", 16), ("pause=0", 12), ("half_tokens=100", 28)])
+def test_no_frame_of_a_row_shows_where_an_object_will_be(rules, period):
+    for clip in islice(world(rules + ",rest=0" if rules else "rest=0", num_frames=32), 40):
+        place = clip["place"]
+        assert np.array_equal(place[period:], place[:-period])
+        for shorter in range(1, period):
+            assert not np.array_equal(place[shorter:], place[:-shorter])
 
 
 def test_objects_stand_on_whole_tokens_unless_asked(clips):
@@ -292,7 +321,7 @@ def test_a_post_or_wall_stands_in_front_of_all(clips):
 
 def test_most_objects_start_in_sight_and_apart():
     """A start is drawn up to TRIES times; beside a post few starts are good ones, so that some objects have none."""
-    for rules, allowed in (("occluders=0", 0), ("occluders=100", 0.2)):
+    for rules, allowed in (("occluders=0", 0), ("occluders=100", 0.03)):
         behind = touching = objects = 0
         for clip in islice(world(rules), 300):
             stone = clip["masks"][:2] == STONE
@@ -302,7 +331,7 @@ def test_most_objects_start_in_sight_and_apart():
             for one, other in combinations(clip["place"][0].astype(int), 2):
                 touching += (abs(one - other) < 16).all()
             objects += len(clip["sprite"])
-        assert behind / (2 * objects) <= allowed and touching / objects < 0.05
+        assert behind / (2 * objects) <= allowed and touching / objects < 0.02
 
 
 def test_an_object_is_lost_from_sight_and_comes_back():
