@@ -287,7 +287,7 @@ def test_a_card_names_the_sources_of_a_mixture_and_no_folder(folder, tmp_path):
 def test_mistakes_are_reported_before_anything_is_sent(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         push_folder(tmp_path / "nowhere", "user/toto")
-    with pytest.raises(ValueError, match="is not of a probe"):
+    with pytest.raises(ValueError, match="is none of toto probe or toto generate"):
         model_card(folder, results=[{"psnr": 30}])
     (folder / "processor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"without its processor; call processor\.save_pretrained"):

@@ -40,17 +40,19 @@ def model_card(
         checkpoint_or_folder: a Hugging Face folder with the processor in it, or a run folder (see `resolve_model`).
         metrics: a validation row of metrics.jsonl: `val_loss` (nats per code token), `step` and other numbers.
         recipe: the resolved recipe; the card omits settings of the machine.
-        results: contents of result files of `toto probe`.
+        results: contents of result files of `toto probe` and `toto generate --score`.
         repo_id: repository in the example; by default the folder's name.
     Raises:
         FileNotFoundError: if the folder holds no model, or no processor.
-        ValueError: if a result was not written by `toto probe`.
+        ValueError: if a result was written by neither.
     """
     from huggingface_hub import ModelCardData
 
     folder = complete_folder(checkpoint_or_folder)
     facts = _facts(folder)
-    metrics, recipe, probes = metrics or {}, recipe or {}, _probes(results or [])
+    continued = [result for result in results or [] if "scores" in result]
+    probes = _probes([result for result in results or [] if "scores" not in result])
+    metrics, recipe = metrics or {}, recipe or {}
     data, name = _data(recipe), (repo_id or folder.name).split("/")[-1]
     found = _loss_result(metrics, data) + [_probe_result(*probe) for probe in probes]
     header = ModelCardData(
@@ -82,6 +84,7 @@ def model_card(
         **{key: metrics.get(key) for key in ("val_loss", "val_accuracy", "val_rows", "test")},
         uniform_loss=math.log(facts["num_codes"]) if facts["num_codes"] else None,
         probes=[row for probe in probes for row in _probe_rows(*probe)],
+        continued=[_continued_facts(result) for result in continued],
         license=license,
     )
 
@@ -156,7 +159,7 @@ def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
     """(label, its task, the whole result) for every label in the results."""
     for result in results:
         if "best" not in result:
-            raise ValueError("A result without 'best' is not of a probe; give result files of toto probe.")
+            raise ValueError("A result without 'best' or 'scores' is none of toto probe or toto generate --score.")
     return [
         (label, task, result)
         for result in results
@@ -200,6 +203,40 @@ def _probe_result(label: str, task: dict, result: dict) -> EvalResult:
         metric_name=f"Test accuracy, {best['head']} head on layer {best['layer']}, 95 % [{low:.4f}, {high:.4f}]",
         metric_value=best["accuracy"],
     )
+
+
+WAYS = {
+    "greedy": "this model, the most likely token",
+    "sampled": "this model, sampled: mean of {num_samples}",
+    "best": "this model, sampled: best of {num_samples}",
+    "copy": "the last prompt frame, repeated",
+    "constant_velocity": "constant velocity, without a bounce",
+    "previous_frame": "most likely code after that of the frame before",
+    "untrained": "the same model, untrained",
+    "ceiling": "the truth, through the tokenizer",
+}
+
+
+def _continued_facts(result: dict) -> dict:
+    """A result of `toto generate --score` as a table: a row for each way of continuing, percentages with intervals."""
+    last = result["num_frames"] - 1
+
+    def percent(mean, interval) -> str:
+        if mean is None:
+            return "-"
+        spread = f" [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]" if interval else ""
+        return f"{100 * mean:.0f}{spread}"
+
+    def cells(scores: dict) -> list[str]:
+        at = [("iou", 0), ("iou", last), ("identity", last), ("object_codes", last)]
+        curves = [percent(scores[name]["mean"][h], scores[name]["ci95"][h]) for name, h in at]
+        shares = [percent(scores[name]["mean"], scores[name]["ci95"]) for name in ("bounce", "returned", "period")]
+        return [*curves, *shares]
+
+    rows = {WAYS[way].format(**result["sampling"]): cells(scores) for way, scores in result["scores"].items()}
+    named = ("dataset", "split", "clips", "num_prompt_frames", "num_frames")
+    events = {name: result["scores"]["greedy"][name]["cases"] for name in ("bounce", "returned", "period")}
+    return {name: result[name] for name in named} | {"rows": rows, "cases": events}
 
 
 def _source_facts(manifest: dict, share: float) -> dict:
