@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-NANO, MOTION = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion"
+NANO, TOKENIZER = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion" / "visual_tokenizer"
 LABELS = ("digit", "texture", "motion")
 LONE = "toyworld:motion:max_objects=1"  # whose label "motion" is that of the only object
 
@@ -34,13 +34,13 @@ class DemoArgs:
 def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     """The commands of the demo in order, each with the path that exists once it has run."""
     out = Path(args.output)
-    run, nano, motion = out / "run", Path(os.path.relpath(NANO)), Path(os.path.relpath(MOTION))  # as a user types them
+    run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user would type it
     seed = ["--seed", str(args.seed)]
     items = ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
 
     def tokenize(split: str, clips: int) -> tuple[Path, list[str]]:
         folder = out / "shards" / split
-        world = ["--dataset", "toyworld:motion", "--tokenizer", str(motion), *seed]
+        world = ["--dataset", "toyworld:motion", "--tokenizer", os.path.relpath(TOKENIZER), *seed]
         flags = ["--split", split, "--max_clips", str(clips), "--output", str(folder)]
         return folder / "manifest.json", ["tokenize", *world, *flags]
 
@@ -68,13 +68,12 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     pretrain += ["--shards", str(out / "shards" / "train"), "--val_shards", str(out / "shards" / "validation")]
     pretrain += ["--max_minutes", str(args.train_minutes), "--seed", str(args.seed), "--output_dir", str(run)]
     report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations"]
-    report += [str(out / "generated" / "toto-motion"), str(out / "generated" / "trained-now")]
+    report += [str(out / "generated" / "trained-now")]
     return [
         tokenize("train", args.train_clips),
         tokenize("validation", 64),
         (run / "checkpoints", pretrain),
         generate(run, "trained-now"),
-        generate(motion, "toto-motion"),
         # toto-nano has four times as many tokens per frame; its card compares it with its untrained twin.
         probed(nano, "probe", "toyworld", LABELS, "--num_frames", "2", "--baselines", "pixels"),
         probed(run, "probe_trained", LONE, ("motion",), "--num_frames", "6"),
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 
     description = "Run the whole path on a CPU in about ten minutes: tokenize, pretrain, generate, probe, report."
     args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
-    if missing := [str(folder) for folder in (NANO, MOTION) if not (folder / "config.json").is_file()]:
+    if missing := [str(folder) for folder in (NANO, TOKENIZER) if not (folder / "config.json").is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; run the demo from a clone of the project, which has it.")
 
     import importlib

@@ -369,7 +369,7 @@ def tiles(clips) -> set[bytes]:
 
 def test_frames_are_made_of_few_tokens():
     crowded = tiles(islice(world("min_objects=3,max_objects=5"), 150))
-    assert 1000 < len(crowded) <= 1600  # about 501 in each of three shades
+    assert 400 < len(crowded) <= 520  # a codebook of 640 has one code for each
     few, many = (tiles(islice(world(rules, num_frames=8), 40)) for rules in ("max_objects=5", HARDER))
     assert len(many) > 2 * len(few)
 
@@ -390,7 +390,7 @@ def test_no_sprite_has_the_same_hue_in_two_splits():
         assert len(held_out) == sprites.NUM_CREATURES // 6
         assert all((sprite, hue) in owned[split] for sprite in held_out for hue in range(len(sprites.HUES)))
     shades = [set(sprites.SHADES[split]) for split in SPLITS]
-    assert sum(map(len, shades)) == len(set().union(*shades)) == 5
+    assert sum(map(len, shades)) == len(set().union(*shades)) == 3
 
 
 def test_every_half_and_every_spinner_is_trained_on():

@@ -21,9 +21,6 @@ OURS = (
     "toto_nano_more",
     "toto_nano_third",
     "motion_tiny",
-    "toto_motion_short",
-    "toto_motion_rows",
-    "toto_motion",
 )
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {
