@@ -269,10 +269,8 @@ class MotionWorld(EndlessClips):
             free[hue] = False
             walks, rests, slow = (_chance(rng, chance) for chance in (rules.walkers, rules.rest, rules.half_tokens))
             period, begin, way = rng.randint(2, 5), rng.randint(sprites.PHASES), 1 - 2 * rng.randint(2)
-            if sprite == sprites.NUM_SPRITES - 1:
-                period = 8
-            elif spins:
-                period = 4
+            if spins:
+                period = sprites.TURNS[sprite - sprites.NUM_CREATURES]
             elif not walks:
                 period = 1
             phases.append((begin + way * times) % period)

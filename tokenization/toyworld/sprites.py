@@ -1,9 +1,9 @@
 """The sprites of `toyworld:motion`: 16 x 16 pictures of two tones, which of them belongs to which split, and colours.
 
 A creature is one of 12 heads (upper half) on one of 6 pairs of feet (lower half), whose four pictures make it walk. A
-spinner is a wheel, an arrow, a hook, which turn by quarters, or a dial, which turns by eighths. Halves and quarters of
-pictures are tokens of 8 x 8 pixels, shared by many sprites, so that a sprite held out of training is new only as a
-whole.
+spinner is a disc with light quarters, which turns by quarters, or with pointers, which turns by eighths. Halves and
+quarters of pictures are tokens of 8 x 8 pixels, shared by many sprites, so that a sprite held out of training is new
+only as a whole.
 """
 
 from __future__ import annotations
@@ -47,13 +47,12 @@ FEET = (
     (" ###### | #o##o# | ###### |#  ##  #", " ###### | #o##o# | ###### | #    # ",
      " ###### | ##oo## | ###### |  #  #  ", " ###### | ##oo## | ###### |   ##   "),
 )  # fmt: skip
-# Spinners that turn by quarters, as they look before the first turn.
-TURNED = {
-    "wheel": "  ####  | #oo### |#ooo####|#ooo####|########|########| ###### |  ####  ",
-    "arrow": "   oo   |  oooo  | oooooo |oooooooo|  ####  |  ####  |  ####  |  ####  ",
-    "hook": "oooo    |oooo    |####    |####    |####    |####    |########|########",
-}
-SPINNERS = (*TURNED, "dial")
+# Discs that turn by quarters: which quarters are light, clockwise from the upper right, before the first turn.
+WHEELS = {"wheel": (1, 0, 0, 0), "half": (1, 1, 0, 0), "three": (1, 1, 1, 0)}
+# Discs that turn by eighths: where their pointers are, in eighths clockwise from up.
+DIALS = {"dial": (0,), "needle": (0, 4), "clock": (0, 3)}
+SPINNERS = (*WHEELS, *DIALS)
+TURNS = (4, 4, 4, 8, 4, 8)  # pictures of a spinner until it looks as at first
 NUM_CREATURES = len(HEADS) * len(FEET)
 NUM_SPRITES = NUM_CREATURES + len(SPINNERS)
 
@@ -65,7 +64,7 @@ HUES = {
     "blue": (66, 118, 228),
     "violet": (170, 78, 206),
 }
-# Added to all channels of a hue: each split has its own. One in train, so that a codebook has no code to spend on shades.
+# Added to all channels of a hue: each split has its own; train has one, so that a codebook spends no code on shades.
 SHADES = {"train": (0,), "validation": (-4,), "test": (4,)}
 
 
@@ -77,13 +76,33 @@ def _picture(rows: str) -> np.ndarray:
     return small.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def _dial(phase: int) -> np.ndarray:
-    """A disc with a pointer in one of eight directions, clockwise from up."""
-    step_x, step_y = ((0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1))[phase]
-    y, x = np.mgrid[:SIDE, :SIDE] * 2 - (SIDE - 1)  # twice the distance from the centre, so that it is an integer
-    along, across = x * step_x + y * step_y, x * step_y - y * step_x
-    pointer = (along > 0) & (abs(across) <= (4 if step_x and step_y else 3))
-    return np.where(x * x + y * y <= 15 * 15, 1 + pointer, 0).astype(np.uint8)
+def _disc() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x and y, twice the distance from the centre so that they are integers, and whether a pixel is on the disc."""
+    y, x = np.mgrid[:SIDE, :SIDE] * 2 - (SIDE - 1)
+    return x, y, x * x + y * y <= 15 * 15
+
+
+def _wheel(light: tuple[int, ...], phase: int) -> np.ndarray:
+    """A disc with light quarters, turned clockwise by `phase` quarters."""
+    x, y, disc = _disc()
+    quarter = np.where(y < 0, np.where(x > 0, 0, 3), np.where(x > 0, 1, 2))
+    inner = x * x + y * y <= 11 * 11  # the rim stays dark, so that a light quarter is a token of its own
+    shown = np.array(light)[(quarter - phase) % 4]
+    return np.where(disc, 1 + shown * inner, 0).astype(np.uint8)
+
+
+def _dial(pointers: tuple[int, ...], phase: int) -> np.ndarray:
+    """A disc with pointers, turned clockwise by `phase` eighths."""
+    x, y, disc = _disc()
+    found = np.zeros((SIDE, SIDE), dtype=bool)
+    for pointer in pointers:
+        eighth = (pointer + phase) % 8
+        step_x, step_y = ((0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1))[eighth]
+        along, across = x * step_x + y * step_y, x * step_y - y * step_x
+        # only the quarters that it points to, so that pointers share their tokens
+        ahead = (x * step_x >= 0) & (y * step_y >= 0) & (along > 0)
+        found |= ahead & (abs(across) <= (4 if step_x and step_y else 3))
+    return np.where(disc, 1 + found, 0).astype(np.uint8)
 
 
 @functools.cache
@@ -99,7 +118,7 @@ def pictures() -> np.ndarray:
             )
     for number, name in enumerate(SPINNERS):
         for phase in range(PHASES):
-            turned = _dial(phase) if name == "dial" else np.rot90(_picture(TURNED[name]), -phase)
+            turned = _dial(DIALS[name], phase) if name in DIALS else _wheel(WHEELS[name], phase)
             table[NUM_CREATURES + number, phase] = turned
     table.setflags(write=False)
     return table
@@ -109,19 +128,22 @@ def pictures() -> np.ndarray:
 def owned(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The (sprite, hue) pairs of a split, creatures and spinners: int64 (N, 2) each. No pair is in two splits.
 
-    A sixth of the creatures is kept for validation and a sixth for test, in all hues. Of the others and of the spinners
-    each split has its own combinations with hues.
+    A sixth of the creatures is kept for validation and a sixth for test, in all hues. Of the others each split has its
+    own combinations with hues. In each hue each split has one of the wheels and one of the dials. So every token's
+    picture is trained on: wheels, and dials, are made of the same tokens, and creatures of halves.
     """
     number = SPLITS.index(split)
     creatures, spinners = [], []
-    for sprite in range(NUM_SPRITES):
-        head, feet = divmod(sprite, len(FEET))
-        # a different pair of feet for each head, so that every head and every pair of feet is trained on
-        kept_for = {4: 1, 5: 2}.get((head + feet) % 6) if sprite < NUM_CREATURES else None
-        for hue in range(len(HUES)):
+    for hue in range(len(HUES)):
+        for sprite in range(NUM_CREATURES):
+            head, feet = divmod(sprite, len(FEET))
+            # a different pair of feet for each head, so that every head and every pair of feet is trained on
+            kept_for = {4: 1, 5: 2}.get((head + feet) % 6)
             by_hue = {0: 1, 1: 2}.get((sprite + head + hue) % len(HUES), 0)
             if number == (by_hue if kept_for is None else kept_for):
-                (creatures if sprite < NUM_CREATURES else spinners).append((sprite, hue))
+                creatures.append((sprite, hue))
+        for family in (0, len(WHEELS)):
+            spinners.append((NUM_CREATURES + family + (number + hue) % 3, hue))
     return np.array(creatures), np.array(spinners)
 
 
