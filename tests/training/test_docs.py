@@ -50,7 +50,7 @@ def test_commands_shown_are_understood():
 
     text = (DOCS / "datasets.md").read_text().replace("\\\n", "")
     shown = re.findall(r"^(?:toto tokenize|accelerate launch -m tokenization.tokenize_dataset) (--.*)$", text, re.M)
-    assert len(shown) == 10
+    assert len(shown) == 12
     for flags in shown:
         (args,) = HfArgumentParser(TokenizeArgs).parse_args_into_dataclasses(shlex.split(flags))
         assert args.output.startswith("shards/")
