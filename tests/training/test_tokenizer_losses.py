@@ -175,7 +175,7 @@ def test_far_revival_takes_the_rare_latents(model, far):
 
 @pytest.mark.parametrize("usage", [torch.zeros(32), torch.tensor([1.0] + 31 * [0.0])])
 def test_far_revival_at_its_ends(model, usage):
-    """Without a code in use, or where all latents are one, there is no distance to draw by."""
+    """If no code is in use, or all latents are equal, no distance can guide the draw."""
     latents = model.quantize.embedding.weight.detach()[0].view(1, 8, 1, 1).expand(2, 8, 4, 4)
     assert revive(model, usage, latents, far=True) == int((usage == 0).sum())
     assert torch.isfinite(model.quantize.embedding.weight).all()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tokenization.toyworld.motion import MotionRules, MotionWorld
+from tokenization.toyworld.motion import MotionWorld
+from tokenization.toyworld.motion_rules import MotionRules
 from tokenization.toyworld.world import MOTIONS, VARIANTS, EndlessClips, ToyWorld
 
 __all__ = ["MOTIONS", "MotionRules", "MotionWorld", "ToyWorld", "open_world"]
