@@ -53,8 +53,6 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
             "--video",
             "toyworld:motion:3",
             "toyworld:motion:7",
-            "--temperature",
-            "0",
             "--output",
             str(folder),
         ]
