@@ -121,6 +121,8 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     )
     if loop.train():
         return loop.checkpoint, True
+    if adversarial.retire_unused:
+        loop.retire_unused()
     if run.is_main:
         finish(run.folder, steps.final_model(), held_out, (args, flags, optim), loop.seconds)
     return run.folder, False

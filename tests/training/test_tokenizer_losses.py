@@ -20,6 +20,7 @@ from training.tokenizers.losses import (
     hinge_loss,
     kl_to_uniform,
     logit_laplace_nll,
+    retire,
     revive,
     vqgan_loss,
 )
@@ -179,3 +180,17 @@ def test_far_revival_at_its_ends(model, usage):
     latents = model.quantize.embedding.weight.detach()[0].view(1, 8, 1, 1).expand(2, 8, 4, 4)
     assert revive(model, usage, latents, far=True) == int((usage == 0).sum())
     assert torch.isfinite(model.quantize.embedding.weight).all()
+
+
+def test_no_patch_has_a_retired_code(model):
+    pixels = torch.rand(16, 3, 32, 32)
+    usage = torch.bincount(model.encode(pixels).flatten(), minlength=32)
+    usage[usage.argmax()] = 0  # the commonest code as well
+    before = model.quantize.embedding.weight.detach().clone()
+    assert retire(model, usage) == int((usage == 0).sum())
+    used = usage > 0
+    assert used[model.encode(pixels).flatten()].all() and 0 < used.sum() < 32
+    assert torch.equal(model.quantize.embedding.weight[used], before[used])
+    after = model.quantize.embedding.weight.detach().clone()
+    assert retire(model, torch.ones(32)) == 0 and retire(model, torch.zeros(32)) == 32
+    assert torch.equal(model.quantize.embedding.weight, after)  # with no code left, all stay

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import VQGAN
 from transformers import AutoModel
 
@@ -95,6 +96,18 @@ def test_held_out_frames_are_measured_and_shown_while_training(vqgan):
     assert 0 < measured[-1]["val_ssim"] < 1
     sheets = sorted(path.name for path in (vqgan / "samples").iterdir())
     assert sheets == ["toyworld-step_000012.png", "toyworld-step_000024.png"]
+
+
+def test_codes_that_no_training_frame_has_are_retired(tmp_path):
+    folder = train("vqgan", VQGAN | {"num_codes": 256}, tmp_path / "out", "--retire_unused", "true")
+    model = AutoModel.from_pretrained(folder).eval()
+    retired = (model.quantize.embedding.weight == model.quantize.embedding.weight.max()).all(1)
+    stream = FrameStream(["toyworld"], "train", 32, 8, hold_out=True, seed=0)
+    batches = [batch for _, batch in zip(range(27), stream, strict=False)][24:]  # a tenth of the steps, after them
+    pixels = torch.from_numpy(np.concatenate(batches)).permute(0, 3, 1, 2).float() / 255
+    used = torch.bincount(model.encode(pixels).flatten(), minlength=256) > 0
+    assert torch.equal(used, ~retired) and 0 < used.sum() < 256
+    assert folder.joinpath("README.md").read_text().count("retire_unused: true") == 1
 
 
 def test_a_stream_holds_out_what_it_is_measured_on():

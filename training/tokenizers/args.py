@@ -72,6 +72,11 @@ class AdversarialArgs:
     revive_far: bool = option(
         False, "revive codes at patches far from the codes in use (ours, for media in which most patches are one)"
     )
+    retire_unused: bool = option(
+        False,
+        "at the end, let no patch have a code that none has in as many training frames as a tenth of the steps read "
+        "(ours: a patch that is almost one of those trained on gets its code, not one that no model has seen)",
+    )
     l2_weight: float = option(0.0, "weight of a squared pixel error in addition to the L1 (ours)")
     perceptual: str | None = option(
         None,

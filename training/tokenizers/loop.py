@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from training.engine.progress import MetricsFile
 from training.engine.run import Preemption, Run
 from training.rows.frames import FrameStream
 from training.tokenizers.args import TokenizerArgs
+from training.tokenizers.losses import retire
 from training.tokenizers.steps import DVAESteps, StepResult, VQGANSteps
 
 
@@ -97,12 +99,15 @@ class TokenizerLoop:
         # The noise is a function of the step, so that no generator's state is needed to resume.
         entropy = [self.args.seed, self.step, accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-        pixels = torch.from_numpy(frames).to(accelerator.device).permute(0, 3, 1, 2).float() / 255
+        pixels = self._pixels(frames)
         result = self.steps.step(self.step, pixels)
         self.step, self.counted = self.step + 1, self.counted + 1
         self.bar.update()
         self.usage += torch.bincount(result.codes.flatten(), minlength=len(self.usage))
         return pixels, result
+
+    def _pixels(self, frames: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(frames).to(self.run.accelerator.device).permute(0, 3, 1, 2).float() / 255
 
     def log(self, pixels: torch.Tensor, result: StepResult) -> None:
         accelerator, args = self.run.accelerator, self.args
@@ -149,6 +154,14 @@ class TokenizerLoop:
             saved = (self.steps.model, None, state, loop_state)
             checkpoints.save(run.folder, self.step, *saved, self.args.keep_checkpoints)
         accelerator.wait_for_everyone()
+
+    @torch.inference_mode()
+    def retire_unused(self) -> None:
+        """Retire the codes that none of the next training frames has, a tenth of the steps; every process calls it."""
+        model, usage = self.steps.model.eval(), torch.zeros_like(self.usage)
+        for _, frames in zip(range(math.ceil(self.args.max_steps / 10)), self.stream, strict=False):
+            usage += torch.bincount(model.encode(self._pixels(frames)).flatten(), minlength=len(usage))
+        retire(model, self.run.accelerator.reduce(usage))
 
 
 def evaluate(run: Path, step: int, model, held_out: dict) -> list[dict]:

@@ -176,3 +176,20 @@ def revive(model: TotoVQGANModel, usage: torch.Tensor, latents: torch.Tensor, fa
             chosen = vectors[torch.randint(len(vectors), (len(dead),), device=vectors.device)]
         table[dead] = (chosen + 0.01 * vectors.std() * torch.randn_like(chosen)).to(table.dtype)
     return len(dead)
+
+
+@torch.no_grad()
+def retire(model: TotoVQGANModel, usage: torch.Tensor) -> int:
+    """Move unused codes so far away that no patch has one of them any more; returns their number.
+
+    Without this, a patch slightly unlike all those trained on may have a code of its own, which decodes well but says
+    nothing to a model of codes, which never saw it (ours).
+
+    Args:
+        usage: (K,) number of uses of each code.
+    """
+    unused = usage == 0
+    table = model.quantize.embedding.weight
+    if unused.any() and not unused.all():
+        table[unused] = 100 * table[~unused].abs().max()
+    return int(unused.sum())
