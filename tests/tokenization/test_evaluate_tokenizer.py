@@ -9,6 +9,7 @@ from media import make_image, make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from evaluation import demo
 from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.evaluate_tokenizer import (
     TokenizerScore,
@@ -23,6 +24,7 @@ from tokenization.evaluate_tokenizer import (
 from tokenization.modeling_vqgan import TotoVQGANModel
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
+from tokenization.toyworld import MotionRules, MotionWorld, sprites
 
 
 def noisy_pair(kind, shape=(4, 3, 13, 20)):
@@ -173,6 +175,20 @@ def test_only_a_local_tokenizer_keeps_all_codes_after_a_shift():
         assert figures["codes_used"] > 10  # not a comparison of constants
         shares[local] = figures["shift_equality"]
     assert shares[True] == 1 and 0.1 < shares[False] < 0.99
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_the_motion_tokenizer_gives_held_out_shades_the_codes_of_training(split, monkeypatch):
+    """toyworld:motion has another shade of each hue in each split; its own code would be one that no model has seen."""
+    model = TotoVQGANModel.from_pretrained(demo.TOKENIZER).eval()
+
+    def codes():
+        clips = [MotionWorld(split, MotionRules(max_objects=5)).clip(i)["video"] for i in range(16)]
+        return model.encode(torch.from_numpy(np.concatenate(clips)).permute(0, 3, 1, 2).float() / 255)
+
+    own = codes()
+    monkeypatch.setitem(sprites.SHADES, split, sprites.SHADES["train"])
+    assert torch.equal(codes(), own) and len(own.unique()) > 100
 
 
 def test_batches_do_not_matter():
