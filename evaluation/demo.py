@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-NANO, TOKENIZER = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion" / "visual_tokenizer"
+NANO, MOTION = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion"
+TOKENIZER = MOTION / "visual_tokenizer"
 LABELS = ("digit", "texture", "motion")
 LONE = "toyworld:motion:max_objects=1"  # whose label "motion" is that of the only object
 
@@ -25,7 +26,7 @@ class DemoArgs:
 
     output: str = field(default="out/demo", metadata={"help": "folder for shards, run, results and report.html"})
     train_minutes: float = field(default=3.3, metadata={"help": "minutes to train the tiny model"})
-    train_clips: int = field(default=1000, metadata={"help": "clips to tokenize for training"})
+    train_clips: int = field(default=6000, metadata={"help": "clips to tokenize for training"})
     max_train: int = field(default=1000, metadata={"help": "clips to train the probes on"})
     max_eval: int = field(default=1000, metadata={"help": "clips to test the probes on"})
     seed: int = field(default=0, metadata={"help": "seed of clips, weights and probes"})
@@ -34,28 +35,22 @@ class DemoArgs:
 def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     """The commands of the demo in order, each with the path that exists once it has run."""
     out = Path(args.output)
-    run, nano = out / "run", Path(os.path.relpath(NANO))  # as a user would type it
+    run = out / "run"
+    nano, motion = (Path(os.path.relpath(folder)) for folder in (NANO, MOTION))  # as a user would type it
     seed = ["--seed", str(args.seed)]
     items = ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
 
     def tokenize(split: str, clips: int) -> tuple[Path, list[str]]:
         folder = out / "shards" / split
-        world = ["--dataset", "toyworld:motion", "--tokenizer", os.path.relpath(TOKENIZER), *seed]
+        world = ["--dataset", "toyworld:motion", "--tokenizer", os.path.relpath(TOKENIZER), "--num_frames", "4", *seed]
         flags = ["--split", split, "--max_clips", str(clips), "--output", str(folder)]
         return folder / "manifest.json", ["tokenize", *world, *flags]
 
-    def generate(model: Path, name: str) -> tuple[Path, list[str]]:
+    def generate(model: Path, name: str, prompt: int, drawn: int) -> tuple[Path, list[str]]:
         folder = out / "generated" / name
-        return folder, [
-            "generate",
-            "--model",
-            str(model),
-            "--video",
-            "toyworld:motion:3",
-            "toyworld:motion:7",
-            "--output",
-            str(folder),
-        ]
+        flags = ["--video", "toyworld:motion:3", "toyworld:motion:7", "--output", str(folder)]
+        flags += ["--num_prompt_frames", str(prompt), "--num_frames", str(drawn)]
+        return folder, ["generate", "--model", str(model), *flags]
 
     def probed(model: Path, name: str, dataset: str, labels: tuple[str, ...], *more: str) -> tuple[Path, list[str]]:
         file = out / "results" / f"{name}.json"
@@ -66,15 +61,16 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     pretrain += ["--shards", str(out / "shards" / "train"), "--val_shards", str(out / "shards" / "validation")]
     pretrain += ["--max_minutes", str(args.train_minutes), "--seed", str(args.seed), "--output_dir", str(run)]
     report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations"]
-    report += [str(out / "generated" / "trained-now")]
+    report += [str(out / "generated" / name) for name in ("toto-motion", "trained-now")]
     return [
         tokenize("train", args.train_clips),
-        tokenize("validation", 64),
+        tokenize("validation", 256),
         (run / "checkpoints", pretrain),
-        generate(run, "trained-now"),
+        generate(motion, "toto-motion", 8, 8),
+        generate(run, "trained-now", 3, 5),
         # toto-nano has four times as many tokens per frame; its card compares it with its untrained twin.
         probed(nano, "probe", "toyworld", LABELS, "--num_frames", "2", "--baselines", "pixels"),
-        probed(run, "probe_trained", LONE, ("motion",), "--num_frames", "6"),
+        probed(run, "probe_trained", LONE, ("motion",), "--num_frames", "4"),
         (out / "report.html", [*report, "--output", str(out / "report.html")]),
     ]
 
@@ -84,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
     description = "Run the whole path on a CPU in about ten minutes: tokenize, pretrain, generate, probe, report."
     args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
-    if missing := [str(folder) for folder in (NANO, TOKENIZER) if not (folder / "config.json").is_file()]:
+    if missing := [str(folder) for folder in (NANO, MOTION) if not (folder / "config.json").is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; run the demo from a clone of the project, which has it.")
 
     import importlib

@@ -26,7 +26,7 @@ def test_demo_runs_and_resumes(tmp_path, capsys):
     (out / "results" / "probe_trained.json").unlink()
     main(flags)
     again = capsys.readouterr().out
-    assert again.count("done before") == 5
+    assert again.count("done before") == 6
     assert (out / "results" / "probe_trained.json").is_file()
 
 
@@ -35,4 +35,4 @@ def test_the_demo_tests_on_enough_clips():
 
     assert DemoArgs().max_eval >= 1000
     verbs = [command[0] for _, command in commands(DemoArgs())]
-    assert verbs == ["tokenize", "tokenize", "pretrain", "generate", "probe", "probe", "report"]
+    assert verbs == ["tokenize", "tokenize", "pretrain", "generate", "generate", "probe", "probe", "report"]
