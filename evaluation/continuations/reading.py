@@ -108,17 +108,71 @@ def _read(frames: np.ndarray, truth: Truth) -> Reading:
 _INSIDE = np.arange(sprites.SIDE)
 
 
-@functools.cache
-def _library() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The different pictures of the world.
+@dataclass(frozen=True)
+class _Parts:
+    """A value for every picture of the world, in the parts that it is made of.
 
-    Returns:
-        pictures uint8 (U, 256); which of them is shown, int (sprites, phases); silhouettes float32 (256, S).
+    A creature is any left half of a head, with any right half and any feet. So a sum over the pixels of its picture has
+    three parts, and the least of thousands of such sums is that of the least parts.
+
+    Fields:
+        lefts, rights: (..., 12), halves of heads. feet: (..., 6, 8), feet in each phase. spinners: (..., 6, 8).
     """
+
+    lefts: np.ndarray
+    rights: np.ndarray
+    feet: np.ndarray
+    spinners: np.ndarray
+
+    def of(self, sprite: np.ndarray) -> np.ndarray:
+        """The value of each sprite (n,) in every phase, (n, 8), where the parts are those of n pictures."""
+        row, spinner = np.arange(len(sprite)), np.maximum(sprite - sprites.NUM_CREATURES, 0)
+        left, right, feet = sprites.parts(np.minimum(sprite, sprites.NUM_CREATURES - 1))
+        creature = (self.lefts[row, left] + self.rights[row, right])[:, None] + self.feet[row, feet]
+        return np.where((sprite < sprites.NUM_CREATURES)[:, None], creature, self.spinners[row, spinner])
+
+    def least(self) -> np.ndarray:
+        """The least value of all pictures, (...)."""
+        creature = self.lefts.min(-1) + self.rights.min(-1) + self.feet.min((-2, -1))
+        return np.minimum(creature, self.spinners.min((-2, -1)))
+
+
+@functools.cache
+def _library() -> _Parts:
+    """The pictures of the world: each part uint8 (number, ..., its height, its width)."""
     table = sprites.pictures()
-    pictures, which = np.unique(table.reshape(-1, sprites.SIDE**2), axis=0, return_inverse=True)
-    silhouettes = np.unique(pictures > 0, axis=0).T.astype(np.float32)
-    return pictures, which.reshape(table.shape[:2]), silhouettes
+    heads, half = len(sprites.HEADS), sprites.SIDE // 2
+    creatures = table[: sprites.NUM_CREATURES].reshape(heads, heads, len(sprites.FEET), *table.shape[1:])
+    return _Parts(
+        creatures[:, 0, 0, 0, :half, :half],
+        creatures[0, :, 0, 0, :half, half:],
+        creatures[0, 0, :, :, half:],
+        table[sprites.NUM_CREATURES :],
+    )
+
+
+def _sums(costs: np.ndarray) -> _Parts:
+    """Sums over the pixels of every picture of what each pixel costs.
+
+    Args:
+        costs: (n, K, 16, 16): of a pixel that is transparent, of the body, or of the detail (K = 3); or transparent or
+            not (K = 2).
+    """
+    half = sprites.SIDE // 2
+    library = _library()
+
+    def summed(costs: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+        shown = np.minimum(pictures, costs.shape[1] - 1).reshape(-1, 1, costs[0, 0].size)
+        chosen = shown == np.arange(costs.shape[1])[:, None]  # (pictures, K, pixels)
+        product = costs.reshape(len(costs), -1) @ chosen.reshape(len(chosen), -1).T.astype(costs.dtype)
+        return product.reshape(len(costs), *pictures.shape[:-2])
+
+    return _Parts(
+        summed(costs[:, :, :half, :half], library.lefts),
+        summed(costs[:, :, :half, half:], library.rights),
+        summed(costs[:, :, half:], library.feet),
+        summed(costs, library.spinners),
+    )
 
 
 def _place(own: np.ndarray, compared: np.ndarray, true: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +180,6 @@ def _place(own: np.ndarray, compared: np.ndarray, true: np.ndarray, step: int) -
 
     own, compared: bool (n, 64, W). true: x, y (n, 2).
     """
-    _, _, silhouettes = _library()
     # Number of pixels that differ = those of the object + the sum of this over a silhouette.
     weight = np.where(own, -1, compared).astype(np.float32)
     windows = sliding_window_view(weight, (sprites.SIDE, sprites.SIDE), axis=(1, 2))[:, ::step, ::step]
@@ -134,8 +187,9 @@ def _place(own: np.ndarray, compared: np.ndarray, true: np.ndarray, step: int) -
     differing = np.empty((len(own), down * across), np.float32)
     for start in range(0, len(own), 32):
         some = windows[start : start + 32]
-        product = some.reshape(-1, sprites.SIDE**2) @ silhouettes
-        differing[start : start + 32] = product.min(1).reshape(len(some), -1)
+        costs = some.reshape(-1, 1, sprites.SIDE, sprites.SIDE)
+        costs = np.concatenate([np.zeros_like(costs), costs], axis=1)  # what is transparent costs nothing
+        differing[start : start + 32] = _sums(costs).least().reshape(len(some), -1)
     x, y = (true // step).T
     inside = np.flatnonzero((x >= 0) & (x < across) & (y >= 0) & (y < down))
     differing[inside, (y * across + x)[inside]] -= 0.5  # all others are whole numbers
@@ -145,7 +199,6 @@ def _place(own: np.ndarray, compared: np.ndarray, true: np.ndarray, step: int) -
 
 def _compare(colours: np.ndarray, compared: np.ndarray, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     """Whether crops (O * G, 16, 16, 3) show the true sprite in the true hue, and the true phase: bool (O, G) each."""
-    pictures, which, _ = _library()
     objects, drawn, hues = len(truth.clip), truth.num_frames, len(sprites.HUES)
     tones = np.array([[sprites.tones(hue, shade) for hue in range(hues)] for shade in truth.shade])  # (O, hues, 2, 3)
     tones = tones.reshape(objects, 1, 2 * hues, 3).repeat(drawn, 1).reshape(objects * drawn, 2 * hues, 3)
@@ -159,12 +212,12 @@ def _compare(colours: np.ndarray, compared: np.ndarray, truth: Truth) -> tuple[n
         return squares * compared.reshape(len(compared), 1, -1)
 
     transparent = np.where(floor[:, :, None], errors(behind), np.inf).min(1)  # (n, 256)
-    solid = errors(tones).reshape(-1, 2 * sprites.SIDE**2)  # (n * hues, body and detail)
-    shape = np.concatenate([pictures == 1, pictures == 2], axis=1).T
-    total = solid.astype(np.float64) @ shape.astype(np.float64)  # (n * hues, U)
-    total = total.reshape(len(colours), hues, -1) + (transparent.astype(np.float64) @ (pictures == 0).T)[:, None]
-    hue = total[np.arange(len(total)), truth.hue.repeat(drawn)]  # (n, U) in the true hue
-    own = which[truth.sprite].repeat(drawn, 0)  # (n, phases)
-    best = np.take_along_axis(hue, own, 1).min(1)
-    right = hue[np.arange(len(hue)), which[truth.sprite[:, None], truth.drawn("phase")].ravel()]
-    return (best <= total.min((1, 2))).reshape(objects, drawn), (right <= best).reshape(objects, drawn)
+    solid = errors(tones).reshape(len(colours), hues, 2, -1)  # (n, hues, body and detail, 256)
+    costs = np.concatenate([np.broadcast_to(transparent[:, None, None], solid[:, :, :1].shape), solid], axis=2)
+    shape = (-1, 3, sprites.SIDE, sprites.SIDE)
+    least = _sums(costs.reshape(shape).astype(np.float64)).least().reshape(len(colours), hues).min(1)
+    own_hue = costs[np.arange(len(costs)), truth.hue.repeat(drawn)]  # (n, 3, 256)
+    own = _sums(own_hue.reshape(shape).astype(np.float64)).of(truth.sprite.repeat(drawn))  # (n, phases)
+    right = own[np.arange(len(own)), truth.drawn("phase").ravel()]
+    best = own.min(1)
+    return (best <= least).reshape(objects, drawn), (right <= best).reshape(objects, drawn)

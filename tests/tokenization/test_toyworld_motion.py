@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import fields
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,10 @@ FIELDS = ("video", "masks", "flow", "place", "moving", "contact", "visibility", 
 LABELS = ("depth_order", "objects", "occluder", "motion", "clip_id", "index")
 # sha256 of clips 0, 1 and 2; a change of the world changes them, and then the shipped weights saw another world.
 HASHES = {
-    ("train", ""): "e1b0f11c92f6cc49c479dac997abb936533dcc53c0c9d5ed72619e3b1ad18baf",
-    ("validation", ""): "dddb3111783b69b47465faa6ece525711402de5c86e779e42757cb69715e68a8",
-    ("test", ""): "78f7b26bb0914900eae2418cd1a0c4988ae2c5259ed43be8d88ea1272f39099f",
-    ("train", HARDER): "0dca74af5f2abed9f6b56018ae711e0ada06a7b54302685b2d6d1d12472744a1",
+    ("train", ""): "d086b9d3691af9ba56b7f621850b9c3fd746e26d79561093cd3789830c14b5ef",
+    ("validation", ""): "1acf5425d4da42b483386055782db7a55324d3db4d639ea1b027f1301ae9d47b",
+    ("test", ""): "5a11163dd85801b3b381d46ebe6058e01f569ac348a242d482cd2b429411d847",
+    ("train", HARDER): "efda7c60991ac1387bab736339ec6b5233b2c4d3160f3610cc8daca458376d29",
 }
 
 
@@ -394,13 +394,15 @@ def test_no_sprite_has_the_same_hue_in_two_splits():
     assert sum(map(len, shades)) == len(set().union(*shades)) == 3
 
 
-def test_every_half_and_every_spinner_is_trained_on():
+def test_every_part_and_every_spinner_is_trained_on():
     creatures, spinners = sprites.owned("train")
-    head, feet = np.divmod(creatures[:, 0], len(sprites.FEET))
-    hues = range(len(sprites.HUES))
-    assert {(h, hue) for h in range(len(sprites.HEADS)) for hue in hues} == set(zip(head, creatures[:, 1], strict=True))
-    assert {(f, hue) for f in range(len(sprites.FEET)) for hue in hues} == set(zip(feet, creatures[:, 1], strict=True))
+    parts = {(*sprites.parts(sprite), hue) for sprite, hue in creatures.tolist()}
+    halves, feet, hues = range(len(sprites.HEADS)), range(len(sprites.FEET)), range(len(sprites.HUES))
+    assert {part[:2] for part in parts} == set(product(halves, halves))  # all pairs: only the whole is new
+    for half in (0, 1):
+        assert {(part[half], *part[2:]) for part in parts} == set(product(halves, feet, hues))
     assert set(spinners[:, 0]) == set(range(sprites.NUM_CREATURES, sprites.NUM_SPRITES))
+    assert np.bincount(spinners[:, 1]).tolist() == [len(sprites.SPINNERS) - 2] * len(hues)
 
 
 def drawn_tokens(split: str) -> set[tuple[int, bytes]]:
@@ -433,7 +435,7 @@ def test_clips_show_what_their_split_owns(split):
     for clip in islice(world("min_objects=3,max_objects=5", split, num_frames=1), 150):
         seen |= set(zip(clip["sprite"].tolist(), clip["hue"].tolist(), strict=True))
         shades |= set(clip["shade"].tolist())
-    assert seen <= pairs(split) and len(seen) > 0.8 * len(pairs(split)) and shades == set(sprites.SHADES[split])
+    assert seen <= pairs(split) and len(seen) > 300 and shades == set(sprites.SHADES[split])
 
 
 # --- names

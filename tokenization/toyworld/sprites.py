@@ -1,9 +1,9 @@
 """The sprites of `toyworld:motion`: 16 x 16 pictures of two tones, which of them belongs to which split, and colours.
 
-A creature is one of 12 heads (upper half) on one of 6 pairs of feet (lower half), whose four pictures make it walk. A
-spinner is a disc with light quarters, which turns by quarters, or with pointers, which turns by eighths. Halves and
-quarters of pictures are tokens of 8 x 8 pixels, shared by many sprites, so that a sprite held out of training is new
-only as a whole.
+A creature is one of 12 left halves of a head, one of 12 right halves, and one of 6 pairs of feet, whose four pictures
+make it walk. A spinner is a disc with light quarters, which turns by quarters, or with pointers, which turns by
+eighths. All are made of tokens of 8 x 8 pixels that many sprites share, so that a sprite held out of training is new
+only as a whole; and there are too many sprites for a small model to learn by heart which are in training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenization.toyworld.items import SPLITS
 SIDE = 16  # pixels of a sprite's side: two tokens
 PHASES = 8  # pictures a sprite may have; those with fewer repeat them
 
-# Left halves in pixels of 2 x 2, mirrored to the right: ' ' transparent, '#' the body, 'o' the detail.
+# Left halves in pixels of 2 x 2, mirrored for right halves: ' ' transparent, '#' the body, 'o' the detail.
 HEADS = (
     "   #|  ##| #o#|####",
     "  ##| ###|#oo#|####",
@@ -53,7 +53,7 @@ WHEELS = {"wheel": (1, 0, 0, 0), "half": (1, 1, 0, 0), "three": (1, 1, 1, 0)}
 DIALS = {"dial": (0,), "needle": (0, 4), "clock": (0, 3)}
 SPINNERS = (*WHEELS, *DIALS)
 TURNS = (4, 4, 4, 8, 4, 8)  # pictures of a spinner until it looks as at first
-NUM_CREATURES = len(HEADS) * len(FEET)
+NUM_CREATURES = len(HEADS) ** 2 * len(FEET)
 NUM_SPRITES = NUM_CREATURES + len(SPINNERS)
 
 # The body's colour; the detail is a tint of it, so that each pixel of an object shows its hue.
@@ -105,17 +105,22 @@ def _dial(pointers: tuple[int, ...], phase: int) -> np.ndarray:
     return np.where(disc, 1 + found, 0).astype(np.uint8)
 
 
+def parts(creature):
+    """The left and right halves of a creature's head, and its feet: indices into HEADS, HEADS and FEET. Arrays too."""
+    heads, feet = divmod(creature, len(FEET))
+    return *divmod(heads, len(HEADS)), feet
+
+
 @functools.cache
 def pictures() -> np.ndarray:
     """All sprites: uint8 (NUM_SPRITES, PHASES, 16, 16), 0 transparent, 1 body, 2 detail."""
     table = np.zeros((NUM_SPRITES, PHASES, SIDE, SIDE), dtype=np.uint8)
+    heads = [_picture(head) for head in HEADS]
+    walks = np.array([[_picture(picture) for picture in walk] for walk in FEET])  # (feet, 4, 8, 16)
     for sprite in range(NUM_CREATURES):
-        head, feet = divmod(sprite, len(FEET))
-        left = _picture(HEADS[head])
-        for phase in range(PHASES):
-            table[sprite, phase] = np.concatenate(
-                [np.concatenate([left, left[:, ::-1]], axis=1), _picture(FEET[feet][phase % 4])]
-            )
+        left, right, feet = parts(sprite)
+        table[sprite, :, :8] = np.concatenate([heads[left], heads[right][:, ::-1]], axis=1)
+        table[sprite, :, 8:] = walks[feet, np.arange(PHASES) % 4]
     for number, name in enumerate(SPINNERS):
         for phase in range(PHASES):
             turned = _dial(DIALS[name], phase) if name in DIALS else _wheel(WHEELS[name], phase)
@@ -129,21 +134,23 @@ def owned(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The (sprite, hue) pairs of a split, creatures and spinners: int64 (N, 2) each. No pair is in two splits.
 
     A sixth of the creatures is kept for validation and a sixth for test, in all hues. Of the others each split has its
-    own combinations with hues. In each hue each split has one of the wheels and one of the dials. So every token's
-    picture is trained on: wheels, and dials, are made of the same tokens, and creatures of halves.
+    own combinations with hues. In each hue one spinner is kept for validation and one for test. So every token's
+    picture is trained on: discs that turn alike are made of the same tokens, and creatures of parts.
     """
     number = SPLITS.index(split)
     creatures, spinners = [], []
     for hue in range(len(HUES)):
         for sprite in range(NUM_CREATURES):
-            head, feet = divmod(sprite, len(FEET))
-            # a different pair of feet for each head, so that every head and every pair of feet is trained on
-            kept_for = {4: 1, 5: 2}.get((head + feet) % 6)
-            by_hue = {0: 1, 1: 2}.get((sprite + head + hue) % len(HUES), 0)
+            left, right, feet = parts(sprite)
+            # other feet for each pair of halves, so that all pairs of parts are trained on
+            kept_for = {4: 1, 5: 2}.get((left + right + feet) % 6)
+            by_hue = {0: 1, 1: 2}.get((left + 3 * right + 2 * feet + hue) % len(HUES), 0)
             if number == (by_hue if kept_for is None else kept_for):
                 creatures.append((sprite, hue))
-        for family in (0, len(WHEELS)):
-            spinners.append((NUM_CREATURES + family + (number + hue) % 3, hue))
+        for spinner in range(len(SPINNERS)):
+            kept_for = {hue: 1, (hue + 3) % len(SPINNERS): 2}.get(spinner, 0)
+            if number == kept_for:
+                spinners.append((NUM_CREATURES + spinner, hue))
     return np.array(creatures), np.array(spinners)
 
 
