@@ -63,7 +63,7 @@ class MotionWorld(EndlessClips):
     """An endless stream of clips of `toyworld:motion`; `clip(i)` returns the i-th one.
 
     Args:
-        split: "train", "validation" or "test"; a sprite in a hue belongs to one split (see sprites.owned).
+        split: "train", "validation" or "test"; a creature in a hue belongs to one split (see sprites.owned).
         rules: the defaults if None.
         seed: another seed gives other clips.
         resolution: side of the frames, a multiple of 64; at 128 every pixel is doubled.
@@ -192,7 +192,7 @@ class MotionWorld(EndlessClips):
         drawn, places, phases = [], [], []
         for _ in range(count):
             # a split may have no spinner in the hues left
-            spins = _chance(rng, rules.spinners) and free[spinners[:, 1]].any()
+            spins = _chance(rng, rules.spinners)
             pairs = spinners if spins else creatures
             pairs = pairs[free[pairs[:, 1]]]
             sprite, hue = pairs[rng.randint(len(pairs))]

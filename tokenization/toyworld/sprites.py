@@ -2,8 +2,8 @@
 
 A creature is one of 12 left halves of a head, one of 12 right halves, and one of 6 pairs of feet, whose four pictures
 make it walk. A spinner is a disc with light quarters, which turns by quarters, or with pointers, which turns by
-eighths. All are made of tokens of 8 x 8 pixels that many sprites share, so that a sprite held out of training is new
-only as a whole; and there are too many sprites for a small model to learn by heart which are in training.
+eighths. All are made of tokens of 8 x 8 pixels that many sprites share, so that a creature held out of training is
+new only as a whole; and there are too many for a small model to learn by heart which are in training.
 """
 
 from __future__ import annotations
@@ -131,14 +131,14 @@ def pictures() -> np.ndarray:
 
 @functools.cache
 def owned(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The (sprite, hue) pairs of a split, creatures and spinners: int64 (N, 2) each. No pair is in two splits.
+    """The (sprite, hue) pairs of a split, creatures and spinners: int64 (N, 2) each.
 
-    A sixth of the creatures is kept for validation and a sixth for test, in all hues. Of the others each split has its
-    own combinations with hues. In each hue one spinner is kept for validation and one for test. So every token's
-    picture is trained on: discs that turn alike are made of the same tokens, and creatures of parts.
+    No creature has the same hue in two splits. A sixth of them is kept for validation and a sixth for test, in all hues;
+    of the others each split has its own combinations with hues. Every part is trained on in every hue. All splits have
+    all spinners: they are so few that a model learns by heart which are in training, and fails on the others.
     """
     number = SPLITS.index(split)
-    creatures, spinners = [], []
+    creatures = []
     for hue in range(len(HUES)):
         for sprite in range(NUM_CREATURES):
             left, right, feet = parts(sprite)
@@ -147,10 +147,7 @@ def owned(split: str) -> tuple[np.ndarray, np.ndarray]:
             by_hue = {0: 1, 1: 2}.get((left + 3 * right + 2 * feet + hue) % len(HUES), 0)
             if number == (by_hue if kept_for is None else kept_for):
                 creatures.append((sprite, hue))
-        for spinner in range(len(SPINNERS)):
-            kept_for = {hue: 1, (hue + 3) % len(SPINNERS): 2}.get(spinner, 0)
-            if number == kept_for:
-                spinners.append((NUM_CREATURES + spinner, hue))
+    spinners = [(NUM_CREATURES + number, hue) for hue in range(len(HUES)) for number in range(len(SPINNERS))]
     return np.array(creatures), np.array(spinners)
 
 
