@@ -133,7 +133,7 @@ def pictures() -> np.ndarray:
 def owned(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The (sprite, hue) pairs of a split, creatures and spinners: int64 (N, 2) each.
 
-    No creature has the same hue in two splits. A sixth of them is kept for validation and a sixth for test, in all hues;
+    No creature has the same hue in two splits. A sixth of them is kept for validation and one for test, in all hues;
     of the others each split has its own combinations with hues. Every part is trained on in every hue. All splits have
     all spinners: they are so few that a model learns by heart which are in training, and fails on the others.
     """
