@@ -261,6 +261,24 @@ configs:
         listed(tmp_path / "data", config_name="clips")
 
 
+def test_a_readme_that_is_no_help(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "README.md").write_text("---\n: : bad [\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md is no valid YAML"):
+        listed(tmp_path)
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: x, data_files: 'gone/*'}\n---\n")
+    with pytest.raises(ValueError, match=r"matches a pattern of its README\.md; correct the data_files"):
+        listed(tmp_path)
+    (tmp_path / "README.md").write_text("# Pets\n")
+    assert listed(tmp_path) == {"a.mp4": None}
+
+
+def test_splits_further_down_are_told(tmp_path):
+    touch(tmp_path, "data/train/bus/a.mp4", "data/test/car/b.mp4")
+    assert len(listed(tmp_path)) == 2
+    assert "data/test and data/train are no splits" in open_source(str(tmp_path), "train", SIZES).found[1]
+
+
 def test_configurations_on_the_hub_are_named(monkeypatch):
     def load(*_args, **_options):
         raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['en', 'de']\nExample:")

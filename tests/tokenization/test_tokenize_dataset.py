@@ -125,7 +125,7 @@ def test_what_a_folder_holds_is_printed_and_kept(tokenizer, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         f"found 5 files in {tmp_path / 'in'}: 3 .mp4, 1 .DS_Store, 1 .txt",
-        "read 2 videos of split train (2 .mp4; 2 classes)",
+        "read 2 videos of split train (2 .mp4; 2 classes: cat, training dog)",
         "left 3 (in split val: 1 .mp4; no media: 1 .txt; hidden: 1 .DS_Store)",
     ]
     assert manifest["sources"] == manifest["kept"] == 2

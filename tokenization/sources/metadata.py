@@ -79,13 +79,15 @@ def read_config(folder: str, config_name: str | None) -> dict:
     readme = Path(folder) / "README.md"
     configs, infos = {}, {}
     if readme.is_file():
+        import yaml
         from datasets import DatasetInfo
         from huggingface_hub import DatasetCard
 
         try:
             data = DatasetCard.load(readme, ignore_metadata_errors=True).data.to_dict()
-        except ValueError as error:  # also of YAML
-            raise ValueError(f"{readme} has no valid YAML: {str(error).splitlines()[0]}") from error
+        except (ValueError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"The block at the start of {readme} is no valid YAML ({reason}); correct it.") from error
         listed = data.get("dataset_info") or []
         for info in listed if isinstance(listed, list) else [listed]:
             infos[info.get("config_name", "default")] = DatasetInfo._from_yaml_dict(info).features
