@@ -196,3 +196,30 @@ def test_tar_files_outnumber_previews_and_media_outnumber_tar_files(tmp_path):
     assert [clip.source for clip in source] == ["k0"] and source.left == {"no media": {".png": 1}}
     make_image(tmp_path / "second.png", (9, 9, 9))
     assert [clip.source for clip in open_source(str(tmp_path), "train", SIZES)] == ["preview.png", "second.png"]
+
+
+def test_rows_of_the_hub(tmp_path, monkeypatch):
+    """`datasets` lists them: several files are several shards, and JSON is columns, as in local tar files."""
+    rows = {"png": [grey(n) for n in range(6)], "json": [{"label": n % 2, "word": "x"} for n in range(6)]}
+    features = Features({"png": ImageFeature(), "json": {"label": Value("int64"), "word": Value("string")}})
+    of_hub = Dataset.from_dict(rows, features=features).to_iterable_dataset(num_shards=2)
+    asked = []
+
+    def load(*args, **_options):
+        asked.append(args)
+        return {"train": of_hub, "test": of_hub}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    source = open_source("user/set", "train", SIZES, config_name="small")
+    assert asked == [("user/set", "small")] and source.num_shards == 2 and source.split_name == "train"
+    assert source.label_names == {"label": []} and source.text_labels == ["word"]
+    assert [(clip.source, level(clip), clip.labels["label"]) for clip in source] == [
+        (f"train[{n // 3}:{n % 3}]", [n], n % 2) for n in range(6)
+    ]
+    with pytest.raises(ValueError, match=r"has no split 'validation'; it has train, test\."):
+        open_source("user/set", "validation", SIZES)
+    file = str(make_image(tmp_path / "a.png", (7, 7, 7)))
+    paths = Dataset.from_dict({"image": [file]}, features=Features({"image": ImageFeature()}))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": paths.to_iterable_dataset()})
+    source = open_source("user/set", None, SIZES)
+    assert source.lists_paths and [clip.source for clip in source] == ["a.png"]
