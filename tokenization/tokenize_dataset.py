@@ -38,11 +38,17 @@ class TokenizeArgs(TimeStepArgs):
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, folder, .parquet or .tar (webdataset) file, toyworld, toyworld:cluttered, toyworld:film "
-            "or toyworld:photos"
+            "help": "Hub id, folder, .parquet, .arrow or .tar (webdataset) file, toyworld, toyworld:cluttered, "
+            "toyworld:film or toyworld:photos"
         },
     )
-    split: str = field(default="train", metadata={"help": "split of the dataset"})
+    split: str = field(
+        default="train",
+        metadata={
+            "help": "split of the dataset; of a folder, its direct subfolder train, validation (val, valid, dev) or "
+            "test, or any other that is named here; all other subfolders are classes or places"
+        },
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={"help": "folder or Hub id of a visual tokenizer or a processor (default: the small one shipped)"},
@@ -74,6 +80,11 @@ class TokenizeArgs(TimeStepArgs):
     image_column: str | None = field(
         default=None, metadata={"help": "column of the images or videos (default: the first of that type)"}
     )
+    kind: str | None = field(
+        default=None,
+        metadata={"help": "video or image, for a dataset that holds both (default: that of most files of a folder)"},
+    )
+    config_name: str | None = field(default=None, metadata={"help": "configuration of a dataset that has several"})
     items_per_part: int | None = field(
         default=None,
         metadata={"help": "files or rows per part; a kill loses at most one part (default: 16 videos or 1024 images)"},
@@ -105,13 +116,15 @@ class TokenizeArgs(TimeStepArgs):
                 raise ValueError(f"--{name} is {value}; it must be at least 1.")
         if self.precision not in (None, "fp32", "bf16"):
             raise ValueError(f"--precision is {self.precision}; it must be fp32 or bf16.")
+        if self.kind not in (None, "video", "image"):
+            raise ValueError(f"--kind is {self.kind}; it must be video or image.")
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         if self.push_to_hub is None:
             _refuse(changed, {"private"}, "without --push_to_hub")
         if self.verify is not None:
             _refuse(changed, changed - {"verify", "push_to_hub", "private"}, "with --verify, which reads shards only")
         elif self.dataset.split(":")[0] == "toyworld":
-            _refuse(changed, {"stride", "fps", "image_column"}, "on toyworld, which is drawn")
+            _refuse(changed, {"stride", "fps", "image_column", "kind", "config_name"}, "on toyworld, which is drawn")
         elif self.fps is not None:
             _refuse(changed, {"stride"}, "next to --fps")
 
@@ -169,12 +182,18 @@ def tokenize(args: TokenizeArgs) -> dict:
         args.sampling(processor.resolution),
         limit=args.max_clips,
         image_column=args.image_column,
+        kind=args.kind,
+        config_name=args.config_name,
     )
+    if state.is_main_process:
+        for line in source.found:
+            print(line)
     if source.kind == "image" and state.is_main_process and (args.fps is not None or args.stride != Sampling.stride):
         print("--stride and --fps have no effect on images, each of which is one frame")
     precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
     settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}
+    settings |= {} if source.listed is None else {"items": source.listed}  # a folder that grew has other parts
     settings["device"] = state.device.type  # kernels of another device round otherwise
     partial = output.with_name(output.name + ".partial")
     is_resumed = partial.exists()  # the work of an earlier run must not be deleted
@@ -241,8 +260,8 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     if state.is_main_process:
         print(f"world size {world}: {state.device}, {precision}, {batch} frames at a time, {threads} decoding threads")
     total = source.expected
-    if total is None and source.lists_paths and args.max_clips is None and state.is_main_process:
-        total = sum(1 for _ in source.list_items(0))
+    if total is None and args.max_clips is None:
+        total = source.listed
     total = total and -(-total // world)
     encoder = Encoder(processor, batch, exact=precision == "fp32")
     with tqdm(total=total, unit=" items", desc="tokenize", disable=not state.is_main_process) as bar:

@@ -104,8 +104,9 @@ class Source:
         at_end: at the end of the source, "repeat" starts it again; "leave" gives its share to the others, in
             proportion; "stop" ends the training.
         val_data: validation rows; by default one item in 20 of the source is held out (toyworld has its own split).
-        split, val_split, kind, stride, fps, crops, image_column: for pixels that are tokenized while training; see
-            `toto tokenize`. With crops above 1, crops are random and differ in every epoch (paper: random crops).
+        split, val_split, kind, stride, fps, crops, image_column, config_name: for pixels that are tokenized while
+            training; see `toto tokenize`. With crops above 1, crops are random and differ in every epoch (paper: random
+            crops).
     """
 
     data: str
@@ -120,6 +121,7 @@ class Source:
     fps: float | None = None
     crops: int = 2
     image_column: str | None = None
+    config_name: str | None = None
 
     def __post_init__(self):
         for key, kind in (("data", str), ("name", str), ("split", str), ("stride", int), ("crops", int)):

@@ -88,6 +88,7 @@ class LabelledArgs(TimeStepArgs):
     split_seed: int = option(0, "seed of carved splits and of the choice of --max_train, --max_validation, --max_test")
     image_column: str | None = option(None, "column of the images or videos, if there are several")
     kind: str | None = option(None, "video or image, for a dataset that holds both")
+    config_name: str | None = option(None, "configuration of a dataset that has several")
     decode: str = option(
         "once", "once: keep pixels in memory; always: read them when needed, for folders that do not fit in memory"
     )
@@ -186,7 +187,7 @@ def refuse_idle_flags(argv: list[str], data: LabelledArgs, augment: AugmentArgs)
     if augment.augment == "crop":
         refuse_idle(argv, OF_RAND, "with --augment crop")
     if data.dataset and data.dataset.split(":")[0] == "toyworld":
-        refuse_idle(argv, ("stride", "fps", "image_column"), "on toyworld, which is drawn")
+        refuse_idle(argv, ("stride", "fps", "image_column", "config_name"), "on toyworld, which is drawn")
     if "epochs" in typed:
         refuse_idle(argv, ("max_steps",), "next to --epochs")
     return replace(data, epochs=None) if "max_steps" in typed else data

@@ -30,10 +30,11 @@ from evaluation.backbones.contract import Backbone, Features
 from tokenization.files import write_json, write_whole
 from tokenization.precision import bf16_is_fast
 from tokenization.shards.parts import finished_parts, work_in_parts
+from tokenization.sources.folders import Tree, walk
 from tokenization.sources.open import ClipSource
 from tokenization.video import Clip
 
-FORMAT = 1  # of the cache; to be raised when its contents change
+FORMAT = 2  # of the cache; to be raised when its contents change, or what is read of a folder
 PART_ROWS = 256  # pictures of a part, or frames of its clips
 IN_MEMORY = 2**28  # bytes below which a selection of rows is kept in memory, not in a file
 
@@ -126,10 +127,10 @@ def dataset_fingerprint(dataset: str) -> str | None:
         for file in sorted(Path(tokenization.__file__).parent.glob("toyworld/*.py")):
             digest.update(file.read_bytes())
     elif path.exists():
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                facts = file.stat()
-                digest.update(f"{file.relative_to(path)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        tree = walk(path) if path.is_dir() else Tree(str(path.parent), [path.name])
+        for name in tree.files:
+            facts = os.stat(tree.path(name))
+            digest.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
     else:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

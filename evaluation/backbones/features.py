@@ -12,7 +12,7 @@ from evaluation.backbones.contract import Backbone, Features
 from evaluation.backbones.extraction import Job
 from tokenization.image_processing_toto import resize_and_crop
 from tokenization.sampling import Sampling
-from tokenization.sources.dataset_rows import IMAGE_SUFFIXES
+from tokenization.sources.kinds import kind_of
 from tokenization.video import Clip, read_clip
 
 
@@ -101,7 +101,7 @@ def _frames(clip, backbone: Backbone) -> np.ndarray:
     """uint8 (T, R, R, 3) of an image, a video, a file of either, or a `Clip`, at the backbone's resolution."""
     side = backbone.resolution
     if isinstance(clip, (str, Path)):
-        if Path(clip).suffix.lower() not in IMAGE_SUFFIXES:
+        if kind_of(clip) == "video":
             return read_clip(clip, Sampling(backbone.num_frames, resolution=side)).frames
         with Image.open(clip) as image:
             return resize_and_crop(image, side)[None]

@@ -62,6 +62,7 @@ class ProbeArgs(TimeStepArgs):
         metadata={"help": "split to score; by default the dataset's, or its validation split, or a part of train"},
     )
     image_column: str | None = field(default=None, metadata={"help": "column of the images or videos, if ambiguous"})
+    config_name: str | None = field(default=None, metadata={"help": "configuration of a dataset that has several"})
     max_train: int = field(default=5000, metadata={"help": "maximum number of clips or images to train on"})
     max_eval: int = field(
         default=2000,
@@ -196,7 +197,7 @@ def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
     if "fps" in typed:
         refuse_idle(argv, ("stride",), "next to --fps")
     if args.dataset.split(":")[0] == "toyworld":
-        refuse_idle(argv, ("stride", "fps", "image_column"), "on toyworld, which is drawn")
+        refuse_idle(argv, ("stride", "fps", "image_column", "config_name"), "on toyworld, which is drawn")
 
 
 def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> list[str]:

@@ -100,6 +100,7 @@ def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]
         (args.train_split, args.validation_split, args.test_split),
         label_column=args.label_column,
         image_column=args.image_column,
+        config_name=args.config_name,
         max_train=args.max_train,
         max_eval=args.max_eval,
         group_by=args.group_by,

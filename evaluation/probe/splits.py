@@ -80,7 +80,7 @@ class Labelled:
     """The clips of a dataset to read, and which of their labels.
 
     Fields:
-        dataset, image_column: as in `open_source`.
+        dataset, image_column, config_name: as in `open_source`.
         splits: names of the train, validation and test split; None looks for the usual ones.
         label_column: columns; None takes those that have class names, or the only one.
         max_train, max_eval: maximum number of clips to train on, and of clips or (with views) videos to test on;
@@ -92,6 +92,7 @@ class Labelled:
     splits: tuple[str, str | None, str | None]
     label_column: list[str] | None
     image_column: str | None
+    config_name: str | None
     max_train: int
     max_eval: int
     group_by: str | None
@@ -116,6 +117,7 @@ class _Reader:
         self.samplings = {"train": others, "validation": others, "test": sampling}
         # Fixed, so that seeds are compared on the same clips.
         self.options = {"image_column": labelled.image_column, "shuffle_seed": 0}
+        self.options |= {} if labelled.config_name is None else {"config_name": labelled.config_name}
         self.fingerprint = dataset_fingerprint(labelled.dataset)
         if self.fingerprint is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError(f"The version of {labelled.dataset} is unknown without a network; probe with one process.")

@@ -60,6 +60,22 @@ def test_splits_are_found_by_their_usual_names():
         open_splits(opener("test"), "d", "test", test="test")
 
 
+def test_a_split_of_two_names_is_one_split():
+    """The folder val is also the split validation, and must not serve as both train and validation."""
+    named = {"train": "train", "val": "val", "validation": "val"}
+
+    def open_split(name, part):
+        if name not in named:
+            raise ValueError(f"no split {name!r}")
+        return SimpleNamespace(split_name=named[name])
+
+    train, validation, test = open_splits(open_split, "d", "val")
+    assert train[0] == "val" and validation is None and test is None
+    assert [found and found[0] for found in open_splits(open_split, "d", "train")] == ["train", None, "val"]
+    with pytest.raises(ValueError, match="--test_split val is a split that another flag names too"):
+        open_splits(open_split, "d", "train", "validation", "val")
+
+
 def test_one_file_is_one_split(tmp_path):
     file = tmp_path / "rows.parquet"
     file.touch()

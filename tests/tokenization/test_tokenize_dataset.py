@@ -115,6 +115,39 @@ def test_toyworld_with_the_labels_of_its_truth(tokenizer, tmp_path):
     ]
 
 
+def test_what_a_folder_holds_is_printed_and_kept(tokenizer, tmp_path, capsys):
+    for name in ("train/training dog/a", "train/cat/b", "val/cat/c"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_video(tmp_path / "in" / f"{name}.mp4", frames=10)
+    (tmp_path / "in" / "train" / "cat" / "b.txt").write_text("a cat")
+    (tmp_path / "in" / ".DS_Store").touch()
+    manifest = run(tmp_path / "in", tmp_path / "out", tokenizer)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        f"found 5 files in {tmp_path / 'in'}: 3 .mp4, 1 .DS_Store, 1 .txt",
+        "read 2 videos of split train (2 .mp4; 2 classes: cat, training dog)",
+        "left 3 (in split val: 1 .mp4; no media: 1 .txt; hidden: 1 .DS_Store)",
+    ]
+    assert manifest["sources"] == manifest["kept"] == 2
+    assert manifest["left"] == {"in split val": {".mp4": 1}, "no media": {".txt": 1}, "hidden": {".DS_Store": 1}}
+
+
+def test_a_folder_that_grew_is_not_resumed(tokenizer, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / "in").mkdir(exist_ok=True)
+        make_video(tmp_path / "in" / f"{name}.mp4", frames=10)
+
+    def killed(*_args):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(assembling, "assemble", killed)
+        run(tmp_path / "in", tmp_path / "out", tokenizer)
+    make_video(tmp_path / "in" / "0.mp4", frames=10)
+    with pytest.raises(ValueError, match="items 2 instead of 3"):
+        run(tmp_path / "in", tmp_path / "out", tokenizer)
+
+
 def test_verify_prints_one_line(shards, capsys):
     main(["--verify", str(shards)])
     line = capsys.readouterr().out.strip()

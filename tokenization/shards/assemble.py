@@ -44,6 +44,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
         "kind": source.kind,
         "split": args.split,
         "dataset": args.dataset,
+        **({} if args.config_name is None else {"config_name": args.config_name}),
         "tokenizer": {
             "name": args.tokenizer or SHIPPED.name,
             "class": type(processor.visual_tokenizer).__name__,
@@ -65,6 +66,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
         "kept": counts["kept"],
         "skipped_count": len(counts["skipped"]),
         "skipped": counts["skipped"],
+        **({"left": source.left} if source.left else {}),
         "shards": shards,
         "label_names": source.label_names,
         "processor": "processor",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenization.sources.folders import VALIDATION
 from tokenization.sources.open import ClipSource
 
-VALIDATION_NAMES = ("validation", "val", "valid")
 CARVED = 0.2  # share of a split that is carved off for a split that the dataset lacks
 
 # A split's name and its source.
@@ -50,20 +50,34 @@ def open_splits(
     if is_file and (validation or test):
         raise ValueError(f"{dataset} is one file and therefore one split; omit --validation_split and --test_split.")
 
-    def find(asked: str | None, usual: tuple[str, ...], part: str) -> Opened | None:
-        if asked:
-            return asked, open_split(asked, part)
+    opened: dict[str, Opened] = {}  # by the split's own name: a folder val is also the split validation
+
+    def add(name: str, part: str) -> Opened | None:
+        source = open_split(name, part)
+        own = getattr(source, "split_name", None) or name
+        if own in opened:
+            return None
+        opened[own] = own, source
+        return opened[own]
+
+    def find(usual: tuple[str, ...], part: str) -> Opened | None:
         for name in () if is_file else usual:
             if name not in flags:
                 try:
-                    return name, open_split(name, part)
+                    if found := add(name, part):
+                        return found
                 except ValueError:
                     continue
         return None
 
-    found = find(train, (), "train")
-    found_validation = find(validation, VALIDATION_NAMES, "validation")
-    found_test = find(test, ("test",), "test")
+    roles = {}
+    for (flag, name), part in zip(named, ("train", "validation", "test"), strict=True):
+        roles[part] = add(name, part) if name else None
+        if name and roles[part] is None:
+            raise ValueError(f"{flag} {name} is a split that another flag names too; name another one or leave it out.")
+    found = roles["train"]
+    found_validation = roles["validation"] or find(VALIDATION, "validation")
+    found_test = roles["test"] or find(("test",), "test")
     if found_test is None and found_validation is not None and not validation:
         name = found_validation[0]
         found_validation, found_test = None, (name, open_split(name, "test"))

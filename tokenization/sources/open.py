@@ -1,33 +1,34 @@
-"""A stream of clips from the embedded world, a Hub id, a folder, or parquet or webdataset files.
+"""A stream of clips from the embedded world, a Hub id, a folder, or parquet, arrow or webdataset files.
 
-`datasets` lists the rows; videos are decoded by `video.py` and images by PIL, one row at a time, so that a damaged file
-affects no other. Listing is cheap and decoding is not, so an `Item` is decoded later, by any thread or not at all.
+We list the rows of local data and `datasets` those of the Hub; videos are decoded by `video.py` and images by PIL, one
+row at a time, so that a damaged file affects no other. Listing is cheap and decoding is not, so an `Item` is decoded
+later, by any thread or not at all.
 """
 
-import hashlib
-import io
 import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from tokenization.image_processing_toto import CENTRE, limit_detail, resize_and_crop
+from tokenization.image_processing_toto import limit_detail
 from tokenization.sampling import Sampling
 from tokenization.sources.dataset_rows import (
+    Rows,
     content_of,
-    files_of,
     find_columns,
     find_no_labels,
-    larger_parquet,
     name_of,
-    open_rows,
-    random_rows,
+    open_hub,
 )
-from tokenization.video import Clip, read_windows, view_positions
+from tokenization.sources.kinds import MAY_MOVE, suffix_of
+from tokenization.sources.local import open_local
+from tokenization.sources.pictures import frame_windows, image_crops
+from tokenization.sources.tables import count_rows, random_rows
+from tokenization.video import Clip, read_windows
 
 ENDLESS_LIMIT = 2000
 # The embedded world has no clock; its time step is taken to be the paper's (stride 4 at 30 frames per second).
@@ -63,6 +64,10 @@ class ClipSource:
         num_shards: datasets of several parquet or tar files have one shard per file, so that reading one shard reads
             nothing of the others; all other datasets are one shard.
         lists_paths: whether listing reads only names of files and no media.
+        split_name: the split's own name in the dataset ("val", where "validation" was asked for); None for toyworld.
+        listed: number of items, if it is known without reading them, else None.
+        found: lines that report how many files of which kinds a folder has, how many are read, and which are left.
+        left: reason -> {suffix: number of files}, of the files of a folder that are not read.
     """
 
     def __init__(
@@ -77,11 +82,14 @@ class ClipSource:
         expected: int | None = None,
         text_labels: list[str] | None = None,
         no_labels: dict[str, str] | None = None,
+        rows: Rows | None = None,
     ):
         self.list_items, self.kind, self.label_names = list_items, kind, label_names
         self.limit, self.num_shards, self.lists_paths = limit, num_shards, lists_paths
         self.expected = expected if limit is None or expected is None else min(limit, expected)
         self.text_labels, self.no_labels = text_labels or [], no_labels or {}
+        self.split_name, self.listed = (None, None) if rows is None else (rows.split, rows.count)
+        self.found, self.left = ([], {}) if rows is None else (rows.found, rows.left)
         self.skipped: list[dict[str, str]] = []
         self.items = 0
 
@@ -109,25 +117,31 @@ def open_source(
     image_column: str | None = None,
     kind: str | None = None,
     shuffle_seed: int | None = None,
+    config_name: str | None = None,
 ) -> ClipSource:
     """The clips of a dataset.
 
     Args:
         dataset: "toyworld" (or "toyworld:cluttered", ":film", ":motion", or ":photos", which are pictures without
             labels; "toyworld:motion:NAME=NUMBER,..." sets rules of MotionRules), a folder (of videos or images, with
-            or without class folders, train/ and validation/ folders, metadata or a README with configs), a .parquet or
-            webdataset .tar file, one video or image file, or a Hub id.
-        split: its name; None takes the only split.
+            or without class folders, splits, metadata or a README with configurations; of parquet or tar files; or
+            saved by `datasets.save_to_disk`), a .parquet, .arrow or webdataset .tar file, one video or image file, or
+            a Hub id. Names are data: docs/datasets.md says what is read of a folder.
+        split: its name; None takes the only split. Of a folder, a direct subfolder: train, validation (also as val,
+            valid or dev), test, or any other that is named here. A folder without such subfolders is the split train.
         sampling: which frames and pixels. Toyworld ignores stride and fps, and supports neither views nor detail.
         limit: maximum number of clips. 2,000 by default for toyworld, which is endless.
         image_column: column of the images or videos; default: the first of that type.
-        kind: "video" or "image", for a dataset that holds both.
+        kind: "video" or "image", for a dataset that holds both; default: that of most files of a folder, or of the
+            first such column. An animated picture (GIF, PNG) is a clip, or among images the image of its first frame.
         shuffle_seed: draw the `limit` clips from random items, so that a dataset sorted by class is sampled
             throughout. This applies to folders, and to local parquet files with more rows than the limit needs. Files
             on the Hub, tar files and toyworld (which is mixed) are always read from their start. Items keep their
             names.
+        config_name: configuration of a dataset that has several.
     Raises:
-        FileNotFoundError: there is no such dataset. ValueError: an unknown split or column, or files without media.
+        FileNotFoundError: there is no such dataset. ValueError: an unknown split, configuration or column, or files
+            without media.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"The limit of clips is {limit}; it must be at least 1, or omitted to take all.")
@@ -135,8 +149,18 @@ def open_source(
         raise ValueError(f"kind is {kind!r}; it must be video or image.")
     sampling = sampling or Sampling()
     if dataset.split(":")[0] == "toyworld":
+        if config_name is not None:
+            raise ValueError("Toyworld has no configurations; leave config_name out.")
         return _toyworld(dataset, split or "train", sampling, limit)
-    items = _DatasetItems(dataset, split, sampling, limit, image_column, kind, shuffle_seed)
+    cache = None
+    if Path(dataset).exists():
+        rows = open_local(dataset, split, kind, image_column, config_name)
+    elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or Path(dataset).suffix:
+        raise FileNotFoundError(f"There is no folder or file {dataset}; check the path.")
+    else:
+        cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
+        rows = open_hub(dataset, split, config_name, cache.name)
+    items = _DatasetItems(rows, dataset, split, sampling, limit, image_column, kind, shuffle_seed, cache)
     return ClipSource(
         items.list,
         items.kind,
@@ -145,31 +169,28 @@ def open_source(
         num_shards=1 if items.drawn_from else items.num_files,
         lists_paths=items.lists_paths,
         text_labels=items.text_labels,
-        no_labels=find_no_labels(items.rows.features),
+        no_labels=find_no_labels(rows.features),
+        rows=rows,
     )
 
 
 class _DatasetItems:
-    """The items of a dataset's split, as `datasets` lists its rows; arguments as in `open_source`.
+    """The items of a dataset's split, from its rows; other arguments as in `open_source`.
 
-    num_files: number of files that can be read separately. drawn_from: parquet files from which rows are drawn.
+    cache: folder of what `datasets` downloads, which lives as long as the rows may be read. num_files: number of files
+    that can be read separately. drawn_from: files of tables from which rows are drawn at random.
     """
 
-    def __init__(self, dataset, split, sampling: Sampling, limit, image_column, kind, shuffle_seed):
-        self.dataset, self.split, self.sampling, self.limit = dataset, split, sampling, limit
-        self.shuffle_seed = shuffle_seed
-        self.cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")  # lives as long as the rows may be read
-        rows = open_rows(dataset, split, self.cache.name)
-        rows = rows if rows.features is not None else rows._resolve_features()  # webdataset reads its first rows
+    def __init__(self, rows: Rows, dataset, split, sampling: Sampling, limit, image_column, kind, shuffle_seed, cache):
+        self.rows, self.dataset, self.sampling, self.limit = rows, dataset, sampling, limit
+        self.split = split and rows.split
+        self.shuffle_seed, self.cache = shuffle_seed, cache
         self.column, self.kind, self.labels, self.text_labels = find_columns(rows.features, dataset, image_column, kind)
-        self.rows = rows.decode(False)  # bytes or paths, so that one bad file does not end the stream
-        first = next(iter(self.rows), None)
-        media = None if first is None else first[self.column]
-        self.lists_paths = first is None or (isinstance(media, dict) and media.get("bytes") is None)
-        self.num_files = 1 if self.lists_paths else self.rows.num_shards
+        self.lists_paths, self.num_files = rows.lists_paths, rows.num_shards
+        self.columns = [self.column, *self.labels, *self.text_labels, "fps", "__key__"]
         self.drawn_from: list[str] = []
-        if shuffle_seed is not None and limit is not None and not self.lists_paths:
-            self.drawn_from = larger_parquet(files_of(dataset, split, self.cache.name), self._rows_wanted)
+        if shuffle_seed is not None and limit is not None and sum(map(count_rows, rows.tables)) > self._rows_wanted:
+            self.drawn_from = rows.tables
 
     @property
     def _rows_wanted(self) -> int:
@@ -183,10 +204,10 @@ class _DatasetItems:
         if self.drawn_from:  # a long video gives many clips, so the number of videos needed is unknown
             is_counted = self.kind == "image" or self.sampling.views is not None
             at_a_time = self._rows_wanted if is_counted else 1
-            for file, index, row in random_rows(self.drawn_from, self.shuffle_seed, at_a_time):
+            for file, index, row in random_rows(self.drawn_from, self.columns, self.shuffle_seed, at_a_time):
                 yield (index if self.num_files == 1 else f"{file}:{index}"), row
             return
-        listed = enumerate(self.rows if self.num_files == 1 else self.rows.shard(self.num_files, shard))
+        listed = enumerate(self.rows.read(shard, self.columns))
         if self.shuffle_seed is not None and self.lists_paths:
             listed = list(listed)
             np.random.default_rng(self.shuffle_seed).shuffle(listed)
@@ -195,23 +216,29 @@ class _DatasetItems:
 
     def list(self, shard: int) -> Iterator[Item]:
         for index, row in self._numbered(shard):
-            media = row[self.column]
+            media = row.get(self.column)
             name = name_of(media, row, self.dataset, self.split, index)
-            values = {label: int(row[label]) for label in self.labels if row[label] is not None}
-            values |= {label: str(row[label]) for label in self.text_labels if row[label] is not None}
-            yield Item(name, partial(self._decoded, media, name, values), values)
+            values = {label: int(row[label]) for label in self.labels if row.get(label) is not None}
+            values |= {label: str(row[label]) for label in self.text_labels if row.get(label) is not None}
+            yield Item(name, partial(self._decoded, media, name, values, row.get("fps")), values)
 
-    def _decoded(self, media, name: str, values: dict[str, int | str]) -> Iterator[Clip]:
-        content, sampling = content_of(media), self.sampling
-        if self.kind == "video":
-            clips = read_windows(content, sampling, source=name)
-        else:
-            clips = _image_crops(content, name, sampling)
-        for clip in clips:
+    def _decoded(self, media, name: str, values: dict[str, int | str], rate) -> Iterator[Clip]:
+        for clip in self._clips(media, name, rate):
             clip.labels = dict(values)
-            if sampling.detail is not None:
-                clip.frames = limit_detail(clip.frames, sampling.detail)
+            if self.sampling.detail is not None:
+                clip.frames = limit_detail(clip.frames, self.sampling.detail)
             yield clip
+
+    def _clips(self, media, name: str, rate) -> Iterator[Clip]:
+        if isinstance(media, (list, tuple)):
+            rate = float(rate) if isinstance(rate, (int, float)) and rate > 0 else None
+            return frame_windows([content_of(frame) for frame in media], name, self.sampling, rate)
+        content = content_of(media)
+        if self.kind == "image":
+            return image_crops(content, name, self.sampling)
+        if isinstance(content, str) and suffix_of(content) in MAY_MOVE:  # FFmpeg takes "%d" in the name of a picture
+            content = Path(content).read_bytes()  # for the number of a sequence
+        return read_windows(content, self.sampling, source=name)
 
 
 def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -> ClipSource:
@@ -257,24 +284,3 @@ def _photographs(dataset: str, split: str, resolution: int, seed: int, limit: in
             yield Item(f"{dataset}[{index}]", partial(rendered, index))
 
     return ClipSource(list_items, "image", {}, limit, expected=limit)
-
-
-def _image_crops(content: bytes | str, name: str, sampling: Sampling) -> Iterator[Clip]:
-    """The centre crop of an image, or `crops` random ones that depend on seed and name, or those of its views."""
-    seed = [sampling.seed, int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)]
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            image.load()
-            generator = np.random.default_rng(seed)
-            if sampling.views is not None:
-                positions = [position for _, position in view_positions(1, sampling.views[1])]
-            elif sampling.crops == 1:
-                positions = [CENTRE]
-            else:
-                positions = [tuple(generator.random(2)) for _ in range(sampling.crops)]
-            for position in positions:
-                yield Clip(resize_and_crop(image, sampling.resolution, position)[None], name)
-    except UnidentifiedImageError as error:  # its own message holds a memory address, which differs between runs
-        raise ValueError("the image cannot be read: it is corrupt or not an image.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image cannot be read: {error}") from error

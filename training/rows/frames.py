@@ -115,7 +115,7 @@ def clips(
         hold_out, only_held_out: leave out one item in 20, or take only those.
         repeat: start a new epoch after the last item; otherwise the iteration ends.
         sampling: its seed determines the crops of the first epoch and the order of every epoch.
-        columns: `image_column` and `kind` of `open_source`.
+        columns: `image_column`, `kind` and `config_name` of `open_source`.
     Raises:
         ValueError: nothing in the source can be read.
     """
