@@ -20,7 +20,10 @@ OURS = (
     "toto_nano",
     "toto_nano_more",
     "toto_nano_third",
+    "toto_nano_fourth",
     "motion_tiny",
+    "toto_motion_short",
+    "toto_motion",
 )
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {
