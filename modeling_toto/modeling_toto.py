@@ -14,7 +14,8 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm, LlamaRotaryEmbedding
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -530,7 +531,8 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
         skip_logits: bool | None = None,
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
-        **kwargs,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TotoPatchPredictionOutput:
         """Predictions and, with labels, the loss.
 
@@ -544,6 +546,9 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
             skip_logits: Return only the losses.
             attention_mode, prefix_length: As in TotoModel. The start token is the first token of a prefix, and patches
                 in the prefix do not count in the loss.
+            num_items_in_batch: Divisor of the loss instead of the number of patches that count: the number of labels
+                that are not -100 in all micro-batches of a step, as the Trainer counts them. Where rows are padded,
+                pass the labels of the padding as -100 too.
         Raises:
             ValueError: If patches or labels have the wrong shape, `skip_logits=True` is given without labels, labels
                 are given under full attention, the row is longer than max_position_embeddings, or TotoModel raises it.
@@ -578,7 +583,11 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
         loss = token_losses = None
         if labels is not None:
             total, token_losses = self._losses(states, logits, labels, counted)
-            loss = total / counted.sum()
+            if num_items_in_batch is None:
+                num_items_in_batch = counted.sum()
+            elif self.is_regression:  # the Trainer counts the values of patches
+                num_items_in_batch = num_items_in_batch / config.patch_dim
+            loss = total / num_items_in_batch
         return TotoPatchPredictionOutput(
             loss=loss,
             logits=None if skip_logits else logits,
