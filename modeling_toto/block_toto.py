@@ -95,9 +95,9 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Te
     for rows in _slices(x):
         first, second = x[rows].float().chunk(2, dim=-1)
         c, s = cos[rows], -sin[rows] if back else sin[rows]
-        half = out.shape[-1] // 2
-        torch.sub(first * c, second * s, out=out[rows, :, :half])
-        torch.add(second * c, first * s, out=out[rows, :, half:])
+        left, right = out[rows].chunk(2, dim=-1)  # not contiguous: torch.compile supports no `out=` for them
+        left.copy_((first * c).sub_(second * s))
+        right.copy_((second * c).add_(first * s))
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, Llama
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .attention_toto import (
     check_backward,
@@ -204,6 +204,8 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             labels = next_token_labels(labels, mode, prefix_length, attention_mask, past)
         elif skip_logits:
             raise ValueError("skip_logits=True computes only the loss and needs labels; pass labels=input_ids.")
+        if use_cache is None and past_key_values is None:
+            use_cache = False if skip_logits or (labels is not None and self.training) else None  # no use in training
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
@@ -211,7 +213,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=bool(use_cache) if skip_logits else use_cache,  # training needs no cache
+            use_cache=use_cache,
             attention_mode=mode,
             prefix_length=prefix_length,
             **kwargs,
@@ -324,6 +326,7 @@ class TotoClassifier(TotoPreTrainedModel):
         if config.next_token_loss is not None:
             self._tp_plan = self._tp_plan | LlamaForCausalLM._tp_plan
             self._fsdp_plan = self._fsdp_plan | LlamaForCausalLM._fsdp_plan
+            maybe_install_capturing_hooks(self.model)  # every step records a layer; torch.compile cannot install them
         self.freeze_unread()
 
     @classmethod
