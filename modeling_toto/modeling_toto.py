@@ -340,7 +340,7 @@ class TotoClassifier(TotoPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, AttentionPooling):
-            module.reset_query()
+            module.reset(self.config.initializer_range)
 
     @property
     def feature_layer(self) -> int:
