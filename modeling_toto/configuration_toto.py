@@ -1,6 +1,7 @@
 """The configuration of a Toto model, with the paper's sizes as presets."""
 
 import math
+import sys
 
 from transformers import LlamaConfig, PreTrainedConfig
 
@@ -202,6 +203,14 @@ class TotoConfig(LlamaConfig):
         if "tokens_per_frame" in changes and "grid_size" not in changes:
             config_dict.pop("grid_size", None)
         return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict:
+        """As in transformers. PEFT calls this before it looks up the modules that an adapter changes by default."""
+        tables = sys.modules.get("peft.utils.constants")  # importing PEFT would take seconds
+        for table in vars(tables).values() if tables else ():
+            if isinstance(table, dict) and LlamaConfig.model_type in table:
+                table.setdefault(self.model_type, table[LlamaConfig.model_type])
+        return super().to_dict()
 
     def check_layer(self, name: str, layer: int) -> None:
         """Raise ValueError, naming the argument `name`, unless the model has this layer; 0 is the embeddings."""
