@@ -35,6 +35,7 @@ from .configuration_toto import TotoConfig
 from .generation_toto import FrameGenerationMixin
 from .loss_toto import next_token_losses
 from .mup import attention_scaling, embedding_multiplier, init_weights, output_multiplier
+from .pixels_toto import PixelInputMixin
 from .pooling_toto import AttentionPooling, make_pooler, normalise
 
 
@@ -50,7 +51,7 @@ class TotoPreTrainedModel(LlamaPreTrainedModel):
         init_weights(self, module)
 
 
-class TotoModel(TotoPreTrainedModel, LlamaModel):
+class TotoModel(TotoPreTrainedModel, PixelInputMixin, LlamaModel):
     """The transformer without a head: input_ids (B, L) -> last_hidden_state (B, L, D).
 
     With `output_hidden_states=True`, hidden_states[k] is the residual stream after block k and hidden_states[0] the
@@ -85,7 +86,8 @@ class TotoModel(TotoPreTrainedModel, LlamaModel):
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
         exit_layer: int | None = None,
-        **kwargs,
+        pixel_values: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Llama's forward with three attention modes and an early exit.
 
@@ -96,10 +98,13 @@ class TotoModel(TotoPreTrainedModel, LlamaModel):
                 Full attention uses no cache; a prefix must be passed whole in the first call of a cached sequence.
             exit_layer: Number of blocks to run; last_hidden_state is then the residual stream after them, before the
                 final norm. All blocks and the norm by default.
+            pixel_values: Instead of ids, images (B, 3, H, W) or clips (B, T, 3, H, W); see `ids_of_pixels`.
         Raises:
             ValueError: If ids are outside the vocabulary, the cache does not fit, the layer does not exist, or the
                 attention implementation does not support the mode. Raised before anything is computed.
         """
+        if pixel_values is not None:
+            input_ids = self.ids_of_pixels(pixel_values, False, input_ids, inputs_embeds)
         given = exactly_one(input_ids, inputs_embeds)
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         depth = self.config.num_hidden_layers
@@ -291,7 +296,7 @@ class TotoClassifierOutput(ImageClassifierOutput):
     next_token_loss: torch.FloatTensor | None = None
 
 
-class TotoClassifier(TotoPreTrainedModel):
+class TotoClassifier(TotoPreTrainedModel, PixelInputMixin):
     """Base class of the classifiers: rows of ids (B, L) -> logits (B, num_labels), read from one layer of the backbone.
 
     The features are the residual stream after `feature_layer` blocks, normalised without parameters and pooled over the
@@ -309,6 +314,7 @@ class TotoClassifier(TotoPreTrainedModel):
     from next tokens alone and the head is a probe.
     """
 
+    reads_clips = False  # what four-dimensional pixel_values are: images, or the frames of clips
     accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides by its accumulation steps
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
@@ -365,7 +371,8 @@ class TotoClassifier(TotoPreTrainedModel):
         feature_layer: int | None = None,
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
-        **kwargs,
+        pixel_values: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TotoClassifierOutput:
         """Logits and, with labels, the loss.
 
@@ -377,11 +384,14 @@ class TotoClassifier(TotoPreTrainedModel):
                 that is None, transformers infers it from the labels.
             feature_layer: Overrides the config's for this call.
             attention_mode, prefix_length: As in TotoModel.
+            pixel_values: Instead of ids, images (B, 3, H, W) or clips (B, T, 3, H, W); see `ids_of_pixels`.
         Raises:
             ValueError: If the layer does not exist, the sequence is longer than max_position_embeddings, a next-token
                 loss is wanted under full attention or with inputs_embeds, or TotoModel raises it.
         """
         config = self.config
+        if pixel_values is not None:
+            input_ids = self.ids_of_pixels(pixel_values, self.reads_clips, input_ids, inputs_embeds)
         layer = self.feature_layer if feature_layer is None else feature_layer
         config.check_layer("feature_layer", layer)
         given = exactly_one(input_ids, inputs_embeds)
@@ -469,6 +479,8 @@ class TotoForImageClassification(TotoClassifier):
 
 class TotoForVideoClassification(TotoClassifier):
     """Video classifier: each row holds the ids of all frames and begins with the video start token."""
+
+    reads_clips = True
 
 
 @dataclass
