@@ -1,5 +1,6 @@
 """The configuration of a Toto model, with the paper's sizes as presets."""
 
+import importlib
 import math
 import sys
 
@@ -7,6 +8,20 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 # huggingface_hub's decorator, imported from transformers because code on the Hub may import only transformers
 from transformers.configuration_utils import strict
+
+
+def name_in_package(name: str) -> None:
+    """Make the module `name` an attribute of its package.
+
+    Importing does so, but not transformers' loading of remote code. Without it, dill, with which `datasets` hashes
+    functions, does not find the classes of the module by name and pickles them and all that they refer to.
+    `tokenization.image_processing_toto` has the same function, because neither package imports the other.
+    """
+    package, _, module = name.rpartition(".")
+    setattr(importlib.import_module(package), module, sys.modules[name])
+
+
+name_in_package(__name__)
 
 # Where each Auto class finds its code in a pushed repository. transformers itself would list only the config and the
 # class that was saved, and a repository saved from TotoForCausalLM could not be opened with AutoModel.

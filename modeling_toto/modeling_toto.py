@@ -31,12 +31,14 @@ from .attention_toto import (
     resolve_mode,
 )
 from .block_toto import TotoDecoderLayer
-from .configuration_toto import TotoConfig
+from .configuration_toto import TotoConfig, name_in_package
 from .generation_toto import FrameGenerationMixin
 from .loss_toto import next_token_losses
 from .mup import attention_scaling, embedding_multiplier, init_weights, output_multiplier
 from .pixels_toto import PixelInputMixin
 from .pooling_toto import AttentionPooling, make_pooler, normalise
+
+name_in_package(__name__)
 
 
 class TotoPreTrainedModel(LlamaPreTrainedModel):

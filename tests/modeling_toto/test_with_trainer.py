@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForImageClassification, AutoProcessor, Trainer, TrainingArguments
 
 from modeling_toto import (
     TotoConfig,
@@ -85,3 +85,28 @@ def test_accumulation_changes_nothing(small_config, tmp_path, name):
         np.testing.assert_allclose([reported, evaluated], loss.item(), rtol=1e-3)
         for key, weight in found.items():
             torch.testing.assert_close(weight, expected[key], atol=1e-5, rtol=1e-4, msg=f"{key}, {batch} rows")
+
+
+def test_a_processor_is_saved_whole_and_special_tokens_stay(model, processor, tmp_path):
+    """`Trainer(processing_class=processor)`: checkpoints and the final folder take pictures and clips."""
+    model.save_pretrained(tmp_path / "causal")
+    classifier = TotoForImageClassification.from_pretrained(
+        tmp_path / "causal", num_labels=3, bos_token_id=3, eos_token_id=[2, 5]
+    )
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 40, 48, 3), dtype=np.uint8)
+    ids = processor(images=list(pictures)).input_ids
+    settings = TrainingArguments(
+        str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True, save_steps=1
+    )
+    rows = [{"input_ids": row, "labels": k % 3} for k, row in enumerate(ids)]
+    trainer = Trainer(classifier, settings, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    assert classifier.config.bos_token_id == 3 and classifier.config.eos_token_id == [2, 5]
+    trainer.save_model(str(tmp_path / "final"))
+    for folder in (tmp_path / "final", tmp_path / "run" / "checkpoint-1"):
+        loaded = AutoProcessor.from_pretrained(folder)
+        assert type(loaded) is type(processor) and loaded.fingerprint == processor.fingerprint
+        again = AutoModelForImageClassification.from_pretrained(folder).eval()
+        expected = classifier.eval()(input_ids=ids).logits
+        pixels = loaded.image_processor(list(pictures), return_tensors="pt").pixel_values
+        torch.testing.assert_close(again(pixel_values=pixels).logits, expected)
