@@ -176,6 +176,8 @@ class TotoConfig(LlamaConfig):
         elif math.isqrt(self.tokens_per_frame) ** 2 == self.tokens_per_frame:
             self.grid_size = (math.isqrt(self.tokens_per_frame),) * 2
         self._check_choices()
+        if self.architectures is None:  # AutoModelForPreTraining.from_config, which chooses by them, needs a list
+            self.architectures = []
         given = kwargs.pop("auto_map", None) or {}
         self.auto_map = AUTO_MAP | {auto_class: _current_reference(ref) for auto_class, ref in given.items()}
         super().__post_init__(**kwargs)

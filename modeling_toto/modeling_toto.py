@@ -188,7 +188,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
         skip_logits: bool | None = None,
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TotoCausalLMOutput:
         """Llama's forward with per-position losses.
 
@@ -201,12 +201,12 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             attention_mode, prefix_length: As in TotoModel.
         Raises:
             ValueError: If `skip_logits=True` is given without labels, labels are given under full attention, the
-                sequence is longer than max_position_embeddings, or TotoModel raises it.
+                sequence has more positions than max_position_embeddings, or TotoModel raises it.
         """
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         length = exactly_one(input_ids, inputs_embeds).shape[1]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_length(length, past, self.config.max_position_embeddings)
+        check_length(length, past, self.config.max_position_embeddings, position_ids)
         if labels is not None:
             labels = next_token_labels(labels, mode, prefix_length, attention_mask, past)
         elif skip_logits:
@@ -398,7 +398,7 @@ class TotoClassifier(TotoPreTrainedModel, PixelInputMixin):
         config.check_layer("feature_layer", layer)
         given = exactly_one(input_ids, inputs_embeds)
         mode, prefix_length = resolve_mode(config, attention_mode, prefix_length)
-        check_length(given.shape[1], 0, config.max_position_embeddings)
+        check_length(given.shape[1], 0, config.max_position_embeddings, position_ids)
         visible = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)  # (B, L)
         if is_padding_mask(attention_mask):
             visible = attention_mask.to(given.device).bool()
@@ -567,8 +567,9 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
                 that are not -100 in all micro-batches of a step, as the Trainer counts them. Where rows are padded,
                 pass the labels of the padding as -100 too.
         Raises:
-            ValueError: If patches or labels have the wrong shape, `skip_logits=True` is given without labels, labels
-                are given under full attention, the row is longer than max_position_embeddings, or TotoModel raises it.
+            ValueError: If patches, mask or labels have the wrong shape, `skip_logits=True` is given without labels,
+                labels are given under full attention, the row is longer than max_position_embeddings, or TotoModel
+                raises it.
         """
         config = self.config
         mode, prefix_length = resolve_mode(config, attention_mode, prefix_length)
@@ -577,7 +578,12 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
                 f"patches has shape {tuple(patches.shape)}; pass (batch, number, {config.patch_dim}), RGB patches of "
                 f"{config.patch_size} x {config.patch_size} pixels."
             )
-        check_length(patches.shape[1] + 1, 0, config.max_position_embeddings)
+        check_length(patches.shape[1] + 1, 0, config.max_position_embeddings, kwargs.get("position_ids"))
+        if attention_mask is not None and tuple(attention_mask.shape) != tuple(patches.shape[:2]):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; pass {tuple(patches.shape[:2])}, a number "
+                "for each patch and none for the start token."
+            )
         if labels is None and skip_logits:
             raise ValueError("skip_logits=True computes only the loss and needs labels; pass labels.")
         mask = None if attention_mask is None else F.pad(attention_mask.long(), (1, 0), value=1)  # (B, 1 + N)
@@ -612,6 +618,20 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True) -> nn.Embedding:
+        """As in transformers; where codes are predicted, their number changes with the vocabulary."""
+        if not self.is_regression and new_num_tokens is not None and new_num_tokens <= self.config.code_offset:
+            raise ValueError(
+                f"A vocabulary of {new_num_tokens} ids has no codes to predict; pass more than code_offset, "
+                f"{self.config.code_offset}."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if not self.is_regression and self.config.num_codes != self.head.out_features:
+            is_trained = self.head.weight.requires_grad
+            self.head = self._get_resized_lm_head(self.head, self.config.num_codes, mean_resizing=mean_resizing)
+            self.head.requires_grad_(is_trained)
+        return embeddings
 
     def _counted(self, labels, patches, mask, mode, prefix_length) -> torch.BoolTensor:
         """True where a patch counts in the loss, (B, N). Raises ValueError if the labels have the wrong shape."""
