@@ -5,6 +5,7 @@ the weights are saved in `visual_tokenizer/`, next to the files of the model.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TypedDict
 
@@ -331,14 +332,18 @@ class TotoProcessor(ProcessorMixin):
         `datasets` finds what it has computed with them. The copy is on the CPU.
         """
         tokenizer = self.visual_tokenizer
-        config = {key: value for key, value in tokenizer.config.to_diff_dict().items() if key not in _OF_A_FILE}
+        settings = {"image_processor": self.image_processor.to_dict(), "config": tokenizer.config.to_diff_dict()}
+        for fields in settings.values():
+            for name in _OF_A_FILE & set(fields):
+                del fields[name]
+        settings["num_frames"] = self.num_frames
+        # as text, in which numbers are the same whether they were given or read from a file
+        text = json.dumps(settings, sort_keys=True)
         weights = [
             (name, str(weight.dtype).split(".")[-1], tuple(weight.shape), _bytes_of(weight))
             for name, weight in sorted(tokenizer.state_dict().items())
         ]
-        settings = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
-        image_processor = type(self.image_processor), self.image_processor.to_dict()
-        return _restored, (type(self), image_processor, type(tokenizer), config, weights, settings)
+        return _restored, (type(self), type(self.image_processor), type(tokenizer), text, weights)
 
     def to_dict(self) -> dict:
         return {
@@ -376,10 +381,8 @@ class TotoProcessor(ProcessorMixin):
         ]
 
 
-# Fields of a configuration that only a saved one has.
-_OF_A_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
-# Attributes of a processor that are pickled in another form, or not at all.
-_NOT_PICKLED = ("image_processor", "visual_tokenizer", "_bf16", "auto_map")
+# Fields that saving adds to a configuration or image processor.
+_OF_A_FILE = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version"}
 
 
 def _bytes_of(weight: torch.Tensor) -> bytes:
@@ -387,19 +390,18 @@ def _bytes_of(weight: torch.Tensor) -> bytes:
     return weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _restored(cls, image_processor, model_class, config: dict, weights: list, settings: dict) -> TotoProcessor:
+def _restored(cls, image_processor_class, model_class, text: str, weights: list) -> TotoProcessor:
     """The processor that was pickled; see `TotoProcessor.__reduce__`."""
+    settings = json.loads(text)
     with torch.random.fork_rng(devices=[]):  # a new model draws weights, which are replaced
-        tokenizer = model_class(model_class.config_class.from_dict(config))
+        tokenizer = model_class(model_class.config_class.from_dict(settings["config"]))
     state = {
         name: torch.frombuffer(bytearray(content), dtype=getattr(torch, dtype)).reshape(shape)
         for name, dtype, shape, content in weights
     }
     tokenizer.load_state_dict(state, assign=True)
-    kind, fields = image_processor
-    processor = cls(kind.from_dict(fields), tokenizer, settings["num_frames"])
-    vars(processor).update(settings)
-    return processor
+    image_processor = image_processor_class.from_dict(settings["image_processor"])
+    return cls(image_processor, tokenizer, settings["num_frames"])
 
 
 def _list_of_videos(videos) -> list:

@@ -429,7 +429,8 @@ def test_equal_processors_have_equal_hashes(processor, pictures, tmp_path):
 def test_a_copy_is_whole(processor, pictures):
     state = torch.get_rng_state()
     for copied in (pickle.loads(pickle.dumps(processor)), copy.deepcopy(processor)):
-        assert copied.fingerprint == processor.fingerprint and copied.to_dict() == processor.to_dict()
+        assert copied.fingerprint == processor.fingerprint
+        assert (copied.resolution, copied.num_frames) == (processor.resolution, processor.num_frames)
         assert not copied.visual_tokenizer.training and copied.visual_tokenizer is not processor.visual_tokenizer
         assert torch.equal(copied(videos=pictures).input_ids, processor(videos=pictures).input_ids)
     assert torch.equal(torch.get_rng_state(), state)
