@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoModelForImageClassification, AutoProcessor, Trainer, TrainingArguments
 
 from modeling_toto import (
@@ -44,6 +45,13 @@ HEADS = {
         {"patches": PATCHES, "labels": CODES.masked_fill(~SOME, -100)},
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_state_is_left():
+    """Trainer leaves one behind, which refuses another precision to the next Accelerator of the process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make(small_config, cls, fields):

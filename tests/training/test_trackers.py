@@ -102,6 +102,20 @@ def test_reconstructions_of_a_tokenizer(tmp_path, recorders):
     assert [row["step"] for row in each.rows if "loss" in row] == [1, 2, 3, 4]
 
 
+def test_a_tracker_that_cannot_start_says_why(shards, tmp_path, recorders, monkeypatch):
+    def start(self):
+        raise RuntimeError("no account")
+
+    def finish(self):
+        raise AttributeError("not started")
+
+    monkeypatch.setattr(Second, "start", start)
+    monkeypatch.setattr(Second, "finish", finish)
+    with pytest.raises(RuntimeError, match="no account"):
+        flags = ["--shards", str(shards), "--output_dir", str(tmp_path / "run"), "--report_to", "second"]
+        pretrain([*FLAGS, *STEPS, *flags])
+
+
 def test_names(monkeypatch):
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["wandb", "mlflow"])
     assert trackers.tracker_names(None) == trackers.tracker_names("none") == []

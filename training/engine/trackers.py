@@ -62,7 +62,11 @@ def start_trackers(accelerator: Accelerator, folder: Path, settings: dict) -> No
     places = {"dvclive": {"dir": str(folder / "dvclive"), "save_dvc_exp": False}}
     if "MLFLOW_TRACKING_URI" not in os.environ:
         places["mlflow"] = {"logging_dir": str(folder / "mlruns")}
-    accelerator.init_trackers("toto", config=plain, init_kwargs=places)
+    try:
+        accelerator.init_trackers("toto", config=plain, init_kwargs=places)
+    except BaseException:
+        accelerator.trackers.clear()  # ending one that has not started would hide this error behind another
+        raise
 
 
 def log_pictures(accelerator: Accelerator, pictures: dict[str, Image.Image], step: int) -> None:
