@@ -64,6 +64,10 @@ setup(
         "tqdm",
         "transformers>=5.20",
     ],
-    extras_require={"demo": demo, "liger": ["liger-kernel"], "test": [*demo, "peft", "pytest", "pytest-xdist", "ruff"]},
+    extras_require={
+        "demo": demo,
+        "liger": ["liger-kernel"],
+        "test": [*demo, "peft", "pytest", "pytest-xdist", "ruff", "tensorboard"],
+    },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

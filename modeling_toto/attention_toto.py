@@ -223,12 +223,24 @@ def check_cache(cache: Cache, batch: int, length: int, num_layers: int, attentio
         )
 
 
-def check_length(length: int, past: int | torch.Tensor, most: int) -> None:
-    """Raise ValueError if a row of `past` + `length` tokens is longer than `most`, the model's number of positions."""
+def check_length(
+    length: int, past: int | torch.Tensor, most: int, position_ids: torch.LongTensor | None = None
+) -> None:
+    """Raise ValueError if a row of `past` + `length` tokens is longer than `most`, the model's number of positions.
+
+    With `position_ids`, as in packed rows, whose positions start again, only the highest position counts.
+    """
     if torch.compiler.is_compiling() or (isinstance(past, torch.Tensor) and past.device.type != "cpu"):
         return
-    if past + length > most:
+    if past + length <= most:
+        return
+    if position_ids is None:
         raise ValueError(
             f"The sequence of {int(past) + length} tokens is longer than the model's {most} positions "
             "(max_position_embeddings); pass fewer frames, or raise it in the config together with a RoPE scaling."
+        )
+    if position_ids.device.type != "meta" and (highest := int(position_ids.max())) >= most:
+        raise ValueError(
+            f"position_ids reach {highest}, but the model has the positions 0 to {most - 1} (max_position_embeddings); "
+            "let them start again in every packed row, or pass fewer frames."
         )

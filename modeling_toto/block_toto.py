@@ -50,6 +50,22 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def is_plain(layer: nn.Module, device: torch.device) -> bool:
+    """Whether a linear layer may be replaced by products with its weight.
+
+    Not if it is wrapped or hooked, quantised (its weight is then no plain Parameter), or offloaded, in which case its
+    weight is elsewhere until the layer is called.
+    """
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.device == device
+        and "forward" not in vars(layer)
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+    )
+
+
 def _slices(tensor: torch.Tensor, step: int | None = None) -> list[slice]:
     """Slices of a tensor's rows, `step` rows or by default SWEEP elements each.
 
@@ -95,9 +111,9 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Te
     for rows in _slices(x):
         first, second = x[rows].float().chunk(2, dim=-1)
         c, s = cos[rows], -sin[rows] if back else sin[rows]
-        half = out.shape[-1] // 2
-        torch.sub(first * c, second * s, out=out[rows, :, :half])
-        torch.add(second * c, first * s, out=out[rows, :, half:])
+        left, right = out[rows].chunk(2, dim=-1)  # not contiguous: torch.compile supports no `out=` for them
+        left.copy_((first * c).sub_(second * s))
+        right.copy_((second * c).add_(first * s))
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -320,4 +336,4 @@ class TotoDecoderLayer(LlamaDecoderLayer):
         )
 
 
-__all__ = ["TotoDecoderLayer"]
+__all__ = ["TotoDecoderLayer", "is_plain"]

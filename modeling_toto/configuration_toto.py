@@ -1,11 +1,27 @@
 """The configuration of a Toto model, with the paper's sizes as presets."""
 
+import importlib
 import math
+import sys
 
 from transformers import LlamaConfig, PreTrainedConfig
 
 # huggingface_hub's decorator, imported from transformers because code on the Hub may import only transformers
 from transformers.configuration_utils import strict
+
+
+def name_in_package(name: str) -> None:
+    """Make the module `name` an attribute of its package.
+
+    Importing does so, but not transformers' loading of remote code. Without it, dill, with which `datasets` hashes
+    functions, does not find the classes of the module by name and pickles them and all that they refer to.
+    `tokenization.image_processing_toto` has the same function, because neither package imports the other.
+    """
+    package, _, module = name.rpartition(".")
+    setattr(importlib.import_module(package), module, sys.modules[name])
+
+
+name_in_package(__name__)
 
 # Where each Auto class finds its code in a pushed repository. transformers itself would list only the config and the
 # class that was saved, and a repository saved from TotoForCausalLM could not be opened with AutoModel.
@@ -160,6 +176,8 @@ class TotoConfig(LlamaConfig):
         elif math.isqrt(self.tokens_per_frame) ** 2 == self.tokens_per_frame:
             self.grid_size = (math.isqrt(self.tokens_per_frame),) * 2
         self._check_choices()
+        if self.architectures is None:  # AutoModelForPreTraining.from_config, which chooses by them, needs a list
+            self.architectures = []
         given = kwargs.pop("auto_map", None) or {}
         self.auto_map = AUTO_MAP | {auto_class: _current_reference(ref) for auto_class, ref in given.items()}
         super().__post_init__(**kwargs)
@@ -202,6 +220,14 @@ class TotoConfig(LlamaConfig):
         if "tokens_per_frame" in changes and "grid_size" not in changes:
             config_dict.pop("grid_size", None)
         return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict:
+        """As in transformers. PEFT calls this before it looks up the modules that an adapter changes by default."""
+        tables = sys.modules.get("peft.utils.constants")  # importing PEFT would take seconds
+        for table in vars(tables).values() if tables else ():
+            if isinstance(table, dict) and LlamaConfig.model_type in table:
+                table.setdefault(self.model_type, table[LlamaConfig.model_type])
+        return super().to_dict()
 
     def check_layer(self, name: str, layer: int) -> None:
         """Raise ValueError, naming the argument `name`, unless the model has this layer; 0 is the embeddings."""

@@ -90,6 +90,11 @@ def packing_pays(weight: torch.Tensor, rows: int) -> bool:
     return weight.dtype == torch.float32 and rows > 1
 
 
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Whether this is a linear layer with an ordinary weight, which a quantised one (torchao) is not."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+
+
 def why_not_fast(model: nn.Module) -> str | None:
     """The reason why a causal Toto cannot use `DecodeStep`, as a phrase, or None.
 
@@ -98,11 +103,14 @@ def why_not_fast(model: nn.Module) -> str | None:
     """
     if "dynamic" in model.model.rotary_emb.rope_type or model.model.rotary_emb.rope_type == "longrope":
         return "RoPE frequencies that depend on the length of the row"
-    if len({parameter.device for parameter in model.parameters()}) > 1:
+    devices = {parameter.device for parameter in model.parameters()}
+    if torch.device("meta") in devices:
+        return "offloaded weights"
+    if len(devices) > 1:
         return "weights on several devices"
     if torch.is_autocast_enabled(model.device.type):
         return "autocast"
-    if type(model.lm_head) is not nn.Linear or model.lm_head.bias is not None:
+    if not has_plain_weight(model.lm_head) or model.lm_head.bias is not None:
         return "a head that was replaced"
     passed_by = [model.lm_head]
     for layer in model.model.layers:
@@ -111,7 +119,7 @@ def why_not_fast(model: nn.Module) -> str | None:
             return "blocks that were replaced"
         linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-        if any(type(part) is not nn.Linear for part in linears):
+        if not all(map(has_plain_weight, linears)):
             return "linear layers that were replaced (adapters or quantisation)"
         passed_by += [layer, attention, mlp, *linears]
     for module in (model, model.model, *passed_by):

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .block_toto import add_outer, kept_dtype, product_dtype
+from .block_toto import add_outer, is_plain, kept_dtype, product_dtype
 
 # Number of logits held at once: 16 MB in float32, which fit in a CPU's cache.
 CHUNK_ELEMENTS = 2**22
@@ -83,11 +83,11 @@ def token_cross_entropy(
     states (N, D), targets (N,) -> the sum () and float32 nats (N,), 0 where the target is `ignore_index`. Both are
     differentiable; use the sum to train, because its gradient is already computed.
     """
-    plain = type(head) is nn.Linear and head.bias is None and type(head.weight) is nn.Parameter
-    if plain and not torch.compiler.is_compiling():
+    if is_plain(head, states.device) and head.bias is None and not torch.compiler.is_compiling():
         return _LinearCrossEntropy.apply(states, head.weight, targets, ignore_index)
 
-    # A wrapped head (an adapter, a sharded weight) is called as a module; backward recomputes its logits.
+    # Any other head (with an adapter, or a sharded or offloaded weight) is called as a module; backward recomputes its
+    # logits.
     def chunk_loss(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(head(rows).float(), wanted, reduction="none", ignore_index=ignore_index)
 

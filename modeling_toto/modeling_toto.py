@@ -14,9 +14,10 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm, LlamaRotaryEmbedding
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import capture_outputs, maybe_install_capturing_hooks
 
 from .attention_toto import (
     check_backward,
@@ -30,11 +31,14 @@ from .attention_toto import (
     resolve_mode,
 )
 from .block_toto import TotoDecoderLayer
-from .configuration_toto import TotoConfig
+from .configuration_toto import TotoConfig, name_in_package
 from .generation_toto import FrameGenerationMixin
 from .loss_toto import next_token_losses
 from .mup import attention_scaling, embedding_multiplier, init_weights, output_multiplier
+from .pixels_toto import PixelInputMixin
 from .pooling_toto import AttentionPooling, make_pooler, normalise
+
+name_in_package(__name__)
 
 
 class TotoPreTrainedModel(LlamaPreTrainedModel):
@@ -49,7 +53,7 @@ class TotoPreTrainedModel(LlamaPreTrainedModel):
         init_weights(self, module)
 
 
-class TotoModel(TotoPreTrainedModel, LlamaModel):
+class TotoModel(TotoPreTrainedModel, PixelInputMixin, LlamaModel):
     """The transformer without a head: input_ids (B, L) -> last_hidden_state (B, L, D).
 
     With `output_hidden_states=True`, hidden_states[k] is the residual stream after block k and hidden_states[0] the
@@ -84,7 +88,8 @@ class TotoModel(TotoPreTrainedModel, LlamaModel):
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
         exit_layer: int | None = None,
-        **kwargs,
+        pixel_values: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Llama's forward with three attention modes and an early exit.
 
@@ -95,10 +100,13 @@ class TotoModel(TotoPreTrainedModel, LlamaModel):
                 Full attention uses no cache; a prefix must be passed whole in the first call of a cached sequence.
             exit_layer: Number of blocks to run; last_hidden_state is then the residual stream after them, before the
                 final norm. All blocks and the norm by default.
+            pixel_values: Instead of ids, images (B, 3, H, W) or clips (B, T, 3, H, W); see `ids_of_pixels`.
         Raises:
             ValueError: If ids are outside the vocabulary, the cache does not fit, the layer does not exist, or the
                 attention implementation does not support the mode. Raised before anything is computed.
         """
+        if pixel_values is not None:
+            input_ids = self.ids_of_pixels(pixel_values, False, input_ids, inputs_embeds)
         given = exactly_one(input_ids, inputs_embeds)
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         depth = self.config.num_hidden_layers
@@ -180,7 +188,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
         skip_logits: bool | None = None,
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TotoCausalLMOutput:
         """Llama's forward with per-position losses.
 
@@ -193,16 +201,18 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             attention_mode, prefix_length: As in TotoModel.
         Raises:
             ValueError: If `skip_logits=True` is given without labels, labels are given under full attention, the
-                sequence is longer than max_position_embeddings, or TotoModel raises it.
+                sequence has more positions than max_position_embeddings, or TotoModel raises it.
         """
         mode, prefix_length = resolve_mode(self.config, attention_mode, prefix_length)
         length = exactly_one(input_ids, inputs_embeds).shape[1]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        check_length(length, past, self.config.max_position_embeddings)
+        check_length(length, past, self.config.max_position_embeddings, position_ids)
         if labels is not None:
             labels = next_token_labels(labels, mode, prefix_length, attention_mask, past)
         elif skip_logits:
             raise ValueError("skip_logits=True computes only the loss and needs labels; pass labels=input_ids.")
+        if use_cache is None and past_key_values is None:
+            use_cache = False if skip_logits or (labels is not None and self.training) else None  # no use in training
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
@@ -210,7 +220,7 @@ class TotoForCausalLM(TotoPreTrainedModel, FrameGenerationMixin, LlamaForCausalL
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=bool(use_cache) if skip_logits else use_cache,  # training needs no cache
+            use_cache=use_cache,
             attention_mode=mode,
             prefix_length=prefix_length,
             **kwargs,
@@ -288,7 +298,7 @@ class TotoClassifierOutput(ImageClassifierOutput):
     next_token_loss: torch.FloatTensor | None = None
 
 
-class TotoClassifier(TotoPreTrainedModel):
+class TotoClassifier(TotoPreTrainedModel, PixelInputMixin):
     """Base class of the classifiers: rows of ids (B, L) -> logits (B, num_labels), read from one layer of the backbone.
 
     The features are the residual stream after `feature_layer` blocks, normalised without parameters and pooled over the
@@ -306,6 +316,7 @@ class TotoClassifier(TotoPreTrainedModel):
     from next tokens alone and the head is a probe.
     """
 
+    reads_clips = False  # what four-dimensional pixel_values are: images, or the frames of clips
     accepts_loss_kwargs = False  # the loss is a mean over the batch: the Trainer divides by its accumulation steps
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
 
@@ -323,6 +334,7 @@ class TotoClassifier(TotoPreTrainedModel):
         if config.next_token_loss is not None:
             self._tp_plan = self._tp_plan | LlamaForCausalLM._tp_plan
             self._fsdp_plan = self._fsdp_plan | LlamaForCausalLM._fsdp_plan
+            maybe_install_capturing_hooks(self.model)  # every step records a layer; torch.compile cannot install them
         self.freeze_unread()
 
     @classmethod
@@ -336,7 +348,7 @@ class TotoClassifier(TotoPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, AttentionPooling):
-            module.reset_query()
+            module.reset(self.config.initializer_range)
 
     @property
     def feature_layer(self) -> int:
@@ -361,7 +373,8 @@ class TotoClassifier(TotoPreTrainedModel):
         feature_layer: int | None = None,
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
-        **kwargs,
+        pixel_values: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TotoClassifierOutput:
         """Logits and, with labels, the loss.
 
@@ -373,16 +386,19 @@ class TotoClassifier(TotoPreTrainedModel):
                 that is None, transformers infers it from the labels.
             feature_layer: Overrides the config's for this call.
             attention_mode, prefix_length: As in TotoModel.
+            pixel_values: Instead of ids, images (B, 3, H, W) or clips (B, T, 3, H, W); see `ids_of_pixels`.
         Raises:
             ValueError: If the layer does not exist, the sequence is longer than max_position_embeddings, a next-token
                 loss is wanted under full attention or with inputs_embeds, or TotoModel raises it.
         """
         config = self.config
+        if pixel_values is not None:
+            input_ids = self.ids_of_pixels(pixel_values, self.reads_clips, input_ids, inputs_embeds)
         layer = self.feature_layer if feature_layer is None else feature_layer
         config.check_layer("feature_layer", layer)
         given = exactly_one(input_ids, inputs_embeds)
         mode, prefix_length = resolve_mode(config, attention_mode, prefix_length)
-        check_length(given.shape[1], 0, config.max_position_embeddings)
+        check_length(given.shape[1], 0, config.max_position_embeddings, position_ids)
         visible = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)  # (B, L)
         if is_padding_mask(attention_mask):
             visible = attention_mask.to(given.device).bool()
@@ -466,6 +482,8 @@ class TotoForImageClassification(TotoClassifier):
 class TotoForVideoClassification(TotoClassifier):
     """Video classifier: each row holds the ids of all frames and begins with the video start token."""
 
+    reads_clips = True
+
 
 @dataclass
 class TotoPatchPredictionOutput(ModelOutput):
@@ -530,7 +548,8 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
         skip_logits: bool | None = None,
         attention_mode: str | None = None,
         prefix_length: int | torch.Tensor | None = None,
-        **kwargs,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TotoPatchPredictionOutput:
         """Predictions and, with labels, the loss.
 
@@ -544,9 +563,13 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
             skip_logits: Return only the losses.
             attention_mode, prefix_length: As in TotoModel. The start token is the first token of a prefix, and patches
                 in the prefix do not count in the loss.
+            num_items_in_batch: Divisor of the loss instead of the number of patches that count: the number of labels
+                that are not -100 in all micro-batches of a step, as the Trainer counts them. Where rows are padded,
+                pass the labels of the padding as -100 too.
         Raises:
-            ValueError: If patches or labels have the wrong shape, `skip_logits=True` is given without labels, labels
-                are given under full attention, the row is longer than max_position_embeddings, or TotoModel raises it.
+            ValueError: If patches, mask or labels have the wrong shape, `skip_logits=True` is given without labels,
+                labels are given under full attention, the row is longer than max_position_embeddings, or TotoModel
+                raises it.
         """
         config = self.config
         mode, prefix_length = resolve_mode(config, attention_mode, prefix_length)
@@ -555,7 +578,12 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
                 f"patches has shape {tuple(patches.shape)}; pass (batch, number, {config.patch_dim}), RGB patches of "
                 f"{config.patch_size} x {config.patch_size} pixels."
             )
-        check_length(patches.shape[1] + 1, 0, config.max_position_embeddings)
+        check_length(patches.shape[1] + 1, 0, config.max_position_embeddings, kwargs.get("position_ids"))
+        if attention_mask is not None and tuple(attention_mask.shape) != tuple(patches.shape[:2]):
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; pass {tuple(patches.shape[:2])}, a number "
+                "for each patch and none for the start token."
+            )
         if labels is None and skip_logits:
             raise ValueError("skip_logits=True computes only the loss and needs labels; pass labels.")
         mask = None if attention_mask is None else F.pad(attention_mask.long(), (1, 0), value=1)  # (B, 1 + N)
@@ -578,7 +606,11 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
         loss = token_losses = None
         if labels is not None:
             total, token_losses = self._losses(states, logits, labels, counted)
-            loss = total / counted.sum()
+            if num_items_in_batch is None:
+                num_items_in_batch = counted.sum()
+            elif self.is_regression:  # the Trainer counts the values of patches
+                num_items_in_batch = num_items_in_batch / config.patch_dim
+            loss = total / num_items_in_batch
         return TotoPatchPredictionOutput(
             loss=loss,
             logits=None if skip_logits else logits,
@@ -586,6 +618,20 @@ class TotoForPatchPrediction(TotoPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True) -> nn.Embedding:
+        """As in transformers; where codes are predicted, their number changes with the vocabulary."""
+        if not self.is_regression and new_num_tokens is not None and new_num_tokens <= self.config.code_offset:
+            raise ValueError(
+                f"A vocabulary of {new_num_tokens} ids has no codes to predict; pass more than code_offset, "
+                f"{self.config.code_offset}."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if not self.is_regression and self.config.num_codes != self.head.out_features:
+            is_trained = self.head.weight.requires_grad
+            self.head = self._get_resized_lm_head(self.head, self.config.num_codes, mean_resizing=mean_resizing)
+            self.head.requires_grad_(is_trained)
+        return embeddings
 
     def _counted(self, labels, patches, mask, mode, prefix_length) -> torch.BoolTensor:
         """True where a patch counts in the loss, (B, N). Raises ValueError if the labels have the wrong shape."""

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .block_toto import is_plain
 from .configuration_toto import TotoConfig
 
 
@@ -66,6 +67,8 @@ class AttentionPooling(nn.Module):
     The paper mentions no output matrix and no number of heads; we use one head as wide as the features.
     """
 
+    num_heads = 1
+
     def __init__(self, dim: int):
         super().__init__()
         self.query = nn.Parameter(torch.empty(dim))
@@ -77,10 +80,30 @@ class AttentionPooling(nn.Module):
         """Initialise the query, unless it was loaded."""
         init.normal_(self.query, std=QUERY_STD)
 
+    def reset(self, std: float) -> None:
+        """Initialise what was not loaded: matrices with `std`, and always with the same draws.
+
+        Therefore a checkpoint or an adapter with a trained classifier but without the pooler (PEFT's
+        `modules_to_save=["classifier"]`) finds, when it is loaded, the pooler that it was trained with.
+        """
+        generator = torch.Generator("cpu").manual_seed(0)  # the same draws on every device
+        for name, parameter in self.named_parameters():
+            if name == "query" or parameter.ndim > 1:
+                drawn = torch.randn(parameter.shape, generator=generator, device="cpu")
+                init.copy_(parameter, drawn * (QUERY_STD if name == "query" else std))
+
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """tokens (B, N, D), mask (B, N) True where a token counts -> (B, D)."""
-        pooled = attention_pool(tokens, self.query[None], self.key.weight[None], self.value.weight[None], mask)
-        return pooled[:, 0]
+        split = (self.num_heads, -1)
+        query = self.query.unflatten(0, split)  # (H, d)
+        if is_plain(self.key, tokens.device) and is_plain(self.value, tokens.device):
+            key, value = (layer.weight.unflatten(0, split) for layer in (self.key, self.value))  # (H, d, D)
+            return attention_pool(tokens, query, key, value, mask).flatten(1)
+        keys, values = (layer(tokens).unflatten(-1, split) for layer in (self.key, self.value))  # (B, N, H, d)
+        scores = torch.einsum("bnhd,hd->bnh", keys, query.to(keys.dtype)) / math.sqrt(query.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., None], float("-inf"))
+        return torch.einsum("bnh,bnhd->bhd", scores.softmax(dim=1), values).flatten(1)
 
 
 class CrossAttentionPooling(AttentionPooling):
@@ -101,11 +124,7 @@ class CrossAttentionPooling(AttentionPooling):
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """tokens (B, N, D), mask (B, N) True where a token counts -> (B, D)."""
-        query, key, value = (
-            weight.unflatten(0, (self.num_heads, -1)) for weight in (self.query, self.key.weight, self.value.weight)
-        )  # (H, d), (H, d, D)
-        pooled = attention_pool(tokens, query, key, value, mask).flatten(1)  # (B, D)
-        pooled = self.query + self.output(pooled)
+        pooled = self.query + self.output(super().forward(tokens, mask))
         return pooled + self.contract(F.gelu(self.expand(self.norm(pooled))))
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,6 +47,22 @@ def test_the_model_page_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     exec(compile(source, "docs/model.md", "exec"), names)
     assert names["out"].next_token_loss > 0 and (tmp_path / "out" / "model" / "config.json").is_file()
+
+
+def test_the_transformers_page_runs(tmp_path, monkeypatch):
+    """As the page of the model does, with the committed checkpoint."""
+    pytest.importorskip("peft")
+    page = (ROOT / "docs" / "transformers.md").read_text()
+    source = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.S))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (tmp_path / "out").mkdir()
+    names = {}
+    try:
+        exec(compile(source, "docs/transformers.md", "exec"), names)
+    finally:  # Trainer leaves a state behind, which refuses another precision to the next Accelerator of the process
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert {each["label"] for each in names["classify"](names["photos"][0])} == {"red", "blue"}
 
 
 def test_commands_run(tmp_path, monkeypatch):

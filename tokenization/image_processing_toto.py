@@ -3,15 +3,53 @@
 All resizing and cropping of the project is done here. It needs only PIL and numpy; torchvision stays optional.
 """
 
+import importlib
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature, get_size_dict
+from transformers.image_utils import load_image
 from transformers.processing_utils import ImagesKwargs
 
 CENTRE = (0.5, 0.5)
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+
+
+def name_in_package(name: str) -> None:
+    """Make the module `name` an attribute of its package.
+
+    Importing does so, but not transformers' loading of remote code. Without it, dill, with which `datasets` hashes
+    functions, does not find the classes of the module by name and pickles them and all that they refer to.
+    """
+    package, _, module = name.rpartition(".")
+    setattr(importlib.import_module(package), module, sys.modules[name])
+
+
+name_in_package(__name__)
+
+
+def opened(picture):
+    """The PIL image in a file or at an http(s) address; anything but a path is returned as it is.
+
+    Raises:
+        ValueError: the file does not exist or is no picture.
+    """
+    if not isinstance(picture, (str, Path)):
+        return picture
+    if str(picture).startswith(("http://", "https://")):
+        return load_image(str(picture))
+    try:
+        with Image.open(picture) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError) as error:  # PIL raises a SyntaxError for some damaged PNG files
+        raise ValueError(
+            f"{picture} is no picture that PIL can read ({error}); pass clips, which it does not read, as `videos`."
+        ) from error
 
 
 def _array_to_pil(array: np.ndarray, keep_channels: bool = False) -> Image.Image:
@@ -89,13 +127,13 @@ def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENT
     """Resize the shorter side to `resolution` and crop a square (paper Sec. 3.4), in one antialiased bicubic step.
 
     Args:
-        image: see `to_rgb`.
+        image: see `to_rgb`; or a path or address.
         resolution: side R of the result in pixels.
         position: (y, x) of the crop as fractions 0..1 of the free space; (0.5, 0.5) is the centre.
     Returns:
         uint8 (R, R, 3).
     """
-    return _square(to_rgb(image), resolution, position)
+    return _square(to_rgb(opened(image)), resolution, position)
 
 
 def _square(image: Image.Image, resolution: int, position: tuple[float, float]) -> np.ndarray:
@@ -161,10 +199,10 @@ def _same_side(kwargs: dict) -> dict:
 class TotoImageProcessor(PilBackend):
     """Pictures -> `pixel_values` (B, 3, R, R): float32 RGB in [0, 1], without normalisation.
 
-    `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` accepts any input of `to_rgb`, alone, in a list or
-    stacked. The shorter side is resized to R, then the R x R square at the centre or at `crop_position` is cropped
-    (paper Sec. 3.4). R can also be given as transformers' `size` or `crop_size`. do_convert_rgb, do_resize, do_rescale
-    and do_normalize switch the steps as in other image processors; visual tokenizers need the defaults.
+    `TotoImageProcessor(resolution=64)(images, return_tensors="pt")` accepts paths and any input of `to_rgb`, alone, in
+    a list or stacked. The shorter side is resized to R, then the R x R square at the centre or at `crop_position` is
+    cropped (paper Sec. 3.4). R can also be given as transformers' `size` or `crop_size`. do_convert_rgb, do_resize,
+    do_rescale and do_normalize switch the steps as in other image processors; visual tokenizers need the defaults.
     """
 
     valid_kwargs = TotoImageProcessorKwargs
@@ -195,7 +233,7 @@ class TotoImageProcessor(PilBackend):
         return list_of_images(images)
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> Image.Image:
-        return to_rgb(image, keep_channels=not do_convert_rgb)
+        return to_rgb(opened(image), keep_channels=not do_convert_rgb)
 
     def _preprocess(
         self,

@@ -5,6 +5,7 @@ the weights are saved in `visual_tokenizer/`, next to the files of the model.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,7 +16,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
-from .image_processing_toto import TotoImageProcessor, list_of_images, resize_and_crop
+from .image_processing_toto import TotoImageProcessor, list_of_images, name_in_package, resize_and_crop
 from .modeling_dvae import TotoDVAEModel
 from .modeling_vqgan import TotoVQGANModel
 from .precision import bf16_encoder
@@ -23,6 +24,8 @@ from .sampling import Sampling
 from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
 from .tokenizer_base import SUBFOLDER
 from .video import read_clip
+
+name_in_package(__name__)
 
 VISUAL_TOKENIZERS = {"toto_vqgan": TotoVQGANModel, "toto_dvae": TotoDVAEModel}
 SHIPPED = Path(__file__).parent / "weights" / "toto-tokenizer-64"
@@ -87,6 +90,12 @@ class TotoProcessorKwargs(ProcessingKwargs, total=False):
     videos_kwargs: TotoVideosKwargs
     add_end_token: bool
     return_tensors: str
+
+
+class NoTextTokenizer:
+    """Takes the place of a text tokenizer, which transformers expects in every processor; it defines no tokens."""
+
+    eos_token_id = bos_token_id = pad_token_id = None
 
 
 class TotoProcessor(ProcessorMixin):
@@ -159,6 +168,11 @@ class TotoProcessor(ProcessorMixin):
         return type(self)(image_processor, self.visual_tokenizer, num_frames or self.num_frames)
 
     # --- properties of the tokenizer
+
+    @property
+    def tokenizer(self) -> NoTextTokenizer:
+        """What the Trainer reads special tokens from (`processing_class=processor`): the model keeps its own."""
+        return NoTextTokenizer()
 
     @property
     def resolution(self) -> int:
@@ -242,7 +256,7 @@ class TotoProcessor(ProcessorMixin):
         """Rows of ids of the images, followed by those of the videos.
 
         Args:
-            images: one picture or several (PIL, arrays): each becomes a row `3, codes, 2`.
+            images: one picture or several (paths, PIL images, arrays): each becomes a row `3, codes, 2`.
             videos: (T, H, W, 3) or (B, T, H, W, 3) uint8, a path, or a list of these: each becomes a row `1, codes, 2`.
             kwargs: see TotoProcessorKwargs; those of images and videos can also be passed in `images_kwargs` and
                 `videos_kwargs`.
@@ -301,7 +315,35 @@ class TotoProcessor(ProcessorMixin):
         frames = frames.reshape(*codes.shape[:2], *frames.shape[1:]).numpy()
         return frames[0] if ids.dim() == 1 else frames
 
+    def batch_decode(self, *args, **kwargs):
+        """There is no text in ids; `decode` gives their frames.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("Ids of a TotoProcessor are pictures, not text; call decode(ids), which also takes (B, L).")
+
     # --- saving and loading
+
+    def __reduce__(self):
+        """Pickle the content: settings, class, configuration and weights.
+
+        Equal processors give equal bytes, whatever they were used for and wherever they were loaded from, so that
+        `datasets` finds what it has computed with them. The copy is on the CPU.
+        """
+        tokenizer = self.visual_tokenizer
+        settings = {"image_processor": self.image_processor.to_dict(), "config": tokenizer.config.to_diff_dict()}
+        for fields in settings.values():
+            for name in _OF_A_FILE & set(fields):
+                del fields[name]
+        settings["num_frames"] = self.num_frames
+        # as text, in which numbers are the same whether they were given or read from a file
+        text = json.dumps(settings, sort_keys=True)
+        weights = [
+            (name, str(weight.dtype).split(".")[-1], tuple(weight.shape), _bytes_of(weight))
+            for name, weight in sorted(tokenizer.state_dict().items())
+        ]
+        return _restored, (type(self), type(self.image_processor), type(tokenizer), text, weights)
 
     def to_dict(self) -> dict:
         return {
@@ -337,6 +379,29 @@ class TotoProcessor(ProcessorMixin):
             image_processor,
             load_visual_tokenizer(pretrained_model_name_or_path, subfolder=tokenizer_folder, **hub_kwargs),
         ]
+
+
+# Fields that saving adds to a configuration or image processor.
+_OF_A_FILE = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version"}
+
+
+def _bytes_of(weight: torch.Tensor) -> bytes:
+    """The values of a tensor in raster order, whatever its memory format."""
+    return weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _restored(cls, image_processor_class, model_class, text: str, weights: list) -> TotoProcessor:
+    """The processor that was pickled; see `TotoProcessor.__reduce__`."""
+    settings = json.loads(text)
+    with torch.random.fork_rng(devices=[]):  # a new model draws weights, which are replaced
+        tokenizer = model_class(model_class.config_class.from_dict(settings["config"]))
+    state = {
+        name: torch.frombuffer(bytearray(content), dtype=getattr(torch, dtype)).reshape(shape)
+        for name, dtype, shape, content in weights
+    }
+    tokenizer.load_state_dict(state, assign=True)
+    image_processor = image_processor_class.from_dict(settings["image_processor"])
+    return cls(image_processor, tokenizer, settings["num_frames"])
 
 
 def _list_of_videos(videos) -> list:

@@ -211,7 +211,9 @@ class RunArgs:
     keep_checkpoints: int | None = option(None, "number of checkpoints to keep, the newest ones (default: all)")
     logging_steps: int = option(10, "steps between log lines and rows of metrics.jsonl")
     eval_steps: int | None = option(None, "steps between validations (default: save_steps)")
-    report_to: str | None = option(None, "an Accelerate tracker: tensorboard, wandb, ... or all")
+    report_to: str | None = option(
+        None, "Accelerate's trackers, separated by commas: tensorboard, wandb, trackio, mlflow, ...; or all"
+    )
     push_to_hub: bool = option(False, "push the last checkpoint to the Hub, with a card")
     hub_model_id: str | None = option(None, "repository to push to, user/name")
     max_skipped_steps: int = option(10, "successive steps that may be skipped because of a loss that is not finite")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from training.architectures import losses, training_flops
 from training.args import DataArgs
@@ -48,6 +50,21 @@ class NextTokens(Objective):
         if accelerator.is_main_process:
             write_loss_maps(run, step, self.layout, maps)
         return row
+
+    def pictures(self, model, processor) -> dict[str, Image.Image]:
+        """Named "continued/SOURCE": its first validation row, above the same row continued from its first half."""
+        if processor is None or not hasattr(model, "generate_frames") or self.layout.num_frames < 2:
+            return {}
+        found, device = {}, model.device
+        frames = self.layout.num_frames // 2
+        prompt = self.layout.row_length(frames) - 1  # start token and whole frames
+        for name, rows in self.validation.items():
+            row = rows[0][None].to(device)
+            generator = torch.Generator(device).manual_seed(0)  # the training's own draws stay as they are
+            continued = model.generate_frames(row[:, :prompt], self.layout.num_frames - frames, generator=generator)
+            strips = [np.concatenate(list(processor.decode(ids[0].cpu())), axis=1) for ids in (row, continued)]
+            found[f"continued/{name}"] = Image.fromarray(np.concatenate(strips))
+        return found
 
     def starved(self, waited: float) -> str:
         return starved(waited, has_pixels=not all(rows.is_indexed for rows in self.stream.sources))

@@ -1,5 +1,6 @@
 """What transformers' own models promise, Toto's promise too: loading, caches, resizing, tracing, sharding."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch.nn.functional import pad
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import AutoModelForPreTraining, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from modeling_toto import (
     TotoConfig,
@@ -151,6 +154,38 @@ def test_packed_rows_see_only_themselves(small_model, rows):
     logits = small_model(packed, position_ids=positions, use_cache=False).logits[0]
     torch.testing.assert_close(logits[:7], small_model(rows[:1, :7]).logits[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[7:], small_model(rows[1:, :11]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_packed_rows_may_be_longer_than_the_context(small_model, rows):
+    """As in Llama: what counts is the highest position, 17 in each of these two rows."""
+    llama = LlamaForCausalLM(LlamaConfig(**small_model.config.to_dict() | {"architectures": None})).eval()
+    llama.load_state_dict(small_model.state_dict())
+    packed = rows.flatten()[None]
+    positions = torch.arange(18).repeat(2)[None]
+    logits = small_model(packed, position_ids=positions, use_cache=False).logits
+    assert torch.equal(logits, llama(packed, position_ids=positions, use_cache=False).logits)
+    torch.testing.assert_close(logits[0, 18:], small_model(rows[1:]).logits[0], atol=1e-5, rtol=1e-5)
+    labels = {"labels": packed, "skip_logits": True}
+    assert small_model(packed, position_ids=positions, **labels).loss.isfinite()
+    classifier = TotoForVideoClassification(small_model.config).eval()
+    assert classifier(packed, position_ids=positions).logits.isfinite().all()
+    for wrong in (small_model, classifier):
+        with pytest.raises(ValueError, match="position_ids reach 18, but the model has the positions 0 to 17"):
+            wrong(packed, position_ids=positions + 1)
+        with pytest.raises(ValueError, match="sequence of 36 tokens is longer than the model's 18 positions"):
+            wrong(packed)
+
+
+def test_auto_classes_make_new_models(config):
+    for architectures, cls in ((None, TotoForCausalLM), (["TotoForPatchPrediction"], TotoForPatchPrediction)):
+        model = AutoModelForPreTraining.from_config(configured(config, {"architectures": architectures}))
+        assert type(model) is cls
+
+
+def test_keyword_arguments_are_those_of_transformers():
+    for cls in ALL:
+        assert inspect.signature(cls.forward).parameters["kwargs"].annotation == Unpack[TransformersKwargs]
 
 
 # --- caches and generation

@@ -146,6 +146,9 @@ def test_bad_input(make):
         model(PATCHES, labels=CODES)
     with pytest.raises(ValueError, match="sequence of 50 tokens is longer than the model's 49"):
         model(F.pad(PATCHES, (0, 0, 0, 1)))
+    for mask in (torch.ones(2, 49), torch.ones(1, 48), torch.ones(2, 1, 48, 48)):
+        with pytest.raises(ValueError, match=r"attention_mask has shape .*; pass \(2, 48\), a number for each patch"):
+            model(PATCHES, attention_mask=mask)
     with pytest.raises(ValueError, match="needs labels"):
         model(PATCHES, skip_logits=True)
     with pytest.raises(ValueError, match="needs codes, but vocab_size is 64"):
@@ -156,6 +159,25 @@ def test_only_the_special_ids_when_no_codes_are_predicted(make):
     model = make(vocab_size=64)
     assert model.model.embed_tokens.num_embeddings == 64
     assert torch.isfinite(model(PATCHES, labels=PATCHES).loss)
+
+
+@pytest.mark.parametrize("size", [104, 80])
+def test_resized_codes_save_and_load(make, tmp_path, size):
+    model = make("code")
+    before = model(PATCHES).logits
+    model.resize_token_embeddings(size)
+    kept = min(size, 96) - 64
+    after = model(PATCHES).logits
+    assert after.shape == (2, 49, size - 64) and model.config.num_codes == size - 64
+    torch.testing.assert_close(after[..., :kept], before[..., :kept])
+    assert model(PATCHES, labels=CODES.clamp(max=kept - 1)).loss.isfinite()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(TotoForPatchPrediction.from_pretrained(tmp_path)(PATCHES).logits, after)
+    with pytest.raises(ValueError, match="A vocabulary of 64 ids has no codes to predict"):
+        model.resize_token_embeddings(64)
+    regression = make()
+    regression.resize_token_embeddings(64)  # no codes are predicted
+    assert regression(PATCHES).logits.shape == (2, 49, 12)
 
 
 REMOTE = """

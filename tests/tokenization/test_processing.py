@@ -1,8 +1,10 @@
 """Pictures of any kind become pixels, pixels become rows, rows become frames; the whole saves, loads and travels."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets.fingerprint import Hasher
 from media import make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor
@@ -189,6 +192,30 @@ def test_ways_to_pass_videos(processor, pictures, tmp_path):
     path = make_video(tmp_path / "a.mp4", frames=20)
     assert processor(videos=path).input_ids.shape == processor(videos=[str(path)], fps=12.5).input_ids.shape == (1, 66)
     assert isinstance(processor(videos=pictures, return_tensors="np").input_ids, np.ndarray)
+
+
+def test_ways_to_pass_images(processor, pictures, tmp_path):
+    for k, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{k} rose.png")
+    rows = processor(images=list(pictures)).input_ids
+    paths = [tmp_path / f"{k} rose.png" for k in range(5)]
+    assert torch.equal(processor(images=str(paths[0])).input_ids, rows[:1])
+    assert torch.equal(processor(images=paths).input_ids, rows)
+    assert torch.equal(processor(images=[str(paths[0]), pictures[1]]).input_ids, rows[:2])
+    assert torch.equal(processor(videos=[paths]).input_ids, processor(videos=pictures).input_ids)  # frames of a clip
+    pixels = processor.image_processor(pictures[0], return_tensors="pt").pixel_values
+    assert torch.equal(processor.image_processor(str(paths[0]), return_tensors="pt").pixel_values, pixels)
+    clip = make_video(tmp_path / "a.mp4", frames=2)
+    (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:900])
+    for wrong in (clip, tmp_path / "nothing.png", tmp_path, tmp_path / "cut.png"):
+        with pytest.raises(ValueError, match=r"is no picture that PIL can read .*; pass clips, .* as `videos`"):
+            processor(images=wrong)
+
+
+def test_ids_are_no_text(processor, pictures):
+    with pytest.raises(ValueError, match=r"pictures, not text; call decode\(ids\)"):
+        processor.batch_decode(processor(images=pictures[0]).input_ids)
+    assert processor.tokenizer.pad_token_id is None
 
 
 def test_shorter_rows_are_padded_on_the_right(processor, pictures):
@@ -379,6 +406,81 @@ print(processor.fingerprint, ids[0].tolist())
     assert run.stdout.strip() == f"{processor.fingerprint} {processor(videos=pictures).input_ids[0].tolist()}"
     assert code <= {file.name for file in (tmp_path / "again").iterdir()}
     assert TotoProcessor.from_pretrained(tmp_path / "again").fingerprint == processor.fingerprint
+
+
+# --- pickling
+
+
+def test_equal_processors_have_equal_hashes(processor, pictures, tmp_path):
+    """Before and after use, in memory and from two folders; another tokenizer, size or setting has another hash."""
+    first = Hasher.hash(processor)
+    processor(videos=pictures)
+    assert Hasher.hash(processor) == first == Hasher.hash(pickle.loads(pickle.dumps(processor)))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        processor.save_pretrained(folder)
+        loaded = TotoProcessor.from_pretrained(folder)
+        assert Hasher.hash(loaded) == first
+    loaded.encode_frames(np.zeros((1, 16, 16, 3), np.uint8), exact=False)
+    assert Hasher.hash(loaded) == first
+    others = [tiny_processor(seed=1), processor.with_sizes(resolution=24), processor.with_sizes(num_frames=2)]
+    assert len({first, *map(Hasher.hash, others)}) == 4
+
+
+def test_a_copy_is_whole(processor, pictures):
+    state = torch.get_rng_state()
+    for copied in (pickle.loads(pickle.dumps(processor)), copy.deepcopy(processor)):
+        assert copied.fingerprint == processor.fingerprint
+        assert (copied.resolution, copied.num_frames) == (processor.resolution, processor.num_frames)
+        assert not copied.visual_tokenizer.training and copied.visual_tokenizer is not processor.visual_tokenizer
+        assert torch.equal(copied(videos=pictures).input_ids, processor(videos=pictures).input_ids)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+MAP = """
+import sys, time
+for name in ("tokenization", "modeling_toto", "training", "evaluation"):
+    sys.modules[name] = None  # as where this package is not installed
+import multiprocessing, numpy as np
+from functools import partial
+from datasets import Dataset, disable_progress_bars
+from datasets.fingerprint import Hasher
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+disable_progress_bars()
+folder, cache = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+alone = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+pictures = np.random.default_rng(0).integers(0, 256, (6, 24, 30, 3), dtype=np.uint8).tolist()
+rows = Dataset.from_dict({"image": pictures})
+def encode(row):
+    return {"ids": processor(images=np.array(row["image"], np.uint8)).input_ids[0].tolist()}
+def encode_with(row, processor):
+    return {"ids": processor(images=np.array(row["image"], np.uint8)).input_ids[0].tolist()}
+began = time.time()
+hashes = [Hasher.hash(each) for each in (processor, alone, encode, partial(encode_with, processor=processor))]
+assert time.time() - began < 20, time.time() - began
+ids = rows.map(encode)["ids"]
+assert hashes == [Hasher.hash(each) for each in (processor, alone, encode, partial(encode_with, processor=processor))]
+assert ids == rows.map(encode, num_proc=2, new_fingerprint="two")["ids"]
+print(*hashes, sum(map(sum, ids)))
+"""
+
+
+def test_datasets_hash_and_map_with_remote_code(processor, tmp_path):
+    """The same hashes in two processes with other seeds of Python's hash, so that `map` finds its cache."""
+    folder = tmp_path / "repo"
+    processor.save_pretrained(folder)
+    printed = []
+    for seed in ("1", "2"):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONHASHSEED": seed}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+        environment |= {"HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+        run = subprocess.run(
+            [sys.executable, "-c", MAP, str(folder), str(tmp_path / "cache")],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        printed.append(run.stdout.split())
+    assert printed[0] == printed[1] and len(set(printed[0])) == 5
 
 
 def test_push_to_hub_uploads_the_tokenizers_weights_too(processor, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from training import find_model
@@ -30,6 +30,7 @@ from training.engine.progress import (
     validation_line,
 )
 from training.engine.run import Preemption, Run
+from training.engine.trackers import log_pictures
 from training.flags import require
 from training.rows.mixture import RowStream
 
@@ -186,6 +187,10 @@ class _Loop:
         row = learner.objective.validate(self.accelerator, learner.model, self.run.folder, self.step)
         if self.metrics:
             self._write({"step": self.step, "tokens": self.tokens} | row, f"validation {validation_line(row)}")
+        # a sharded model cannot be called by one process alone
+        if self.metrics and self.accelerator.trackers and self.accelerator.distributed_type != DistributedType.FSDP:
+            pictures = learner.objective.pictures(self.plain, learner.processor)
+            log_pictures(self.accelerator, pictures, self.step)
 
     def _write(self, row: dict, line: str) -> None:
         self.metrics.write(row)

@@ -46,6 +46,14 @@ class Objective:
         """A row for the metrics, with "val_loss"; every rank calls it. Larger results are written into `run`."""
         raise NotImplementedError
 
+    def pictures(self, model, processor) -> dict:
+        """Name -> PIL image, for the trackers: what the model makes; the first process calls it after a validation.
+
+        Args:
+            model: unwrapped. processor: of the run, or None.
+        """
+        return {}
+
     def starved(self, waited: float) -> str:
         """The warning for a run that waits for its data. waited: share of the time."""
         raise NotImplementedError

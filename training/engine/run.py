@@ -22,6 +22,7 @@ from training.args import PREEMPTED, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import changed_settings, changed_surroundings
 from training.engine.device import make_accelerator, require_free_port, require_together, surroundings, versions
+from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
 
 
@@ -122,10 +123,10 @@ class Run:
             text = json.dumps(versions(self.accelerator.device), indent=2) + "\n"
             write_whole(self.folder / "versions.json", lambda path: path.write_text(text))
             print(f"{self.folder}: {what}", flush=True)
-        if self.accelerator.log_with:
-            tracked = [asdict(concern) for concern in settings if not isinstance(concern, RunArgs)]
-            config = {key: value for concern in tracked for key, value in concern.items()}
-            self.accelerator.init_trackers("toto", config=config)
+        tracked = [asdict(concern) for concern in settings if not isinstance(concern, RunArgs)]
+        start_trackers(
+            self.accelerator, self.folder, {key: value for concern in tracked for key, value in concern.items()}
+        )
 
 
 @contextlib.contextmanager
@@ -145,7 +146,7 @@ def running(
 
     Args:
         args: has `max_steps` and `seed`.
-        report_to: an Accelerate tracker.
+        report_to: Accelerate's trackers; see `tracker_names`.
         push_to: the repository that the run will be pushed to; created now, so that a missing token is reported before
             the training, not after it.
     Raises:
@@ -153,15 +154,12 @@ def running(
             repository that cannot be written. FileNotFoundError: every checkpoint is damaged.
     """
     require_free_port()
+    trackers = tracker_names(report_to)
     if os.environ.get("RANK", "0") == "0":
         _require_writable(beginning.folder)
-    accelerator = make_accelerator(log_with=report_to, project_dir=str(beginning.folder))
+    accelerator = make_accelerator(log_with=trackers or None, project_dir=str(beginning.folder))
     try:
         require_together(accelerator.num_processes)
-        require(
-            report_to is None or bool(accelerator.log_with),
-            f"--report_to {report_to}: Accelerate has no such tracker, or it is not installed.",
-        )
         folder = Path(broadcast_object_list([str(beginning.folder)])[0])  # a name with the time differs by process
         if push_to is not None and accelerator.is_main_process:
             from training.publish.push import create_repo

@@ -34,6 +34,9 @@ class TokenizerArgs:
     eval_steps: int = option(500, "steps between measurements on held-out frames, with a sheet of reconstructions")
     save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
     keep_checkpoints: int | None = option(2, "number of checkpoints to keep, the newest ones")
+    report_to: str | None = option(
+        None, "Accelerate's trackers, separated by commas: tensorboard, wandb, trackio, mlflow, ...; or all"
+    )
     seed: int = option(0, "seed of weights, noise and data")
 
     def __post_init__(self):

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm.auto import tqdm
 
 from tokenization.evaluate_tokenizer import measure, reconstruction_sheet
 from training.engine import checkpoints
 from training.engine.device import surroundings
-from training.engine.progress import MetricsFile
+from training.engine.progress import MetricsFile, flat
 from training.engine.run import Preemption, Run
+from training.engine.trackers import log_pictures
 from training.rows.frames import FrameStream
 from training.tokenizers.args import TokenizerArgs
 from training.tokenizers.losses import retire
@@ -136,10 +138,15 @@ class TokenizerLoop:
                 row,
                 f"held-out {row['dataset']} | PSNR {row['val_psnr']:.2f} dB | SSIM {row['val_ssim']:.4f} | perplexity "
                 f"{row['val_perplexity']:.0f}",
+                f"{row['dataset']}/",
             )
+            if self.run.accelerator.trackers:
+                sheet = Image.open(sheet_path(self.run.folder, self.step, row["dataset"]))
+                log_pictures(self.run.accelerator, {f"reconstructions/{row['dataset']}": sheet}, self.step)
 
-    def _write(self, row: dict, line: str) -> None:
+    def _write(self, row: dict, line: str, prefix: str = "") -> None:
         self.metrics.write(row)
+        self.run.accelerator.log(flat(row, prefix), step=self.step)
         self.bar.write(f"step {self.step}/{self.args.max_steps} | {line}")
 
     def save(self) -> None:
@@ -164,6 +171,11 @@ class TokenizerLoop:
         retire(model, self.run.accelerator.reduce(usage))
 
 
+def sheet_path(run: Path, step: int, dataset: str) -> Path:
+    """Where the reconstructions of a dataset are."""
+    return run / "samples" / f"{dataset.replace(':', '-').replace('/', '-')}-step_{step:06d}.png"
+
+
 def evaluate(run: Path, step: int, model, held_out: dict) -> list[dict]:
     """A row of figures per dataset, for metrics.jsonl. Writes sheets of reconstructions to RUN/samples."""
     training = model.training
@@ -175,8 +187,9 @@ def evaluate(run: Path, step: int, model, held_out: dict) -> list[dict]:
         shown = torch.from_numpy(frames[:16]).permute(0, 3, 1, 2)
         with torch.inference_mode():
             copies = model.decode(model.encode(shown.to(model.device).float() / 255))
-        (run / "samples").mkdir(exist_ok=True)
+        path = sheet_path(run, step, name)
+        path.parent.mkdir(exist_ok=True)
         sheet = reconstruction_sheet(shown, (copies.cpu() * 255).round().to(torch.uint8))
-        sheet.save(run / "samples" / f"{name.replace(':', '-').replace('/', '-')}-step_{step:06d}.png")
+        sheet.save(path)
     model.train(training)
     return rows
