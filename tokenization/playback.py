@@ -274,7 +274,7 @@ def _matroska_end(head: bytes) -> int:
 
     size, place = number(4)
     place += size  # behind the EBML header
-    if head[place : place + 4] != b"\x18\x53\x80\x67":
+    if place + 12 > len(head) or head[place : place + 4] != b"\x18\x53\x80\x67":
         return 0
     size, place = number(place + 4)
     return place + size if size else 0

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from media import coded, make_coded, number_of
+from PIL import Image
 
 from tokenization.image_processing_toto import resize_and_crop
 from tokenization.sampling import Sampling
@@ -48,10 +49,7 @@ def until_damage(file) -> tuple[list[int], str]:
 def test_a_held_frame_repeats_and_none_comes_early(tmp_path, suffix):
     path = make_coded(tmp_path / f"a.{suffix}", HOLDS)
     assert numbers(path, num_frames=16, fps=5) == [[0, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 5, 7, 7, 7]]
-    assert numbers(path, num_frames=8, fps=10)[:4] == [[0, 1, 2, 3, 3, 3, 3, 3]] + [[3] * 8] * 1 + [
-        [3] * 7 + [4],
-        [5, 6] + [7] * 6,
-    ]
+    assert numbers(path, num_frames=8, fps=10)[:3] == [[0, 1, 2, 3, 3, 3, 3, 3], [3] * 8, [3] * 7 + [4]]
     assert numbers(path, num_frames=5, fps=1) == [[0, 3, 3, 7, 7]]
 
 
@@ -222,16 +220,14 @@ def corners(frame: np.ndarray) -> np.ndarray:
     return frame[side // 4 :: side // 2, side // 4 :: side // 2, 0].astype(int)
 
 
-def by_ffmpeg(path, number: int = 0) -> np.ndarray:
-    """A frame as the ffmpeg binary writes it, with square pixels."""
+def by_ffmpeg(path) -> np.ndarray:
+    """The first frame as the ffmpeg binary writes it, with square pixels."""
     if not shutil.which("ffmpeg"):
         pytest.skip("needs the ffmpeg binary")
     raw = path.with_suffix(".png")
     scale = "scale=iw*sar:ih:flags=bicubic,setsar=1"
-    command = ["ffmpeg", "-v", "error", "-y", "-i", str(path), "-vf", scale, "-frames:v", str(number + 1), str(raw)]
-    subprocess.run([*command[:-1], "-update", "1", str(raw)], check=True)
-    from PIL import Image
-
+    command = ["ffmpeg", "-v", "error", "-y", "-i", str(path), "-vf", scale, "-frames:v", "1", "-update", "1", str(raw)]
+    subprocess.run(command, check=True)
     return np.asarray(Image.open(raw).convert("RGB"))
 
 
@@ -251,9 +247,8 @@ def test_pictures_are_turned_as_by_ffmpeg(tmp_path, matrix):
 
 
 def stripes(width: int, height: int) -> np.ndarray:
-    """A picture that rises from left to right, with one bright row in the middle."""
-    picture = np.repeat(np.linspace(20, 220, width).astype(np.uint8)[None, :, None], height, 0).repeat(3, -1)
-    return np.ascontiguousarray(picture)
+    """A picture that gets brighter from left to right."""
+    return np.tile(np.linspace(20, 220, width).astype(np.uint8)[None, :, None], (height, 1, 3))
 
 
 @pytest.mark.parametrize(
