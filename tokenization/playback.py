@@ -21,6 +21,7 @@ except ImportError:
 
 RESTARTS = {"mpegts", "mpeg"}  # containers whose timestamps may start anew or jump, as at the joint of two recordings
 LONGEST_GAP = 10  # seconds; a longer jump in one of them is such a restart, as in FFmpeg, and not a held frame
+SHORTEST = Fraction(1, 500)  # seconds for which a last frame is shown at least, to outlast the rounding of times
 NO_SIZE = {0, 2**32 - 1}  # in a RIFF header: the writer did not go back to fill in the size
 
 
@@ -162,10 +163,10 @@ class Playback:
                 held = frame, index, time
         except Damage:
             if held is not None:
-                yield Shown(*held, held[-1] + gap)
+                yield Shown(*held, held[-1] + max(gap, SHORTEST))
             raise
         if held is not None:
-            yield Shown(*held, held[-1] + (self.length or gap))
+            yield Shown(*held, held[-1] + max(self.length or gap, SHORTEST))
 
     def _timed(self, gap: Fraction) -> Iterator[tuple]:
         """(frame, seconds), never going back: a frame without a timestamp, or from before the last, follows it."""

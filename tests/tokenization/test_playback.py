@@ -59,6 +59,12 @@ def test_the_last_frame_is_held_for_its_duration(tmp_path):
     assert numbers(path, num_frames=3, fps=5) == [[0, 2, 2], [2, 2, 2]]
 
 
+def test_a_last_frame_of_a_millisecond_is_seen(tmp_path):
+    """An AVI with held frames counts in milliseconds, and says that its last frame lasts one."""
+    path = make_coded(tmp_path / "a.avi", [0, 100, 300], codec="mpeg4")
+    assert numbers(path, num_frames=1, fps=10) == [[0], [1], [1], [2]]
+
+
 @pytest.mark.parametrize(("rate", "fps"), [(25, 10), (30, 12), (24, 7.5), (25, 60), (50, 29.97), (30, 7.5)])
 def test_rates_are_exact_fractions(tmp_path, rate, fps):
     """The frame on show at k / fps is floor(k * rate / fps), over the whole length and without drift."""
