@@ -123,26 +123,31 @@ def to_rgb(image, keep_channels: bool = False) -> Image.Image:
     return image if keep_channels and image.mode in ("L", "RGBA") else image.convert("RGB")
 
 
-def resize_and_crop(image, resolution: int, position: tuple[float, float] = CENTRE) -> np.ndarray:
+def resize_and_crop(
+    image, resolution: int, position: tuple[float, float] = CENTRE, pixel_aspect: float = 1
+) -> np.ndarray:
     """Resize the shorter side to `resolution` and crop a square (paper Sec. 3.4), in one antialiased bicubic step.
 
     Args:
         image: see `to_rgb`; or a path or address.
         resolution: side R of the result in pixels.
         position: (y, x) of the crop as fractions 0..1 of the free space; (0.5, 0.5) is the centre.
+        pixel_aspect: width of a pixel on show over its height; not 1 in anamorphic videos. The square is one on show.
     Returns:
         uint8 (R, R, 3).
     """
-    return _square(to_rgb(opened(image)), resolution, position)
+    return _square(to_rgb(opened(image)), resolution, position, pixel_aspect)
 
 
-def _square(image: Image.Image, resolution: int, position: tuple[float, float]) -> np.ndarray:
+def _square(image: Image.Image, resolution: int, position: tuple[float, float], pixel_aspect: float = 1) -> np.ndarray:
     """`resize_and_crop` for any number of channels: uint8 (R, R, C), or (R, R) if the picture is grey."""
-    width, height = image.size
+    width, height = image.size[0] * pixel_aspect, image.size[1]
     side = min(width, height)
     top, left = (height - side) * position[0], (width - side) * position[1]
     # Resizing only the square box of the source equals resizing all of it and cropping, without the wasted work.
     box = (left, top, left + side, top + side)
+    if pixel_aspect != 1:
+        box = (left / pixel_aspect, top, min((left + side) / pixel_aspect, image.size[0]), top + side)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
 
 

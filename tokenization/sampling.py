@@ -12,7 +12,8 @@ class Sampling:
     Fields:
         num_frames: frames T of a clip (paper: 16); an image is a clip of one frame.
         stride: take every stride-th frame (paper: 4, for videos of 24 to 30 fps); ignored if `fps` is given.
-        fps: resample to this rate by timestamps; 7.5 gives the paper's time step for any video.
+        fps: resample to this rate by timestamps, to the frame on show at each time; 7.5 gives the paper's time step for
+            any video.
         resolution: side R of the square frames in pixels: shorter side to R, then an R x R crop (paper Sec. 3.4).
         crops: 1 takes the centre; K > 1 takes K random crops (and temporal offsets) of each item.
         views: (windows, crops) instead, evenly spaced, as evaluations average them; see `video.view_positions`.
@@ -51,7 +52,11 @@ class TimeStepArgs:
         default=Sampling.stride, metadata={"help": "every n-th frame of a video (paper: 4, for 24 to 30 fps media)"}
     )
     fps: float | None = field(
-        default=None, metadata={"help": "frames per second to sample, in place of the stride (paper's time step: 7.5)"}
+        default=None,
+        metadata={
+            "help": "frames per second to sample, in place of the stride: the frame on show at each time, repeated "
+            "where it is held (paper's time step: 7.5)"
+        },
     )
 
     def __post_init__(self):

@@ -5,7 +5,6 @@ do not overlap. Damage raises a ValueError; the windows completed before it are 
 """
 
 import hashlib
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .image_processing_toto import CENTRE, resize_and_crop
+from .image_processing_toto import CENTRE
+from .playback import Playback, Shown, crop_of, extent
 from .sampling import Sampling
 
-try:  # optional: remote code on the Hub cannot require it
-    import av
-except ImportError:
-    av = None
+# Seconds. Matroska and many files that were converted from it have times rounded to milliseconds, at the start of a
+# window and at its other frames: a frame so little after a time counts as on show at it.
+ROUNDING = Fraction(1, 1000)
 
 
 @dataclass
@@ -76,13 +75,25 @@ class _View:
         self.next_time: Fraction | None = None
         self.filled, self.is_done = 0, False
 
-    def add(self, picture: np.ndarray, index: int) -> np.ndarray | None:
+    def copies(self, shown: Shown, stride: int, step: Fraction | None) -> int:
+        """How often the view takes a frame: with a step in seconds, once for every time at which it is on show."""
+        if self.is_done or shown.index < self.offset:
+            return 0
+        if step is None:
+            return int((shown.index - self.offset) % stride == 0)
+        if self.next_time is None:
+            self.next_time = shown.time
+        copies = max(0, math.ceil((shown.until - ROUNDING - self.next_time) / step))
+        self.next_time += copies * step
+        return copies
+
+    def add(self, picture: tuple[np.ndarray, Fraction], index: int) -> np.ndarray | None:
         """Add a frame to the window; returns the window (T, R, R, 3) once it is complete, else None."""
         if self.filled == 0:
             self.frames, self.start = np.empty(self.shape, np.uint8), index
             if self.generator is not None:
                 self.position = tuple(self.generator.random(2))
-        self.frames[self.filled] = resize_and_crop(picture, self.shape[1], self.position)
+        self.frames[self.filled] = crop_of(picture, self.shape[1], self.position)
         self.filled = (self.filled + 1) % self.shape[0]
         self.is_done = self.is_single and self.filled == 0
         return self.frames if self.filled == 0 else None
@@ -93,59 +104,34 @@ def frames_needed(num_frames: int, stride: int) -> int:
     return (num_frames - 1) * stride + 1
 
 
-def _views(sampling: Sampling, span: int, source: str, total: int) -> list[_View]:
-    """One centred view, or `crops` random ones: view 0 starts at frame 0, the others where a window still fits.
+def _looks(
+    file: str | Path | bytes, sampling: Sampling, source: str, span: int, needed: int, step: Fraction | None
+) -> list[_View]:
+    """One centred view, `crops` random ones of which the first starts at frame 0, or those of `views`.
 
-    span: source frames from one frame of a clip to the next. total: source frames.
+    span: source frames from one frame of a clip to the next. needed: source frames of a clip. step: seconds from one
+    frame of a clip to the next, if it is sampled by time.
     """
-    if sampling.crops == 1:
+    if sampling.views is None and sampling.crops == 1:
         return [_View(sampling, 0)]
+    film = extent(file)
+    play = max(0, film.count - needed)
+    if sampling.views is not None:
+        looks = []
+        for time, position in view_positions(*sampling.views):
+            look = _View(sampling, round(time * play), position=position, is_single=True)
+            if step is not None and film.first is not None:  # evenly over the time on show, where frames may be held
+                slack = max(0, film.last - film.first - (sampling.num_frames - 1) * step)
+                look.offset, look.next_time = 0, film.first + Fraction(time).limit_denominator(100_000) * slack
+            looks.append(look)
+        return looks
     digest = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
-    slack = max(0, min(total - frames_needed(sampling.num_frames, span), sampling.num_frames * span - 1))
-    views = []
+    slack = min(play, sampling.num_frames * span - 1)
+    looks = []
     for k in range(sampling.crops):
         generator = np.random.default_rng([sampling.seed, digest, k])
-        views.append(_View(sampling, int(generator.integers(slack + 1)) if k else 0, generator))
-    return views
-
-
-def _open(file: str | Path | bytes):
-    """The container and its first video stream.
-
-    Raises:
-        ValueError: PyAV is missing, or the file is not a video. FileNotFoundError: there is no such file.
-    """
-    if av is None:
-        raise ValueError("reading videos requires PyAV; pip install av.")
-    unreadable = "the file cannot be opened as a video: it is corrupt, truncated or not a video."
-    try:
-        container = av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no video file {file}.") from error
-    except (av.error.FFmpegError, OSError) as error:
-        raise ValueError(unreadable) from error
-    if not container.streams.video:
-        only_audio = bool(container.streams.audio)
-        container.close()
-        raise ValueError("the file holds only audio, no video stream." if only_audio else unreadable)
-    return container, container.streams.video[0]
-
-
-def _decode(container, stream) -> Iterator:
-    """Frames in display order; damage anywhere raises a ValueError."""
-    stream.thread_type = "AUTO"
-    count = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise ValueError(f"the video is truncated or corrupt after frame {count}.")
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise ValueError(f"the video is truncated or corrupt after frame {count}.")
-                yield frame
-                count += 1
-    except av.error.FFmpegError as error:
-        raise ValueError(f"the video is truncated or corrupt after frame {count}.") from error
+        looks.append(_View(sampling, int(generator.integers(slack + 1)) if k else 0, generator))
+    return looks
 
 
 def read_windows(
@@ -155,8 +141,9 @@ def read_windows(
 
     Args:
         file: a path, or the bytes of a file.
-        sampling: which frames and pixels; random crops are determined by its seed and `source`. If the header announces
-            more frames than there are, the last window of `views` is lost.
+        sampling: which frames and pixels; random crops are determined by its seed and `source`. With `fps`, a clip has
+            the frame on show at each of its times, so a held frame repeats. `views` are placed over what is shown, as
+            the packets of the file tell; where some of them cannot be decoded, the last window may be lost.
         source: name recorded in the clips; default: the path.
     Yields:
         Clip, in order of completion.
@@ -167,73 +154,35 @@ def read_windows(
     sampling = sampling or Sampling()
     num_frames, stride, fps = sampling.num_frames, sampling.stride, sampling.fps
     source = source if source is not None else ("bytes" if isinstance(file, bytes) else str(file))
-    container, stream = _open(file)
-    with container:
-        rate = stream.average_rate or stream.guessed_rate
+    with Playback(file) as playback:
+        rate = playback.rate
         step = 1 / Fraction(fps).limit_denominator(100_000) if fps else None
-        half = Fraction(1, 2) / rate if rate else Fraction(0)  # to take the nearest frame, not the next one
-        span = stride if step is None else max(1, round(float(step * (rate or 1))))
+        span = stride if step is None else max(1, round(step * (rate or 1)))
         needed = frames_needed(num_frames, span)
-        if step is not None and rate:  # the frame nearest to the last of the times
-            needed = math.ceil((num_frames - 1) * step * rate - Fraction(1, 2)) + 1
-        if sampling.views is None:
-            looks = _views(sampling, span, source, stream.frames)
-        else:
-            play = max(0, (stream.frames or _count(file)) - needed)
-            looks = [
-                _View(sampling, round(time * play), position=position, is_single=True)
-                for time, position in view_positions(*sampling.views)
-            ]
+        if step is not None and rate:  # the frame on show at the last of the times
+            needed = math.floor((num_frames - 1) * step * rate) + 1
+        looks = _looks(file, sampling, source, span, needed, step)
         effective = float(fps) if fps else float(rate or 0) / stride
-        converter = av.video.reformatter.VideoReformatter()  # shared: its setup costs as much as a frame
-        index, windows = -1, 0
-        for index, frame in enumerate(_decode(container, stream)):
-            picture = None
+        count, windows = 0, 0
+        for shown in playback.frames():
+            count, picture = shown.index + 1, None
             for view in looks:
-                if index < view.offset or view.is_done:
-                    continue
-                if step is None:
-                    copies = int((index - view.offset) % stride == 0)
-                else:
-                    time = frame.pts * frame.time_base if frame.pts is not None else Fraction(index) / (rate or 1)
-                    view.next_time = time if view.next_time is None else view.next_time
-                    copies = max(0, (time + half - view.next_time) // step + 1)
-                    view.next_time += copies * step
-                for _ in range(copies):  # more than one if the requested rate exceeds that of the video
-                    if view.is_done:
-                        break
+                for _ in range(view.copies(shown, stride, step)):
                     if picture is None:
-                        picture = _upright(frame, converter)
-                    full = view.add(picture, index)
+                        picture = playback.picture(shown.frame)
+                    full = view.add(picture, shown.index)
                     if full is not None:
                         windows += 1
                         yield Clip(full, source, view.start, effective)
-    if index < 0:
+                    if view.is_done:
+                        break
+    if count == 0:
         raise ValueError("no frame of the video could be decoded.")
-    if stream.frames and index + 1 < 0.9 * stream.frames:  # edit lists may hide a few frames, but not a tenth
-        raise ValueError(
-            f"the video is truncated: its header announces {stream.frames} frames, but it has {index + 1}."
-        )
     if windows == 0:
         rule = f"at {fps:g} fps" if fps else f"at stride {stride}"
         raise ValueError(
-            f"the video is too short: it has {index + 1} frames, and a clip of {num_frames} frames {rule} "
-            f"needs {needed}."
+            f"the video is too short: it has {count} frames, and a clip of {num_frames} frames {rule} needs {needed}."
         )
-
-
-def _count(file: str | Path | bytes) -> int:
-    """Number of frames of a file whose header does not state it (Matroska, WebM), counted as packets."""
-    container, stream = _open(file)
-    with container:
-        return sum(packet.size > 0 for packet in container.demux(stream))
-
-
-def _upright(frame, converter) -> np.ndarray:
-    """The frame as (H, W, 3) uint8 RGB, rotated by the file's display matrix (phones record sideways)."""
-    picture = converter.reformat(frame, format="rgb24").to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # degrees counter-clockwise
-    return np.rot90(picture, turns) if turns else picture
 
 
 def read_clip(path: str | Path, sampling: Sampling | None = None) -> Clip:

@@ -1,6 +1,7 @@
 """Generated media for the tests here: small videos with a known picture in every frame, and a tiny tokenizer."""
 
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -25,6 +26,58 @@ def make_video(path: Path, frames: int = 70, fps: int = 25, size: tuple[int, int
             picture = np.full((size[1], size[0], 3), grey_of(index), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
+    return path
+
+
+def coded(number: int, size: tuple[int, int] = (64, 64)) -> np.ndarray:
+    """A picture of (width, height) that holds its number: 8 squares, bit b at column b % 4, row b // 4; white for 1."""
+    bits = np.array([number >> bit & 1 for bit in range(8)], np.uint8).reshape(2, 4)
+    grey = np.kron(bits * 200 + 16, np.ones((size[1] // 2, size[0] // 4), np.uint8))
+    return np.repeat(grey[..., None], 3, -1)
+
+
+def number_of(frame: np.ndarray) -> int:
+    """The number in a picture (R, R, 3) of `coded`."""
+    height, width = frame.shape[:2]
+    places = [(height * (1 + 2 * (bit // 4)) // 4, width * (1 + 2 * (bit % 4)) // 8) for bit in range(8)]
+    return sum(int(frame[y, x, 0] > 128) << bit for bit, (y, x) in enumerate(places))
+
+
+def make_coded(
+    path: Path,
+    times: list[int],
+    pictures: list[np.ndarray] | None = None,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    aspect: Fraction | None = None,
+    matrix: tuple[int, ...] | None = None,
+    last: int | None = None,
+    options: dict[str, str] | None = None,
+    **encoder,
+) -> Path:
+    """A video whose frame i, `coded(i)` or a given picture, appears at times[i] milliseconds.
+
+    aspect: of a pixel. matrix: a, b, c, d of the display matrix. last: milliseconds for which the last frame is shown.
+    options: of the container. encoder: options of the codec.
+    """
+    pictures = pictures if pictures is not None else [coded(number % 256) for number in range(len(times))]
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=30, options=encoder)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.time_base = pixels, Fraction(1, 1000)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if matrix is not None:
+            a, b, c, d = (value << 16 for value in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        for time, picture in zip(times, pictures, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        for packet in stream.encode():
+            if last is not None:
+                packet.duration = round(last / 1000 / packet.time_base)
+            container.mux(packet)
     return path
 
 

@@ -1,0 +1,297 @@
+"""A video file as a player shows it: the stream, the frames with the times at which they are on show, their true shape.
+
+Frames that an edit list hides are not given, timestamps and not counts say when a frame is on show, and pictures are
+turned, mirrored and cropped as their display matrix and pixel aspect ratio ask. FFmpeg's own output is the reference.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from .image_processing_toto import CENTRE, resize_and_crop
+
+try:  # optional: remote code on the Hub cannot require it
+    import av
+except ImportError:
+    av = None
+
+RESTARTS = {"mpegts", "mpeg"}  # containers whose timestamps may start anew or jump, as at the joint of two recordings
+LONGEST_GAP = 10  # seconds; a longer jump in one of them is such a restart, as in FFmpeg, and not a held frame
+SHORTEST = Fraction(1, 500)  # seconds for which a last frame is shown at least, to outlast the rounding of times
+NO_SIZE = {0, 2**32 - 1}  # in a RIFF header: the writer did not go back to fill in the size
+
+
+class Damage(ValueError):
+    """The file is truncated or corrupt; what came before is good."""
+
+
+@dataclass
+class Shown:
+    """A frame on show from `time` until `until`, in seconds; index: its number among the frames that are shown."""
+
+    frame: object
+    index: int
+    time: Fraction
+    until: Fraction
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What the packets of a file say, without decoding: number of frames shown, times of the first and of the end.
+
+    first, last: seconds, the last time at which a window of one frame can start; None if the packets have no times.
+    """
+
+    count: int
+    first: Fraction | None
+    last: Fraction | None
+
+
+def open_video(file: str | Path | bytes):
+    """The container and the video stream that a player shows.
+
+    Raises:
+        ValueError: PyAV is missing, or the file is not a video. FileNotFoundError: there is no such file.
+    """
+    if av is None:
+        raise ValueError("reading videos requires PyAV; pip install av.")
+    unreadable = "the file cannot be opened as a video: it is corrupt, truncated or not a video."
+    try:
+        container = av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no video file {file}.") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise ValueError(unreadable) from error
+    stream = _stream_on_show(container)
+    if stream is None:
+        only_audio = bool(container.streams.audio)
+        container.close()
+        raise ValueError("the file holds only audio, no video stream." if only_audio else unreadable)
+    return container, stream
+
+
+def _stream_on_show(container):
+    """FFmpeg's choice (the default stream, else the best one), but never a cover picture; None if there is no video."""
+    kind = av.stream.Disposition
+    films = [stream for stream in container.streams.video if not stream.disposition & kind.attached_pic]
+    best = container.streams.best("video") if films else None
+    if best is None or any(stream.index == best.index for stream in films):
+        return best or next(iter(films), None)
+    return next((stream for stream in films if stream.disposition & kind.default), films[0])
+
+
+def frame_rate(stream) -> Fraction | None:
+    """Frames per second on average, or None if it is unknown."""
+    return stream.average_rate or stream.guessed_rate or None
+
+
+def extent(file: str | Path | bytes) -> Extent:
+    """Read the packets of a file and say how many frames it shows, and when.
+
+    Headers also count what an edit list hides, or state nothing (Matroska). Packets before the first key frame cannot
+    be decoded.
+    """
+    container, stream = open_video(file)
+    rate = frame_rate(stream)
+    count, first, last, length, key = 0, None, None, 0, None
+    with container:
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0 or packet.is_corrupt:
+                    continue
+                if key is None and packet.is_keyframe:
+                    key = packet.pts if packet.pts is not None else 0
+                    count, first, last = 0, None, None
+                if packet.is_discard or (key is not None and packet.pts is not None and packet.pts < key):
+                    continue
+                count, length = count + 1, packet.duration or 0
+                if packet.pts is not None:
+                    first = packet.pts if first is None else min(first, packet.pts)
+                    last = packet.pts if last is None else max(last, packet.pts)
+        except av.error.FFmpegError:
+            pass  # whoever decodes the file reports its damage
+        if first is None:
+            return Extent(count, None, None)
+        first, last, length = (value * stream.time_base for value in (first, last, length))
+    return Extent(count, first, max(last, last + length - 1 / rate) if rate else last)
+
+
+class Playback:
+    """The frames of an opened video; the file is decoded once, from its start."""
+
+    def __init__(self, file: str | Path | bytes):
+        self.file = file
+        self.container, self.stream = open_video(file)
+        self.rate = frame_rate(self.stream)
+        self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
+        self.length = Fraction(0)  # seconds for which the last packet is shown
+        self.announced = self._announced()
+        self.packets = 0
+        self.converter = av.video.reformatter.VideoReformatter()  # shared: its setup costs as much as a frame
+
+    def _announced(self) -> int:
+        """Number of packets that a whole file has at least."""
+        form, frames = self.container.format.name, self.stream.frames
+        if form == "avi":  # whose header also counts empty chunks, which stand for held frames
+            return 0
+        # An edit list that starts late removes samples from the index of an mp4, and not from the number in its header.
+        entries = getattr(self.stream, "index_entries", ()) if "mp4" in form else ()
+        return len(entries) if entries and frames else int(0.9 * frames)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.container.close()
+
+    def frames(self) -> Iterator[Shown]:
+        """Frames in the order of display, each with the time until which it is held.
+
+        Raises:
+            Damage: after the last good frame.
+        """
+        gap = 1 / self.rate if self.rate else Fraction(1)
+        held = None
+        try:
+            for index, (frame, time) in enumerate(self._timed(gap)):
+                if held is not None:
+                    yield Shown(*held, time)
+                held = frame, index, time
+        except Damage:
+            if held is not None:
+                yield Shown(*held, held[-1] + max(gap, SHORTEST))
+            raise
+        if held is not None:
+            yield Shown(*held, held[-1] + max(self.length or gap, SHORTEST))
+
+    def _timed(self, gap: Fraction) -> Iterator[tuple]:
+        """(frame, seconds), never going back: a frame without a timestamp, or from before the last, follows it."""
+        restarts = self.container.format.name in RESTARTS
+        last, shift = None, Fraction(0)
+        for frame in self._decoded():
+            base = frame.time_base or self.stream.time_base
+            time = (last + gap if last is not None else shift) if frame.pts is None else frame.pts * base + shift
+            if last is not None and (time < last or (restarts and time > last + LONGEST_GAP)):
+                shift += last + gap - time
+                time = last + gap
+            last = time
+            yield frame, time
+
+    def _decoded(self) -> Iterator:
+        """Frames until the damage, the same ones whatever the number of threads.
+
+        How many frames a decoder still holds when it meets damage depends on its threads. So the rest is then decoded
+        again on one thread, and the frames are kept that it gives before the damage.
+        """
+        count = 0
+        self.stream.thread_type = "AUTO"
+        try:
+            for frame in self._until_damage(self.container, self.stream):
+                yield frame
+                count += 1
+        except Damage:
+            container, stream = open_video(self.file)
+            with container:
+                stream.codec_context.thread_count = 1
+                for index, frame in enumerate(self._until_damage(container, stream)):
+                    if index >= count:
+                        yield frame
+        if self.packets < self.announced:
+            raise Damage(
+                f"the video is truncated: its header announces {max(self.announced, self.stream.frames)} frames, but "
+                f"it has {self.packets}."
+            )
+        if _ends_early(self.file, self.container.format.name, self.stream.frames == 0):
+            raise Damage(f"the video is truncated after frame {count}: the file is shorter than its header states.")
+
+    def _until_damage(self, container, stream) -> Iterator:
+        """Frames that are shown; damage anywhere raises Damage."""
+        count, self.packets = 0, 0
+        try:
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise Damage(f"the video is truncated or corrupt after frame {count}.")
+                if packet.dts is not None or packet.pts is not None or packet.size:  # not the one that ends the stream
+                    self.packets += 1
+                    self.length = (packet.duration or 0) * packet.time_base
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise Damage(f"the video is truncated or corrupt after frame {count}.")
+                    yield frame
+                    count += 1
+        except av.error.FFmpegError as error:
+            raise Damage(f"the video is truncated or corrupt after frame {count}.") from error
+
+    def picture(self, frame) -> tuple[np.ndarray, Fraction]:
+        """A frame as uint8 (H, W, 3) RGB, turned and mirrored for display, and the width of its pixels per height."""
+        picture = self.converter.reformat(frame, format="rgb24").to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return picture, self.aspect
+        # x' = a x + c y, y' = b x + d y: where x goes mostly to y', the picture is transposed; below 0, mirrored.
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        if abs(b) > abs(a):
+            picture, across, down, aspect = picture.transpose(1, 0, 2), c, b, 1 / self.aspect
+        else:
+            across, down, aspect = a, d, self.aspect
+        return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], aspect
+
+
+def crop_of(picture: tuple[np.ndarray, Fraction], resolution: int, position=CENTRE) -> np.ndarray:
+    """A square crop, uint8 (R, R, 3), of a picture of `Playback.picture` in the shape in which it is shown."""
+    return resize_and_crop(picture[0], resolution, position, float(picture[1]))
+
+
+def _ends_early(file: str | Path | bytes, form: str, is_fragmented: bool) -> bool:
+    """Whether a file is shorter than the header of its container says: of Matroska, AVI, and mp4 in fragments.
+
+    FFmpeg takes the end of such a file for the end of the video. Other mp4 files have an index to compare with, and
+    transport streams may end anywhere.
+    """
+    if not isinstance(file, bytes) and not Path(file).is_file():
+        return False  # an address
+    with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
+        total = opened.seek(0, io.SEEK_END)
+        opened.seek(0)
+        if "matroska" in form:
+            return _matroska_end(opened.read(4096)) > total
+        if form == "avi":
+            size = int.from_bytes(opened.read(8)[4:], "little")
+            return size not in NO_SIZE and size + 8 > total + 1  # an odd size may or may not be padded
+        return "mp4" in form and is_fragmented and _boxes_end(opened) > total
+
+
+def _matroska_end(head: bytes) -> int:
+    """Where the segment ends by its header, in bytes; 0 if that is not stated, as in a live stream."""
+
+    def number(place: int) -> tuple[int, int]:
+        length = 9 - head[place].bit_length()  # its first set bit tells how many bytes follow
+        value = int.from_bytes(head[place : place + length], "big") & ((1 << 7 * length) - 1)
+        return (0 if value == (1 << 7 * length) - 1 else value), place + length
+
+    size, place = number(4)
+    place += size  # behind the EBML header
+    if place + 12 > len(head) or head[place : place + 4] != b"\x18\x53\x80\x67":
+        return 0
+    size, place = number(place + 4)
+    return place + size if size else 0
+
+
+def _boxes_end(opened) -> int:
+    """Where the last fragment of an mp4 ends by its header, in bytes."""
+    place = end = 0
+    while True:
+        opened.seek(place)
+        head = opened.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        if len(head) < 8 or size < 8:
+            return end
+        place += size
+        if head[4:8] in (b"moof", b"mdat"):  # what else stands behind them may be no box
+            end = place
