@@ -294,8 +294,7 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
 
     args, config = settings[0], model.config
     recipe = {key: _without_folders(value) for concern in settings for key, value in asdict(concern).items()}
-    for key in ("recipe", "resume", "output_dir"):
-        recipe.pop(key)
+    recipe = {key: value for key, value in recipe.items() if key not in PRIVATE_SETTINGS}
     return markdown_template(TEMPLATES / "tokenizer.md.jinja").render(
         recipe,
         names=recipe["dataset"],
