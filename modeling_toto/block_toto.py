@@ -50,15 +50,19 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def has_plain_weight(layer: nn.Module) -> bool:
+    """Whether this is a linear layer with an ordinary weight, which a quantised one (torchao) is not."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+
+
 def is_plain(layer: nn.Module, device: torch.device) -> bool:
     """Whether a linear layer may be replaced by products with its weight.
 
-    Not if it is wrapped or hooked, quantised (its weight is then no plain Parameter), or offloaded, in which case its
-    weight is elsewhere until the layer is called.
+    Not if it is wrapped or hooked, quantised, or offloaded, in which case its weight is elsewhere until the layer is
+    called.
     """
     return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
+        has_plain_weight(layer)
         and layer.weight.device == device
         and "forward" not in vars(layer)
         and not layer._forward_pre_hooks
@@ -336,4 +340,4 @@ class TotoDecoderLayer(LlamaDecoderLayer):
         )
 
 
-__all__ = ["TotoDecoderLayer", "is_plain"]
+__all__ = ["TotoDecoderLayer", "has_plain_weight", "is_plain"]

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, rotate_half
 
-from .block_toto import TotoDecoderLayer
+from .block_toto import TotoDecoderLayer, has_plain_weight
 
 
 class RoomyLayer(DynamicLayer):
@@ -88,11 +88,6 @@ def packing_pays(weight: torch.Tensor, rows: int) -> bool:
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 and rows > 1
-
-
-def has_plain_weight(layer: nn.Module) -> bool:
-    """Whether this is a linear layer with an ordinary weight, which a quantised one (torchao) is not."""
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
 
 
 def why_not_fast(model: nn.Module) -> str | None:

@@ -9,7 +9,7 @@ class PixelInputMixin:
 
     Fields:
         processor: The TotoProcessor that makes ids of pixels. It is loaded from the folder or repository of the model
-            when the first pixels arrive; for a model that was not loaded from one, set it. It is no part of the
+            when the first pixels arrive; for a model that was not loaded from one, set it. It is not part of the
             model's weights.
     """
 

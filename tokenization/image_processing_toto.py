@@ -36,7 +36,7 @@ def opened(picture):
     """The PIL image in a file or at an http(s) address; anything but a path is returned as it is.
 
     Raises:
-        ValueError: the file does not exist or is no picture.
+        ValueError: the file does not exist or is not a picture.
     """
     if not isinstance(picture, (str, Path)):
         return picture
@@ -48,7 +48,7 @@ def opened(picture):
             return image
     except (OSError, SyntaxError) as error:  # PIL raises a SyntaxError for some damaged PNG files
         raise ValueError(
-            f"{picture} is no picture that PIL can read ({error}); pass clips, which it does not read, as `videos`."
+            f"{picture} is not a picture that PIL can read ({error}); pass clips, which it does not read, as `videos`."
         ) from error
 
 

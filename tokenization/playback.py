@@ -293,5 +293,5 @@ def _boxes_end(opened) -> int:
         if len(head) < 8 or size < 8:
             return end
         place += size
-        if head[4:8] in (b"moof", b"mdat"):  # what else stands behind them may be no box
+        if head[4:8] in (b"moof", b"mdat"):  # what else stands behind them may not be a box
             end = place

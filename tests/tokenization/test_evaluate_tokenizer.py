@@ -1,6 +1,7 @@
 """The figures of a tokenizer are scikit-image's and a count's, in any batches; the command writes them and a sheet."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from media import make_image, make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from evaluation import demo
 from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.evaluate_tokenizer import (
     TokenizerScore,
@@ -25,6 +25,8 @@ from tokenization.modeling_vqgan import TotoVQGANModel
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
 from tokenization.toyworld import MotionRules, MotionWorld, sprites
+
+MOTION = Path(__file__).parents[2] / "checkpoints" / "toto-motion" / "visual_tokenizer"
 
 
 def noisy_pair(kind, shape=(4, 3, 13, 20)):
@@ -180,7 +182,7 @@ def test_only_a_local_tokenizer_keeps_all_codes_after_a_shift():
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_motion_tokenizer_gives_held_out_shades_the_codes_of_training(split, monkeypatch):
     """toyworld:motion has another shade of each hue in each split; its own code would be one that no model has seen."""
-    model = TotoVQGANModel.from_pretrained(demo.TOKENIZER).eval()
+    model = TotoVQGANModel.from_pretrained(MOTION).eval()
 
     def codes():
         clips = [MotionWorld(split, MotionRules(max_objects=5)).clip(i)["video"] for i in range(16)]

@@ -95,7 +95,7 @@ def test_which_folders_are_classes(tmp_path):
     hidden_test = touch(tmp_path / "test", "train/a/1.mp4", "train/b/1.mp4", "test/2.mp4")
     assert set(listed(hidden_test).values()) == {"a", "b"} and set(listed(hidden_test, "test").values()) == {None}
     (tmp_path / "one" / "empty").mkdir()
-    assert set(listed(tmp_path / "one").values()) == {None}, "an empty folder is no class"
+    assert set(listed(tmp_path / "one").values()) == {None}, "an empty folder is not a class"
 
 
 def test_special_characters_are_data(tmp_path):
@@ -264,7 +264,7 @@ configs:
 def test_a_readme_that_is_no_help(tmp_path):
     touch(tmp_path, "a.mp4")
     (tmp_path / "README.md").write_text("---\n: : bad [\n---\n")
-    with pytest.raises(ValueError, match=r"README\.md is no valid YAML"):
+    with pytest.raises(ValueError, match=r"README\.md is not valid YAML"):
         listed(tmp_path)
     (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: x, data_files: 'gone/*'}\n---\n")
     with pytest.raises(ValueError, match=r"matches a pattern of its README\.md; correct the data_files"):
@@ -276,7 +276,7 @@ def test_a_readme_that_is_no_help(tmp_path):
 def test_splits_further_down_are_told(tmp_path):
     touch(tmp_path, "data/train/bus/a.mp4", "data/test/car/b.mp4")
     assert len(listed(tmp_path)) == 2
-    assert "data/test and data/train are no splits" in open_source(str(tmp_path), "train", SIZES).found[1]
+    assert "data/test and data/train are not splits" in open_source(str(tmp_path), "train", SIZES).found[1]
 
 
 def test_configurations_on_the_hub_are_named(monkeypatch):

@@ -208,7 +208,7 @@ def test_ways_to_pass_images(processor, pictures, tmp_path):
     clip = make_video(tmp_path / "a.mp4", frames=2)
     (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:900])
     for wrong in (clip, tmp_path / "nothing.png", tmp_path, tmp_path / "cut.png"):
-        with pytest.raises(ValueError, match=r"is no picture that PIL can read .*; pass clips, .* as `videos`"):
+        with pytest.raises(ValueError, match=r"is not a picture that PIL can read .*; pass clips, .* as `videos`"):
             processor(images=wrong)
 
 

@@ -171,7 +171,7 @@ def test_samples_need_not_be_alike(tmp_path):
     whole = (tmp_path / "train-000.tar").read_bytes()
     for end in (300, 1100, 3000, 4000):
         (tmp_path / "bad.tar").write_bytes(whole[:end])
-        with pytest.raises(ValueError, match="is damaged, or is no uncompressed tar file"):
+        with pytest.raises(ValueError, match="is damaged, or is not an uncompressed tar file"):
             list(open_source(str(tmp_path / "bad.tar"), "train", SIZES))
 
 

@@ -129,7 +129,7 @@ class Folder:
             bases = dict.fromkeys(splits, "")
             deeper = {"/".join(n.split("/")[:2]) for n in names if n.count("/") > 1 and n.split("/")[1] in SPLITS}
             if has_classes and len(deeper) > 1:
-                self.told.append(f"{' and '.join(sorted(deeper)[:2])} are no splits, which are direct subfolders")
+                self.told.append(f"{' and '.join(sorted(deeper)[:2])} are not splits, which are direct subfolders")
         others = sorted({n.split("/")[0] for n in names if "/" in n} - set(splits)) if has_classes else []
         chosen = choose(self.dataset, list(splits), self.asked, others)
         self.read = splits[chosen]

@@ -45,7 +45,7 @@ def is_animated(file) -> bool:
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """ "video" or "image", for a file that is one of them; whatever is no picture is taken for a video."""
+    """ "video" or "image", for a file that is one of them; whatever is not a picture is taken for a video."""
     suffix = suffix_of(str(path))
     return "image" if suffix in STILLS or (suffix in MAY_MOVE and not is_animated(path)) else "video"
 
@@ -56,7 +56,7 @@ def is_media(name: str) -> bool:
 
 
 def is_code(path: str) -> bool:
-    """Whether a .ts file is TypeScript and no transport stream, whose packets of 188 bytes begin with 0x47."""
+    """Whether a .ts file is TypeScript and not a transport stream, whose packets of 188 bytes begin with 0x47."""
     with open(path, "rb") as file:
         start = file.read(189)
     return not (start[:1] == b"G" and start[188:189] in (b"G", b""))

@@ -17,7 +17,7 @@ def read_metadata(tree: Tree) -> tuple[dict, list[dict], list[str]]:
 
     The column `file_name` (or `NAME_file_name`) holds paths, from the metadata file's own folder; `file_names` holds
     lists of images, the frames of clips. A row has them under "file_name" as a path inside the tree, or a list of such.
-    A file without such a column is no metadata file.
+    A file without such a column is not a metadata file.
 
     Raises:
         ValueError: a file is damaged, or a path leaves the folder.
@@ -87,7 +87,7 @@ def read_config(folder: str, config_name: str | None) -> dict:
             data = DatasetCard.load(readme, ignore_metadata_errors=True).data.to_dict()
         except (ValueError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"The block at the start of {readme} is no valid YAML ({reason}); correct it.") from error
+            raise ValueError(f"The block at the start of {readme} is not valid YAML ({reason}); correct it.") from error
         listed = data.get("dataset_info") or []
         for info in listed if isinstance(listed, list) else [listed]:
             infos[info.get("config_name", "default")] = DatasetInfo._from_yaml_dict(info).features

@@ -48,7 +48,7 @@ def features_of(file: str):
                 return Features.from_arrow_schema(schema)
         return Features.from_arrow_schema(pq.read_schema(file))
     except pa.ArrowException as error:
-        raise ValueError(f"{file} is damaged, or is no parquet or arrow file: {_first_line(error)}") from error
+        raise ValueError(f"{file} is damaged, or is not a parquet or arrow file: {_first_line(error)}") from error
 
 
 def count_rows(file: str) -> int:

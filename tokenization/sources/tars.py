@@ -31,10 +31,10 @@ def read_tar(file: str, wanted: list[str] | None = None) -> Iterator[dict]:
 
     wanted: media columns to read; None reads all.
     Raises:
-        ValueError: the file is damaged or no tar file.
+        ValueError: the file is damaged or not a tar file.
     """
     row: dict = {}
-    damaged = f"{file} is damaged, or is no uncompressed tar file"
+    damaged = f"{file} is damaged, or is not an uncompressed tar file"
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
