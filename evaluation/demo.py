@@ -49,7 +49,7 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
     def generate(model: Path, name: str, prompt: int, drawn: int) -> tuple[Path, list[str]]:
         folder = out / "generated" / name
         flags = ["--video", "toyworld:motion:3", "toyworld:motion:7", "--output", str(folder)]
-        flags += ["--num_prompt_frames", str(prompt), "--num_frames", str(drawn)]
+        flags += ["--num_prompt_frames", str(prompt), "--num_frames", str(drawn), "--temperature", "0"]
         return folder, ["generate", "--model", str(model), *flags]
 
     def probed(model: Path, name: str, dataset: str, labels: tuple[str, ...], *more: str) -> tuple[Path, list[str]]:
@@ -67,7 +67,7 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
         tokenize("validation", 256),
         (run / "checkpoints", pretrain),
         generate(motion, "toto-motion", 8, 8),
-        generate(run, "trained-now", 3, 5),
+        generate(run, "trained-now", 3, 3),
         # toto-nano has four times as many tokens per frame; its card compares it with its untrained twin.
         probed(nano, "probe", "toyworld", LABELS, "--num_frames", "2", "--baselines", "pixels"),
         probed(run, "probe_trained", LONE, ("motion",), "--num_frames", "4"),

@@ -310,7 +310,7 @@ class ContinuationResult(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScores(Record):
-    """A checkpoint of a run: its folder's name, the training tokens that it has seen, and its greedy continuations."""
+    """A checkpoint (RUN/step_N), the training tokens that it and earlier runs have seen, and its scores, greedy."""
 
     checkpoint: str
     tokens: int

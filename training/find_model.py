@@ -51,6 +51,22 @@ def latest(run: str | Path) -> Path:
     return found[-1]
 
 
+def lineage(run: str | Path) -> list[Path]:
+    """A run folder after the runs whose weights it began with (`init_from` of its recipe); oldest first.
+
+    It begins behind the first of them that is no run folder with valid checkpoints.
+    """
+    import yaml
+
+    runs = [Path(run)]
+    while (recipe := runs[0] / "recipe.yaml").is_file():
+        before = yaml.safe_load(recipe.read_text()).get("init_from")
+        if before is None or not steps(before) or Path(before) in runs:
+            break
+        runs.insert(0, Path(before))
+    return runs
+
+
 def resolve_model(model: str) -> str:
     """The model folder or Hub id for `--model`, which may be a run folder, a Hugging Face folder or a Hub id.
 

@@ -156,36 +156,44 @@ def score_model(args: ScoreArgs, command: str) -> None:
 
 
 def score_checkpoints(args: ScoreArgs, command: str) -> None:
+    """Score a run and those whose weights it began with; of these, checkpoints whose context holds the prompt."""
     from tqdm import tqdm
 
     from evaluation.continuations.drawing import continue_codes, decoded
     from evaluation.continuations.figures import draw_checkpoints
     from evaluation.continuations.tables import checkpoint_table
     from evaluation.results import CheckpointScores, CheckpointsResult
+    from modeling_toto import TotoConfig
     from tokenization.files import write_json
     from training.engine.device import versions
-    from training.find_model import latest, steps
+    from training.find_model import latest, lineage, steps
 
-    checkpoints = steps(args.model) if (Path(args.model) / "checkpoints").is_dir() else []
-    require(bool(checkpoints), f"--model {args.model} is not a run folder with valid checkpoints; name one.")
-    tokens = {checkpoint: tokens_seen(checkpoint) for checkpoint in checkpoints}
-    lacking = [checkpoint.name for checkpoint, count in tokens.items() if count is None]
-    require(
-        not lacking,
-        f"The checkpoint {(lacking or [''])[0]} has no training state, which has the tokens that it has seen; move it "
-        "out of the run folder.",
-    )
-    _, processor = load(str(latest(args.model)))
+    require(bool(steps(args.model)), f"--model {args.model} is not a run folder with valid checkpoints; name one.")
+    tokens, before = {}, 0
+    for run in lineage(args.model):
+        for checkpoint in steps(run):
+            count = tokens_seen(checkpoint)
+            require(
+                count is not None,
+                f"The checkpoint {run.name}/{checkpoint.name} has no training state, which has the tokens that it has "
+                "seen; move it out of the run folder.",
+            )
+            tokens[checkpoint] = before + count
+        before = tokens[checkpoint]
+    model, processor = load(str(latest(args.model)))
+    check_prompt(model.config, args)
+    contexts = {checkpoint: TotoConfig.from_pretrained(checkpoint).context_frames for checkpoint in tokens}
+    checkpoints = [each for each, frames in contexts.items() if frames >= args.num_prompt_frames]
     clips = held_out(args, processor)
     best = clips.examiner.values(ceiling(clips, processor))
     points = []
     for checkpoint in tqdm(checkpoints, desc="checkpoints", unit="checkpoint"):
         model, _ = load(str(checkpoint))
-        check_prompt(model.config, args)
         codes, _ = continue_codes(model, clips.prompts, args.num_frames, args.batch_size, checkpoint.name)
         values = clips.examiner.values(decoded(processor, codes))
         scores = clips.examiner.scores(values, best)
-        points.append(CheckpointScores(checkpoint=checkpoint.name, tokens=tokens[checkpoint], scores=scores))
+        name = f"{checkpoint.parents[1].name}/{checkpoint.name}"
+        points.append(CheckpointScores(checkpoint=name, tokens=tokens[checkpoint], scores=scores))
     levels = {name: clips.examiner.values(drawn) for name, drawn in draw_pixel_floors(clips, processor)}
     result = CheckpointsResult(
         command=command,

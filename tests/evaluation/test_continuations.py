@@ -417,24 +417,26 @@ def test_seeds_decide_and_floors_can_be_left_out(tiny, tmp_path, capsys):
 def test_the_curve_of_a_run(tiny, tmp_path, capsys):
     from shutil import copytree
 
-    run = tmp_path / "run"
-    for step in (1, 2):
-        folder = run / "checkpoints" / f"step_00000{step}"
+    run, first = tmp_path / "run", tmp_path / "first"
+    for folder, tokens in ((run, 1000), (run, 2000), (first, 700)):
+        folder = folder / "checkpoints" / f"step_{tokens // 100:06d}"
         copytree(tiny, folder)
         (folder / "training_state").mkdir()
-        (folder / "training_state" / "loop.json").write_text(json.dumps({"tokens": 1000 * step}))
+        (folder / "training_state" / "loop.json").write_text(json.dumps({"tokens": tokens}))
+    (run / "recipe.yaml").write_text(f"init_from: {first}\n")
     file = tmp_path / "curve.json"
     main([*SMALL, "--checkpoints", "--model", str(run), "--output", str(file)])
     content = json.loads(file.read_text())
     result = CheckpointsResult.from_json(content)
-    assert result.to_json() == content and [point.tokens for point in result.points] == [1000, 2000]
+    assert result.to_json() == content and [point.tokens for point in result.points] == [700, 1700, 2700]
+    assert [point.checkpoint for point in result.points] == ["first/step_000007", "run/step_000010", "run/step_000020"]
     assert result.points[0].scores == result.points[1].scores  # the same weights
     assert list(result.levels) == ["copy", "constant_velocity", "ceiling"]
-    assert "step_000002" in capsys.readouterr().out
+    assert "run/step_000020" in capsys.readouterr().out
     with Image.open(file.with_suffix(".png")) as figure:
         assert figure.width > 1000
-    (folder / "training_state" / "loop.json").unlink()
-    with pytest.raises(ValueError, match="step_000002 has no training state"):
+    (run / "checkpoints" / "step_000020" / "training_state" / "loop.json").unlink()
+    with pytest.raises(ValueError, match="run/step_000020 has no training state"):
         main([*SMALL, "--checkpoints", "--model", str(run), "--output", str(file)])
     with pytest.raises(ValueError, match="is not a run folder with valid checkpoints"):
         main([*SMALL, "--checkpoints", "--model", tiny, "--output", str(file)])
