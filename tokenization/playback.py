@@ -24,7 +24,9 @@ except ImportError:
 RESTARTS = {"mpegts", "mpeg"}  # containers whose timestamps may start anew or jump, as at the joint of two recordings
 LONGEST_GAP = 10  # seconds; a longer jump in one of them is such a restart, as in FFmpeg, and not a held frame
 SHORTEST = Fraction(1, 500)  # seconds for which a last frame is shown at least, to outlast the rounding of times
-FINER = 3  # frames that swscale reduces keep so many times the side of the crops, from which PIL makes the squares
+# swscale reduces frames that have LARGE times the pixels of a crop along their shorter side, or more, to FINER times as
+# many, from which PIL makes the squares. Below that it costs more than it saves.
+LARGE, FINER = 4, 3
 NO_SIZE = {0, 2**32 - 1}  # in a RIFF header: the writer did not go back to fill in the size
 
 
@@ -144,6 +146,7 @@ class Playback:
         self.packets = 0
         # Shared, since their setup costs as much as a frame.
         self.converter, self.reducer = (av.video.reformatter.VideoReformatter() for _ in range(2))
+        self.centring = None  # kind of frame, graph
 
     def _announced(self) -> int:
         """Number of packets that a whole file has at least."""
@@ -258,11 +261,11 @@ class Playback:
     def picture(self, frame, side: int | None = None) -> tuple[np.ndarray, Fraction]:
         """A frame as uint8 (H, W, 3) RGB, turned and mirrored for display, and the width of its pixels per height.
 
-        side: of the crops that will be made of it; a large frame is first reduced to FINER times as much by swscale,
-        FFmpeg's scaler. The default gives all pixels.
+        side: of the crops that will be made of it, for which swscale, FFmpeg's scaler, first reduces a large frame.
+        The default gives all pixels.
         """
         matrix = frame.side_data.get("DISPLAYMATRIX")
-        frame, aspect = (frame, self.aspect) if side is None else self._reduced(frame, FINER * side)
+        frame, aspect = (frame, self.aspect) if side is None else self._reduced(frame, side)
         picture = self.converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         if matrix is None:
             return picture, aspect
@@ -275,22 +278,44 @@ class Playback:
         return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], aspect
 
     def _reduced(self, frame, side: int) -> tuple:
-        """A frame whose shorter side on show has `side` pixels, if it had more, and the width of its pixels per height.
+        """A frame, reduced if it is large for crops of `side` pixels, and the width of its pixels per height.
 
         It keeps its pixel format. So the conversion to RGB, which differs between formats and between even and odd
         sizes by more than the scaling does, is the same one with and without.
         """
-        if frame.format.is_rgb or not frame.format.is_planar:  # rare, and swscale scales them as YUV or not at all
+        # Rare kinds are left as they are: swscale scales RGB as YUV, cannot write palettes, and scales fields apart.
+        if frame.format.is_rgb or not frame.format.is_planar or frame.interlaced_frame:
             return frame, self.aspect
         width, height = frame.width, frame.height
-        scale = side / min(width * self.aspect, Fraction(height))
-        narrow, low = _reduced_side(width, width * self.aspect * scale), _reduced_side(height, height * scale)
-        if (narrow, low) == (width, height):
+        shorter = min(width * self.aspect, Fraction(height))
+        if shorter < LARGE * side:
             return frame, self.aspect
+        scale = FINER * side / shorter
+        narrow, low = _reduced_side(width, width * self.aspect * scale), _reduced_side(height, height * scale)
         how = av.video.reformatter.Interpolation
         flags = how.BICUBIC | how.ACCURATE_RND
+        frame = self._centred(frame)
         frame = self.reducer.reformat(frame, width=narrow, height=low, interpolation=flags, threads=1)
         return frame, self.aspect * Fraction(width * low, narrow * height)
+
+    def _centred(self, frame):
+        """The same frame, but its colour samples are said to lie amid the pixels that share them.
+
+        The conversion to RGB takes them so, even if the stream says that they lie at the left (H.264's default), and
+        swscale does not: a reduced frame's colours would be half of its own, larger pixels beside their place.
+        """
+        kind = frame.width, frame.height, frame.format.name
+        if self.centring is None or self.centring[0] != kind:
+            graph = av.filter.Graph()
+            start = graph.add_buffer(width=kind[0], height=kind[1], format=frame.format, time_base=Fraction(1, 1000))
+            try:
+                centre = graph.add("setparams", "chroma_location=center")
+            except (av.error.FFmpegError, ValueError) as error:
+                raise ValueError("resize is decoder, which this old PyAV cannot do; upgrade av, or use pil.") from error
+            graph.link_nodes(start, centre, graph.add("buffersink")).configure()
+            self.centring = kind, graph
+        self.centring[1].vpush(frame)
+        return self.centring[1].vpull()
 
 
 def _reduced_side(size: int, wanted: Fraction) -> int:

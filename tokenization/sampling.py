@@ -68,7 +68,7 @@ class TimeStepArgs:
     resize: str = field(
         default=Sampling.resize,
         metadata={
-            "help": "pil, or decoder, which reduces large frames of videos faster and changes a few codes of a hundred "
+            "help": "pil, or decoder, which reduces large frames of videos faster and changes a few codes in a hundred "
             "(docs/datasets.md)"
         },
     )
