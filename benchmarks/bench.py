@@ -18,7 +18,10 @@ BENCHES = {
     "generate": ("bench_generate", "one frame after a prompt, against Llama's generate"),
     "features": ("bench_features", "early exit and pooled features of all layers, against a full pass"),
     "probe": ("bench_probe", "a probe of every layer against one of the last, both from pixels"),
-    "data": ("bench_data", "rows of shards per second on one core, against datasets streaming the same files"),
+    "data": (
+        "bench_data",
+        "rows of shards, against datasets streaming the same files; frames by PIL or the decoder",
+    ),
     "resume": ("bench_resume", "runs killed at random times: lost, or different from an uninterrupted run"),
     "tokenizer": ("bench_tokenizer", "pictures to codes with the dVAE, against the dall-e package"),
 }

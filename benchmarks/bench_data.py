@@ -1,8 +1,12 @@
-"""Rows from shards for training: tokens per second on one core, against `datasets` streaming the same files.
+"""Data: rows of shards against `datasets` streaming the same files; frames resized by PIL or reduced by the decoder.
 
+Rows from shards for training: tokens per second on one core.
 Also measures the memory, and the time that training waits. The peer reads the same parquet files with
 `load_dataset(streaming=True)` in numpy's format, a batch at a time, mixes them with `interleave_datasets`, and converts
 codes to the same ids. Both give rows of two sources with probabilities.
+
+Frames of videos: milliseconds of processor time from a decoded frame to its crop, and for a kept frame of a clip at
+stride 4 with its decoding, with `resize="pil"` and `resize="decoder"`. The videos are made here.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side, in alternation")
     parser.add_argument("--sequences", type=int, default=1_000_000, help="rows over which memory is measured")
     parser.add_argument("--steps", type=int, default=12, help="steps of the tiny recipe, for its data wait")
+
+    parser.add_argument("--only", choices=PARTS, help="rows of shards, or the resizing of frames (default: both)")
 
 
 def write_shards(folder: Path, rows: int, seed: int) -> Path:
@@ -63,6 +69,11 @@ def measure(args: argparse.Namespace) -> dict:
     import torch
 
     torch.set_num_threads(1)
+    found = [PARTS[name](args) for name in PARTS if args.only in (None, name)]
+    return {kind: {key: value for part in found for key, value in part[kind].items()} for kind in ("ratios", "values")}
+
+
+def measure_rows(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         folders = [write_shards(Path(folder) / str(seed), 16_384, seed) for seed in (0, 1)]
         ours, theirs, rows = [], [], {}
@@ -123,3 +134,56 @@ def data_wait(shards: Path, run: Path, steps: int) -> dict:
         main([*flags, "--max_steps", str(steps), "--output_dir", str(run)])
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     return spread([row["data_wait"] for row in rows if "data_wait" in row][1:])
+
+
+def measure_resizing(args: argparse.Namespace) -> dict:
+    """Milliseconds a frame of videos of two sizes and crops of 128 pixels, in alternation."""
+    from tokenization.playback import Playback, crop_of
+    from tokenization.sampling import RESIZE, Sampling
+    from tokenization.video import read_windows
+
+    ratios, values = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in {"256p": (456, 256), "1080p": (1920, 1080)}.items():
+            file = write_video(Path(folder) / f"{name}.mp4", size)
+            crops, reads = ({how: [] for how in RESIZE} for _ in range(2))
+            for _ in range(args.rounds):
+                with Playback(file) as playback:
+                    for shown in playback.frames(1):
+                        for how, side in zip(RESIZE, (None, 128), strict=True):
+                            began = time.process_time()
+                            crop_of(playback.picture(shown.frame, side), 128)
+                            crops[how].append(1000 * (time.process_time() - began))
+                for how in RESIZE:
+                    began = time.process_time()
+                    (clip,) = read_windows(file, Sampling(num_frames=8, stride=4, resolution=128, resize=how))
+                    reads[how].append(1000 * (time.process_time() - began) / len(clip.frames))
+            for what, found in (("crop", crops), ("read", reads)):
+                values |= {f"{what}_{name}_{how}_ms": spread(seconds) for how, seconds in found.items()}
+                ratios[f"{what}_{name}"] = statistics.median(found["pil"]) / statistics.median(found["decoder"])
+    return {"ratios": ratios, "values": values}
+
+
+def write_video(file: Path, size: tuple[int, int], frames: int = 32) -> Path:
+    """A video of (width, height) in which a coloured texture moves."""
+    import av
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    generator = np.random.default_rng(0)
+    layers = [generator.integers(0, 256, (9 * scale, 16 * scale + 8, 3), np.uint8) for scale in (1, 4, 16)]
+    wide = (width + 4 * frames, height)
+    layers = [np.asarray(Image.fromarray(layer).resize(wide, Image.Resampling.BICUBIC)) for layer in layers]
+    texture = np.mean(layers, axis=0).astype(np.uint8)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(frames):
+            picture = np.ascontiguousarray(texture[:, 4 * index : 4 * index + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file
+
+
+PARTS = {"rows": measure_rows, "resize": measure_resizing}

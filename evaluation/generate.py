@@ -172,7 +172,9 @@ def draw_continuation(
     }
 
 
-def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int) -> Clip:
+def read_video(
+    name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int, resize: str = Sampling.resize
+) -> Clip:
     """A clip of prompt + new frames, or of the prompt alone if a video has no more.
 
     name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split; the variant may have rules,
@@ -183,9 +185,9 @@ def read_video(name: str, prompt: int, new: int, stride: int, fps: float | None,
 
     if name.split(":")[0] != "toyworld":
         try:
-            return read_clip(name, Sampling(prompt + new, stride, fps, resolution))
+            return read_clip(name, Sampling(prompt + new, stride, fps, resolution, resize=resize))
         except ValueError:
-            return read_clip(name, Sampling(prompt, stride, fps, resolution))
+            return read_clip(name, Sampling(prompt, stride, fps, resolution, resize=resize))
 
     from tokenization.sources.open import TOYWORLD_FPS
     from tokenization.toyworld import open_world
@@ -224,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     if "fps" in typed_flags(argv):
         refuse_idle(argv, ("stride",), "next to --fps")
     if all(name.split(":")[0] == "toyworld" for name in args.video):
-        refuse_idle(argv, ("stride", "fps"), "on toyworld, which is drawn")
+        refuse_idle(argv, ("stride", "fps", "resize"), "on toyworld, which is drawn")
 
     import torch
 
@@ -258,7 +260,7 @@ def generate(model, processor, name: str, args: GenerateArgs, command: str) -> N
     from training.engine.device import versions
 
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
-    clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution)
+    clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution, args.resize)
     if len(clip.frames) < prompt + new:
         print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
     drawing = {each.name: getattr(args, each.name) for each in fields(Drawing)}

@@ -5,6 +5,8 @@ turned, mirrored and cropped as their display matrix and pixel aspect ratio ask.
 """
 
 import io
+import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +24,18 @@ except ImportError:
 RESTARTS = {"mpegts", "mpeg"}  # containers whose timestamps may start anew or jump, as at the joint of two recordings
 LONGEST_GAP = 10  # seconds; a longer jump in one of them is such a restart, as in FFmpeg, and not a held frame
 SHORTEST = Fraction(1, 500)  # seconds for which a last frame is shown at least, to outlast the rounding of times
+# swscale reduces frames that have LARGE times the pixels of a crop along their shorter side, or more, to FINER times as
+# many, from which PIL makes the squares. Below that it costs more than it saves.
+LARGE, FINER = 4, 3
 NO_SIZE = {0, 2**32 - 1}  # in a RIFF header: the writer did not go back to fill in the size
+
+
+_of_thread = threading.local()
+
+
+def decode_on_one_thread() -> None:
+    """Let videos that this thread opens from now on be decoded by one thread each, as other files are beside them."""
+    _of_thread.is_one_of_several = True
 
 
 class Damage(ValueError):
@@ -31,12 +44,12 @@ class Damage(ValueError):
 
 @dataclass
 class Shown:
-    """A frame on show from `time` until `until`, in seconds; index: its number among the frames that are shown."""
+    """A frame on show from `time` until `until`, in ticks; index: its number among the frames that are shown."""
 
     frame: object
     index: int
-    time: Fraction
-    until: Fraction
+    time: int | Fraction
+    until: int | Fraction
 
 
 @dataclass(frozen=True)
@@ -128,10 +141,12 @@ class Playback:
         self.container, self.stream = open_video(file)
         self.rate = frame_rate(self.stream)
         self.aspect = self.stream.sample_aspect_ratio or Fraction(1)
-        self.length = Fraction(0)  # seconds for which the last packet is shown
+        self.last_packet = None
         self.announced = self._announced()
         self.packets = 0
-        self.converter = av.video.reformatter.VideoReformatter()  # shared: its setup costs as much as a frame
+        # Shared, since their setup costs as much as a frame.
+        self.converter, self.reducer = (av.video.reformatter.VideoReformatter() for _ in range(2))
+        self.centring = None  # kind of frame, graph
 
     def _announced(self) -> int:
         """Number of packets that a whole file has at least."""
@@ -148,34 +163,48 @@ class Playback:
     def __exit__(self, *error):
         self.container.close()
 
-    def frames(self) -> Iterator[Shown]:
-        """Frames in the order of display, each with the time until which it is held.
+    def ticks(self, *durations: Fraction) -> int:
+        """Ticks of a second in which times of frames, and `durations` in seconds, are whole numbers, and so fast."""
+        known = (self.stream.time_base, self._gap, SHORTEST, *durations)
+        return math.lcm(*(duration.denominator for duration in known))
+
+    @property
+    def _gap(self) -> Fraction:
+        """Seconds from a frame to the next on average."""
+        return 1 / self.rate if self.rate else Fraction(1)
+
+    def frames(self, ticks: int) -> Iterator[Shown]:
+        """Frames in the order of display, each with the time until which it is held, in `ticks` a second.
 
         Raises:
             Damage: after the last good frame.
         """
-        gap = 1 / self.rate if self.rate else Fraction(1)
+        gap, shortest = in_ticks(self._gap, ticks), in_ticks(SHORTEST, ticks)
         held = None
         try:
-            for index, (frame, time) in enumerate(self._timed(gap)):
+            for index, (frame, time) in enumerate(self._timed(gap, ticks)):
                 if held is not None:
                     yield Shown(*held, time)
                 held = frame, index, time
         except Damage:
             if held is not None:
-                yield Shown(*held, held[-1] + max(gap, SHORTEST))
+                yield Shown(*held, held[-1] + max(gap, shortest))
             raise
         if held is not None:
-            yield Shown(*held, held[-1] + max(self.length or gap, SHORTEST))
+            packet = self.last_packet
+            length = in_ticks((packet.duration or 0) * packet.time_base, ticks) if packet else 0
+            yield Shown(*held, held[-1] + max(length or gap, shortest))
 
-    def _timed(self, gap: Fraction) -> Iterator[tuple]:
-        """(frame, seconds), never going back: a frame without a timestamp, or from before the last, follows it."""
-        restarts = self.container.format.name in RESTARTS
-        last, shift = None, Fraction(0)
+    def _timed(self, gap: int | Fraction, ticks: int) -> Iterator[tuple]:
+        """(frame, ticks), never going back: a frame without a timestamp, or from before the last, follows it."""
+        longest = LONGEST_GAP * ticks if self.container.format.name in RESTARTS else math.inf
+        last, shift, base, unit = None, 0, None, 0
         for frame in self._decoded():
-            base = frame.time_base or self.stream.time_base
-            time = (last + gap if last is not None else shift) if frame.pts is None else frame.pts * base + shift
-            if last is not None and (time < last or (restarts and time > last + LONGEST_GAP)):
+            if frame.time_base != base:
+                base = frame.time_base
+                unit = in_ticks(base or self.stream.time_base, ticks)
+            time = (last + gap if last is not None else shift) if frame.pts is None else frame.pts * unit + shift
+            if last is not None and (time < last or time - last > longest):
                 shift += last + gap - time
                 time = last + gap
             last = time
@@ -188,7 +217,10 @@ class Playback:
         again on one thread, and the frames are kept that it gives before the damage.
         """
         count = 0
-        self.stream.thread_type = "AUTO"
+        if getattr(_of_thread, "is_one_of_several", False):
+            self.stream.codec_context.thread_count = 1
+        else:
+            self.stream.thread_type = "AUTO"
         try:
             for frame in self._until_damage(self.container, self.stream):
                 yield frame
@@ -217,7 +249,7 @@ class Playback:
                     raise Damage(f"the video is truncated or corrupt after frame {count}.")
                 if packet.dts is not None or packet.pts is not None or packet.size:  # not the one that ends the stream
                     self.packets += 1
-                    self.length = (packet.duration or 0) * packet.time_base
+                    self.last_packet = packet
                 for frame in packet.decode():
                     if frame.is_corrupt:
                         raise Damage(f"the video is truncated or corrupt after frame {count}.")
@@ -226,19 +258,76 @@ class Playback:
         except av.error.FFmpegError as error:
             raise Damage(f"the video is truncated or corrupt after frame {count}.") from error
 
-    def picture(self, frame) -> tuple[np.ndarray, Fraction]:
-        """A frame as uint8 (H, W, 3) RGB, turned and mirrored for display, and the width of its pixels per height."""
-        picture = self.converter.reformat(frame, format="rgb24").to_ndarray()
+    def picture(self, frame, side: int | None = None) -> tuple[np.ndarray, Fraction]:
+        """A frame as uint8 (H, W, 3) RGB, turned and mirrored for display, and the width of its pixels per height.
+
+        side: of the crops that will be made of it, for which swscale, FFmpeg's scaler, first reduces a large frame.
+        The default gives all pixels.
+        """
         matrix = frame.side_data.get("DISPLAYMATRIX")
+        frame, aspect = (frame, self.aspect) if side is None else self._reduced(frame, side)
+        picture = self.converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         if matrix is None:
-            return picture, self.aspect
+            return picture, aspect
         # x' = a x + c y, y' = b x + d y: where x goes mostly to y', the picture is transposed; below 0, mirrored.
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
         if abs(b) > abs(a):
-            picture, across, down, aspect = picture.transpose(1, 0, 2), c, b, 1 / self.aspect
+            picture, across, down, aspect = picture.transpose(1, 0, 2), c, b, 1 / aspect
         else:
-            across, down, aspect = a, d, self.aspect
+            across, down = a, d
         return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], aspect
+
+    def _reduced(self, frame, side: int) -> tuple:
+        """A frame, reduced if it is large for crops of `side` pixels, and the width of its pixels per height.
+
+        It keeps its pixel format. So the conversion to RGB, which differs between formats and between even and odd
+        sizes by more than the scaling does, is the same one with and without.
+        """
+        # Rare kinds are left as they are: swscale scales RGB as YUV, cannot write palettes, and scales fields apart.
+        if frame.format.is_rgb or not frame.format.is_planar or frame.interlaced_frame:
+            return frame, self.aspect
+        width, height = frame.width, frame.height
+        shorter = min(width * self.aspect, Fraction(height))
+        if shorter < LARGE * side:
+            return frame, self.aspect
+        scale = FINER * side / shorter
+        narrow, low = _reduced_side(width, width * self.aspect * scale), _reduced_side(height, height * scale)
+        how = av.video.reformatter.Interpolation
+        flags = how.BICUBIC | how.ACCURATE_RND
+        frame = self._centred(frame)
+        frame = self.reducer.reformat(frame, width=narrow, height=low, interpolation=flags, threads=1)
+        return frame, self.aspect * Fraction(width * low, narrow * height)
+
+    def _centred(self, frame):
+        """The same frame, but its colour samples are said to lie amid the pixels that share them.
+
+        The conversion to RGB takes them so, even if the stream says that they lie at the left (H.264's default), and
+        swscale does not: a reduced frame's colours would be half of its own, larger pixels beside their place.
+        """
+        kind = frame.width, frame.height, frame.format.name
+        if self.centring is None or self.centring[0] != kind:
+            graph = av.filter.Graph()
+            start = graph.add_buffer(width=kind[0], height=kind[1], format=frame.format, time_base=Fraction(1, 1000))
+            try:
+                centre = graph.add("setparams", "chroma_location=center")
+            except (av.error.FFmpegError, ValueError) as error:
+                raise ValueError("resize is decoder, which this old PyAV cannot do; upgrade av, or use pil.") from error
+            graph.link_nodes(start, centre, graph.add("buffersink")).configure()
+            self.centring = kind, graph
+        self.centring[1].vpush(frame)
+        return self.centring[1].vpull()
+
+
+def _reduced_side(size: int, wanted: Fraction) -> int:
+    """The first number from `wanted` on that is even or odd as `size` is; `size` if that is less."""
+    least = math.ceil(wanted)
+    return min(size, least + (size - least) % 2)
+
+
+def in_ticks(duration: Fraction, ticks: int) -> int | Fraction:
+    """A duration in seconds as a number of ticks, exactly: whole if the ticks were chosen for it."""
+    count = duration * ticks
+    return count.numerator if count.denominator == 1 else count
 
 
 def crop_of(picture: tuple[np.ndarray, Fraction], resolution: int, position=CENTRE) -> np.ndarray:

@@ -74,11 +74,13 @@ class TotoImagesKwargs(TypedDict, total=False):
 class TotoVideosKwargs(TypedDict, total=False):
     """How a video *file* is sampled: every `stride`-th frame (default and paper: 4), or `fps` frames per second.
 
+    resize: "decoder" lets FFmpeg reduce large frames before PIL resizes them; see `sampling.Sampling`.
     Every frame of an array is used, as with transformers' `do_sample_frames=False`.
     """
 
     stride: int
     fps: float | None
+    resize: str
     do_sample_frames: bool | None
     return_tensors: str
 
@@ -246,10 +248,13 @@ class TotoProcessor(ProcessorMixin):
             self._bf16 = state, bf16_encoder(self.visual_tokenizer)
         return self._bf16[1]
 
-    def _video_frames(self, video, stride: int, fps: float | None) -> np.ndarray:
-        """Frames, uint8 (T, R, R, 3), of a path, an array (T, H, W, 3) or a list of pictures."""
+    def _video_frames(self, video, sampled: dict) -> np.ndarray:
+        """Frames, uint8 (T, R, R, 3), of a path, an array (T, H, W, 3) or a list of pictures.
+
+        sampled: fields of Sampling, for a path.
+        """
         if isinstance(video, (str, Path)):
-            return read_clip(video, Sampling(self.num_frames, stride, fps, self.resolution)).frames
+            return read_clip(video, Sampling(self.num_frames, resolution=self.resolution, **sampled)).frames
         return np.stack([resize_and_crop(frame, self.resolution) for frame in list_of_images(video)])
 
     def __call__(self, images=None, videos=None, **kwargs: Unpack[TotoProcessorKwargs]) -> BatchFeature:
@@ -280,8 +285,9 @@ class TotoProcessor(ProcessorMixin):
             pictures = [resize_and_crop(image, self.resolution, position) for image in list_of_images(images)]
             rows += list(image_rows(self.encode_frames(np.stack(pictures)), end=end))
         if videos is not None:
-            stride, fps = merged["videos_kwargs"].get("stride", Sampling.stride), merged["videos_kwargs"].get("fps")
-            clips = [self._video_frames(video, stride, fps) for video in _list_of_videos(videos)]
+            given = merged["videos_kwargs"]
+            sampled = {name: given[name] for name in ("stride", "fps", "resize") if name in given}
+            clips = [self._video_frames(video, sampled) for video in _list_of_videos(videos)]
             codes = self.encode_frames(np.concatenate(clips)).split([len(clip) for clip in clips])
             rows += [video_rows(code[None], end=end)[0] for code in codes]
         input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_ID)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+RESIZE = ("pil", "decoder")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -20,8 +22,10 @@ class Sampling:
         seed: of the random crops, and of the embedded world.
         detail: reduce frames to this many pixels a side and enlarge them again, see
             `image_processing_toto.limit_detail`; a control.
+        resize: "pil" resizes frames of videos at once and in full; "decoder" lets FFmpeg reduce large ones to three
+            times `resolution` before, see `playback.Playback.picture`. Images are always resized at once.
     Raises:
-        ValueError: a count below 1, a rate of 0 or less, or views together with random crops.
+        ValueError: a count below 1, a rate of 0 or less, an unknown `resize`, or views together with random crops.
     """
 
     num_frames: int = 16
@@ -32,6 +36,7 @@ class Sampling:
     views: tuple[int, int] | None = None
     seed: int = 0
     detail: int | None = None
+    resize: str = "pil"
 
     def __post_init__(self):
         for name in ("num_frames", "stride", "resolution", "crops", "detail"):
@@ -40,13 +45,15 @@ class Sampling:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"fps is {self.fps:g}; it must be above 0.")
+        if self.resize not in RESIZE:
+            raise ValueError(f"resize is {self.resize!r}; it must be pil or decoder.")
         if self.views is not None and self.crops != 1:
             raise ValueError("views cannot be combined with random crops; omit crops.")
 
 
 @dataclass(frozen=True)
 class TimeStepArgs:
-    """The flags that set the time between the frames of a clip."""
+    """The flags that set the time between the frames of a clip, and how those of videos are resized."""
 
     stride: int = field(
         default=Sampling.stride, metadata={"help": "every n-th frame of a video (paper: 4, for 24 to 30 fps media)"}
@@ -58,9 +65,18 @@ class TimeStepArgs:
             "where it is held (paper's time step: 7.5)"
         },
     )
+    resize: str = field(
+        default=Sampling.resize,
+        metadata={
+            "help": "pil, or decoder, which reduces large frames of videos faster and changes a few codes in a hundred "
+            "(docs/datasets.md)"
+        },
+    )
 
     def __post_init__(self):
         if self.stride < 1:
             raise ValueError(f"--stride is {self.stride}; it must be at least 1.")
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"--fps is {self.fps:g}; it must be above 0.")
+        if self.resize not in RESIZE:
+            raise ValueError(f"--resize is {self.resize}; it must be pil or decoder.")

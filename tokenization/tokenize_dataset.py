@@ -124,15 +124,15 @@ class TokenizeArgs(TimeStepArgs):
         if self.verify is not None:
             _refuse(changed, changed - {"verify", "push_to_hub", "private"}, "with --verify, which reads shards only")
         elif self.dataset.split(":")[0] == "toyworld":
-            _refuse(changed, {"stride", "fps", "image_column", "kind", "config_name"}, "on toyworld, which is drawn")
+            idle = {"stride", "fps", "resize", "image_column", "kind", "config_name"}
+            _refuse(changed, idle, "on toyworld, which is drawn")
         elif self.fps is not None:
             _refuse(changed, {"stride"}, "next to --fps")
 
     def sampling(self, resolution: int) -> Sampling:
         """How clips are sampled. resolution: side of the frames in pixels."""
-        return Sampling(
-            self.num_frames, self.stride, self.fps, resolution, crops=self.crops, seed=self.seed, detail=self.detail
-        )
+        same = ("num_frames", "stride", "fps", "crops", "seed", "detail", "resize")
+        return Sampling(resolution=resolution, **{name: getattr(self, name) for name in same})
 
 
 def _refuse(changed: set[str], idle: set[str], where: str) -> None:
@@ -188,8 +188,11 @@ def tokenize(args: TokenizeArgs) -> dict:
     if state.is_main_process:
         for line in source.found:
             print(line)
-    if source.kind == "image" and state.is_main_process and (args.fps is not None or args.stride != Sampling.stride):
-        print("--stride and --fps have no effect on images, each of which is one frame")
+    if source.kind == "image" and state.is_main_process:
+        if args.fps is not None or args.stride != Sampling.stride:
+            print("--stride and --fps have no effect on images, each of which is one frame")
+        if args.resize != Sampling.resize:
+            print("--resize has no effect on images, which PIL resizes")
     precision = args.precision or ("bf16" if bf16_is_fast(state.device) else "fp32")
     settings = {name: value for name, value in asdict(args).items() if name not in NOT_SETTINGS}
     settings |= {"precision": precision, "tokenizer": processor.fingerprint, "files": source.num_shards}
@@ -227,7 +230,7 @@ def _prepare(partial: Path, settings: dict) -> None:
 
     file = partial / "settings.json"
     if file.is_file():
-        before = json.loads(file.read_text())
+        before = {"resize": Sampling.resize} | json.loads(file.read_text())  # earlier versions do not name it
         unlike = [name for name in settings if before.get(name) != settings[name]]
         if unlike:
             changes = ", ".join(f"{name} {before.get(name)} instead of {settings[name]}" for name in unlike)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .image_processing_toto import CENTRE
-from .playback import Playback, Shown, crop_of, extent
+from .playback import Playback, Shown, crop_of, extent, in_ticks
 from .sampling import Sampling
 
 # Seconds. Matroska and many files that were converted from it have times rounded to milliseconds, at the start of a
@@ -72,18 +72,21 @@ class _View:
     ):
         self.shape = (sampling.num_frames, sampling.resolution, sampling.resolution, 3)
         self.offset, self.generator, self.position, self.is_single = offset, generator, position, is_single
-        self.next_time: Fraction | None = None
+        self.next_time: int | Fraction | None = None  # ticks
         self.filled, self.is_done = 0, False
 
-    def copies(self, shown: Shown, stride: int, step: Fraction | None) -> int:
-        """How often the view takes a frame: with a step in seconds, once for every time at which it is on show."""
+    def copies(self, shown: Shown, stride: int, step: int | None, rounding: int) -> int:
+        """How often the view takes a frame: with a step in ticks, once for every time at which it is on show.
+
+        rounding: ROUNDING in ticks.
+        """
         if self.is_done or shown.index < self.offset:
             return 0
         if step is None:
             return int((shown.index - self.offset) % stride == 0)
         if self.next_time is None:
             self.next_time = shown.time
-        copies = max(0, math.ceil((shown.until - ROUNDING - self.next_time) / step))
+        copies = max(0, -((self.next_time + rounding - shown.until) // step))  # rounded up
         self.next_time += copies * step
         return copies
 
@@ -162,14 +165,20 @@ def read_windows(
         if step is not None and rate:  # the frame on show at the last of the times
             needed = math.floor((num_frames - 1) * step * rate) + 1
         looks = _looks(file, sampling, source, span, needed, step)
+        starts = [look.next_time for look in looks if look.next_time is not None]
+        ticks = playback.ticks(ROUNDING, *starts, *([] if step is None else [step]))
+        for look in looks:
+            look.next_time = None if look.next_time is None else in_ticks(look.next_time, ticks)
+        pace = (stride, None if step is None else in_ticks(step, ticks), in_ticks(ROUNDING, ticks))
+        side = sampling.resolution if sampling.resize == "decoder" else None
         effective = float(fps) if fps else float(rate or 0) / stride
         count, windows = 0, 0
-        for shown in playback.frames():
+        for shown in playback.frames(ticks):
             count, picture = shown.index + 1, None
             for view in looks:
-                for _ in range(view.copies(shown, stride, step)):
+                for _ in range(view.copies(shown, *pace)):
                     if picture is None:
-                        picture = playback.picture(shown.frame)
+                        picture = playback.picture(shown.frame, side)
                     full = view.add(picture, shown.index)
                     if full is not None:
                         windows += 1

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from tokenization.sampling import Sampling
+from tokenization.sampling import RESIZE, Sampling
 from training.flags import (
     absolute,
     json_fields,
@@ -104,9 +104,9 @@ class Source:
         at_end: at the end of the source, "repeat" starts it again; "leave" gives its share to the others, in
             proportion; "stop" ends the training.
         val_data: validation rows; by default one item in 20 of the source is held out (toyworld has its own split).
-        split, val_split, kind, stride, fps, crops, image_column, config_name: for pixels that are tokenized while
-            training; see `toto tokenize`. With crops above 1, crops are random and differ in every epoch (paper: random
-            crops).
+        split, val_split, kind, stride, fps, resize, crops, image_column, config_name: for pixels that are tokenized
+            while training; see `toto tokenize`. With crops above 1, crops are random and differ in every epoch (paper:
+            random crops).
     """
 
     data: str
@@ -119,6 +119,7 @@ class Source:
     kind: str | None = None
     stride: int = Sampling.stride
     fps: float | None = None
+    resize: str = Sampling.resize
     crops: int = 2
     image_column: str | None = None
     config_name: str | None = None
@@ -134,6 +135,7 @@ class Source:
         require(is_number and self.weight > 0, f"{has} weight {self.weight!r}; it must be a number above 0.")
         require(self.at_end in AT_END, f"{has} at_end '{self.at_end}'; choose one of {', '.join(AT_END)}.")
         require(self.kind in (None, "video", "image"), f"{has} kind '{self.kind}'; it must be video or image.")
+        require(self.resize in RESIZE, f"{has} resize '{self.resize}'; choose one of {', '.join(RESIZE)}.")
 
     @property
     def is_shards(self) -> bool:

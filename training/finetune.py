@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     beginning = begin("finetune", settings.run, resumed)
     facts = {"command": command, "media": media_on_record(settings.model.model)}
     inputs, settings = open_inputs(beginning, settings, argv)
-    if inputs.kind == "image" and (ignored := idle(argv, "stride", "fps", "num_frames")):
+    if inputs.kind == "image" and (ignored := idle(argv, "stride", "fps", "resize", "num_frames")):
         print(f"{ignored}: no effect on images, each of which is one frame")
     if not any(clips.is_carved for clips in inputs.splits.values()) and (ignored := idle(argv, "group_by")):
         print(f"{ignored}: no effect, since no split was carved")

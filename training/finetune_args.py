@@ -187,7 +187,7 @@ def refuse_idle_flags(argv: list[str], data: LabelledArgs, augment: AugmentArgs)
     if augment.augment == "crop":
         refuse_idle(argv, OF_RAND, "with --augment crop")
     if data.dataset and data.dataset.split(":")[0] == "toyworld":
-        refuse_idle(argv, ("stride", "fps", "image_column", "config_name"), "on toyworld, which is drawn")
+        refuse_idle(argv, ("stride", "fps", "resize", "image_column", "config_name"), "on toyworld, which is drawn")
     if "epochs" in typed:
         refuse_idle(argv, ("max_steps",), "next to --epochs")
     return replace(data, epochs=None) if "max_steps" in typed else data

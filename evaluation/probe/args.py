@@ -197,7 +197,7 @@ def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
     if "fps" in typed:
         refuse_idle(argv, ("stride",), "next to --fps")
     if args.dataset.split(":")[0] == "toyworld":
-        refuse_idle(argv, ("stride", "fps", "image_column", "config_name"), "on toyworld, which is drawn")
+        refuse_idle(argv, ("stride", "fps", "resize", "image_column", "config_name"), "on toyworld, which is drawn")
 
 
 def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> list[str]:
@@ -209,7 +209,9 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> 
     from training.flags import idle
 
     found = []
-    if kind == "image" and (flags := idle(argv, "num_frames", "stride", "fps", "frame_order", "average_clips")):
+    if kind == "image" and (
+        flags := idle(argv, "num_frames", "stride", "fps", "resize", "frame_order", "average_clips")
+    ):
         found.append(f"{flags}: no effect on images, each of which is one frame")
     if not set(args.heads) & set(TOKEN_HEADS) and (flags := idle(argv, "max_tokens")):
         found.append(f"{flags}: no effect without heads on tokens ({', '.join(TOKEN_HEADS)})")

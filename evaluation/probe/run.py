@@ -94,6 +94,7 @@ def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]
         resolution=backbone.resolution,
         views=args.views and tuple(args.views),
         detail=args.detail,
+        resize=args.resize,
     )
     labelled = Labelled(
         args.dataset,

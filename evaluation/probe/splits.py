@@ -148,7 +148,10 @@ class _Reader:
     def collect(self, part: str, opened: Opened, columns: list[str], batch_size: int) -> ClipSet:
         """The clips of an opened split with their features, and with checked labels of these columns."""
         split, source = opened
-        read = self.options | asdict(self.samplings[part]) | {"limit": source.limit} | self.order.facts()
+        sampled = asdict(self.samplings[part])
+        if sampled["resize"] == Sampling.resize:
+            del sampled["resize"]  # features of earlier versions, which had no choice, keep their key
+        read = self.options | sampled | {"limit": source.limit} | self.order.facts()
         read |= {"text_labels": source.text_labels} if source.text_labels else {}
         key = self.fingerprint and data_key(self.fingerprint, split, read)
         change = None if self.order.name == "ordered" else self.order

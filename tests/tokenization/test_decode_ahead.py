@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from media import make_video
 
+from tokenization.playback import Playback
 from tokenization.sources.decode_ahead import decode_ahead
 from tokenization.sources.open import Item
 from tokenization.video import Clip
@@ -60,6 +62,23 @@ def test_a_failing_listing_is_raised():
 
     with pytest.raises(OSError, match="gone"):
         list(decode_ahead(listing(), 2, 4, 2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_videos_that_are_decoded_side_by_side_have_a_thread_each(tmp_path, threads):
+    path, seen = make_video(tmp_path / "a.mp4", frames=20), []
+
+    def decode():
+        with Playback(path) as playback:
+            assert len(list(playback.frames(1000))) == 20
+            seen.append((playback.stream.codec_context.thread_count == 1, playback.stream.thread_type.name))
+        yield Clip(np.zeros((1, 1, 1, 3), np.uint8), "a")
+
+    list(decode_ahead((SimpleNamespace(item=Item(str(i), decode)) for i in range(3)), threads, 3, 2))
+    if threads == 1:
+        assert {name for _, name in seen} == {"AUTO"}
+    else:
+        assert seen == [(True, "SLICE")] * 3
 
 
 def test_little_is_decoded_ahead_and_closing_ends_the_threads():

@@ -11,7 +11,7 @@ import torch
 from datasets import load_dataset
 from media import make_image, make_video, tiny_processor, tiny_tokenizer
 
-from tokenization import TotoProcessor
+from tokenization import TotoProcessor, tokenize_dataset
 from tokenization.shards import assemble as assembling
 from tokenization.shards.code_parts import PartWriter
 from tokenization.tokenize_dataset import main, read_manifest, verify
@@ -236,10 +236,33 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(shards, videos, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_frames_reduced_by_the_decoder_are_recorded_and_not_mixed_with_others(
+    shards, videos, tokenizer, tmp_path, monkeypatch
+):
+    assert "resize" not in read_manifest(shards)
+    manifest = run(videos, tmp_path / "out", tokenizer, "--resize", "decoder")
+    assert manifest["resize"] == "decoder" and manifest["num_sequences"] == 10
+    assert "large frames reduced by the decoder" in (tmp_path / "out" / "README.md").read_text()
+    partial = tmp_path / "other.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize_dataset, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(videos, tmp_path / "other", tokenizer, "--resize", "decoder")
+    with pytest.raises(ValueError, match=r"started with other flags \(resize decoder instead of pil\)"):
+        run(videos, tmp_path / "other", tokenizer)
+    settings = json.loads((partial / "settings.json").read_text())
+    del settings["resize"]  # as an earlier version left it
+    (partial / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"\(resize pil instead of decoder\)"):
+        run(videos, tmp_path / "other", tokenizer, "--resize", "decoder")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--dataset", "toyworld"], "--dataset and --output"),
+        (["--dataset", "a", "--output", "x", "--resize", "gpu"], "--resize is gpu; it must be pil or decoder"),
+        (["--dataset", "toyworld", "--output", "x", "--resize", "decoder"], "--resize would have no effect on toy"),
         (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride is 0; it must be at least 1"),
         (["--dataset", "toyworld", "--output", "x", "--max_clips", "-1"], "--max_clips is -1; it must be at least 1"),
         (

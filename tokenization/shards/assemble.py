@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from tokenization.files import sha256, write_whole
+from tokenization.sampling import Sampling
 from tokenization.shards.code_parts import gather, plan
 from tokenization.shards.format import FORMAT
 from tokenization.shards.parts import finished_parts, on_main, part_name
@@ -58,6 +59,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
         "resolution": processor.resolution,
         "crops": args.crops,
         **({} if args.detail is None else {"detail": args.detail}),
+        **({"resize": args.resize} if is_video and args.resize != Sampling.resize else {}),
         "seed": args.seed,
         "precision": precision,
         "num_sequences": counts["rows"],

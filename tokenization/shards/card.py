@@ -29,6 +29,7 @@ def shard_card(manifest: dict, repo: str) -> str:
     sampling = ""
     if is_video:
         sampling = f", {manifest['fps']:g} per second" if manifest["fps"] else f", every {manifest['stride']}th frame"
+        sampling += ", large frames reduced by the decoder" if manifest.get("resize") == "decoder" else ""
     precision = manifest["precision"]
     if manifest.get("bf16_agreement") is not None:
         precision += f" ({100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch are the same in fp32)"

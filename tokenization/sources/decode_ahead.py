@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from tokenization.playback import decode_on_one_thread
 from tokenization.video import Clip
 
 
@@ -16,7 +17,7 @@ def decode_ahead(steps: Iterable, threads: int, in_flight: int, clips_each: int)
 
     Args:
         steps: objects with an attribute `item`, an `open.Item` or None; they are listed in a thread of their own.
-        threads: items decoded at a time.
+        threads: items decoded at a time; if there are several, each is decoded by its thread alone.
         in_flight: number of items that may be ahead of the caller. clips_each: decoded clips that each may hold.
     Yields:
         (step, clip, None) for every clip of an item, followed by (step, None, why) once per item; `why` is None or the
@@ -64,7 +65,8 @@ def decode_ahead(steps: Iterable, threads: int, in_flight: int, clips_each: int)
         except BaseException as error:  # likewise
             put(order, error)
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    alone = decode_on_one_thread if threads > 1 else None
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=alone)
     feeder = threading.Thread(target=feed, name="list items", daemon=True)
     feeder.start()
     try:

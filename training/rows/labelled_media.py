@@ -53,8 +53,8 @@ class LabelledMedia:
 
     def open(self, split: str, resolution: int, part: str) -> ClipSource:
         """A split of the dataset. part: its role, "train", "validation" or "test"."""
-        sampling = Sampling(self.num_frames, self.args.stride, self.args.fps, resolution)
         args = self.args
+        sampling = Sampling(self.num_frames, args.stride, args.fps, resolution, resize=args.resize)
         columns = {"image_column": args.image_column, "kind": args.kind, "config_name": args.config_name}
         is_toyworld = self.args.dataset.split(":")[0] == "toyworld"
         limit = (self._most(part) or TOYWORLD_ITEMS[part]) if is_toyworld else 10**12

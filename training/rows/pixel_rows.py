@@ -52,7 +52,7 @@ class PixelRows:
         from tokenization.sources.open import open_source
 
         self.source, self.to_row, self.num_frames = source, to_row, num_frames
-        sampling = Sampling(1, source.stride, source.fps, resolution, seed=seed)
+        sampling = Sampling(1, source.stride, source.fps, resolution, seed=seed, resize=source.resize)
         columns = {"image_column": source.image_column, "kind": source.kind, "config_name": source.config_name}
         self.split, crops = split or source.split, source.crops
         if source.is_toyworld:  # its clips are all different anyway
