@@ -55,7 +55,7 @@ class Versus(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Best(Row):
-    """The row chosen on validation. versus: its difference to each baseline."""
+    """The row chosen on validation. versus: its difference to each baseline and to "layer 0", if that was tried."""
 
     versus: dict[str, Versus] | None
 

@@ -116,7 +116,8 @@ def score_task(
     found = {who: score(each, task, references, tested.items) for who, each in trained.items()}
     model = found.pop("model")
     others = {who: each.predictions for who, each in found.items()}
-    versus = compare(model.predictions, others, references, tested.items, seed)
+    layer_0 = {"layer 0": np.array(model.selected["layer=0"].predicted)} if _has_deeper_best(model) else {}
+    versus = compare(model.predictions, others | layer_0, references, tested.items, seed)
     is_small = len(names) <= MOST_CONFUSED
     return TaskResult(
         classes=len(names),
@@ -135,6 +136,11 @@ def score_task(
             selected=model.selected,
         ),
     )
+
+
+def _has_deeper_best(model: Scored) -> bool:
+    """Whether layer 0, the embeddings before any block, was tried and another layer was chosen."""
+    return model.best.layer != 0 and "layer=0" in model.selected
 
 
 def _baseline(scored: Scored, has_layers: bool) -> Baseline:

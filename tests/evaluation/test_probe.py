@@ -41,6 +41,15 @@ def check_row(row: dict, n_test: int) -> None:
     assert (row["accuracy"] * n_test) == pytest.approx(round(row["accuracy"] * n_test))
 
 
+def check_layer_0(results):
+    """The chosen layer is compared with layer 0, unless it is layer 0."""
+    best, layers, leads = results["best"], results["layers"], results["best"]["versus"]
+    assert ("layer 0" in leads) == (best["layer"] != 0)
+    if best["layer"] != 0:
+        first = max((row for row in layers if row["layer"] == 0), key=lambda row: row["val_accuracy"])
+        assert leads["layer 0"]["difference"] == pytest.approx(best["accuracy"] - first["accuracy"])
+
+
 def test_images(checkpoint, pictures, tmp_path, capsys):
     flags = ("--label_column", "label", "--stride", "2")
     results = probe(checkpoint, pictures, tmp_path / "new" / "folder" / "probe.json", *flags)
@@ -56,7 +65,8 @@ def test_images(checkpoint, pictures, tmp_path, capsys):
     best = results["best"]
     assert best["val_accuracy"] == max(row["val_accuracy"] for row in results["layers"])
     assert {k: best[k] for k in results["layers"][0]} in results["layers"]
-    assert set(results["baselines"]) == {"pixels", "untrained"} == set(best["versus"])
+    assert set(results["baselines"]) == {"pixels", "untrained"} == set(best["versus"]) - {"layer 0"}
+    check_layer_0(results)
     assert len(results["baselines"]["untrained"]["layers"]) == 8
     assert results["baselines"]["pixels"]["accuracy"] == 1  # brightness is easy to see
     assert best["versus"]["pixels"]["verdict"] in ("below", "no significant difference")
@@ -86,7 +96,8 @@ def test_one_pass_serves_all_labels_and_is_repeatable(checkpoint, tmp_path):
 
 def test_layers_best_and_numbers(checkpoint, pictures, tmp_path):
     every = probe(checkpoint, pictures, tmp_path / "a.json", "--baselines", "none")
-    assert every["baselines"] == {} == every["best"]["versus"]
+    assert every["baselines"] == {}
+    check_layer_0(every)
     best = probe(checkpoint, pictures, tmp_path / "b.json", "--baselines", "none", "--layers", "best")
     assert best["best"] == every["best"] and len(best["layers"]) == 1
     two = probe(checkpoint, pictures, tmp_path / "c.json", "--baselines", "untrained", "--layers", "2", "0")

@@ -71,8 +71,11 @@ def test_a_pretrained_model(tmp_path):
     recipe |= {"max_steps": 2000, "learning_rate": 0.002, "seed": 0}
     best = {"layer": 1, "head": "linear", "val_accuracy": 0.5, "accuracy": 0.5, "ci95": [0.469, 0.531]}
     best["versus"] = {"pixels": {"difference": 0.2, "ci95": [0.157, 0.243]}}
+    best["versus"]["layer 0"] = {"difference": 0.1, "ci95": [0.061, 0.139]}
+    first = {"layer": 0, "head": "linear", "accuracy": 0.4, "ci95": [0.37, 0.431]}
     probe = {"data": {"dataset": "/home/someone/digits", "num_frames": 1}, "n_test": 1000, "label": "digit"}
     probe |= {"best": best, "baselines": {"pixels": {"head": "linear", "accuracy": 0.3, "ci95": [0.272, 0.329]}}}
+    probe |= {"layers": [first | {"head": "attention", "accuracy": 0.1}, first, best]}
     card = model_card(
         save(tmp_path / "toto-pretrained"),
         metrics={"step": 2000, "val_loss": 2.0794},

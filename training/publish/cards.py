@@ -264,9 +264,15 @@ def _recipe_facts(recipe: dict) -> dict:
 
 
 def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:
-    """Rows of the probe table: the model's best probe, then each baseline."""
-    for features, row in [("**this model**", task["best"]), *task.get("baselines", {}).items()]:
-        versus = task["best"].get("versus", {}).get(features)
+    """Rows of the probe table: the model's best probe, then its layer 0 where that is another one, and baselines."""
+    leads = task["best"].get("versus", {})
+    rows = [("**this model**", task["best"])]
+    if "layer 0" in leads:
+        accuracy = task["best"]["accuracy"] - leads["layer 0"]["difference"]
+        first = [row for row in task["layers"] if row["layer"] == 0]
+        rows.append(("layer 0", min(first, key=lambda row: abs(row["accuracy"] - accuracy))))
+    for features, row in rows + list(task.get("baselines", {}).items()):
+        versus = leads.get(features)
         points = [100 * part for part in (versus["difference"], *versus["ci95"])] if versus else []
         yield {
             "data": _public(result["data"]["dataset"]),
