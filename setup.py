@@ -67,7 +67,7 @@ setup(
     extras_require={
         "demo": demo,
         "liger": ["liger-kernel"],
-        "test": [*demo, "peft", "pytest", "pytest-xdist", "ruff", "tensorboard"],
+        "test": [*demo, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

@@ -32,6 +32,9 @@ class EvaluateArgs:
         },
     )
     split: str = field(default="test", metadata={"help": "split of every dataset"})
+    config_name: str | None = field(
+        default=None, metadata={"help": "configuration of every dataset, where they have several"}
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={"help": "folder or Hub id of a visual tokenizer or a processor (default: the small one shipped)"},
@@ -56,6 +59,8 @@ class EvaluateArgs:
     def __post_init__(self):
         if not self.dataset:
             raise ValueError("There is nothing to evaluate on; pass --dataset.")
+        if self.config_name is not None and all(name.split(":")[0] == "toyworld" for name in self.dataset):
+            raise ValueError("--config_name would have no effect on toyworld, which is drawn; leave it out.")
         for name in ("max_frames", "frames_per_video", "resolution"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -282,12 +287,12 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     from tqdm import tqdm
 
     from tokenization.sampling import Sampling
-    from tokenization.sources.open import open_source
+    from tokenization.sources.open import config_of, open_source
 
     # Frames of a video that are not chosen would count towards a limit; toyworld is endless and needs one.
     limit = args.max_frames if dataset.split(":")[0] == "toyworld" else None
     sampling = Sampling(num_frames=1, fps=1.0, resolution=processor.resolution)
-    source = open_source(dataset, args.split, sampling, limit=limit)
+    source = open_source(dataset, args.split, sampling, limit=limit, config_name=config_of(dataset, args.config_name))
     score = TokenizerScore(processor.visual_tokenizer)
     batch_size = 8 if processor.visual_tokenizer.device.type == "cpu" else 64
     waiting, originals, copies = [], [], []
@@ -364,6 +369,7 @@ def main(argv: list[str] | None = None) -> None:
                 "fingerprint": processor.fingerprint,
             },
             "split": args.split,
+            "config_name": args.config_name,
             "resolution": processor.resolution,
             "max_frames": args.max_frames,
             "frames_per_video": args.frames_per_video,

@@ -76,7 +76,8 @@ def read_held_out(args: TokenizerArgs, resolution: int) -> dict:
     only = args.eval_split == "held_out"
     split = args.split if only else args.eval_split
     frames = (resolution, args.eval_frames)
-    return {name: held_out_frames(name, split, *frames, only_held_out=only) for name in args.dataset}
+    options = {"only_held_out": only, "config_name": args.config_name}
+    return {name: held_out_frames(name, split, *frames, **options) for name in args.dataset}
 
 
 def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[Path, bool]:
@@ -104,7 +105,7 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     steps = kind(accelerator, model, args, flags, optim)
     rank, world = accelerator.process_index, accelerator.num_processes
     share = {"crops": args.crops, "hold_out": args.eval_split == "held_out", "seed": args.seed}
-    share |= {"rank": rank, "world": world}
+    share |= {"rank": rank, "world": world, "config_name": args.config_name}
     stream = FrameStream(args.dataset, args.split, config.resolution, args.batch_size, **share)
     loop = TokenizerLoop(run, steps, stream, held_out, args)
     if run.checkpoint is not None:

@@ -283,6 +283,22 @@ def test_toyworld_and_another_resolution(media, tmp_path):
     assert written["datasets"]["toyworld"]["num_frames"] == 3 and written["resolution"] == 40
 
 
+def test_one_of_several_configurations(media, tmp_path):
+    data = tmp_path / "data"
+    for name, count in (("few", 2), ("many", 3)):
+        (data / name / "test").mkdir(parents=True)
+        for i in range(count):
+            make_image(data / name / "test" / f"{i}.png", (50 * i, 90, 20))
+    configs = "".join(f"- {{config_name: {name}, data_dir: {name}}}\n" for name in ("few", "many"))
+    (data / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    flags = ["--dataset", data, "toyworld", "--max_frames", 4, "--resolution", 32]
+    written = evaluate(media, tmp_path / "out", *flags, "--config_name", "many")
+    assert written["config_name"] == "many"
+    assert {name: figures["num_frames"] for name, figures in written["datasets"].items()} == {"data": 3, "toyworld": 4}
+    with pytest.raises(ValueError, match="several configurations; name one with --config_name: few, many"):
+        evaluate(media, tmp_path / "none", *flags)
+
+
 def test_what_cannot_be_read_is_counted(media, tmp_path):
     (tmp_path / "data" / "test").mkdir(parents=True)
     make_image(tmp_path / "data" / "test" / "a.png", (1, 2, 3))
@@ -305,6 +321,7 @@ def test_what_cannot_be_read_is_counted(media, tmp_path):
         (["--dataset", "toyworld", "--resolution", "18"], "not a multiple of the visual tokenizer's stride 4"),
         (["--dataset", "IMAGES", "--resolution", "4"], "at least 7 x 7 pixels"),
         (["--dataset", "toyworld", "--split", "dev"], "toyworld has no split"),
+        (["--dataset", "toyworld", "--config_name", "x"], "--config_name would have no effect on toyworld"),
     ],
 )
 def test_wrong_flags_are_one_sentence(media, tmp_path, flags, words):

@@ -273,10 +273,43 @@ def test_a_readme_that_is_no_help(tmp_path):
     assert listed(tmp_path) == {"a.mp4": None}
 
 
+def test_splits_in_a_single_folder(tmp_path):
+    """A folder that holds everything and several splits is no class and no place, at any depth."""
+    names = ["set/data/train/bus/a.mp4", "set/data/train/car/b.mp4", "set/data/val/bus/c.mp4", "set/data/more/d.mp4"]
+    touch(tmp_path, *names, "set/data/list.csv", "notes/readme.txt")
+    assert listed(tmp_path) == {names[0]: "bus", names[1]: "car"}
+    assert listed(tmp_path, "validation") == {names[2]: "bus"}
+    assert listed(tmp_path, "more") == {names[3]: None}
+    source = open_source(str(tmp_path), "train", SIZES)
+    assert "splits are the folders of set/data" in source.found[1]
+    assert source.left["in split val"] == source.left["in no split"] == {".mp4": 1}
+    with pytest.raises(ValueError, match=r"no split 'test'; it has train, val. Other .* named as a split: more\."):
+        listed(tmp_path, "test")
+    assert listed(touch(tmp_path / "own", "data/a/1.mp4", "data/b/2.mp4"), "b") == {"data/b/2.mp4": None}
+    one = touch(tmp_path / "one", "vehicles/train/a.mp4", "vehicles/bus/b.mp4")
+    assert set(listed(one).values()) == {"train", "bus"}, "one name of a split may be a class"
+    tables = touch(tmp_path / "images", "x/train/a.jpg", "x/test/b.jpg", "cover.mp4")
+    assert listed(tables, "test", kind="image") == {"x/test/b.jpg": None}
+
+
 def test_splits_further_down_are_told(tmp_path):
-    touch(tmp_path, "data/train/bus/a.mp4", "data/test/car/b.mp4")
+    touch(tmp_path, "a/train/bus/a.mp4", "b/test/car/b.mp4")
     assert len(listed(tmp_path)) == 2
-    assert "data/test and data/train are not splits" in open_source(str(tmp_path), "train", SIZES).found[1]
+    assert "a/train and b/test are not splits" in open_source(str(tmp_path), "train", SIZES).found[1]
+
+
+@pytest.mark.parametrize("names", [("Train", "Val"), ("training", "testing"), ("TRAIN", "dev2", "Test")], ids=str)
+def test_folders_that_look_like_splits_are_told(tmp_path, names):
+    """Such as Train and Val, which are data as every name is; one of them is read by its name."""
+    files = sorted(f"{name}/{label}/a.mp4" for name in names for label in ("bus", "car"))
+    touch(tmp_path, *files)
+    source = open_source(str(tmp_path), "train", SIZES)
+    assert [item.name for item in source.list_items(0)] == files
+    (told,) = (line for line in source.found if "are not splits by their names, but --split" in line)
+    asked = told.split("--split ")[1].split()[0]
+    assert asked in names and list(listed(tmp_path, asked)) == [f"{asked}/bus/a.mp4", f"{asked}/car/a.mp4"]
+    touch(tmp_path / "own", "Train/a.mp4", "bus/b.mp4")
+    assert "--split" not in "".join(open_source(str(tmp_path / "own"), "train", SIZES).found)
 
 
 def test_configurations_on_the_hub_are_named(monkeypatch):

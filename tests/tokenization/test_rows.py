@@ -6,11 +6,13 @@ import tarfile
 from dataclasses import replace
 
 import numpy as np
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from media import make_image, make_video
 from PIL import Image
+from pyarrow import parquet
 
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
@@ -104,6 +106,25 @@ def test_a_row_of_frames_is_a_clip(tmp_path):
     assert not list(source) and "have no rate; sample them with stride" in source.skipped[0]["why"]
 
 
+def test_tables_that_datasets_did_not_write(tmp_path):
+    """Without its notes on types: images and videos are bytes with a path; a column of bytes can be named."""
+    pictures = [{"bytes": png(n), "path": None} for n in (5, 9)]
+    video = {"bytes": make_video(tmp_path / "v.mp4", frames=4).read_bytes(), "path": "v.mp4"}
+    columns = {"image": pictures, "frames": [pictures * 2] * 2, "my_video": [video] * 2, "raw": [png(5), png(9)]}
+    for name in columns:
+        (tmp_path / name).mkdir()
+        parquet.write_table(pyarrow.table({name: columns[name], "label": [3, 4]}), tmp_path / name / "a.parquet")
+    source = open_source(str(tmp_path / "image"), "train", SIZES)
+    assert source.kind == "image" and [(level(c), c.labels["label"]) for c in source] == [([5], 3), ([9], 4)]
+    assert [level(c) for c in open_source(str(tmp_path / "frames"), "train", SIZES)] == [[5, 9, 5, 9]] * 2
+    source = open_source(str(tmp_path / "my_video"), "train", SIZES)
+    assert source.kind == "video" and [len(clip.frames) for clip in source] == [4, 4]
+    with pytest.raises(ValueError, match=r"it holds 1 \.parquet\. Name a column of bytes with --image_column\."):
+        open_source(str(tmp_path / "raw"), "train", SIZES)
+    named = open_source(str(tmp_path / "raw"), "train", SIZES, image_column="raw")
+    assert [level(clip) for clip in named] == [[5], [9]]
+
+
 def test_frames_with_a_rate_are_sampled_by_time(tmp_path):
     file = frame_lists(tmp_path / "a.parquet", [12], fps=10)
     (clip,) = open_source(str(file), "train", replace(SIZES, fps=4))
@@ -150,6 +171,19 @@ def test_json_labels_of_webdataset(tmp_path):
     assert [(clip.source, level(clip), clip.labels) for clip in source] == [
         ("k0", [5], {"label": 3, "word": "cat"}), ("k1", [6], {"label": 4, "word": "cat", "error": "x"}),
     ]  # fmt: skip
+
+
+def test_folders_inside_tar_files_are_no_classes(tmp_path):
+    """Names in a tar file are keys of samples, in whatever folder; that there are no labels is reported."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    tar(tmp_path / "a" / "a.tar", **{"cat/1__png": png(5), "dog/1__png": png(9)})
+    tar(tmp_path / "b" / "b.tar", **{"cat/1__png": png(5), "cat/1__cls": b"3"})
+    source = open_source(str(tmp_path / "a"), "train", SIZES)
+    assert [(clip.source, clip.labels) for clip in source] == [("cat/1", {}), ("dog/1", {})]
+    assert "folders inside tar files are no classes; unpack them" in source.found[1]
+    source = open_source(str(tmp_path / "b"), "train", SIZES)
+    assert [clip.labels for clip in source] == [{"cls": 3}] and "unpack" not in "".join(source.found)
 
 
 def test_samples_need_not_be_alike(tmp_path):

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import VQGAN
 from transformers import AutoModel
 
@@ -22,6 +23,7 @@ from training import find_model
 from training.args import PREEMPTED
 from training.engine import checkpoints
 from training.rows.frames import FrameStream, held_out_frames
+from training.tokenizers.loop import TokenizerLoop
 from training.train_tokenizer import main
 
 CRITIC = ["--disc_start", "6", "--disc_layers", "1", "--disc_channels", "8"]
@@ -117,6 +119,29 @@ def test_a_stream_holds_out_what_it_is_measured_on():
     stream = FrameStream(["toyworld"], "train", 32, 128, hold_out=True)
     seen = {frame.tobytes() for _, batch in zip(range(16), stream, strict=False) for frame in batch}
     assert len(seen & every) > 200 and not seen & held_out
+
+
+def test_one_of_several_configurations(tmp_path, monkeypatch):
+    """Every frame that is trained or measured on is of the configuration that is named; toyworld has none."""
+    data, frames = tmp_path / "data", []
+    for name, colour in (("red", (250, 10, 10)), ("blue", (10, 10, 250))):
+        (data / name).mkdir(parents=True)
+        for i in range(40):  # of which one in 20 is held out
+            Image.new("RGB", (40, 40), colour).save(data / name / f"{i}.png")
+    configs = "".join(f"- {{config_name: {name}, data_dir: {name}}}\n" for name in ("red", "blue"))
+    (data / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    take_step = TokenizerLoop.take_step
+    monkeypatch.setattr(TokenizerLoop, "take_step", lambda *args: frames.append(args[1]) or take_step(*args))
+    flags = ["--dataset", str(data), "--max_steps", "2"]
+    folder = train("vqgan", VQGAN, tmp_path / "out", *flags, "--config_name", "blue")
+    assert len(frames) == 2 and all((batch[..., 2] > 200).all() for batch in frames)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    held_out = held_out_frames(str(data), "train", 32, 24, only_held_out=True, config_name="blue")
+    assert (held_out[..., 2] > 200).all() and len(held_out) == evaluation[str(data)]["num_frames"]
+    stream = FrameStream([str(data), "toyworld"], "train", 32, 8, config_name="red")
+    assert len(next(iter(stream))) == 8
+    with pytest.raises(ValueError, match="several configurations; name one with --config_name: red, blue"):
+        train("vqgan", VQGAN, tmp_path / "none", *flags)
 
 
 @pytest.mark.parametrize("kind", ["vqgan", "dvae"])
@@ -336,6 +361,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         (["--model", '{"num_code": 3}'], "unknown key 'num_code'; did you mean 'num_codes'"),
         (["--model", "{num_codes: 3}"], "--model must be a JSON mapping such as"),
         (["--model", "[3]"], "it must be a JSON mapping"),
+        (["--config_name", "x"], "--config_name would have no effect on toyworld"),
         (["--dataset", "toyworld:hard"], "toyworld has no variant 'hard'; it has simple, cluttered, film"),
         (["--split", "dev"], "toyworld has no split 'dev'; it has train, validation, test"),
     ],

@@ -82,15 +82,23 @@ def open_hub(dataset: str, split: str | None, config_name: str | None, cache_dir
     return Rows(columns_of(rows.features), read, split, 1 if lists_paths else shards, lists_paths)
 
 
+def is_struct(feature) -> bool:
+    """Whether a column has the fields of an image or video, in a table that was not written by `datasets`."""
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+
+
 def is_frame_list(feature) -> bool:
     """Whether a column holds lists of images, the frames of a clip."""
     inner = getattr(feature, "feature", None)
     inner = feature[0] if isinstance(feature, list) and len(feature) == 1 else inner
-    return type(inner).__name__ == "Image" or (isinstance(inner, dict) and set(inner) == {"bytes", "path"})
+    return type(inner).__name__ == "Image" or is_struct(inner)
 
 
 def media_columns(features) -> dict[str, str]:
-    """Column -> "video" or "image": images, videos, lists of images, and bytes in a column named after a suffix."""
+    """Column -> "video" or "image": images, videos, lists of images, and bytes in a column named after a suffix.
+
+    In a table that was not written by `datasets`, bytes with a path are a video where the column's name says so.
+    """
     from datasets import Value
 
     kinds = {}
@@ -100,6 +108,8 @@ def media_columns(features) -> dict[str, str]:
             kinds[name] = "video" if suffix in VIDEOS else of.lower()
         elif is_frame_list(feature):
             kinds[name] = "video"
+        elif is_struct(feature):
+            kinds[name] = "video" if suffix in VIDEOS or "video" in name.lower() else "image"
         elif isinstance(feature, Value) and "binary" in feature.dtype and suffix in VIDEOS | PICTURES:
             kinds[name] = "video" if suffix in VIDEOS else "image"
     return kinds

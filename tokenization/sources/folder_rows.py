@@ -8,7 +8,15 @@ from functools import partial
 
 from tokenization.sources import tables, tars
 from tokenization.sources.dataset_rows import Rows, media_columns
-from tokenization.sources.folders import SPLITS, Tree, choose_split, classes_of, numbered_splits, split_folders
+from tokenization.sources.folders import (
+    SPLITS,
+    Tree,
+    choose_split,
+    classes_of,
+    numbered_splits,
+    split_folders,
+    wrapper_of,
+)
 from tokenization.sources.kinds import (
     ARCHIVES,
     PICTURES,
@@ -27,6 +35,8 @@ from tokenization.sources.metadata import config_files, read_metadata
 
 # Classes that are named in the report.
 MOST_TOLD = 6
+# Names of folders that a reader may take for splits. They are not, since a class may have any name.
+ALIKE = (*SPLITS, "training", "testing", "eval", "evaluation")
 # Tables whose columns are looked at; of more, the first one stands for all.
 MOST_SCHEMAS = 256
 
@@ -114,23 +124,36 @@ class Folder:
         return (
             f"{self.dataset} holds no videos, images, tar files or tables of them, and so no image or video column; "
             f"it holds {counted(by_suffix(names))}."
+            + (" Name a column of bytes with --image_column." if any(suffix_of(n) in TABLES for n in names) else "")
         )
 
     def _choose(self, names: list[str], has_classes: bool) -> tuple[str, dict[str, list[str]], dict[str, str]]:
         """(the split to read, every split -> its files, every split -> its folder); what is in no split is left."""
+        wrapper = ""
         if self.declared is not None:
             known = set(names)
             splits = {split: [n for n in files if n in known] for split, files in self.declared.items()}
             bases = {split: _common_folder(files) for split, files in splits.items()}
         elif splits := split_folders(names, self.asked, has_classes):
             bases = {split: f"{split}/" for split in splits}
+        elif wrapper := wrapper_of(names, self.asked, has_classes):
+            inside = split_folders([name[len(wrapper) :] for name in names], self.asked, has_classes)
+            splits = {split: [wrapper + name for name in files] for split, files in inside.items()}
+            bases = {split: f"{wrapper}{split}/" for split in splits}
+            self.told.append(f"splits are the folders of {wrapper[:-1]}")
         else:
             splits = ({} if has_classes else numbered_splits(names, self.asked)) or {"train": names}
             bases = dict.fromkeys(splits, "")
+            alike = sorted({top for n in names if "/" in n and (top := n.split("/")[0]).lower() in ALIKE})
+            if has_classes and len(alike) > 1:
+                self.told.append(
+                    f"{' and '.join(alike[:2])} are not splits by their names, but --split {alike[0]} reads one of them"
+                )
             deeper = {"/".join(n.split("/")[:2]) for n in names if n.count("/") > 1 and n.split("/")[1] in SPLITS}
             if has_classes and len(deeper) > 1:
                 self.told.append(f"{' and '.join(sorted(deeper)[:2])} are not splits, which are direct subfolders")
-        others = sorted({n.split("/")[0] for n in names if "/" in n} - set(splits)) if has_classes else []
+        tops = {n[len(wrapper) :].split("/")[0] for n in names if "/" in n[len(wrapper) :]}
+        others = sorted(tops - set(splits)) if has_classes else []
         chosen = choose(self.dataset, list(splits), self.asked, others)
         self.read = splits[chosen]
         seen = set(self.read)
@@ -151,6 +174,9 @@ class Folder:
         if suffix_of(paths[0]) in TABLES:
             return table_rows(paths, chosen, self.config.get("features"))
         features = tars.features_of(paths[0])
+        first = next(tars.read_tar(paths[0], []), {})
+        if "/" in first.get("__key__", "") and features.keys() == {"__key__", *media_columns(features)}:
+            self.told.append("no labels: folders inside tar files are no classes; unpack them")
         return Rows(features, lambda shard, wanted: tars.read_tar(paths[shard], wanted), chosen, num_shards=len(paths))
 
     def _media_rows(self) -> Rows:

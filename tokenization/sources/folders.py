@@ -1,7 +1,7 @@
 """The files of a folder, its splits and its classes. Names are data: no word inside a name decides what is read.
 
 A split is a direct subfolder named exactly train, validation (val, valid, dev) or test, or the one that is asked for.
-Every other subfolder is a class or a place.
+Every other subfolder is a class or a place, but if a single one holds everything and several splits, they count.
 """
 
 from __future__ import annotations
@@ -95,6 +95,25 @@ def split_folders(names: Iterable[str], asked: str | None, has_classes: bool = T
     if asked in tops and asked not in SPLITS:
         found.append(asked)
     return {split: tops[split] for split in found}
+
+
+def wrapper_of(names: Iterable[str], asked: str | None, has_classes: bool = True) -> str:
+    """The folder, with a slash at its end, that holds all files and whose subfolders are splits; "" if there is none.
+
+    Its splits are the one that is asked for by a name of its own, or at least two: a single folder called train may as
+    well be a class.
+
+    Args:
+        as in `split_folders`, which found no splits.
+    """
+    inside, base = list(names), ""
+    while len({name.partition("/")[0] for name in inside}) == 1 and "/" in inside[0]:
+        top = inside[0].partition("/")[0] + "/"
+        base, inside = base + top, [name[len(top) :] for name in inside]
+        found = split_folders(inside, asked, has_classes)
+        if len(found) > 1 or (asked in found and asked not in SPLITS):
+            return base
+    return ""
 
 
 def numbered_splits(names: Iterable[str], asked: str | None) -> dict[str, list[str]]:

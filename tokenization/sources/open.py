@@ -49,6 +49,11 @@ class Item:
     labels: dict[str, int | str] = field(default_factory=dict)
 
 
+def config_of(dataset: str, config_name: str | None) -> str | None:
+    """The configuration of one of several datasets for which `config_name` is given; toyworld has none."""
+    return None if dataset.split(":")[0] == "toyworld" else config_name
+
+
 class ClipSource:
     """Iterable of `Clip`; made by `open_source`.
 

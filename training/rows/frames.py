@@ -42,20 +42,25 @@ class FrameStream:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        config_name: str | None = None,
     ):
         """
         Args:
             hold_out: leave out one item in 20, those that `held_out_frames` takes from the same split.
             rank, world: this process takes every world-th item, from the rank-th on.
+            config_name: configuration of every source but toyworld.
         """
         self.datasets, self.split, self.resolution, self.batch_size = datasets, split, resolution, batch_size
         self.crops, self.hold_out, self.seed, self.rank, self.world = crops, hold_out, seed, rank, world
+        self.config_name = config_name
         self._state = {"chunk": 0, "batch": 0, "positions": [[0, 0, 0] for _ in datasets]}
 
     def _clips(self, dataset: str, position: list[int]) -> Iterator[tuple[np.ndarray, list[int]]]:
-        share = {"rank": self.rank, "world": self.world}
+        from tokenization.sources.open import config_of
+
+        options = {"rank": self.rank, "world": self.world, "config_name": config_of(dataset, self.config_name)}
         sampling = Sampling(FRAMES_PER_CLIP, resolution=self.resolution, crops=self.crops, seed=self.seed)
-        for clip, after in clips(dataset, self.split, position, sampling, hold_out=self.hold_out, **share):
+        for clip, after in clips(dataset, self.split, position, sampling, hold_out=self.hold_out, **options):
             yield clip.frames, after
 
     def _make(self) -> Iterator[tuple[np.ndarray, dict]]:
@@ -169,19 +174,28 @@ def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
         yield item
 
 
-def held_out_frames(dataset: str, split: str, resolution: int, count: int, only_held_out: bool = False) -> np.ndarray:
+def held_out_frames(
+    dataset: str,
+    split: str,
+    resolution: int,
+    count: int,
+    only_held_out: bool = False,
+    config_name: str | None = None,
+) -> np.ndarray:
     """Frames to evaluate on, the first one of each file or row, uint8 (N, R, R, 3).
 
     Args:
         only_held_out: take the items that `FrameStream(hold_out=True)` leaves out, for a split that is trained on.
+        config_name: configuration of the dataset; toyworld has none.
     Raises:
         ValueError: nothing in the split can be read.
     """
-    from tokenization.sources.open import open_source
+    from tokenization.sources.open import config_of, open_source
 
     frames = []
     sampling = Sampling(num_frames=1, resolution=resolution)
-    for item in _items(open_source(dataset, split, sampling, limit=10**9)):
+    source = open_source(dataset, split, sampling, limit=10**9, config_name=config_of(dataset, config_name))
+    for item in _items(source):
         if not only_held_out or is_held_out(item.name):
             frames.extend(clip.frames for clip in itertools.islice(_clips_of(item), 1))
         if len(frames) == count:

@@ -21,6 +21,7 @@ class TokenizerArgs:
         "sources, drawn in turn; parquet and tar files should be shuffled",
     )
     split: str = option("train", "split of every source")
+    config_name: str | None = option(None, "configuration of every source, where they have several")
     eval_split: str = option(
         "held_out", "split to measure on; held_out: one item in 20 of --split, which is left out of training"
     )
@@ -44,6 +45,10 @@ class TokenizerArgs:
         require_positive(self, "max_steps", "batch_size", "logging_steps", "eval_steps", "eval_frames")
         require_positive(self, "save_steps", "crops")
         require(bool(self.dataset), "--dataset is empty; name at least one source.")
+        require(
+            self.config_name is None or any(name.split(":")[0] != "toyworld" for name in self.dataset),
+            "--config_name would have no effect on toyworld, which is drawn; leave it out.",
+        )
         ema = self.ema_decay
         require(ema is None or 0 < ema < 1, f"--ema_decay is {ema}; it must be above 0 and below 1.")
         require(
