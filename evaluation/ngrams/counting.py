@@ -3,7 +3,7 @@
 n codes of a codebook are packed into one unsigned integer of 64 bits. All statistics follow from the number of n-grams
 that occur once, twice, ..., and these numbers add up over parts of the n-grams. So those that begin with the same codes
 are counted together, some codes at a time: at most AT_ONCE n-grams (or those of a single first code, if it has more)
-are in memory at about 64 bytes each, next to the codes at 2 bytes each, however many n-grams are distinct.
+are in memory at about 80 bytes each, next to the codes at 2 bytes each, however many n-grams are distinct.
 """
 
 from __future__ import annotations

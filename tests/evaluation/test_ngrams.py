@@ -1,8 +1,9 @@
-"""`toto ngrams`: counts equal a brute-force count, measures are right where the truth is known, bad input is told."""
+"""`toto ngrams`: counts equal a brute-force count, measures fit known truths, bad input gets one sentence."""
 
 import json
 import math
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from evaluation.ngrams import counting, measures
 from evaluation.ngrams.command import main, spaced
 from evaluation.ngrams.counting import ORDERS, Spectrum, count
+from evaluation.ngrams.tables import table
 from evaluation.results import NgramsResult
 
 SHAPE = (7, 3, 4, 5)  # N, T, h, w
@@ -18,8 +20,8 @@ K = 6
 
 @pytest.fixture(scope="module")
 def codes():
-    """Codes with a skewed distribution, so that n-grams repeat."""
-    return np.random.default_rng(0).integers(0, K, SHAPE).astype(np.uint16) // 2 * 2
+    """Codes of which one is not used and the others are used unequally, so that n-grams repeat."""
+    return np.random.default_rng(0).choice(K, SHAPE, p=[0.4, 0.3, 0.2, 0.06, 0.04, 0]).astype(np.uint16)
 
 
 def runs(codes, order, n):
@@ -250,9 +252,9 @@ def test_shards_are_counted_and_written(codes, tmp_path, capsys):
             assert each.plain_entropy == pytest.approx(conditional(brute))
     assert [each.n for each in of_clips.orders["time"]] == [2, 3]  # a clip has three frames
     assert [each.n for each in of_clips.orders["raster"]] == [1, 2, 3, 4]
-    assert of_clips.codes_used == 3 and result.command.startswith("toto ngrams --shards")
+    assert of_clips.codes_used == 5 and result.command.startswith("toto ngrams --shards")
     printed = capsys.readouterr().out
-    assert "3 of 6 codes in use" in printed and "zlib" in printed and str(file.with_suffix(".png")) in printed
+    assert "5 of 6 codes in use" in printed and "zlib" in printed and str(file.with_suffix(".png")) in printed
 
 
 def conditional(brute):
@@ -346,3 +348,10 @@ def test_bad_input_is_one_sentence(bad, monkeypatch, flags, words):
     with pytest.raises((ValueError, OSError), match=words) as error:
         main(flags.format(bad).split())
     assert "\n" not in str(error.value) and sorted(bad.rglob("*")) == before
+
+
+def test_the_page_shows_the_committed_result():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "tokens.md").read_text()
+    result = NgramsResult.from_json(json.loads((root / "docs" / "studies" / "ngrams.json").read_text()))
+    assert table(result).strip("\n") in page and f"\n{result.command}\n" in page
