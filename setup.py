@@ -33,6 +33,7 @@ setup(
         "evaluation.backbones",
         "evaluation.continuations",
         "evaluation.heads",
+        "evaluation.ngrams",
         "evaluation.probe",
         "evaluation.report",
     ],

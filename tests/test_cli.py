@@ -57,7 +57,9 @@ def test_every_verb_has_its_module_and_explains_itself(verb):
     assert seconds < 2 * HELP_SECONDS  # 3 s on an idle core; caches and clock rates of a loaded one double it
 
 
-@pytest.mark.parametrize("module", ["evaluation.probe", "evaluation.report", "training.sweep", "training.pretrain"])
+@pytest.mark.parametrize(
+    "module", ["evaluation.probe", "evaluation.ngrams", "evaluation.report", "training.sweep", "training.pretrain"]
+)
 def test_verbs_are_modules_too(module):
     """So that `accelerate launch -m training.pretrain` works; a verb of several files is a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -111,7 +111,7 @@ def spread(values: list[float], gap: float) -> list[float]:
 def loss_svg(name: str, rows: list[dict], predictors: dict | None, unit: str) -> str:
     """Training and validation loss of a run over tokens, with the simple predictors as level lines.
 
-    rows: of metrics.jsonl. predictors: of `ngrams.run_losses`, or None. unit: of the losses.
+    rows: of metrics.jsonl. predictors: of `predictors.run_losses`, or None. unit: of the losses.
     """
     figure, axes = new_figure(5.6, 3.7)
     train = [row for row in rows if "loss" in row]

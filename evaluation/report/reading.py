@@ -40,7 +40,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Run:
-    """A pre-training run. rows: of metrics.jsonl. predictors: of `ngrams.run_losses`. unit: of its losses."""
+    """A pre-training run. rows: of metrics.jsonl. predictors: of `predictors.run_losses`. unit: of its losses."""
 
     name: str
     folder: Path
@@ -170,7 +170,7 @@ def _with_intervals(task: TaskResult, n_test: int) -> TaskResult:
 
 def read_run(folder: str) -> Run:
     """A run folder, with the simple predictors of its shards (counted once, then kept in the folder)."""
-    from evaluation.ngrams import run_losses
+    from evaluation.predictors import run_losses
 
     path = Path(folder)
     metrics = path / "metrics.jsonl"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evaluation.ngrams import Predictors
+from evaluation.predictors import Predictors
 from evaluation.report.command import main
 from evaluation.report.figures import frames_svg, map_svg, overlay_svg
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from evaluation.ngrams import fit
+from evaluation.predictors import fit
 from evaluation.report.command import main
 from evaluation.report.comparisons import Comparison, compare_probe, summary, words
 from evaluation.report.figures import spread
