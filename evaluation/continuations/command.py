@@ -222,7 +222,7 @@ def draw_floors(args: ScoreArgs, clips: Clips, processor, model):
     from evaluation.backbones.contract import fresh
     from evaluation.continuations import floors
     from evaluation.continuations.drawing import continue_codes, decoded, encode
-    from evaluation.ngrams import fit
+    from evaluation.predictors import fit
     from tokenization.toyworld import motion, open_world
 
     new, last = args.num_frames, clips.prompts[:, -1]

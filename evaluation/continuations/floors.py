@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.continuations.truth import HIDDEN, Truth
-from evaluation.ngrams import Predictors
+from evaluation.predictors import Predictors
 from tokenization.toyworld import MotionWorld
 
 

@@ -14,7 +14,7 @@ from evaluation.continuations.measures import CURVES, EVENTS, Drawn, Examiner, m
 from evaluation.continuations.reading import _sums, read
 from evaluation.continuations.truth import bounces, periods, read_truth, returns
 from evaluation.generate import main, read_video
-from evaluation.ngrams import Predictors
+from evaluation.predictors import Predictors
 from evaluation.results import CheckpointsResult, ContinuationResult
 from tokenization.toyworld import MotionRules, MotionWorld, motion, sprites
 
