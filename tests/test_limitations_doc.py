@@ -25,15 +25,16 @@ def of_cifar10() -> str:
     baselines = {name: percent(floor["accuracy"]) for name, floor in probe["baselines"].items()}
     return (
         f"a linear probe of toto-nano reaches {percent(probe['best']['accuracy'])}: more than raw pixels "
-        f"({baselines['pixels']}) and far less than 2,048 random filters ({baselines['random_filters']})"
+        f"({baselines['pixels']}) and less than 2,048 random filters ({baselines['random_filters']})"
     )
 
 
 def of_motion() -> str:
-    motion = read(NANO / "probe.json")["tasks"]["motion"]
+    motion, digit = (read(NANO / "probe.json")["tasks"][label] for label in ("motion", "digit"))
     return (
         f"the direction of motion can be read from two frames in {percent(motion['best']['accuracy'])} of the clips "
-        f"(chance {percent(motion['chance'])}, raw pixels {percent(motion['baselines']['pixels']['accuracy'])})"
+        f"(chance {percent(motion['chance'])}, raw pixels {percent(motion['baselines']['pixels']['accuracy'])}) and "
+        f"digits in {percent(digit['best']['accuracy'])} (chance {percent(digit['chance'])})"
     )
 
 

@@ -25,10 +25,10 @@ FIGURES = {"psnr": 23.504, "ssim": 0.87, "codes_used": 500, "num_codes": 512, "p
 FIGURES |= {"shift_equality": 0.41267}
 # The shards of toto-nano's last part, which are not kept: rows, tokens, kind, name of the data.
 NANO_SHARDS = {
-    "photos": (26000, 6656000, "image", "toyworld:photos"),
-    "cluttered": (900, 1843200, "video", "toyworld:cluttered"),
-    "simple": (700, 1433600, "video", "toyworld"),
-    "film": (900, 1843200, "video", "toyworld:film"),
+    "photos": (16000, 4096000, "image", "toyworld:photos"),
+    "cluttered": (700, 1433600, "video", "toyworld:cluttered"),
+    "simple": (600, 1228800, "video", "toyworld"),
+    "film": (700, 1433600, "video", "toyworld:film"),
 }
 
 

@@ -24,6 +24,7 @@ OURS = (
     "motion_tiny",
     "toto_motion_short",
     "toto_motion",
+    "toto_motion_more",
 )
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {
