@@ -50,7 +50,7 @@ setup(
     },
     install_requires=[
         "accelerate>=1.10",
-        "av>=14",
+        "av>=15",
         "datasets>=5.0.1",
         "evaluate>=0.4.3",
         "huggingface-hub>=1.0",

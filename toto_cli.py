@@ -26,7 +26,7 @@ VERBS = {
     "finetune": ("training.finetune", "fine-tune a Toto on labelled images or clips"),
     "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
     "generate": ("evaluation.generate", "continue clips, frame by frame"),
-    "ngrams": ("evaluation.ngrams", "count codes and short runs of codes: in use, expected, predictable, compressible"),
+    "ngrams": ("evaluation.ngrams", "count how often codes and short runs of codes occur; entropy and compression"),
     "report": ("evaluation.report", "write a page from results and runs"),
     "export": ("training.export", "export a Toto as a plain Llama with the same logits"),
 }

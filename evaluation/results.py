@@ -346,7 +346,7 @@ class NgramScores(Record):
         independent: distinct n-grams to expect if codes were drawn independently.
         unseen: probability that the next n-gram is a new one (Good-Turing).
         entropy, plain_entropy: bits of a code given the n - 1 before it; corrected for n-grams that are rare or unseen
-            (Chao, Wang and Jost 2013), and of the observed frequencies. entropy is None where most are unseen.
+            (Chao, Wang and Jost 2013), and of the observed frequencies. entropy is None above 90 % unseen.
         zipf: slope s of frequency ~ rank^-s. zipf_ranks: last rank of the fit, from 1. None for too few ranks.
         ranks, counts: how often the n-gram of some ranks occurs.
         growth, growth_independent: distinct n-grams, and their number under independence, in the first frames of

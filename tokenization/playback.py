@@ -27,6 +27,9 @@ SHORTEST = Fraction(1, 500)  # seconds for which a last frame is shown at least,
 # swscale reduces frames that have LARGE times the pixels of a crop along their shorter side, or more, to FINER times as
 # many, from which PIL makes the squares. Below that it costs more than it saves.
 LARGE, FINER = 4, 3
+# FFmpeg would start threads for each conversion of one frame; older versions of PyAV do not start any.
+ONE_THREAD = {"threads": 1} if av is not None and int(av.__version__.split(".")[0]) >= 17 else {}
+TOO_OLD = "resize is decoder, which this version of PyAV cannot do; pip install -U av, or choose pil."
 NO_SIZE = {0, 2**32 - 1}  # in a RIFF header: the writer did not go back to fill in the size
 
 
@@ -198,7 +201,8 @@ class Playback:
     def _timed(self, gap: int | Fraction, ticks: int) -> Iterator[tuple]:
         """(frame, ticks), never going back: a frame without a timestamp, or from before the last, follows it."""
         longest = LONGEST_GAP * ticks if self.container.format.name in RESTARTS else math.inf
-        last, shift, base, unit = None, 0, None, 0
+        last, shift = None, 0
+        base, unit = None, in_ticks(self.stream.time_base, ticks)
         for frame in self._decoded():
             if frame.time_base != base:
                 base = frame.time_base
@@ -266,7 +270,7 @@ class Playback:
         """
         matrix = frame.side_data.get("DISPLAYMATRIX")
         frame, aspect = (frame, self.aspect) if side is None else self._reduced(frame, side)
-        picture = self.converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        picture = self.converter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
         if matrix is None:
             return picture, aspect
         # x' = a x + c y, y' = b x + d y: where x goes mostly to y', the picture is transposed; below 0, mirrored.
@@ -293,9 +297,11 @@ class Playback:
         scale = FINER * side / shorter
         narrow, low = _reduced_side(width, width * self.aspect * scale), _reduced_side(height, height * scale)
         how = av.video.reformatter.Interpolation
+        if not hasattr(how, "ACCURATE_RND"):
+            raise ValueError(TOO_OLD)
         flags = how.BICUBIC | how.ACCURATE_RND
         frame = self._centred(frame)
-        frame = self.reducer.reformat(frame, width=narrow, height=low, interpolation=flags, threads=1)
+        frame = self.reducer.reformat(frame, width=narrow, height=low, interpolation=flags, **ONE_THREAD)
         return frame, self.aspect * Fraction(width * low, narrow * height)
 
     def _centred(self, frame):
@@ -311,7 +317,7 @@ class Playback:
             try:
                 centre = graph.add("setparams", "chroma_location=center")
             except (av.error.FFmpegError, ValueError) as error:
-                raise ValueError("resize is decoder, which this old PyAV cannot do; upgrade av, or use pil.") from error
+                raise ValueError(TOO_OLD) from error
             graph.link_nodes(start, centre, graph.add("buffersink")).configure()
             self.centring = kind, graph
         self.centring[1].vpush(frame)

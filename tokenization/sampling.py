@@ -68,8 +68,8 @@ class TimeStepArgs:
     resize: str = field(
         default=Sampling.resize,
         metadata={
-            "help": "pil, or decoder, which reduces large frames of videos faster and changes a few codes in a hundred "
-            "(docs/datasets.md)"
+            "help": "pil, or decoder, which reduces large frames of videos faster and changes one or two codes in a "
+            "hundred (docs/datasets.md)"
         },
     )
 

@@ -51,20 +51,30 @@ def latest(run: str | Path) -> Path:
     return found[-1]
 
 
-def lineage(run: str | Path) -> list[Path]:
-    """A run folder after the runs whose weights it began with (`init_from` of its recipe); oldest first.
-
-    It begins behind the first of them that is no run folder with valid checkpoints.
-    """
+def began_with(run: str | Path) -> str | None:
+    """What the weights of a run began with, `init_from` of its recipe; None for random ones or without a recipe."""
     import yaml
 
-    runs = [Path(run)]
-    while (recipe := runs[0] / "recipe.yaml").is_file():
-        before = yaml.safe_load(recipe.read_text()).get("init_from")
-        if before is None or not steps(before) or Path(before) in runs:
+    recipe = Path(run) / "recipe.yaml"
+    return yaml.safe_load(recipe.read_text()).get("init_from") if recipe.is_file() else None
+
+
+def lineage(run: str | Path) -> list[list[Path]]:
+    """The checkpoints of a run, after those of the runs whose weights it began with; oldest first.
+
+    It begins behind the first weights that are no run folder here, and no checkpoint of one.
+    """
+    parts, before = [steps(run)], began_with(run)
+    while before is not None:
+        last = Path(before) if STEP.search(Path(before).name) else None
+        found = steps(last.parents[1] if last else before)
+        if last in found:
+            found = found[: found.index(last) + 1]
+        if not found or any(found[0] in part for part in parts):
             break
-        runs.insert(0, Path(before))
-    return runs
+        parts.insert(0, found)
+        before = began_with(found[0].parents[1])
+    return parts
 
 
 def resolve_model(model: str) -> str:

@@ -56,12 +56,13 @@ def table(result: ContinuationResult) -> str:
 def checkpoint_table(result: CheckpointsResult) -> str:
     """The measures of the curve, a row per checkpoint and level."""
     heads = "".join(f"{label:>20}" for label in curve_labels(result.num_frames).values())
-    lines = [f"\n{'':<20}{'tokens':>12}{heads}"]
     rows = [(point.checkpoint, f"{point.tokens:,}", point.scores) for point in result.points]
     rows += [(NAMES[name], "", scores) for name, scores in result.levels.items()]
+    width = max(20, *(len(name) + 1 for name, _, _ in rows))
+    lines = [f"\n{'':<{width}}{'tokens':>12}{heads}"]
     for name, tokens, scores in rows:
         cells = "".join(f"{_percent(value, 20)}" for value in curve_values(scores).values())
-        lines.append(f"{name:<20}{tokens:>12}{cells}")
+        lines.append(f"{name:<{width}}{tokens:>12}{cells}")
     return "\n".join(lines)
 
 

@@ -13,8 +13,8 @@ DESCRIPTION = (
     "predicted and compressed. docs/tokens.md explains each number."
 )
 # Flags that say how pixels are read and encoded.
-ENCODING = ("dataset", "split", "tokenizer", "resolution", "num_frames", "stride", "fps", "image_column", "kind")
-ENCODING += ("config_name",)
+ENCODING = ("dataset", "split", "tokenizer", "resolution", "num_frames", "stride", "fps", "resize", "kind")
+ENCODING += ("image_column", "config_name")
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class NgramsArgs(TimeStepArgs):
     dataset: str | None = option(
         None,
         "Hub id, folder, .parquet, .arrow or .tar (webdataset) file, toyworld, toyworld:cluttered, toyworld:film, "
-        "toyworld:photos or toyworld:motion, to be encoded",
+        "toyworld:photos or toyworld:motion, whose frames are encoded first",
     )
     split: str = option("test", "split of the dataset")
     tokenizer: list[str] = option(
         [],
-        "one or several folders or Hub ids of a visual tokenizer or a processor, compared on the same images (default: "
-        "the small one shipped)",
+        "one or several folders or Hub ids of a visual tokenizer or a processor, compared on the same images; without "
+        "any, the small one shipped",
     )
     shards: list[str] = option(
         [], "in place of --dataset: one or several folders of toto tokenize, each counted on its own"
     )
     max_frames: int = option(
         10_000,
-        "images or frames to count, from the first (paper: 10,000 images); of clips, as many as these frames fill",
+        "images or frames to count, from the first (paper: 10,000 images); of clips, only whole ones",
     )
     n: int = option(4, "length of the longest runs (paper: 3)")
     num_frames: int = option(Sampling.num_frames, "frames per clip of a video; an image is one frame")
@@ -51,7 +51,7 @@ class NgramsArgs(TimeStepArgs):
         super().__post_init__()
         require(
             bool(self.dataset) != bool(self.shards),
-            "There must be either --dataset, to be encoded, or --shards, which are; pass one of the two.",
+            "Pass either --dataset (images or clips, which are encoded first) or --shards (encoded already).",
         )
         require(
             self.output is None or self.output.endswith(".json"), f"--output is '{self.output}'; it must end in .json."
@@ -63,8 +63,10 @@ class NgramsArgs(TimeStepArgs):
 def check_flags(args: NgramsArgs, argv: list[str]) -> None:
     """Raises ValueError for a flag that would have no effect next to the others."""
     if args.shards:
-        refuse_idle(argv, ENCODING, "with --shards, whose frames are encoded")
+        refuse_idle(argv, ENCODING, "with --shards, whose frames are already encoded")
     elif args.dataset.split(":")[0] == "toyworld":
-        refuse_idle(argv, ("stride", "fps", "image_column", "kind", "config_name"), "on toyworld, which is drawn")
+        refuse_idle(
+            argv, ("stride", "fps", "resize", "image_column", "kind", "config_name"), "on toyworld, which is drawn"
+        )
     elif args.fps is not None:
         refuse_idle(argv, ("stride",), "next to --fps")

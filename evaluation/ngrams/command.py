@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         tokens = [dataset_tokens(args, tokenizer) for tokenizer in args.tokenizer or [None]]
     check_sizes(tokens, args.n)
     if args.dataset and open_frames(args, tokens[0].resolution).kind == "image":
-        refuse_idle(argv, ("num_frames", "stride", "fps"), "on images, each of which is one frame")
+        refuse_idle(argv, ("num_frames", "stride", "fps", "resize"), "on images, each of which is one frame")
     result = NgramsResult(
         command=command_line("ngrams", argv),
         n=args.n,

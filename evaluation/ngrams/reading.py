@@ -51,6 +51,7 @@ def check_sizes(tokens: list[Tokens], n: int) -> None:
     h, w = first.grid
     require(n <= h * w, f"--n is {n}, but a frame of {first.name} has only {h * w} codes; choose a smaller n.")
     for each in tokens:
+        require(each.num_codes <= 2**16, f"{each.name} has {each.num_codes:,} codes; at most {2**16:,} can be counted.")
         bits = bits_of(each.num_codes)
         require(
             n * bits <= 64,
@@ -141,7 +142,7 @@ def open_frames(args: NgramsArgs, resolution: int) -> ClipSource:
     from tokenization.sampling import Sampling
     from tokenization.sources.open import open_source
 
-    sampling = Sampling(args.num_frames, args.stride, args.fps, resolution)
+    sampling = Sampling(args.num_frames, args.stride, args.fps, resolution, resize=args.resize)
     return open_source(
         args.dataset,
         args.split,

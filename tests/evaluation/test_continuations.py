@@ -417,26 +417,33 @@ def test_seeds_decide_and_floors_can_be_left_out(tiny, tmp_path, capsys):
 def test_the_curve_of_a_run(tiny, tmp_path, capsys):
     from shutil import copytree
 
-    run, first = tmp_path / "run", tmp_path / "first"
-    for folder, tokens in ((run, 1000), (run, 2000), (first, 700)):
+    run, first, short = tmp_path / "run", tmp_path / "first", tmp_path / "short"
+    for folder, tokens in ((run, 1000), (run, 2000), (first, 700), (short, 300), (short, 500)):
         folder = folder / "checkpoints" / f"step_{tokens // 100:06d}"
         copytree(tiny, folder)
         (folder / "training_state").mkdir()
         (folder / "training_state" / "loop.json").write_text(json.dumps({"tokens": tokens}))
+    for checkpoint in (short / "checkpoints").iterdir():  # whose context of two frames does not hold the prompt
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["max_position_embeddings"] = 2 * config["tokens_per_frame"] + 2
+        (checkpoint / "config.json").write_text(json.dumps(config))
     (run / "recipe.yaml").write_text(f"init_from: {first}\n")
+    (first / "recipe.yaml").write_text(f"init_from: {short / 'checkpoints' / 'step_000003'}\n")
+    (short / "recipe.yaml").write_text("init_from: org/elsewhere\n")
     file = tmp_path / "curve.json"
     main([*SMALL, "--checkpoints", "--model", str(run), "--output", str(file)])
     content = json.loads(file.read_text())
     result = CheckpointsResult.from_json(content)
-    assert result.to_json() == content and [point.tokens for point in result.points] == [700, 1700, 2700]
+    assert result.to_json() == content and [point.tokens for point in result.points] == [1000, 2000, 3000]
     assert [point.checkpoint for point in result.points] == ["first/step_000007", "run/step_000010", "run/step_000020"]
     assert result.points[0].scores == result.points[1].scores  # the same weights
     assert list(result.levels) == ["copy", "constant_velocity", "ceiling"]
-    assert "run/step_000020" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run/step_000020" in printed and f"begins with {short}; what its weights, org/elsewhere," in printed
     with Image.open(file.with_suffix(".png")) as figure:
         assert figure.width > 1000
     (run / "checkpoints" / "step_000020" / "training_state" / "loop.json").unlink()
-    with pytest.raises(ValueError, match="run/step_000020 has no training state"):
+    with pytest.raises(ValueError, match="step_000020 has no training state"):
         main([*SMALL, "--checkpoints", "--model", str(run), "--output", str(file)])
     with pytest.raises(ValueError, match="is not a run folder with valid checkpoints"):
         main([*SMALL, "--checkpoints", "--model", tiny, "--output", str(file)])

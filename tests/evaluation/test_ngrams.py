@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from evaluation.ngrams import counting, measures
+from evaluation.ngrams.args import NgramsArgs
 from evaluation.ngrams.command import main, spaced
 from evaluation.ngrams.counting import ORDERS, Spectrum, count
+from evaluation.ngrams.reading import open_frames
 from evaluation.ngrams.tables import table
 from evaluation.results import NgramsResult
+from tokenization.sampling import Sampling
 
 SHAPE = (7, 3, 4, 5)  # N, T, h, w
 K = 6
@@ -285,6 +288,12 @@ def test_a_data_set_is_encoded_as_toto_tokenize_does(tmp_path, processor):
     assert {each.fingerprint for each in found} == {processor.fingerprint}
 
 
+def test_frames_are_read_as_asked(monkeypatch):
+    monkeypatch.setattr("tokenization.sources.open.open_source", lambda dataset, split, sampling, **others: sampling)
+    args = NgramsArgs(dataset="clips", num_frames=8, fps=5.0, resize="decoder")
+    assert open_frames(args, 64) == Sampling(8, fps=5.0, resolution=64, resize="decoder")
+
+
 def test_images_have_no_time(tmp_path, processor, capsys):
     processor.save_pretrained(tmp_path / "tokenizer")
     main(["--dataset", "toyworld:photos", "--tokenizer", str(tmp_path / "tokenizer"), "--max_frames", "70", "--n", "1"])
@@ -307,14 +316,15 @@ def bad(tmp_path_factory, processor, codes):
     write_shards(tmp_path / "wide", codes.reshape(7, 3, 2, 10), K)
     write_shards(tmp_path / "none", codes[:0], K)
     write_shards(tmp_path / "large", codes, 16384)
+    write_shards(tmp_path / "huge", codes, 65537)
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("", "either --dataset, to be encoded, or --shards"),
-        ("--dataset toyworld --shards {0}/shards", "pass one of the two"),
+        ("", "Pass either --dataset .*or --shards"),
+        ("--dataset toyworld --shards {0}/shards", "Pass either --dataset"),
         ("--dataset toyworld --split evening", "evening"),
         ("--dataset {0}/photos --split evening", "evening"),
         ("--dataset {0}/photos --tokenizer {0}/tokenizer", "No picture of .*photos, split test, could be used"),
@@ -325,6 +335,10 @@ def bad(tmp_path_factory, processor, codes):
         ("--dataset toyworld --tokenizer {0}/tokenizer --resolution 36", "not a multiple"),
         ("--dataset toyworld --tokenizer {0}/tokenizer --max_frames 8", "a clip has 16 frames; raise it"),
         ("--dataset toyworld --stride 2", "--stride would have no effect on toyworld"),
+        ("--dataset toyworld --resize decoder", "--resize would have no effect on toyworld"),
+        ("--shards {0}/shards --resize decoder", "--resize would have no effect with --shards"),
+        ("--dataset {0}/photos --tokenizer {0}/tokenizer --resize decoder", "--resize would have no effect on images"),
+        ("--shards {0}/huge --n 1", "huge has 65,537 codes; at most 65,536"),
         ("--dataset {0}/photos --fps 2 --stride 2", "--stride would have no effect next to --fps"),
         ("--dataset {0}/photos --fps 0", "--fps is 0; it must be above 0"),
         ("--dataset toyworld --kind sound", "--kind is 'sound'"),

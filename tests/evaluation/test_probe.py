@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from evaluation.probe.args import ProbeArgs, idle_flags, refuse_idle_flags
 from evaluation.probe.command import main
+from training.publish.cards import model_card
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +102,11 @@ def test_layers_best_and_numbers(checkpoint, pictures, tmp_path):
     check_layer_0(every)
     best = probe(checkpoint, pictures, tmp_path / "b.json", "--baselines", "none", "--layers", "best")
     assert best["best"] == every["best"] and len(best["layers"]) == 1
-    two = probe(checkpoint, pictures, tmp_path / "c.json", "--baselines", "untrained", "--layers", "2", "0")
-    assert sorted({row["layer"] for row in two["layers"]}) == [0, 2]
-    assert sorted({row["layer"] for row in two["baselines"]["untrained"]["layers"]}) == [0, 2]
+    assert model_card(Path(checkpoint), results=[best])  # of a result without the rows of layer 0
+    some = probe(checkpoint, pictures, tmp_path / "c.json", "--baselines", "untrained", "--layers", "2", "0", "1")
+    assert sorted({row["layer"] for row in some["layers"]}) == [0, 1, 2]
+    assert sorted({row["layer"] for row in some["baselines"]["untrained"]["layers"]}) == [0, 1, 2]
+    check_layer_0(some)
 
 
 def write_parquet(path, labels: list[int], classes: int | None = 2) -> None:

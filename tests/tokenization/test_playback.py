@@ -11,6 +11,7 @@ from media import coded, make_coded, number_of
 from PIL import Image
 
 from tokenization.image_processing_toto import resize_and_crop
+from tokenization.playback import Playback
 from tokenization.sampling import Sampling
 from tokenization.video import read_clip, read_windows
 
@@ -341,3 +342,18 @@ def make_two(path, dispositions, sizes=((64, 64), (64, 64))):
 def test_the_default_stream_is_read_and_no_cover(tmp_path, name, dispositions, sizes, first):
     path = make_two(tmp_path / name, dispositions, sizes)
     assert every_frame(path) == list(range(first, first + 20))
+
+
+def test_frames_without_a_time_base_have_that_of_the_stream(tmp_path):
+    """As frames of other versions of PyAV may be."""
+    from types import SimpleNamespace
+
+    make_coded(tmp_path / "a.mp4", evenly(4))
+    with Playback(tmp_path / "a.mp4") as playback:
+        ticks = playback.ticks()
+        times = [shown.time for shown in playback.frames(ticks)]
+    with Playback(tmp_path / "a.mp4") as playback:
+        decoded = playback._decoded
+        playback._decoded = lambda: (SimpleNamespace(pts=frame.pts, time_base=None) for frame in decoded())
+        assert [shown.time for shown in playback.frames(ticks)] == times
+    assert len(set(times)) == 4

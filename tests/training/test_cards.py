@@ -1,4 +1,4 @@
-"""Cards of fixed models and tokenizers equal those in `cards/` to the letter; toto-nano's follows from its files.
+"""Cards of fixed models and tokenizers equal those in `cards/` to the letter; those that ship follow from their files.
 
 After a deliberate change of the wording, run this file with `REWRITE_CARDS=1`, which writes these cards again.
 """
@@ -17,18 +17,20 @@ from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassificatio
 from training.publish.cards import model_card, tokenizer_card
 
 CARDS = Path(__file__).parent / "cards"
-NANO = Path(__file__).parents[2] / "checkpoints" / "toto-nano"
+SHIPPED = Path(__file__).parents[2] / "checkpoints"
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
 SIZES |= {"vocab_size": 96, "tokens_per_frame": 4, "max_position_embeddings": 66}
 TOKENIZER = {"name": "/home/someone/toto-tokenizer-64", "fingerprint": "13ed709c28b8c859"}
 FIGURES = {"psnr": 23.504, "ssim": 0.87, "codes_used": 500, "num_codes": 512, "perplexity": 206.2, "num_frames": 500}
 FIGURES |= {"shift_equality": 0.41267}
-# The shards of toto-nano's last part, which are not kept: rows, tokens, kind, name of the data.
-NANO_SHARDS = {
+MOTION_TOKENIZER = {"name": "visual_tokenizer", "fingerprint": "4ec66de7a8eb9737"}
+# The shards of the last parts of the models that ship, which are not kept: rows, tokens, kind, name of the data.
+SHARDS = {
     "photos": (16000, 4096000, "image", "toyworld:photos"),
     "cluttered": (700, 1433600, "video", "toyworld:cluttered"),
     "simple": (600, 1228800, "video", "toyworld"),
     "film": (700, 1433600, "video", "toyworld:film"),
+    "rows_long": (24000, 24576000, "video", "toyworld:motion:max_objects=5", MOTION_TOKENIZER),
 }
 
 
@@ -48,10 +50,10 @@ def save(folder: Path, kind=TotoForCausalLM, **fields) -> Path:
     return folder
 
 
-def write_manifest(folder: Path, rows: int, tokens: int, kind: str, dataset: str) -> str:
+def write_manifest(folder: Path, rows: int, tokens: int, kind: str, dataset: str, tokenizer: dict = TOKENIZER) -> str:
     folder.mkdir(parents=True)
     counts = {"num_sequences": rows, "num_tokens": tokens, "kind": kind, "dataset": dataset, "split": "train"}
-    (folder / "manifest.json").write_text(json.dumps(counts | {"tokenizer": TOKENIZER}))
+    (folder / "manifest.json").write_text(json.dumps(counts | {"tokenizer": tokenizer}))
     return str(folder)
 
 
@@ -126,17 +128,23 @@ def test_a_tokenizer(kind, tmp_path):
     assert_card(card, kind)
 
 
-def test_toto_nano_has_the_card_of_its_files(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("toto-nano", ("probe_room_actions", "probe_cifar10", "probe")), ("toto-motion", ("scores",))],
+)
+def test_a_model_that_ships_has_the_card_of_its_files(name, files, tmp_path):
     """The paragraph on earlier runs is written by hand."""
-    committed = (NANO / "README.md").read_text()
+    folder = SHIPPED / name
+    committed = (folder / "README.md").read_text()
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", committed, re.S)[1])
     for source in recipe["sources"]:
-        source["data"] = write_manifest(tmp_path / source["data"], *NANO_SHARDS[source["data"]])
-    rows = [json.loads(line) for line in (NANO / "metrics.jsonl").read_text().splitlines()]
-    probes = ("probe_room_actions", "probe_cifar10", "probe")
-    results = [json.loads((NANO / f"{name}.json").read_text()) for name in probes]
-    card = model_card(NANO, metrics=rows[-1], recipe=recipe, results=results, repo_id="checkpoints/toto-nano")
+        source["data"] = write_manifest(tmp_path / source["data"], *SHARDS[source["data"]])
+    if not recipe["sources"]:  # its shards are a folder of the machine, which the card does not name
+        recipe["shards"] = write_manifest(tmp_path / "rows_long", *SHARDS["rows_long"])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    results = [json.loads((folder / f"{file}.json").read_text()) for file in files]
+    card = model_card(folder, metrics=rows[-1], recipe=recipe, results=results, repo_id=f"checkpoints/{name}")
     start = re.compile(r"^Training started from (?:.+\n)+", re.M)
     (by_hand,) = start.findall(committed)
     assert len(start.findall(card)) == 1
-    assert_card(start.sub(lambda _: by_hand, card), "README", NANO)
+    assert_card(start.sub(lambda _: by_hand, card), "README", folder)

@@ -267,9 +267,9 @@ def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:
     """Rows of the probe table: the model's best probe, then its layer 0 where that is another one, and baselines."""
     leads = task["best"].get("versus", {})
     rows = [("**this model**", task["best"])]
-    if "layer 0" in leads:
+    first = [row for row in task.get("layers", []) if row["layer"] == 0]  # none with `--layers best`
+    if "layer 0" in leads and first:
         accuracy = task["best"]["accuracy"] - leads["layer 0"]["difference"]
-        first = [row for row in task["layers"] if row["layer"] == 0]
         rows.append(("layer 0", min(first, key=lambda row: abs(row["accuracy"] - accuracy))))
     for features, row in rows + list(task.get("baselines", {}).items()):
         versus = leads.get(features)
