@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.continuations.tables import curve_labels, curve_values, name_of
 from evaluation.pictures import DRAWN, FRAME, GAP, INK, PAPER, enlarge
-from evaluation.report.figures import GREY, MODEL, new_figure
+from evaluation.report.figures import GREY, MODEL, new_figure, short_ticks
 from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def draw_checkpoints(result: CheckpointsResult, file: Path) -> None:
         panel.fill_between(tokens, *(100 * bounds.T), color=MODEL, alpha=0.13, linewidth=0)
         panel.plot(tokens, 100 * values, **STYLES["greedy"])
         panel.set_xscale("log")
+        short_ticks(panel.xaxis, spans_decades=tokens[-1] > 30 * tokens[0])
         panel.set_ylim(-2, 102)
         _label(panel, f"{label[0].upper()}{label[1:]}, %", "training tokens")
     _legend(figure, {"greedy": None} | result.levels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.ngrams.counting import ORDERS
-from evaluation.report.figures import SERIES, new_figure
+from evaluation.report.figures import SERIES, new_figure, short_ticks
 from evaluation.results import NgramsResult, TokenNgrams
 
 
@@ -14,8 +14,6 @@ def draw(result: NgramsResult, file: Path) -> None:
 
     Both axes are logarithmic (how the paper's are is not known to us). Dashed: n-grams of independent codes.
     """
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
     images = all(tokens.frames_per_clip == 1 for tokens in result.tokens)
     figure, axes = new_figure(3.1 * result.n, 6.0, (2, result.n))
     for column in range(result.n):
@@ -31,9 +29,8 @@ def draw(result: NgramsResult, file: Path) -> None:
         for panel in (ranks, growth):
             panel.set_xscale("log")
             panel.set_yscale("log")
-            for axis in (panel.xaxis, panel.yaxis):
-                axis.set_major_formatter(EngFormatter(sep=""))
-                axis.set_minor_formatter(NullFormatter())
+            short_ticks(panel.xaxis)
+            short_ticks(panel.yaxis)
     axes[0, 0].set_ylabel("times seen")
     axes[1, 0].set_ylabel("distinct")
     lines = axes[1, 0].get_lines()

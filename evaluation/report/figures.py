@@ -75,6 +75,16 @@ def plain_axes(axes) -> None:
     axes.set_axisbelow(True)
 
 
+def short_ticks(axis, spans_decades: bool = True) -> None:
+    """Label a logarithmic axis (`axes.xaxis`) as 10k or 3M; if it spans no decades, also between powers of ten."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_formatter(NullFormatter() if spans_decades else EngFormatter(sep=""))
+    if not spans_decades:
+        axis.set_minor_locator(LogLocator(subs=(2, 4, 6)))
+
+
 def to_svg(figure, alt: str) -> str:
     """The figure as an <svg> element that fills its container; screen readers read `alt`. Ids are unique per `alt`."""
     import matplotlib

@@ -1,8 +1,10 @@
 """Continuations are measured exactly: the truth scores 1, and each mistake lowers the measures that it should."""
 
 import json
+import re
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -492,3 +494,24 @@ def test_clips_of_the_motion_world_are_continued_by_name():
         assert np.array_equal(clip.frames, expected["video"]) and clip.source == f"toyworld/motion/test/0/{index}"
     with pytest.raises(ValueError, match="toyworld:motion:RULES:INDEX"):
         read_video("toyworld:motion:pan=1:a:3", 2, 3, 4, None, 64)
+
+
+def test_the_page_shows_the_committed_results():
+    docs = Path(__file__).parents[2] / "docs"
+    rows = re.findall(r"^\| \[`(.+?)`\]\((.+?)\) \| (.+) \|$", (docs / "continuations.md").read_text(), flags=re.M)
+    assert len(rows) == 6
+    for rules, file, cells in rows:
+        result = ContinuationResult.from_json(json.loads((docs / file).read_text()))
+        assert (result.dataset, result.model) == (f"toyworld:motion:{rules}", "checkpoints/toto-motion")
+        greedy, floor = (percents(result.scores[who]) for who in ("greedy", "constant_velocity"))
+        assert cells.split(" | ") == [
+            str(result.clips),
+            *(f"{one} ({other})" for one, other in zip(greedy, floor, strict=True)),
+        ]
+
+
+def percents(scores) -> list[str]:
+    """IoU at the first and last frame, identity at the last, bounces, returns and periods; "-" without cases."""
+    values = [scores.iou.mean[0], scores.iou.mean[-1], scores.identity.mean[-1]]
+    values += [share.mean for share in (scores.bounce, scores.returned, scores.period)]
+    return ["-" if value is None else f"{100 * value:.0f}" for value in values]
