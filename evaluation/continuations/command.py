@@ -166,27 +166,11 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
     from modeling_toto import TotoConfig
     from tokenization.files import write_json
     from training.engine.device import versions
-    from training.find_model import began_with, latest, lineage, steps
+    from training.find_model import latest, steps
 
     require(bool(steps(args.model)), f"--model {args.model} is not a run folder with valid checkpoints; name one.")
-    parts = lineage(args.model)
     model, processor = load(str(latest(args.model)))
-    while load(str(parts[0][-1]))[1].fingerprint != processor.fingerprint:  # other tokens
-        parts = parts[1:]
-    first = parts[0][0].parents[1]
-    if (origin := began_with(first)) is not None:
-        print(f"the curve begins with {first}; what its weights, {origin}, had seen before is not counted")
-    tokens, before = {}, 0
-    for part in parts:
-        for checkpoint in part:
-            count = tokens_seen(checkpoint)
-            require(
-                count is not None,
-                f"The checkpoint {checkpoint} has no training state, which has the tokens that it has seen; move it "
-                "out of the run folder.",
-            )
-            tokens[checkpoint] = before + count
-        before = tokens[checkpoint]
+    tokens = tokens_since_the_start(args.model, processor.fingerprint)
     check_prompt(model.config, args)
     contexts = {checkpoint: TotoConfig.from_pretrained(checkpoint).context_frames for checkpoint in tokens}
     checkpoints = [each for each, frames in contexts.items() if frames >= args.num_prompt_frames]
@@ -273,6 +257,34 @@ def tokens_seen(model: str | Path) -> int | None:
         return load_loop(Path(model))["tokens"]
     except FileNotFoundError:
         return None
+
+
+def tokens_since_the_start(run: str, fingerprint: str) -> dict[Path, int]:
+    """Checkpoint -> training tokens that it and the runs before it have seen, as far back as these have its tokens.
+
+    fingerprint: of the run's tokenizer. Raises ValueError for a checkpoint without its training state.
+    """
+    from tokenization.processing_toto import TotoProcessor
+    from training.find_model import began_with, lineage
+
+    parts = lineage(run)
+    while TotoProcessor.from_pretrained(parts[0][-1]).fingerprint != fingerprint:
+        parts = parts[1:]
+    first = parts[0][0].parents[1]
+    if (origin := began_with(first)) is not None:
+        print(f"the curve begins with {first}; what its weights, {origin}, had seen before is not counted")
+    tokens, before = {}, 0
+    for part in parts:
+        for checkpoint in part:
+            count = tokens_seen(checkpoint)
+            require(
+                count is not None,
+                f"The checkpoint {checkpoint} has no training state, which has the tokens that it has seen; move it "
+                "out of the run folder.",
+            )
+            tokens[checkpoint] = before + count
+        before = tokens[checkpoint]
+    return tokens
 
 
 def save_values(file: Path, found: dict[str, Values], examiner: Examiner) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from evaluation.ngrams.reading import Tokens
-    from evaluation.results import NgramScores, TokenNgrams
+    from evaluation.ngrams.results import NgramScores, TokenNgrams
 
 STEPS = (1, 2, 5)  # of every power of ten: numbers of frames at which distinct n-grams are reported
 
@@ -27,8 +27,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.ngrams.figures import draw
     from evaluation.ngrams.reading import check_sizes, dataset_tokens, open_frames, shard_tokens
+    from evaluation.ngrams.results import NgramsResult
     from evaluation.ngrams.tables import table
-    from evaluation.results import NgramsResult, command_line
+    from evaluation.results import command_line
     from tokenization.files import write_json, write_whole
     from training.engine.device import versions
 
@@ -65,7 +66,7 @@ def scores_of(tokens: Tokens, n: int) -> TokenNgrams:
 
     from evaluation.ngrams.counting import ORDERS, code_counts, longest
     from evaluation.ngrams.measures import compression
-    from evaluation.results import TokenNgrams
+    from evaluation.ngrams.results import TokenNgrams
 
     codes = tokens.read()
     frames = codes.shape[0] * codes.shape[1]
@@ -105,7 +106,7 @@ def measure(codes: np.ndarray, singles: np.ndarray, order: str, n: int, points: 
     """The measures of one order and length. singles: how often each code occurs. points: numbers of frames."""
     from evaluation.ngrams import measures
     from evaluation.ngrams.counting import count
-    from evaluation.results import NgramScores
+    from evaluation.ngrams.results import NgramScores
 
     found = count(codes, len(singles), order, n)
     spectrum = found.spectrum

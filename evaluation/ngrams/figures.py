@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.ngrams.counting import ORDERS
+from evaluation.ngrams.results import NgramsResult, TokenNgrams
 from evaluation.report.figures import SERIES, new_figure, short_ticks
-from evaluation.results import NgramsResult, TokenNgrams
 
 
 def draw(result: NgramsResult, file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evaluation.results import NgramScores, NgramsResult, TokenNgrams
+from evaluation.ngrams.results import NgramScores, NgramsResult, TokenNgrams
 
 HEADS = ("n", "places", "distinct", "independent", "seen once", "unseen", "bits", "plain bits", "Zipf")
 MOST_UNSEEN = 0.5  # above it, an entropy rests on few repetitions and is marked

@@ -13,8 +13,8 @@ from evaluation.ngrams.args import NgramsArgs
 from evaluation.ngrams.command import main, spaced
 from evaluation.ngrams.counting import ORDERS, Spectrum, count
 from evaluation.ngrams.reading import open_frames
+from evaluation.ngrams.results import NgramsResult
 from evaluation.ngrams.tables import table
-from evaluation.results import NgramsResult
 from tokenization.sampling import Sampling
 
 SHAPE = (7, 3, 4, 5)  # N, T, h, w

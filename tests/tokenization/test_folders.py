@@ -274,7 +274,7 @@ def test_a_readme_that_is_no_help(tmp_path):
 
 
 def test_splits_in_a_single_folder(tmp_path):
-    """A folder that holds everything and several splits is no class and no place, at any depth."""
+    """A single folder that holds several splits is neither a class nor a place, at any depth."""
     names = ["set/data/train/bus/a.mp4", "set/data/train/car/b.mp4", "set/data/val/bus/c.mp4", "set/data/more/d.mp4"]
     touch(tmp_path, *names, "set/data/list.csv", "notes/readme.txt")
     assert listed(tmp_path) == {names[0]: "bus", names[1]: "car"}
