@@ -12,6 +12,7 @@ PROMPT, DRAWN = (230, 159, 0), (0, 114, 178)
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (236, 236, 236)
 TARGET = 128  # pixels of a frame's side after enlarging, by a whole factor
 FRAME, GAP = 4, 6
+LEFT, TOP = 170, 44  # of a sheet's first frame, after the labels
 
 
 def enlarge(frames: np.ndarray) -> np.ndarray:
@@ -49,17 +50,29 @@ def sheet(result: dict) -> Image.Image:
     rows = _rows(result)
     font = ImageFont.load_default(size=22)
     step = rows[0][1].shape[1] + 2 * FRAME + GAP
-    left, top = 170, 44
-    picture = Image.new("RGB", (left + step * total + GAP, top + step * len(rows) + GAP), PAPER)
+    picture = Image.new("RGB", (LEFT + step * total + GAP, TOP + step * len(rows) + GAP), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((left, 10), f"prompt: {prompt} true frames", fill=_dark(PROMPT), font=font)
-    draw.text((left + step * prompt, 10), f"{result['num_frames']} generated frames", fill=DRAWN, font=font)
+    draw.text((LEFT, 10), f"prompt: {prompt} true frames", fill=_dark(PROMPT), font=font)
+    draw.text((LEFT + step * prompt, 10), f"{result['num_frames']} generated frames", fill=DRAWN, font=font)
     for row, (label, frames) in enumerate(rows):
-        draw.text((GAP, top + step * row + step // 2), label, fill=INK, font=font, anchor="lm")
+        draw.text((GAP, TOP + step * row + step // 2), label, fill=INK, font=font, anchor="lm")
         for time in range(total):
-            place = (left + step * time, top + step * row)
+            place = (LEFT + step * time, TOP + step * row)
             picture.paste(Image.fromarray(_tile(frames, row, time, prompt)), place)
     return picture
+
+
+def cut(picture: Image.Image, frames: int) -> list[list[Image.Image]] | None:
+    """The framed tiles of a `sheet` with this many columns, one list per row; None if the picture has other sizes."""
+    step, rest = divmod(picture.width - LEFT - GAP, frames)
+    if rest or step <= 2 * FRAME + GAP:
+        return None
+    rows, rest = divmod(picture.height - TOP - GAP, step)
+    if rest or rows < 3:
+        return None
+    side = step - GAP
+    places = [[(LEFT + step * time, TOP + step * row) for time in range(frames)] for row in range(rows)]
+    return [[picture.crop((x, y, x + side, y + side)) for x, y in row] for row in places]
 
 
 def _dark(colour: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from evaluation.report.figures import (
     map_svg,
     overlay_svg,
 )
+from evaluation.report.opening import opening
 from evaluation.report.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
 from evaluation.results import Row
 from tokenization.markdown import markdown_cell
@@ -252,6 +253,7 @@ def contents(
     """
     return {
         "title": title,
+        "opening": opening(generations, probes, comparisons),
         "held": sum(c.holds for c in comparisons),
         "comparisons": comparison_table(comparisons),
         "summary": summary(comparisons),
