@@ -17,6 +17,7 @@ BENCHES = {
     "train": ("bench_train", "an optimisation step: speed, memory and loss curve against transformers' Llama"),
     "generate": ("bench_generate", "one frame after a prompt, against Llama's generate"),
     "features": ("bench_features", "early exit and pooled features of all layers, against a full pass"),
+    "streaming": ("bench_streaming", "features of a new frame of a stream, against recomputing the whole row"),
     "probe": ("bench_probe", "a probe of every layer against one of the last, both from pixels"),
     "data": (
         "bench_data",

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what type checkers read; `as` marks a name as public
     from evaluation.backbones.features import extract_features as extract_features
     from evaluation.backbones.load import load_backbone as load_backbone
+    from evaluation.backbones.streaming import StreamingFeatures as StreamingFeatures
     from evaluation.continuation import continue_clip as continue_clip
     from evaluation.probe.fit import fit_probe as fit_probe
 
 # Imported on first use: torch takes seconds, and `toto <verb> --help` needs none of it.
 _HOMES = {
+    "StreamingFeatures": "backbones.streaming",
     "continue_clip": "continuation",
     "extract_features": "backbones.features",
     "fit_probe": "probe.fit",

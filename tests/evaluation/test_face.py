@@ -57,7 +57,8 @@ def test_help_reads_like_an_api_page():
     for name in ("continue_clip", "extract_features", "fit_probe", "load_backbone"):
         start = page.index(f"\n    {name}(")
         assert "Args:" in page[start : start + 3000] and "Raises:" in page[start : start + 3000]
-    assert "__getattr__" not in page and "CLASSES" not in page  # four functions, and nothing before them
+    assert "__getattr__" not in page  # one class and four functions
+    assert page.count("\n    class ") == 1 and "\n    class StreamingFeatures(" in page
 
 
 # --- backbones and features
