@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from evaluation.continuations.measures import Drawn, Examiner, Values
     from evaluation.continuations.truth import Truth
+    from evaluation.results import PermanenceControl
     from tokenization.toyworld import MotionWorld
 
 
@@ -95,7 +96,8 @@ def check_prompt(config, args: ScoreArgs) -> None:
 def score_model(args: ScoreArgs, command: str) -> None:
     from evaluation.continuations.drawing import continue_codes, decoded
     from evaluation.continuations.figures import draw_horizons, sheet
-    from evaluation.continuations.measures import mean
+    from evaluation.continuations.likelihood import nats
+    from evaluation.continuations.measures import curve_of, mean
     from evaluation.continuations.tables import table
     from evaluation.results import ContinuationResult
     from tokenization.files import write_json, write_whole
@@ -109,7 +111,7 @@ def score_model(args: ScoreArgs, command: str) -> None:
     examiner, new = clips.examiner, args.num_frames
 
     codes, greedy_seconds = continue_codes(model, clips.prompts, new, args.batch_size, "greedy")
-    greedy = decoded(processor, codes)
+    greedy, drawn = decoded(processor, codes), {"greedy": codes}
     found = {"greedy": examiner.values(greedy)}
     drawings, sampled_seconds = [], 0.0
     for k in range(args.num_samples):
@@ -117,7 +119,10 @@ def score_model(args: ScoreArgs, command: str) -> None:
         how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
         codes, seconds = continue_codes(model, clips.prompts, new, args.batch_size, label, args.seed + k, **how)
         drawings.append(examiner.values(decoded(processor, codes)))
+        drawn.setdefault("sampled", codes)  # one drawing is enough for its likelihood
         sampled_seconds += seconds
+    losses = nats(model, clips.codes, drawn, args.batch_size)
+    permanence = control(args, clips, processor, model, found["greedy"])
     found |= {"sampled": mean(drawings), "best": examiner.best(drawings)}
     for name, drawn in draw_floors(args, clips, processor, model):
         found[name] = examiner.values(drawn)
@@ -139,6 +144,8 @@ def score_model(args: ScoreArgs, command: str) -> None:
         seconds={"greedy": greedy_seconds, "sampled": sampled_seconds},
         scores={name: examiner.scores(values, found["ceiling"]) for name, values in found.items()},
         versions=versions(),
+        nats={name: curve_of(each) for name, each in losses.items()},
+        permanence=permanence,
     )
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +154,7 @@ def score_model(args: ScoreArgs, command: str) -> None:
         write_whole(place := output.with_name(f"{output.stem}_sheet.png"), lambda file: picture.save(file, "png"))
         print(f"wrote {place}")
     if args.predictions:
-        write_whole(place := output.with_suffix(".npz"), lambda file: save_values(file, found, examiner))
+        write_whole(place := output.with_suffix(".npz"), lambda file: save_values(file, found, examiner, losses))
         print(f"wrote {place}")
     write_json(output, result.to_json())
     print(table(result))
@@ -249,6 +256,19 @@ def ceiling(clips: Clips, processor) -> Drawn:
     return decoded(processor, clips.codes[:, clips.truth.prompt :])
 
 
+def control(args: ScoreArgs, clips: Clips, processor, model, greedy: Values) -> PermanenceControl | None:
+    """Greedy continuations of the clips from whose prompts an object that returns was deleted; None without returns."""
+    from evaluation.continuations.control import compare, without_returning
+    from evaluation.continuations.drawing import continue_codes, decoded, encode
+
+    if not len(clips.examiner.cases["returned"].objects):
+        return None
+    deleted = without_returning(clips.world, clips.examiner)
+    prompts = encode(processor, deleted.video[:, : deleted.prompt])
+    codes, _ = continue_codes(model, prompts, args.num_frames, args.batch_size, "objects deleted")
+    return compare(clips.examiner, greedy, deleted, decoded(processor, codes).frames)
+
+
 def tokens_seen(model: str | Path) -> int | None:
     """Training tokens of a checkpoint of a run; None if its folder has no training state."""
     from training.engine.checkpoints import load_loop
@@ -287,11 +307,15 @@ def tokens_since_the_start(run: str, fingerprint: str) -> dict[Path, int]:
     return tokens
 
 
-def save_values(file: Path, found: dict[str, Values], examiner: Examiner) -> None:
-    """Write the values of every clip, as NAME.MEASURE, and of every case, as NAME.EVENT.PART; their clips as EVENT."""
+def save_values(file: Path, found: dict[str, Values], examiner: Examiner, losses: dict[str, np.ndarray]) -> None:
+    """Write the values of every clip and of every case, as arrays.
+
+    NAME.MEASURE, NAME.EVENT.PART and nats.NAME, losses of the true frames; clips.EVENT are the clips of the cases.
+    """
     import numpy as np
 
     arrays = {f"clips.{event}": examiner.clips_of(event) for event in examiner.cases}
+    arrays |= {f"nats.{name}": array.astype(np.float32) for name, array in losses.items()}
     for name, values in found.items():
         arrays |= {f"{name}.{measure}": array.astype(np.float32) for measure, array in values.curves.items()}
         for event, parts in values.events.items():

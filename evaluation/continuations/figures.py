@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from evaluation.continuations.tables import curve_labels, curve_values, name_of
 from evaluation.pictures import DRAWN, FRAME, GAP, INK, PAPER, enlarge
 from evaluation.report.figures import GREY, MODEL, new_figure, short_ticks
-from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores
+from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve
 
 if TYPE_CHECKING:
     from evaluation.continuations.measures import Drawn
@@ -33,6 +33,12 @@ PANELS = {
     "codes": ("Codes right, % of tokens", 100),
     "changed_codes": ("Codes right where they changed, %", 100),
     "psnr": ("PSNR, dB", 1),
+    "ssim": ("SSIM", 1),
+}
+NATS_STYLES = {
+    "teacher_forced": ("teacher-forced", {"color": "#111111", "linewidth": 1.8, "linestyle": (0, (8, 3))}),
+    "greedy": ("after greedy frames", {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4}),
+    "sampled": ("after sampled frames", {"color": "#56B4E9", "linewidth": 1.8, "marker": "s", "markersize": 4}),
 }
 EVENTS = {"bounce": "bounce", "returned": "return", "period": "period"}
 EQUAL = 100  # dB: PSNR of frames with nearly no error, which would flatten all other lines
@@ -40,24 +46,43 @@ EQUAL = 100  # dB: PSNR of frames with nearly no error, which would flatten all 
 
 def draw_horizons(result: ContinuationResult, file: Path) -> None:
     """Write the measures against the horizon, with 95 % bands, and the shares of events right: a panel each."""
-    figure, axes = new_figure(12.5, 7.2, (2, 3))
-    horizons = np.arange(1, result.num_frames + 1)
-    for panel, (name, (title, unit)) in zip(axes.flat, PANELS.items(), strict=False):
-        for who, scores in result.scores.items():
-            curve = getattr(scores, name)
-            means = np.array(curve.mean, float) * unit  # None becomes nan
-            if name == "psnr" and np.nanmax(means) >= EQUAL:
-                continue
-            panel.plot(horizons, means, **STYLES[who])
-            bounds = np.array([each or (np.nan, np.nan) for each in curve.ci95]) * unit
-            panel.fill_between(horizons, *bounds.T, color=STYLES[who]["color"], alpha=0.12, linewidth=0)
-        _label(panel, title, "drawn frame")
-        panel.set_xticks(horizons if len(horizons) <= 16 else horizons[:: len(horizons) // 8])
-        if name != "psnr":
-            panel.set_ylim(-0.02 * unit, 1.02 * unit)
+    figure, axes = new_figure(16.5, 7.4, (2, 4))
+    for panel, name in zip(axes.flat, PANELS, strict=False):
+        curves = [(STYLES[who], getattr(each, name)) for who, each in result.scores.items()]
+        draw_curves(panel, curves, *PANELS[name])
+    if result.nats is not None:
+        draw_nats(axes.flat[-2], result.nats)
     _draw_events(axes.flat[-1], result)
     _legend(figure, result.scores, result.sampling["num_samples"])
     figure.savefig(file, dpi=120)
+
+
+def draw_curves(panel, curves: list[tuple[dict, Curve | None]], title: str, unit: int = 1) -> None:
+    """Means against the drawn frame, with 95 % bands. curves: (style of the line, values); those left out are None."""
+    frames = np.arange(1, 1)
+    for style, curve in curves:
+        if curve is None:
+            continue
+        means = np.array(curve.mean, float) * unit  # None becomes nan
+        if "PSNR" in title and np.nanmax(means) >= EQUAL:
+            continue
+        frames = np.arange(1, len(means) + 1)
+        panel.plot(frames, means, **style)
+        bounds = np.array([each or (np.nan, np.nan) for each in curve.ci95]) * unit
+        panel.fill_between(frames, *bounds.T, color=style["color"], alpha=0.12, linewidth=0)
+    _label(panel, title, "drawn frame")
+    panel.set_xticks(frames if len(frames) <= 16 else frames[:: len(frames) // 8])
+    if "%" in title or "IoU" in title:
+        panel.set_ylim(-0.02 * unit, 1.02 * unit)
+
+
+def draw_nats(panel, nats: dict[str, Curve]) -> None:
+    """Losses of the true frames, after true and after drawn ones."""
+    draw_curves(panel, [(NATS_STYLES[name][1], curve) for name, curve in nats.items()], "Loss, nats per token")
+    panel.set_ylim(bottom=0)
+    panel.legend(
+        [panel.lines[k] for k in range(len(nats))], [NATS_STYLES[n][0] for n in nats], frameon=False, fontsize=9
+    )
 
 
 def _draw_events(axes, result: ContinuationResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Share
+from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve, Share, Versus
 
 SHOWN = (1, 2, 4, 8)  # horizons
 NAMES = {
@@ -23,6 +23,12 @@ CURVES = {
     "object_codes": "codes of objects, %",
     "changed_codes": "changed codes, %",
     "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+}
+NATS = {
+    "teacher_forced": "after true frames",
+    "greedy": "after greedy frames",
+    "sampled": "after sampled frames",
 }
 
 
@@ -34,12 +40,8 @@ def table(result: ContinuationResult) -> str:
         f"\n{result.clips:,} {result.split} clips of {result.dataset}: {result.num_prompt_frames} prompt frames, "
         f"{result.num_frames} drawn"
     ]
-    for names in (("iou", "identity", "place", "psnr"), ("codes", "object_codes", "changed_codes")):
-        lines += ["", " " * 21 + "".join(f"{CURVES[name]:<{6 * len(horizons) + 2}}" for name in names)]
-        lines.append(f"{'horizon':<21}" + ("".join(f"{h:>6}" for h in horizons) + "  ") * len(names))
-        for who, scores in result.scores.items():
-            cells = ("".join(_cell(getattr(scores, name).mean[h - 1], name) for h in horizons) + "  " for name in names)
-            lines.append(f"{name_of(who, samples):<21}" + "".join(cells))
+    for names in (("iou", "identity", "place", "psnr"), ("codes", "object_codes", "changed_codes", "ssim")):
+        lines += curve_lines(result.scores, names, horizons, samples)
     lines += [
         "",
         f"{'share right, %':<21}{'bounce':>20}{'return':>20}{'time':>7}{'place':>7}{'ident.':>7}{'period':>20}",
@@ -50,7 +52,63 @@ def table(result: ContinuationResult) -> str:
         lines.append(f"{name_of(who, samples):<21}{row}")
     one = next(iter(result.scores.values()))
     lines.append(f"cases: {one.bounce.cases} bounces, {one.returned.cases} returns, {one.period.cases} periods")
+    lines += _rhythm_lines(result, samples)
+    if (found := result.permanence) is not None:
+        with_object, deleted = (_event(each).strip() for each in (found.with_object, found.deleted))
+        lines += [
+            "",
+            f"objects drawn at the frame and place of their return, %: {with_object}; "
+            f"if they were deleted from the prompt: {deleted}",
+            f"difference, points: {_difference(found.versus, 100)}",
+        ]
+    lines += nats_lines(result.nats, horizons)
     return "\n".join(lines)
+
+
+def curve_lines(scores: dict, names: tuple[str, ...], horizons: list[int], samples: int) -> list[str]:
+    """Measures side by side, a row per way of continuing. scores: name -> record with a `Curve` for each of `names`."""
+    lines = ["", " " * 21 + "".join(f"{CURVES[name]:<{6 * len(horizons) + 2}}" for name in names)]
+    lines.append(f"{'horizon':<21}" + ("".join(f"{h:>6}" for h in horizons) + "  ") * len(names))
+    for who, own in scores.items():
+        means = {
+            name: [None] * max(horizons) if (curve := getattr(own, name)) is None else curve.mean for name in names
+        }
+        cells = ("".join(_cell(means[name][h - 1], name) for h in horizons) + "  " for name in names)
+        lines.append(f"{name_of(who, samples):<21}" + "".join(cells))
+    return lines
+
+
+def nats_lines(nats: dict[str, Curve] | None, horizons: list[int]) -> list[str]:
+    """The losses of the true frames' codes, a row per kind of frames before them."""
+    if nats is None:
+        return []
+    lines = ["", "nats per token of the true frame", f"{'horizon':<21}" + "".join(f"{h:>8}" for h in horizons)]
+    for name, curve in nats.items():
+        lines.append(f"{NATS[name]:<21}" + "".join(f"{curve.mean[h - 1]:>8.3f}" for h in horizons))
+    return lines
+
+
+def _rhythm_lines(result: ContinuationResult, samples: int) -> list[str]:
+    """Autocorrelations at the true period and at other lags, a row per way of continuing."""
+    found = {who: each.rhythm for who, each in result.scores.items() if each.rhythm is not None and each.rhythm.cases}
+    if not found:
+        return []
+    cases = next(iter(found.values())).cases
+    lines = ["", f"{'autocorrelation':<21}{'true period':>12}{'other lags':>12}{'difference':>24}   {cases} cases"]
+    for who, own in found.items():
+        lines.append(
+            f"{name_of(who, samples):<21}{own.at_period:>12.3f}{own.other_lags:>12.3f}{_difference(own.versus):>24}"
+        )
+    return lines
+
+
+def _difference(versus: Versus | None, unit: int = 1) -> str:
+    if versus is None:
+        return "-"
+    low, high = versus.ci95
+    return "{:.{n}f} [{:.{n}f}, {:.{n}f}]".format(
+        *(unit * each for each in (versus.difference, low, high)), n=1 if unit == 100 else 3
+    )
 
 
 def checkpoint_table(result: CheckpointsResult) -> str:
@@ -98,7 +156,7 @@ def name_of(who: str, num_samples: int) -> str:
 def _cell(value: float | None, measure: str) -> str:
     if value is None:
         return f"{'-':>6}"
-    return f"{value:6.3f}" if measure == "iou" else f"{value if measure == 'psnr' else 100 * value:6.1f}"
+    return f"{value:6.3f}" if measure in ("iou", "ssim") else f"{value if measure == 'psnr' else 100 * value:6.1f}"
 
 
 def _percent(value: float | None, width: int = 7) -> str:
