@@ -51,7 +51,7 @@ class GenerateArgs(TimeStepArgs):
     score: bool = field(
         default=False,
         metadata={
-            "help": "measure continuations of toyworld:motion against the world's truth instead of drawing videos; "
+            "help": "measure continuations of held-out clips of --dataset instead of drawing videos; "
             "`toto generate --score --help` lists the flags"
         },
     )
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     drawing, scoring = ({each.name for each in fields(kind)} for kind in (GenerateArgs, ScoreArgs))
     if "score" in typed_flags(argv):
-        refuse_idle(argv, tuple(sorted(drawing - scoring)), "with --score, which continues clips of toyworld:motion")
+        refuse_idle(argv, tuple(sorted(drawing - scoring)), "with --score, which continues the clips of --dataset")
 
         from evaluation.continuations.command import main as score
 

@@ -342,6 +342,29 @@ class ContinuationResult(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameScores(Record):
+    """The measures of one way of continuing clips of which only pixels and codes are known."""
+
+    codes: Curve
+    changed_codes: Curve
+    psnr: Curve
+    ssim: Curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameContinuationResult(ContinuationResult):
+    """The file that `toto generate --score` writes for data other than toyworld:motion.
+
+    stride, fps: of videos. sources: "FILE@FRAME", where each clip begins.
+    """
+
+    scores: dict[str, FrameScores]
+    stride: int | None = None
+    fps: float | None = None
+    sources: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointScores(Record):
     """A checkpoint (RUN/step_N), the training tokens that it and earlier runs have seen, and its scores, greedy."""
 

@@ -11,11 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from evaluation.continuations.tables import curve_labels, curve_values, name_of
 from evaluation.pictures import DRAWN, FRAME, GAP, INK, PAPER, enlarge
 from evaluation.report.figures import GREY, MODEL, new_figure, short_ticks
-from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve
+from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve, FrameContinuationResult
 
 if TYPE_CHECKING:
     from evaluation.continuations.measures import Drawn
-    from evaluation.continuations.truth import Truth
 
 STYLES = {
     "greedy": {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4},
@@ -46,15 +45,25 @@ EQUAL = 100  # dB: PSNR of frames with nearly no error, which would flatten all 
 
 def draw_horizons(result: ContinuationResult, file: Path) -> None:
     """Write the measures against the horizon, with 95 % bands, and the shares of events right: a panel each."""
-    figure, axes = new_figure(16.5, 7.4, (2, 4))
-    for panel, name in zip(axes.flat, PANELS, strict=False):
+    is_motion = not isinstance(result, FrameContinuationResult)
+    figure, axes = new_figure(16.5, 7.4, (2, 4)) if is_motion else new_figure(12.5, 7.4, (2, 3))
+    for panel, name in zip(axes.flat, panels_of(result), strict=False):
         curves = [(STYLES[who], getattr(each, name)) for who, each in result.scores.items()]
         draw_curves(panel, curves, *PANELS[name])
     if result.nats is not None:
         draw_nats(axes.flat[-2], result.nats)
-    _draw_events(axes.flat[-1], result)
+    if is_motion:
+        _draw_events(axes.flat[-1], result)
+    else:
+        axes.flat[-1].set_axis_off()
     _legend(figure, result.scores, result.sampling["num_samples"])
     figure.savefig(file, dpi=120)
+
+
+def panels_of(result: ContinuationResult) -> list[str]:
+    """Those of PANELS that the result has."""
+    scores = next(iter(result.scores.values()))
+    return [name for name in PANELS if getattr(scores, name, None) is not None]
 
 
 def draw_curves(panel, curves: list[tuple[dict, Curve | None]], title: str, unit: int = 1) -> None:
@@ -146,13 +155,14 @@ def _legend(figure, names, num_samples: int = 1) -> None:
     figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=10, handlelength=3.2)
 
 
-def sheet(truth: Truth, prompts: Drawn, greedy: Drawn, count: int) -> Image.Image:
+def sheet(video: np.ndarray, prompt: int, prompts: Drawn, greedy: Drawn, count: int) -> Image.Image:
     """The first clips, each as a row of true frames above one of the prompt and the greedy frames.
 
-    prompts: the prompts as tokens show them. A thin line separates prompt and drawn frames.
+    video: true frames, uint8 (C, T, R, R, 3), of which the first `prompt` are given. prompts: these, as tokens show
+    them. A thin line separates prompt and drawn frames.
     """
-    count, prompt = min(count, len(truth.video)), truth.prompt
-    true = enlarge(truth.video[:count])
+    count = min(count, len(video))
+    true = enlarge(video[:count])
     drawn = enlarge(np.concatenate([prompts.frames[:count], greedy.frames[:count]], axis=1))
     total, side = true.shape[1], true.shape[2]
     left, top, step = 70, 40, side + GAP

@@ -52,8 +52,7 @@ class Examiner:
 
     def __init__(self, truth: Truth, codes: np.ndarray):
         self.truth, prompt = truth, truth.prompt
-        self.codes = codes[:, prompt:]
-        self.changed = self.codes != codes[:, prompt - 1 : prompt]
+        self.codes, self.drawn_codes = codes, codes[:, prompt:]
         grid = codes.shape[2:]
         masks = truth.drawn("masks")
         tokens = masks.reshape(*masks.shape[:2], grid[0], masks.shape[2] // grid[0], grid[1], -1)
@@ -71,14 +70,13 @@ class Examiner:
         visibility, moving = truth.drawn("visibility"), truth.moving[:, None]
         judged = visibility >= JUDGED
         near = found_near(reading, truth)
-        right = drawn.codes == self.codes
+        right = drawn.codes == self.drawn_codes
         curves = {
             "iou": self._by_clip(reading.iou, moving & (visibility >= MASKED)),
             "identity": self._by_clip(reading.identity, judged),
             "place": self._by_clip(near, judged),
-            "codes": right.mean((2, 3)),
+            **codes_right(drawn.codes, self.codes, truth.prompt),
             "object_codes": _mean(right, self.occupied, (2, 3)),
-            "changed_codes": _mean(right, self.changed, (2, 3)),
             "mse": squared_error(drawn.frames, truth.drawn("video")),
             "ssim": similarity(drawn.frames, truth.drawn("video")),
         }
@@ -102,7 +100,7 @@ class Examiner:
         def chosen(several: list[np.ndarray], which: np.ndarray) -> np.ndarray:
             return np.stack(several)[which, np.arange(len(which))]
 
-        curves = {name: chosen([each.curves[name] for each in drawings], best) for name in CURVES}
+        curves = {name: chosen([each.curves[name] for each in drawings], best) for name in drawings[0].curves}
         events = {
             name: {
                 part: chosen([each.events[name][part] for each in drawings], best[self.clips_of(name)])
@@ -136,6 +134,15 @@ class Examiner:
             rhythm=_rhythm(values.events["rhythm"], self.clips_of("rhythm")),
         )
 
+    def arrays(self, found: dict[str, Values]) -> dict[str, np.ndarray]:
+        """The values of clips and cases: NAME.MEASURE and NAME.EVENT.PART; clips.EVENT are the clips of its cases."""
+        arrays = {f"clips.{event}": self.clips_of(event) for event in self.cases}
+        for name, values in found.items():
+            arrays |= {f"{name}.{measure}": array for measure, array in values.curves.items()}
+            for event, parts in values.events.items():
+                arrays |= {f"{name}.{event}.{part}": array for part, array in parts.items()}
+        return arrays
+
     def _by_clip(self, values: np.ndarray, judged: np.ndarray) -> np.ndarray:
         """Means over the judged objects of each clip: (O, G) each -> (C, G), nan without any."""
         shape = (len(self.truth.video), values.shape[1])
@@ -148,12 +155,21 @@ class Examiner:
 def mean(drawings: list[Values]) -> Values:
     """The mean of several drawings of the same clips."""
     return Values(
-        {name: np.mean([each.curves[name] for each in drawings], axis=0) for name in CURVES},
+        {name: np.mean([each.curves[name] for each in drawings], axis=0) for name in drawings[0].curves},
         {
             name: {part: np.mean([each.events[name][part] for each in drawings], axis=0) for part in parts}
             for name, parts in drawings[0].events.items()
         },
     )
+
+
+def codes_right(drawn: np.ndarray, codes: np.ndarray, prompt: int) -> dict[str, np.ndarray]:
+    """`codes` and `changed_codes`, (C, G) each, of drawn codes (C, G, h, w) and those of all true frames."""
+    true, last = codes[:, prompt:], codes[:, prompt - 1 : prompt]
+    return {
+        "codes": (drawn == true).mean((2, 3)),
+        "changed_codes": _mean(drawn == true, true != last, (2, 3)),
+    }
 
 
 def found_near(reading: Reading, truth: Truth) -> np.ndarray:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve, Share, Versus
+from evaluation.results import (
+    CheckpointsResult,
+    ContinuationResult,
+    ContinuationScores,
+    Curve,
+    FrameContinuationResult,
+    Share,
+    Versus,
+)
 
 SHOWN = (1, 2, 4, 8)  # horizons
 NAMES = {
@@ -40,6 +48,9 @@ def table(result: ContinuationResult) -> str:
         f"\n{result.clips:,} {result.split} clips of {result.dataset}: {result.num_prompt_frames} prompt frames, "
         f"{result.num_frames} drawn"
     ]
+    if isinstance(result, FrameContinuationResult):
+        lines += curve_lines(result.scores, ("codes", "changed_codes", "psnr", "ssim"), horizons, samples)
+        return "\n".join([*lines, *nats_lines(result.nats, horizons)])
     for names in (("iou", "identity", "place", "psnr"), ("codes", "object_codes", "changed_codes", "ssim")):
         lines += curve_lines(result.scores, names, horizons, samples)
     lines += [
