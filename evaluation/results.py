@@ -355,10 +355,11 @@ class FrameScores(Record):
 class FrameContinuationResult(ContinuationResult):
     """The file that `toto generate --score` writes for data other than toyworld:motion.
 
-    stride, fps: of videos. sources: "FILE@FRAME", where each clip begins.
+    resolution: side of the frames in pixels. stride, fps: of videos. sources: "FILE@FRAME", where each clip begins.
     """
 
     scores: dict[str, FrameScores]
+    resolution: int
     stride: int | None = None
     fps: float | None = None
     sources: list[str]

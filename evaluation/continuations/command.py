@@ -144,7 +144,7 @@ def score_model(args: ScoreArgs, command: str) -> None:
         result = ContinuationResult(**about, permanence=control(args, clips, processor, model, found["greedy"]))
     else:
         times = {} if args.is_drawn else {"stride": None if args.fps else args.stride, "fps": args.fps}
-        result = FrameContinuationResult(**about, **times, sources=clips.sources)
+        result = FrameContinuationResult(**about, **times, resolution=processor.resolution, sources=clips.sources)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     if args.sheets:
