@@ -55,6 +55,13 @@ class GenerateArgs(TimeStepArgs):
             "`toto generate --score --help` lists the flags"
         },
     )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "compare models by results of --score (.json) instead of drawing videos; `toto generate --compare "
+            "--help` lists the flags"
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -205,6 +212,11 @@ def read_video(
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "compare" in typed_flags(argv):
+        from evaluation.continuations.comparison import main as compare
+
+        compare(argv)
+        return
     drawing, scoring = ({each.name for each in fields(kind)} for kind in (GenerateArgs, ScoreArgs))
     if "score" in typed_flags(argv):
         refuse_idle(argv, tuple(sorted(drawing - scoring)), "with --score, which continues the clips of --dataset")
@@ -232,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.backbones.contract import default_device
     from evaluation.results import command_line
+    from evaluation.unlike_training import trained_on, unlike_training
     from modeling_toto import TotoForCausalLM
     from tokenization.processing_toto import TotoProcessor
     from training.find_model import resolve_model
@@ -241,6 +254,10 @@ def main(argv: list[str] | None = None) -> None:
     model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
     processor = TotoProcessor.from_pretrained(path).to(device)
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
+    times = {} if all(name.split(":")[0] == "toyworld" for name in args.video) else {"stride": args.stride}
+    times |= {"fps": args.fps} if times else {}
+    for sentence in unlike_training(model.config, processor, prompt + new, trained_on(path), **times):
+        print(f"warning: {sentence}")
     if prompt + new <= model.config.context_frames and (ignored := idle(argv, "drop_frames", "recompute")):
         print(f"{ignored}: no effect, since {prompt + new} frames fit into the model's row")
     command = command_line("generate", argv)

@@ -12,6 +12,11 @@ DESCRIPTION = (
     "identity, codes, PSNR, SSIM, bounces, returns after occlusion, periods), on other data against the true pixels "
     "and codes; next to floors and the tokenizer's ceiling."
 )
+COMPARE_DESCRIPTION = (
+    "Compare models by their results of toto generate --score on the same clips: one figure of the measures against "
+    "the drawn frame, with 95 % bands, and a table."
+)
+MOST = 7  # models in one figure, which can be told apart
 # Flags of the two ways of drawing, which have no effect on a curve over checkpoints.
 DRAWING = ("num_samples", "temperature", "top_k", "top_p", "seed", "floor_clips", "predictions", "sheets")
 
@@ -91,6 +96,20 @@ class ScoreArgs(TimeStepArgs):
             return replace(self, floor_clips=floor_clips)
         prompt, new = (8 if each is None else each for each in (self.num_prompt_frames, self.num_frames))
         return replace(self, floor_clips=floor_clips, num_prompt_frames=prompt, num_frames=new)
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    compare: list[str] = option([], "results of toto generate --score (.json), of the same clips")
+    output: str | None = option(None, "figure to write (.png)")
+    way: str = option("greedy", "greedy, sampled or best: which continuations of each model are compared")
+
+    def __post_init__(self):
+        require(len(self.compare) > 1, "--compare needs two or more results; name their .json files.")
+        require(len(self.compare) <= MOST, f"--compare names {len(self.compare)} results; give at most {MOST}.")
+        require(self.output is not None, "--output FILE.png is missing; name where to write.")
+        require(self.output.endswith(".png"), f"--output is '{self.output}'; it must end in .png.")
+        require_choice(self, "way", ("greedy", "sampled", "best"))
 
 
 def check_flags(args: ScoreArgs, argv: list[str]) -> None:

@@ -109,6 +109,7 @@ def score_model(args: ScoreArgs, command: str) -> None:
     from evaluation.continuations.tables import table
     from evaluation.generate import frame_counts
     from evaluation.results import ContinuationResult, FrameContinuationResult
+    from evaluation.unlike_training import trained_on, unlike_training
     from tokenization.files import write_json, write_whole
     from training.engine.device import versions
     from training.find_model import resolve_model
@@ -119,6 +120,10 @@ def score_model(args: ScoreArgs, command: str) -> None:
         prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
         args = replace(args, num_prompt_frames=prompt, num_frames=new)
     check_prompt(model.config, args)
+    frames = args.num_prompt_frames + args.num_frames
+    times = {} if args.is_drawn else {"stride": args.stride, "fps": args.fps}
+    for sentence in unlike_training(model.config, processor, frames, trained_on(path), **times):
+        print(f"warning: {sentence}")
     clips = motion_clips(args, processor) if args.is_motion else frame_clips(args, processor)
     measured = measure(args, clips, processor, model)
     found = measured.found

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.continuations.tables import curve_labels, curve_values, name_of
+from evaluation.continuations.tables import NAMES, curve_labels, curve_values, name_of
 from evaluation.pictures import DRAWN, FRAME, GAP, INK, PAPER, enlarge
-from evaluation.report.figures import GREY, MODEL, new_figure, short_ticks
+from evaluation.report.figures import GREY, MODEL, SERIES, new_figure, short_ticks
 from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve, FrameContinuationResult
 
 if TYPE_CHECKING:
@@ -57,6 +57,47 @@ def draw_horizons(result: ContinuationResult, file: Path) -> None:
     else:
         axes.flat[-1].set_axis_off()
     _legend(figure, result.scores, result.sampling["num_samples"])
+    figure.savefig(file, dpi=120)
+
+
+def draw_comparison(results: dict[str, ContinuationResult], way: str, file: Path) -> None:
+    """Write the measures of several models against the drawn frame, with 95 % bands: a panel each.
+
+    results: label -> result, all of the same clips. way: of continuing. Codes and losses are left out where tokenizers
+    differ. Copying the last frame is the floor of all; every model has the ceiling of its tokenizer, in its colour.
+    """
+    from matplotlib.lines import Line2D
+
+    labels, same = list(results), len({result.tokenizer for result in results.values()}) == 1
+    shared = set.intersection(*({*panels_of(each)} for each in results.values()))
+    panels = [name for name in PANELS if name in shared and (same or "codes" not in name)]
+    with_nats = same and all(each.nats is not None for each in results.values())
+    count = len(panels) + with_nats
+    columns = min(count, 3 if count < 7 else 4)
+    rows = -(-count // columns)
+    figure, axes = new_figure(4.2 * columns, 0.8 + 3.5 * rows, (rows, columns))
+    styles = {
+        label: {"color": colour, "marker": marker, "linewidth": 2, "markersize": 5}
+        for label, (colour, marker) in zip(labels, SERIES, strict=False)
+    }
+    first = results[labels[0]]
+    for panel, name in zip(axes.flat, panels, strict=False):
+        curves = [(STYLES["copy"], getattr(first.scores["copy"], name))]
+        for label in labels if not same else labels[:1]:
+            ceiling = STYLES["ceiling"] if same else STYLES["ceiling"] | {"color": styles[label]["color"]}
+            curves.append((ceiling, getattr(results[label].scores["ceiling"], name)))
+        curves += [(styles[label], getattr(each.scores[way], name)) for label, each in results.items()]
+        draw_curves(panel, curves, *PANELS[name])
+    if with_nats:
+        kind = "greedy" if way == "greedy" else "sampled"
+        curves = [(styles[label], each.nats[kind]) for label, each in results.items()]
+        draw_curves(axes.flat[count - 1], curves, f"Loss after {kind} frames, nats per token")
+        axes.flat[count - 1].set_ylim(bottom=0)
+    for panel in axes.flat[count:]:
+        panel.set_axis_off()
+    entries = [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    entries += [Line2D([], [], label=NAMES[name], **STYLES[name]) for name in ("copy", "ceiling")]
+    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=10, handlelength=3.2)
     figure.savefig(file, dpi=120)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evaluation.results import (
     CheckpointsResult,
     ContinuationResult,
@@ -76,26 +78,61 @@ def table(result: ContinuationResult) -> str:
     return "\n".join(lines)
 
 
-def curve_lines(scores: dict, names: tuple[str, ...], horizons: list[int], samples: int) -> list[str]:
-    """Measures side by side, a row per way of continuing. scores: name -> record with a `Curve` for each of `names`."""
-    lines = ["", " " * 21 + "".join(f"{CURVES[name]:<{6 * len(horizons) + 2}}" for name in names)]
-    lines.append(f"{'horizon':<21}" + ("".join(f"{h:>6}" for h in horizons) + "  ") * len(names))
+def comparison_table(results: dict[str, ContinuationResult], way: str) -> str:
+    """One way of continuing by several models of the same clips: measures and losses at SHOWN horizons, and events."""
+    first = next(iter(results.values()))
+    horizons = [h for h in SHOWN if h <= first.num_frames]
+    same = len({result.tokenizer for result in results.values()}) == 1
+    rows = {label: result.scores[way] for label, result in results.items()}
+    rows["copy last frame"] = first.scores["copy"]
+    measures = [n for n in CURVES if all(getattr(each, n, None) is not None for each in rows.values())]
+    measures = [name for name in measures if same or "codes" not in name]
+    width = max(21, *(len(label) + 2 for label in rows))
+    lines = [
+        f"\n{first.clips:,} {first.split} clips of {first.dataset}: {first.num_prompt_frames} prompt frames, "
+        f"{first.num_frames} drawn, {name_of(way, first.sampling['num_samples'])}"
+    ]
+    for start in range(0, len(measures), 4):
+        lines += curve_lines(rows, measures[start : start + 4], horizons, width=width)
+    if same and all(result.nats is not None for result in results.values()):
+        kind = "greedy" if way == "greedy" else "sampled"
+        nats = {label: result.nats[kind] for label, result in results.items()}
+        lines += nats_lines(nats, horizons, f"nats per token of the true frame {NATS[kind]}", width)
+    if hasattr(rows["copy last frame"], "bounce"):
+        lines += ["", f"{'share right, %':<{width}}{'bounce':>20}{'return':>20}{'period':>20}"]
+        for label, scores in rows.items():
+            events = (_event(each) for each in (scores.bounce, scores.returned, scores.period))
+            lines.append(f"{label:<{width}}{''.join(events)}")
+    return "\n".join(lines)
+
+
+def curve_lines(
+    scores: dict, names: Sequence[str], horizons: list[int], samples: int = 1, width: int = 21
+) -> list[str]:
+    """Measures side by side, a row for each of `scores`: name -> record with a `Curve` for each of `names`."""
+    lines = ["", " " * width + "".join(f"{CURVES[name]:<{6 * len(horizons) + 2}}" for name in names)]
+    lines.append(f"{'horizon':<{width}}" + ("".join(f"{h:>6}" for h in horizons) + "  ") * len(names))
     for who, own in scores.items():
         means = {
             name: [None] * max(horizons) if (curve := getattr(own, name)) is None else curve.mean for name in names
         }
         cells = ("".join(_cell(means[name][h - 1], name) for h in horizons) + "  " for name in names)
-        lines.append(f"{name_of(who, samples):<21}" + "".join(cells))
+        lines.append(f"{name_of(who, samples):<{width}}" + "".join(cells))
     return lines
 
 
-def nats_lines(nats: dict[str, Curve] | None, horizons: list[int]) -> list[str]:
-    """The losses of the true frames' codes, a row per kind of frames before them."""
+def nats_lines(
+    nats: dict[str, Curve] | None,
+    horizons: list[int],
+    title: str = "nats per token of the true frame",
+    width: int = 21,
+) -> list[str]:
+    """The losses of the true frames' codes, a row for each curve."""
     if nats is None:
         return []
-    lines = ["", "nats per token of the true frame", f"{'horizon':<21}" + "".join(f"{h:>8}" for h in horizons)]
+    lines = ["", title, f"{'horizon':<{width}}" + "".join(f"{h:>8}" for h in horizons)]
     for name, curve in nats.items():
-        lines.append(f"{NATS[name]:<21}" + "".join(f"{curve.mean[h - 1]:>8.3f}" for h in horizons))
+        lines.append(f"{NATS.get(name, name):<{width}}" + "".join(f"{curve.mean[h - 1]:>8.3f}" for h in horizons))
     return lines
 
 
@@ -160,8 +197,8 @@ def curve_values(scores: ContinuationScores) -> dict[str, float | None]:
 
 
 def name_of(who: str, num_samples: int) -> str:
-    """What a way of continuing is called in tables and figures."""
-    return NAMES[who].replace("of n", f"of {num_samples}")
+    """What a way of continuing is called in tables and figures; other names, of models, stay."""
+    return NAMES.get(who, who).replace("of n", f"of {num_samples}")
 
 
 def _cell(value: float | None, measure: str) -> str:

@@ -522,7 +522,6 @@ def test_mistakes_get_a_sentence(tiny, checkpoint, tmp_path):
     for flags, sentence in (
         (["--split", "train"], "--split is train, which the model was trained on; choose validation or test"),
         (["--split", "dev"], "--split is 'dev'; it must be one of validation, test"),
-        (["--dataset", "toyworld"], "only toyworld:motion has the truth"),
         (["--dataset", "toyworld:motion:colour=3"], "does not know the rule 'colour=3'"),
         (["--max_clips", "0"], "--max_clips is 0; it must be above 0"),
         (["--temperature", "0"], "--temperature is 0.0; it must be above 0"),
@@ -530,7 +529,8 @@ def test_mistakes_get_a_sentence(tiny, checkpoint, tmp_path):
         (["--floor_clips", "1"], "--floor_clips is 1; the predictor needs at least two clips"),
         (["--num_prompt_frames", "7"], "the context of the model has only 6 frames"),
         (["--video", "a.mp4"], "--video would have no effect with --score"),
-        (["--drop_frames", "2", "--stride", "2"], "--drop_frames, --stride would have no effect with --score"),
+        (["--drop_frames", "2", "--recompute"], "--drop_frames, --recompute would have no effect with --score"),
+        (["--stride", "2"], "--stride would have no effect on toyworld, which is drawn"),
         (["--checkpoints", "--seed", "2", "--sheets", "1"], "--seed, --sheets would have no effect with --checkpoints"),
         (["--max_clipz", "2"], "did you mean --max_clips"),
     ):
