@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evaluation.backbones.contract import default_device
-from evaluation.generate import frame_counts
+from evaluation.frame_counts import frame_counts
 from evaluation.unlike_training import trained_on, unlike_training
 from modeling_toto import TotoForCausalLM
 from tokenization.processing_toto import TotoProcessor

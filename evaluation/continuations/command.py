@@ -107,7 +107,7 @@ def score_model(args: ScoreArgs, command: str) -> None:
     from evaluation.continuations.measures import curve_of
     from evaluation.continuations.motion_clips import control, motion_clips
     from evaluation.continuations.tables import table
-    from evaluation.generate import frame_counts
+    from evaluation.frame_counts import frame_counts
     from evaluation.results import ContinuationResult, FrameContinuationResult
     from evaluation.unlike_training import trained_on, unlike_training
     from tokenization.files import write_json, write_whole
