@@ -1,5 +1,6 @@
 """A clip continued by a Toto, frame by frame: the function that a notebook needs; `generate.py` is the command."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ import numpy as np
 import torch
 
 from evaluation.backbones.contract import default_device
-from evaluation.generate import frame_counts
+from evaluation.frame_counts import frame_counts
+from evaluation.unlike_training import trained_on, unlike_training
 from modeling_toto import TotoForCausalLM
 from tokenization.processing_toto import TotoProcessor
+from tokenization.sampling import Sampling
+from training.find_model import resolve_model
 from training.load import load_run
 
 
@@ -46,9 +50,14 @@ def continue_clip(
         ValueError: a model that generates no frames, a clip shorter than the prompt, a prompt longer than the context,
             or a sampling option out of range.
         OSError: no such model or file.
+    Warns:
+        UserWarning: the window, resolution, time step or visual tokenizer are not those of the training, as far as the
+            model's run recorded them.
     """
+    trained = None
     if isinstance(model, (str, Path)):
         network, processor = load_run(model)
+        trained = trained_on(resolve_model(str(model)))
         device = default_device()
         network, processor = network.to(device), processor.to(device)
     else:
@@ -63,6 +72,9 @@ def continue_clip(
         if len(clip) < prompt or not prompt:
             raise ValueError(f"The clip has {len(clip)} frames, and the prompt needs {prompt or 1}; pass a longer one.")
         frames = clip[:prompt]
+    stride = Sampling.stride if isinstance(clip, (str, Path)) else None
+    for sentence in unlike_training(network.config, processor, prompt + new, trained, stride):
+        warnings.warn(sentence, stacklevel=2)
     ids = processor(videos=[frames], add_end_token=False)["input_ids"].to(network.device)
     rows = network.generate_frames(ids, new, temperature, top_k, top_p, generator=torch.Generator().manual_seed(seed))
     return processor.decode(rows)[0]

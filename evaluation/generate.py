@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.continuations.args import ScoreArgs
+from evaluation.frame_counts import frame_counts
 from tokenization.sampling import Sampling, TimeStepArgs
 from training.flags import idle, refuse_idle, typed_flags
 
@@ -51,8 +52,15 @@ class GenerateArgs(TimeStepArgs):
     score: bool = field(
         default=False,
         metadata={
-            "help": "measure continuations of toyworld:motion against the world's truth instead of drawing videos; "
+            "help": "measure continuations of held-out clips of --dataset instead of drawing videos; "
             "`toto generate --score --help` lists the flags"
+        },
+    )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "compare models by results of --score (.json) instead of drawing videos; `toto generate --compare "
+            "--help` lists the flags"
         },
     )
 
@@ -86,26 +94,6 @@ class Drawing:
     recompute: bool = False
     num_samples: int = 1
     seed: int = 0
-
-
-def frame_counts(config, num_prompt_frames: int | None, num_frames: int | None) -> tuple[int, int]:
-    """(prompt frames, new frames) for a TotoConfig; None is replaced by a default from the model's number of frames.
-
-    Together they may exceed the model's context, from which the oldest frames are then dropped. Raises ValueError if
-    the prompt alone exceeds it.
-    """
-    most = config.context_frames
-    half = max(1, min(config.num_frames // 2, most))
-    if num_prompt_frames is not None:
-        prompt = num_prompt_frames
-    else:  # leave room for the new frames if they fit
-        prompt = half if num_frames is None or num_frames >= most else min(half, most - num_frames)
-    if prompt > most:
-        raise ValueError(
-            f"num_prompt_frames is {prompt}, but the context of the model has only {most} frames; give fewer. Any "
-            "number of frames may be generated."
-        )
-    return prompt, num_frames or max(1, min(config.num_frames, most) - prompt)
 
 
 def draw_continuation(
@@ -205,9 +193,14 @@ def read_video(
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "compare" in typed_flags(argv):
+        from evaluation.continuations.comparison import main as compare
+
+        compare(argv)
+        return
     drawing, scoring = ({each.name for each in fields(kind)} for kind in (GenerateArgs, ScoreArgs))
     if "score" in typed_flags(argv):
-        refuse_idle(argv, tuple(sorted(drawing - scoring)), "with --score, which continues clips of toyworld:motion")
+        refuse_idle(argv, tuple(sorted(drawing - scoring)), "with --score, which continues the clips of --dataset")
 
         from evaluation.continuations.command import main as score
 
@@ -232,6 +225,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.backbones.contract import default_device
     from evaluation.results import command_line
+    from evaluation.unlike_training import trained_on, unlike_training
     from modeling_toto import TotoForCausalLM
     from tokenization.processing_toto import TotoProcessor
     from training.find_model import resolve_model
@@ -241,6 +235,10 @@ def main(argv: list[str] | None = None) -> None:
     model = TotoForCausalLM.from_pretrained(path, dtype=torch.float32).eval().to(device)
     processor = TotoProcessor.from_pretrained(path).to(device)
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
+    times = {} if all(name.split(":")[0] == "toyworld" for name in args.video) else {"stride": args.stride}
+    times |= {"fps": args.fps} if times else {}
+    for sentence in unlike_training(model.config, processor, prompt + new, trained_on(path), **times):
+        print(f"warning: {sentence}")
     if prompt + new <= model.config.context_frames and (ignored := idle(argv, "drop_frames", "recompute")):
         print(f"{ignored}: no effect, since {prompt + new} frames fit into the model's row")
     command = command_line("generate", argv)

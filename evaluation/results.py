@@ -256,12 +256,38 @@ class Share(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rhythm(Record):
+    """Mean autocorrelation of objects' pictures at their true period, and at the other lags.
+
+    versus: at the period minus at the other lags, paired; None for fewer than two clips.
+    """
+
+    at_period: float | None
+    other_lags: float | None
+    cases: int
+    versus: Versus | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermanenceControl(Record):
+    """Shares of returns in which the object is drawn where it comes back, and the same with it deleted from the prompt.
+
+    The mean is of the part `drawn` of the event `returned`, the part `right` is the event itself. versus: with the
+    object minus deleted, paired.
+    """
+
+    with_object: Share
+    deleted: Share
+    versus: Versus
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContinuationScores(Record):
     """The measures of one way of continuing clips; docs/continuations.md defines them.
 
     iou: of moving objects' masks. iou_of_ceiling: as a share of the ceiling's. identity, place: share of objects.
     codes, object_codes, changed_codes: share of tokens. psnr: in dB, of the mean squared error. bounce, returned,
-    period: shares of cases.
+    period: shares of cases. ssim, rhythm: None in files of earlier versions.
     """
 
     iou: Curve
@@ -275,6 +301,8 @@ class ContinuationScores(Record):
     bounce: Share
     returned: Share
     period: Share
+    ssim: Curve | None = None
+    rhythm: Rhythm | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +317,9 @@ class ContinuationResult(Record):
         seconds: of generating the greedy and the sampled frames.
         scores: by way of continuing: "greedy", "sampled" (mean of the drawings), "best" (of each clip's drawings), the
             floors "copy", "constant_velocity", "previous_frame" and "untrained", and "ceiling".
+        nats: loss of the true frames' codes, in nats per token: "teacher_forced" after the true frames before them,
+            "greedy" and "sampled" after the drawn ones. None in files of earlier versions.
+        permanence: of the greedy frames; None in files of earlier versions, and without returns.
     """
 
     command: str
@@ -306,6 +337,32 @@ class ContinuationResult(Record):
     seconds: dict[str, float]
     scores: dict[str, ContinuationScores]
     versions: dict
+    nats: dict[str, Curve] | None = None
+    permanence: PermanenceControl | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameScores(Record):
+    """The measures of one way of continuing clips of which only pixels and codes are known."""
+
+    codes: Curve
+    changed_codes: Curve
+    psnr: Curve
+    ssim: Curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameContinuationResult(ContinuationResult):
+    """The file that `toto generate --score` writes for data other than toyworld:motion.
+
+    resolution: side of the frames in pixels. stride, fps: of videos. sources: "FILE@FRAME", where each clip begins.
+    """
+
+    scores: dict[str, FrameScores]
+    resolution: int
+    stride: int | None = None
+    fps: float | None = None
+    sources: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,13 @@
-"""`toto generate --score`: one model against the truth, the floors and the ceiling; or the checkpoints of a run."""
+"""`toto generate --score`: one model against the truth, the floors and the ceiling; or the checkpoints of a run.
+
+Clips of toyworld:motion are compared with the exact truth of their world (`MotionClips`), all others with their pixels
+(`FrameClips`); both have the same methods, which draw_floors and measure call.
+"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +17,16 @@ from training.flags import parse, require
 if TYPE_CHECKING:
     import numpy as np
 
-    from evaluation.continuations.measures import Drawn, Examiner, Values
-    from evaluation.continuations.truth import Truth
-    from tokenization.toyworld import MotionWorld
+    from evaluation.continuations.frame_clips import FrameClips
+    from evaluation.continuations.measures import Drawn, Values
+    from evaluation.continuations.motion_clips import MotionClips
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parse((ScoreArgs,), argv, "toto generate --score", DESCRIPTION)
     check_flags(args, argv)
+    args = args.with_defaults()
 
     from evaluation.results import command_line
 
@@ -30,44 +35,6 @@ def main(argv: list[str] | None = None) -> None:
         score_checkpoints(args, command)
     else:
         score_model(args, command)
-
-
-@dataclass(frozen=True)
-class Clips:
-    """The held-out clips: their world, truth, codes (C, T, h, w) and examiner."""
-
-    world: MotionWorld
-    truth: Truth
-    codes: np.ndarray
-    examiner: Examiner
-
-    @property
-    def prompts(self) -> np.ndarray:
-        """Codes of the prompts, (C, P, h, w)."""
-        return self.codes[:, : self.truth.prompt]
-
-
-def held_out(args: ScoreArgs, processor) -> Clips:
-    """The clips to score. Raises ValueError for a processor whose frames are not a multiple of the world's."""
-    from tqdm import tqdm
-
-    from evaluation.continuations.drawing import encode
-    from evaluation.continuations.measures import Examiner
-    from evaluation.continuations.truth import read_truth
-    from tokenization.toyworld import motion, open_world
-
-    require(
-        processor.resolution % motion.SIDE == 0 and motion.SIDE % processor.grid[0] == 0,
-        f"The model reads frames of {processor.resolution} pixels as {processor.grid[0]} x {processor.grid[1]} tokens; "
-        f"--score needs a multiple of {motion.SIDE} pixels and whole pixels of the world in a token.",
-    )
-    frames = args.num_prompt_frames + args.num_frames
-    world = open_world(args.dataset.partition(":")[2], args.split, 0, motion.SIDE, frames)
-    truth = read_truth(
-        world, args.max_clips, args.num_prompt_frames, lambda each: tqdm(each, desc="clips", unit="clip")
-    )
-    codes = encode(processor, tqdm(truth.video, desc="tokens", unit="clip"))
-    return Clips(world, truth, codes, Examiner(truth, codes))
 
 
 def load(path: str):
@@ -92,24 +59,30 @@ def check_prompt(config, args: ScoreArgs) -> None:
     )
 
 
-def score_model(args: ScoreArgs, command: str) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """What was drawn after the prompts, and its values.
+
+    Fields:
+        found: way of continuing -> its values. greedy: the greedy frames. losses: of `likelihood.nats`.
+        seconds: of generating the greedy and the sampled frames.
+    """
+
+    found: dict[str, Values]
+    greedy: Drawn
+    losses: dict[str, np.ndarray]
+    seconds: dict[str, float]
+
+
+def measure(args: ScoreArgs, clips: MotionClips | FrameClips, processor, model) -> Measured:
+    """Continue the clips greedily and by sampling, and measure these frames, the floors' and the ceiling's."""
     from evaluation.continuations.drawing import continue_codes, decoded
-    from evaluation.continuations.figures import draw_horizons, sheet
+    from evaluation.continuations.likelihood import nats
     from evaluation.continuations.measures import mean
-    from evaluation.continuations.tables import table
-    from evaluation.results import ContinuationResult
-    from tokenization.files import write_json, write_whole
-    from training.engine.device import versions
-    from training.find_model import resolve_model
 
-    path = resolve_model(args.model)
-    model, processor = load(path)
-    check_prompt(model.config, args)
-    clips = held_out(args, processor)
     examiner, new = clips.examiner, args.num_frames
-
     codes, greedy_seconds = continue_codes(model, clips.prompts, new, args.batch_size, "greedy")
-    greedy = decoded(processor, codes)
+    greedy, drawn = decoded(processor, codes), {"greedy": codes}
     found = {"greedy": examiner.values(greedy)}
     drawings, sampled_seconds = [], 0.0
     for k in range(args.num_samples):
@@ -117,37 +90,76 @@ def score_model(args: ScoreArgs, command: str) -> None:
         how = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
         codes, seconds = continue_codes(model, clips.prompts, new, args.batch_size, label, args.seed + k, **how)
         drawings.append(examiner.values(decoded(processor, codes)))
+        drawn.setdefault("sampled", codes)  # one drawing is enough for its likelihood
         sampled_seconds += seconds
+    losses = nats(model, clips.codes, drawn, args.batch_size)
     found |= {"sampled": mean(drawings), "best": examiner.best(drawings)}
-    for name, drawn in draw_floors(args, clips, processor, model):
-        found[name] = examiner.values(drawn)
+    for name, each in draw_floors(args, clips, processor, model):
+        found[name] = examiner.values(each)
     found["ceiling"] = examiner.values(ceiling(clips, processor))
+    return Measured(found, greedy, losses, {"greedy": greedy_seconds, "sampled": sampled_seconds})
 
-    result = ContinuationResult(
-        command=command,
-        model=args.model,
-        tokens=tokens_seen(path),
-        tokenizer=processor.fingerprint,
-        dataset=args.dataset,
-        split=args.split,
-        clips=args.max_clips,
-        num_prompt_frames=args.num_prompt_frames,
-        num_frames=new,
-        sampling={name: getattr(args, name) for name in ("num_samples", "temperature", "top_k", "top_p")},
-        floor_clips=args.floor_clips,
-        seeds={"draws": args.seed, "untrained": 0},
-        seconds={"greedy": greedy_seconds, "sampled": sampled_seconds},
-        scores={name: examiner.scores(values, found["ceiling"]) for name, values in found.items()},
-        versions=versions(),
-    )
+
+def score_model(args: ScoreArgs, command: str) -> None:
+    from evaluation.continuations.drawing import decoded
+    from evaluation.continuations.figures import draw_horizons, sheet
+    from evaluation.continuations.frame_clips import frame_clips
+    from evaluation.continuations.measures import curve_of
+    from evaluation.continuations.motion_clips import control, motion_clips
+    from evaluation.continuations.tables import table
+    from evaluation.frame_counts import frame_counts
+    from evaluation.results import ContinuationResult, FrameContinuationResult
+    from evaluation.unlike_training import trained_on, unlike_training
+    from tokenization.files import write_json, write_whole
+    from training.engine.device import versions
+    from training.find_model import resolve_model
+
+    path = resolve_model(args.model)
+    model, processor = load(path)
+    if not args.is_motion:
+        prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
+        args = replace(args, num_prompt_frames=prompt, num_frames=new)
+    check_prompt(model.config, args)
+    frames = args.num_prompt_frames + args.num_frames
+    times = {} if args.is_drawn else {"stride": args.stride, "fps": args.fps}
+    for sentence in unlike_training(model.config, processor, frames, trained_on(path), **times):
+        print(f"warning: {sentence}")
+    clips = motion_clips(args, processor) if args.is_motion else frame_clips(args, processor)
+    measured = measure(args, clips, processor, model)
+    found = measured.found
+    about = {
+        "command": command,
+        "model": args.model,
+        "tokens": tokens_seen(path),
+        "tokenizer": processor.fingerprint,
+        "dataset": args.dataset,
+        "split": args.split,
+        "clips": len(clips.codes),
+        "num_prompt_frames": args.num_prompt_frames,
+        "num_frames": args.num_frames,
+        "sampling": {name: getattr(args, name) for name in ("num_samples", "temperature", "top_k", "top_p")},
+        "floor_clips": args.floor_clips,
+        "seeds": {"draws": args.seed, "untrained": 0},
+        "seconds": measured.seconds,
+        "scores": {name: clips.examiner.scores(values, found["ceiling"]) for name, values in found.items()},
+        "versions": versions(),
+        "nats": {name: curve_of(each) for name, each in measured.losses.items()},
+    }
+    if args.is_motion:
+        result = ContinuationResult(**about, permanence=control(args, clips, processor, model, found["greedy"]))
+    else:
+        times = {} if args.is_drawn else {"stride": None if args.fps else args.stride, "fps": args.fps}
+        result = FrameContinuationResult(**about, **times, resolution=processor.resolution, sources=clips.sources)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     if args.sheets:
-        picture = sheet(clips.truth, decoded(processor, clips.prompts[: args.sheets]), greedy, args.sheets)
+        prompts = decoded(processor, clips.prompts[: args.sheets])
+        picture = sheet(clips.video, args.num_prompt_frames, prompts, measured.greedy, args.sheets)
         write_whole(place := output.with_name(f"{output.stem}_sheet.png"), lambda file: picture.save(file, "png"))
         print(f"wrote {place}")
     if args.predictions:
-        write_whole(place := output.with_suffix(".npz"), lambda file: save_values(file, found, examiner))
+        arrays = clips.examiner.arrays(found) | {f"nats.{name}": each for name, each in measured.losses.items()}
+        write_whole(place := output.with_suffix(".npz"), lambda file: save_values(file, arrays))
         print(f"wrote {place}")
     write_json(output, result.to_json())
     print(table(result))
@@ -161,6 +173,7 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
 
     from evaluation.continuations.drawing import continue_codes, decoded
     from evaluation.continuations.figures import draw_checkpoints
+    from evaluation.continuations.motion_clips import motion_clips
     from evaluation.continuations.tables import checkpoint_table
     from evaluation.results import CheckpointScores, CheckpointsResult
     from modeling_toto import TotoConfig
@@ -174,7 +187,7 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
     check_prompt(model.config, args)
     contexts = {checkpoint: TotoConfig.from_pretrained(checkpoint).context_frames for checkpoint in tokens}
     checkpoints = [each for each, frames in contexts.items() if frames >= args.num_prompt_frames]
-    clips = held_out(args, processor)
+    clips = motion_clips(args, processor)
     best = clips.examiner.values(ceiling(clips, processor))
     points = []
     for checkpoint in tqdm(checkpoints, desc="checkpoints", unit="checkpoint"):
@@ -184,7 +197,7 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
         scores = clips.examiner.scores(values, best)
         name = f"{checkpoint.parents[1].name}/{checkpoint.name}"
         points.append(CheckpointScores(checkpoint=name, tokens=tokens[checkpoint], scores=scores))
-    levels = {name: clips.examiner.values(drawn) for name, drawn in draw_pixel_floors(clips, processor)}
+    levels = {name: clips.examiner.values(drawn) for name, drawn in clips.pixel_floors(processor)}
     result = CheckpointsResult(
         command=command,
         model=args.model,
@@ -205,48 +218,28 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
     draw(lambda file: draw_checkpoints(result, file), output.with_suffix(".png"))
 
 
-def draw_floors(args: ScoreArgs, clips: Clips, processor, model):
+def draw_floors(args: ScoreArgs, clips: MotionClips | FrameClips, processor, model):
     """(name, frames) of each floor, one at a time, since each takes as much memory as the clips."""
-    from tqdm import tqdm
-
     from evaluation.backbones.contract import fresh
     from evaluation.continuations import floors
-    from evaluation.continuations.drawing import continue_codes, decoded, encode
+    from evaluation.continuations.drawing import continue_codes, decoded
     from evaluation.predictors import fit
-    from tokenization.toyworld import motion, open_world
 
-    new, last = args.num_frames, clips.prompts[:, -1]
-    yield from draw_pixel_floors(clips, processor)
+    new = args.num_frames
+    yield from clips.pixel_floors(processor)
     if args.floor_clips:
-        train = open_world(
-            args.dataset.partition(":")[2], "train", 0, motion.SIDE, args.num_prompt_frames + args.num_frames
-        )
-        bar = tqdm(range(args.floor_clips), desc="training clips of the predictor", unit="clip")
-        codes = encode(processor, (train.clip(index)["video"] for index in bar))
-        predictors = fit(codes, processor.num_codes)
-        yield "previous_frame", decoded(processor, floors.previous_frame(predictors, last, new))
+        predictors = fit(clips.training_codes(processor, args.floor_clips), processor.num_codes)
+        yield "previous_frame", decoded(processor, floors.previous_frame(predictors, clips.prompts[:, -1], new))
     twin = fresh(model, 0).to(model.device)
     codes, _ = continue_codes(twin, clips.prompts, new, args.batch_size, "untrained")
     yield "untrained", decoded(processor, codes)
 
 
-def draw_pixel_floors(clips: Clips, processor):
-    """The floors that need no model, as `draw_floors`. Their frames are the world's own, without a tokenizer's loss."""
-    from evaluation.continuations import floors
-    from evaluation.continuations.drawing import encode, enlarged
-    from evaluation.continuations.measures import Drawn
-
-    last, new = clips.prompts[:, -1:], clips.truth.num_frames
-    yield "copy", Drawn(enlarged(floors.copy(clips.truth), processor), last.repeat(new, 1))
-    moved = floors.constant_velocity(clips.world, clips.truth)
-    yield "constant_velocity", Drawn(enlarged(moved, processor), encode(processor, moved))
-
-
-def ceiling(clips: Clips, processor) -> Drawn:
+def ceiling(clips: MotionClips | FrameClips, processor) -> Drawn:
     """The true frames, encoded and decoded."""
     from evaluation.continuations.drawing import decoded
 
-    return decoded(processor, clips.codes[:, clips.truth.prompt :])
+    return decoded(processor, clips.codes[:, clips.prompts.shape[1] :])
 
 
 def tokens_seen(model: str | Path) -> int | None:
@@ -287,15 +280,11 @@ def tokens_since_the_start(run: str, fingerprint: str) -> dict[Path, int]:
     return tokens
 
 
-def save_values(file: Path, found: dict[str, Values], examiner: Examiner) -> None:
-    """Write the values of every clip, as NAME.MEASURE, and of every case, as NAME.EVENT.PART; their clips as EVENT."""
+def save_values(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write the values of every clip and case: arrays of the examiner, and nats.NAME, losses of the true frames."""
     import numpy as np
 
-    arrays = {f"clips.{event}": examiner.clips_of(event) for event in examiner.cases}
-    for name, values in found.items():
-        arrays |= {f"{name}.{measure}": array.astype(np.float32) for measure, array in values.curves.items()}
-        for event, parts in values.events.items():
-            arrays |= {f"{name}.{event}.{part}": array.astype(np.float32) for part, array in parts.items()}
+    arrays = {name: each if name.startswith("clips.") else each.astype(np.float32) for name, each in arrays.items()}
     with file.open("wb") as stream:  # a name without .npz would get it
         np.savez_compressed(stream, **arrays)
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.continuations.tables import curve_labels, curve_values, name_of
+from evaluation.continuations.tables import NAMES, curve_labels, curve_values, name_of
 from evaluation.pictures import DRAWN, FRAME, GAP, INK, PAPER, enlarge
-from evaluation.report.figures import GREY, MODEL, new_figure, short_ticks
-from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores
+from evaluation.report.figures import GREY, MODEL, SERIES, new_figure, short_ticks
+from evaluation.results import CheckpointsResult, ContinuationResult, ContinuationScores, Curve, FrameContinuationResult
 
 if TYPE_CHECKING:
     from evaluation.continuations.measures import Drawn
-    from evaluation.continuations.truth import Truth
 
 STYLES = {
     "greedy": {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4},
@@ -33,6 +32,12 @@ PANELS = {
     "codes": ("Codes right, % of tokens", 100),
     "changed_codes": ("Codes right where they changed, %", 100),
     "psnr": ("PSNR, dB", 1),
+    "ssim": ("SSIM", 1),
+}
+NATS_STYLES = {
+    "teacher_forced": ("teacher-forced", {"color": "#111111", "linewidth": 1.8, "linestyle": (0, (8, 3))}),
+    "greedy": ("after greedy frames", {"color": MODEL, "linewidth": 2.4, "marker": "o", "markersize": 4}),
+    "sampled": ("after sampled frames", {"color": "#56B4E9", "linewidth": 1.8, "marker": "s", "markersize": 4}),
 }
 EVENTS = {"bounce": "bounce", "returned": "return", "period": "period"}
 EQUAL = 100  # dB: PSNR of frames with nearly no error, which would flatten all other lines
@@ -40,24 +45,94 @@ EQUAL = 100  # dB: PSNR of frames with nearly no error, which would flatten all 
 
 def draw_horizons(result: ContinuationResult, file: Path) -> None:
     """Write the measures against the horizon, with 95 % bands, and the shares of events right: a panel each."""
-    figure, axes = new_figure(12.5, 7.2, (2, 3))
-    horizons = np.arange(1, result.num_frames + 1)
-    for panel, (name, (title, unit)) in zip(axes.flat, PANELS.items(), strict=False):
-        for who, scores in result.scores.items():
-            curve = getattr(scores, name)
-            means = np.array(curve.mean, float) * unit  # None becomes nan
-            if name == "psnr" and np.nanmax(means) >= EQUAL:
-                continue
-            panel.plot(horizons, means, **STYLES[who])
-            bounds = np.array([each or (np.nan, np.nan) for each in curve.ci95]) * unit
-            panel.fill_between(horizons, *bounds.T, color=STYLES[who]["color"], alpha=0.12, linewidth=0)
-        _label(panel, title, "drawn frame")
-        panel.set_xticks(horizons if len(horizons) <= 16 else horizons[:: len(horizons) // 8])
-        if name != "psnr":
-            panel.set_ylim(-0.02 * unit, 1.02 * unit)
-    _draw_events(axes.flat[-1], result)
+    is_motion = not isinstance(result, FrameContinuationResult)
+    figure, axes = new_figure(16.5, 7.4, (2, 4)) if is_motion else new_figure(12.5, 7.4, (2, 3))
+    for panel, name in zip(axes.flat, panels_of(result), strict=False):
+        curves = [(STYLES[who], getattr(each, name)) for who, each in result.scores.items()]
+        draw_curves(panel, curves, *PANELS[name])
+    if result.nats is not None:
+        draw_nats(axes.flat[-2], result.nats)
+    if is_motion:
+        _draw_events(axes.flat[-1], result)
+    else:
+        axes.flat[-1].set_axis_off()
     _legend(figure, result.scores, result.sampling["num_samples"])
     figure.savefig(file, dpi=120)
+
+
+def draw_comparison(results: dict[str, ContinuationResult], way: str, file: Path) -> None:
+    """Write the measures of several models against the drawn frame, with 95 % bands: a panel each.
+
+    results: label -> result, all of the same clips. way: of continuing. Codes and losses are left out where tokenizers
+    differ. Copying the last frame is the floor of all; every model has the ceiling of its tokenizer, in its colour.
+    """
+    from matplotlib.lines import Line2D
+
+    labels, same = list(results), len({result.tokenizer for result in results.values()}) == 1
+    shared = set.intersection(*({*panels_of(each)} for each in results.values()))
+    panels = [name for name in PANELS if name in shared and (same or "codes" not in name)]
+    with_nats = same and all(each.nats is not None for each in results.values())
+    count = len(panels) + with_nats
+    columns = min(count, 3 if count < 7 else 4)
+    rows = -(-count // columns)
+    figure, axes = new_figure(4.2 * columns, 0.8 + 3.5 * rows, (rows, columns))
+    styles = {
+        label: {"color": colour, "marker": marker, "linewidth": 2, "markersize": 5}
+        for label, (colour, marker) in zip(labels, SERIES, strict=False)
+    }
+    first = results[labels[0]]
+    for panel, name in zip(axes.flat, panels, strict=False):
+        curves = [(STYLES["copy"], getattr(first.scores["copy"], name))]
+        for label in labels if not same else labels[:1]:
+            ceiling = STYLES["ceiling"] if same else STYLES["ceiling"] | {"color": styles[label]["color"]}
+            curves.append((ceiling, getattr(results[label].scores["ceiling"], name)))
+        curves += [(styles[label], getattr(each.scores[way], name)) for label, each in results.items()]
+        draw_curves(panel, curves, *PANELS[name])
+    if with_nats:
+        kind = "greedy" if way == "greedy" else "sampled"
+        curves = [(styles[label], each.nats[kind]) for label, each in results.items()]
+        draw_curves(axes.flat[count - 1], curves, f"Loss after {kind} frames, nats per token")
+        axes.flat[count - 1].set_ylim(bottom=0)
+    for panel in axes.flat[count:]:
+        panel.set_axis_off()
+    entries = [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    entries += [Line2D([], [], label=NAMES[name], **STYLES[name]) for name in ("copy", "ceiling")]
+    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=10, handlelength=3.2)
+    figure.savefig(file, dpi=120)
+
+
+def panels_of(result: ContinuationResult) -> list[str]:
+    """Those of PANELS that the result has."""
+    scores = next(iter(result.scores.values()))
+    return [name for name in PANELS if getattr(scores, name, None) is not None]
+
+
+def draw_curves(panel, curves: list[tuple[dict, Curve | None]], title: str, unit: int = 1) -> None:
+    """Means against the drawn frame, with 95 % bands. curves: (style of the line, values); those left out are None."""
+    frames = np.arange(1, 1)
+    for style, curve in curves:
+        if curve is None:
+            continue
+        means = np.array(curve.mean, float) * unit  # None becomes nan
+        if "PSNR" in title and np.nanmax(means) >= EQUAL:
+            continue
+        frames = np.arange(1, len(means) + 1)
+        panel.plot(frames, means, **style)
+        bounds = np.array([each or (np.nan, np.nan) for each in curve.ci95]) * unit
+        panel.fill_between(frames, *bounds.T, color=style["color"], alpha=0.12, linewidth=0)
+    _label(panel, title, "drawn frame")
+    panel.set_xticks(frames if len(frames) <= 16 else frames[:: len(frames) // 8])
+    if "%" in title or "IoU" in title:
+        panel.set_ylim(-0.02 * unit, 1.02 * unit)
+
+
+def draw_nats(panel, nats: dict[str, Curve]) -> None:
+    """Losses of the true frames, after true and after drawn ones."""
+    draw_curves(panel, [(NATS_STYLES[name][1], curve) for name, curve in nats.items()], "Loss, nats per token")
+    panel.set_ylim(bottom=0)
+    panel.legend(
+        [panel.lines[k] for k in range(len(nats))], [NATS_STYLES[n][0] for n in nats], frameon=False, fontsize=9
+    )
 
 
 def _draw_events(axes, result: ContinuationResult) -> None:
@@ -121,13 +196,14 @@ def _legend(figure, names, num_samples: int = 1) -> None:
     figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=10, handlelength=3.2)
 
 
-def sheet(truth: Truth, prompts: Drawn, greedy: Drawn, count: int) -> Image.Image:
+def sheet(video: np.ndarray, prompt: int, prompts: Drawn, greedy: Drawn, count: int) -> Image.Image:
     """The first clips, each as a row of true frames above one of the prompt and the greedy frames.
 
-    prompts: the prompts as tokens show them. A thin line separates prompt and drawn frames.
+    video: true frames, uint8 (C, T, R, R, 3), of which the first `prompt` are given. prompts: these, as tokens show
+    them. A thin line separates prompt and drawn frames.
     """
-    count, prompt = min(count, len(truth.video)), truth.prompt
-    true = enlarge(truth.video[:count])
+    count = min(count, len(video))
+    true = enlarge(video[:count])
     drawn = enlarge(np.concatenate([prompts.frames[:count], greedy.frames[:count]], axis=1))
     total, side = true.shape[1], true.shape[2]
     left, top, step = 70, 40, side + GAP

@@ -37,6 +37,34 @@ def constant_velocity(world: MotionWorld, truth: Truth) -> np.ndarray:
     return found
 
 
+def warped_by_flow(prompts, num_frames: int) -> np.ndarray:
+    """The last frame of each prompt, moved on along its optical flow: uint8 (C, num_frames, R, R, 3).
+
+    The flow between the last two frames is scikit-image's TV-L1 (Zach et al. 2007, with its defaults), of grey values.
+    Drawn frame h shows at every place what lies h times the flow away in the last frame; beyond the border its nearest
+    pixel. With a prompt of one frame nothing moves. Paper silent; ours.
+
+    Args:
+        prompts: iterable of uint8 (P, R, R, 3).
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+    from skimage.color import rgb2gray
+    from skimage.registration import optical_flow_tvl1
+    from skimage.transform import warp
+
+    found = []
+    for frames in prompts:
+        before, last = frames[max(0, len(frames) - 2)], frames[-1]
+        # last(x) = before(x + flow(x)), so what is at x now was at x + flow(x), and what comes to x is there too
+        flow = optical_flow_tvl1(rgb2gray(last), rgb2gray(before))
+        grid = np.stack(np.mgrid[: last.shape[0], : last.shape[1]])
+        for horizon in range(1, num_frames + 1):
+            channels = [warp(last[..., c], grid + horizon * flow, mode="edge", preserve_range=True) for c in range(3)]
+            found.append(np.stack(channels, axis=-1).round().clip(0, 255).astype(np.uint8))
+    return np.stack(found).reshape(-1, num_frames, *found[0].shape)
+
+
 def previous_frame(predictors: Predictors, codes: np.ndarray, num_frames: int) -> np.ndarray:
     """The most likely code after the code at the same position, frame by frame: codes (C, num_frames, h, w).
 

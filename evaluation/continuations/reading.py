@@ -24,6 +24,8 @@ class Reading:
         shown (O, G): pixels in the object's colours at its place, as a share of those of its true picture.
         place int (O, G, 2): x, y of its upper left corner.
         identity, phase bool (O, G): sprite and hue are the true ones; the picture is that of the true phase.
+        picture uint8 (O, G, 16, 16): at its place, pixels that are nearest to its body's tone (1), to its detail's (2),
+            or not in its colours (0).
     """
 
     iou: np.ndarray
@@ -31,6 +33,7 @@ class Reading:
     place: np.ndarray
     identity: np.ndarray
     phase: np.ndarray
+    picture: np.ndarray
 
 
 def read(frames: np.ndarray, truth: Truth) -> Reading:
@@ -97,12 +100,22 @@ def _read(frames: np.ndarray, truth: Truth) -> Reading:
     true = truth.drawn("place").reshape(-1, 2) + np.array([truth.margin, 0])
     row, column = _place(own, compared, true, truth.step)
     crop = (np.arange(len(own))[:, None, None], row[:, None, None] + _INSIDE[:, None], column[:, None, None] + _INSIDE)
-    shown = own[crop].sum((1, 2)).reshape(objects, drawn) / truth.drawn("size")
+    inside = own[crop]
+    shown = inside.sum((1, 2)).reshape(objects, drawn) / truth.drawn("size")
     colours = np.pad(frames, (*sides, (0, 0)))[truth.clip].reshape(objects * drawn, motion.SIDE, -1, 3)[crop]
     identity, phase = _compare(colours, compared[crop], truth)
     found = shown >= FOUND
     place = np.stack([column - truth.margin, row], 1).reshape(objects, drawn, 2)
-    return Reading(iou, shown, place, identity & found, phase & found)
+    picture = (inside * _tone(colours, truth)).reshape(objects, drawn, sprites.SIDE, sprites.SIDE)
+    return Reading(iou, shown, place, identity & found, phase & found, picture)
+
+
+def _tone(colours: np.ndarray, truth: Truth) -> np.ndarray:
+    """1 or 2 for pixels of crops (O * G, 16, 16, 3) that are nearest to the body's or the detail's tone."""
+    tones = np.array([sprites.tones(hue, shade) for hue, shade in zip(truth.hue, truth.shade, strict=True)])
+    tones = tones.astype(np.float32).reshape(-1, 2, 3).repeat(truth.num_frames, 0)  # (O * G, 2, 3)
+    body, detail = ((colours - tones[:, None, None, tone]) ** 2 for tone in (0, 1))
+    return 1 + (detail.sum(-1) < body.sum(-1)).astype(np.uint8)
 
 
 _INSIDE = np.arange(sprites.SIDE)

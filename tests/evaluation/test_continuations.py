@@ -12,12 +12,16 @@ import torch
 from PIL import Image
 
 from evaluation.continuations import floors
+from evaluation.continuations.control import compare, without_returning
+from evaluation.continuations.likelihood import nats
 from evaluation.continuations.measures import CURVES, EVENTS, Drawn, Examiner, mean
 from evaluation.continuations.reading import _sums, read
+from evaluation.continuations.tables import table
 from evaluation.continuations.truth import bounces, periods, read_truth, returns
 from evaluation.generate import main, read_video
 from evaluation.predictors import Predictors
 from evaluation.results import CheckpointsResult, ContinuationResult
+from tokenization.sequences import video_rows
 from tokenization.toyworld import MotionRules, MotionWorld, motion, sprites
 
 PROMPT, FRAMES, CLIPS = 8, 16, 32
@@ -65,7 +69,7 @@ def means(examiner: Examiner, frames: np.ndarray) -> dict[str, float]:
     """The mean of every measure over horizons, or over cases, and of the parts of events."""
     scores = examiner.scores(examiner.values(drawn(frames))).to_json()
     found = {name: np.mean([each for each in scores[name]["mean"] if each is not None]) for name in scores
-             if name not in EVENTS and scores[name]}  # fmt: skip
+             if name not in (*EVENTS, "rhythm") and scores[name]}  # fmt: skip
     for name in EVENTS:
         found[name] = scores[name]["mean"]
         found |= {f"{name}.{part}": value for part, value in scores[name]["parts"].items()}
@@ -114,7 +118,7 @@ def test_the_truth_itself_scores_one(rules, times):
     frames = truth.drawn("video").repeat(times, 2).repeat(times, 3)
     values = examiner.values(Drawn(frames, examiner.codes))
     scores = examiner.scores(values, values)
-    for name in ("iou", "identity", "place", "codes", "object_codes", "changed_codes"):
+    for name in ("iou", "identity", "place", "codes", "object_codes", "changed_codes", "ssim"):
         curve = getattr(scores, name)
         assert curve.mean == [1.0] * (FRAMES - PROMPT) and min(curve.clips) > 4
         assert curve.ci95 == [[1.0, 1.0]] * (FRAMES - PROMPT)
@@ -122,6 +126,8 @@ def test_the_truth_itself_scores_one(rules, times):
     for name in EVENTS:
         share = getattr(scores, name)
         assert share.cases > 3 and share.mean == 1 and set(share.parts.values()) <= {1.0}
+    assert scores.rhythm.cases > 3 and scores.rhythm.at_period == pytest.approx(1) and scores.rhythm.other_lags < 0.2
+    assert scores.rhythm.versus.verdict == "above"
 
 
 def test_cases_are_what_they_say(truth):
@@ -223,6 +229,8 @@ def test_a_frozen_phase(world, examiner, truth):
     found = means(examiner, repaint(world, truth, phase=frozen))
     assert found["period"] < 0.1 and 0.5 < found["iou"] < 1
     assert found["returned"] == found["bounce"] == 1 and min(found["place"], found["identity"]) > 0.99
+    rhythm = examiner.scores(examiner.values(drawn(repaint(world, truth, phase=frozen)))).rhythm
+    assert rhythm.at_period < 0.3 and rhythm.versus.verdict == "below"
     half = truth.phase + np.where(np.arange(FRAMES) % 8 < 1, 1, 0)  # one wrong frame of eight
     half %= truth.period[:, None]
     assert means(examiner, repaint(world, truth, phase=half))["period"] > 0.8
@@ -360,6 +368,26 @@ def test_intervals_are_over_clips(examiner, truth):
     assert alone.codes.ci95 == [None] * (FRAMES - PROMPT) and alone.codes.mean == [1.0] * (FRAMES - PROMPT)
 
 
+def test_an_object_deleted_from_the_prompt(world, examiner, truth):
+    deleted, cases = without_returning(world, examiner), examiner.cases["returned"]
+    for e, k in enumerate(cases.objects):
+        own, clip = truth.masks[truth.clip[k]] == truth.number[k], truth.video[truth.clip[k]]
+        overlapped = own.copy()  # an object hides what is behind its transparent pixels too
+        for t, (x, y) in enumerate(truth.place[k]):
+            overlapped[t, y : y + 16, x : x + 16] = True
+        assert np.array_equal(deleted.video[e][~overlapped], clip[~overlapped])  # all else is as it was, exactly
+        assert (deleted.video[e][own] != clip[own]).any(1).mean() > 0.95
+    true = examiner.values(drawn(truth.drawn("video")))
+    control = compare(examiner, true, deleted, deleted.drawn("video"))
+    assert (control.with_object.mean, control.deleted.mean) == (1, 0) and control.versus.difference == 1
+    assert control.deleted.parts == {"returned": 0} and control.versus.verdict == "above"
+    assert control.with_object.cases == control.deleted.cases == len(cases.objects)
+    hallucinated = compare(examiner, true, deleted, truth.drawn("video")[truth.clip[cases.objects]])
+    assert hallucinated.deleted.mean == 1 and hallucinated.versus.verdict == "no significant difference"
+    nowhere = compare(examiner, examiner.values(drawn(floors.copy(truth))), deleted, floors.copy(deleted))
+    assert nowhere.with_object.mean < 0.3 and nowhere.deleted.mean == 0
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
     """A random Toto of 16 frames of 64 tokens, with the tokenizer that ships."""
@@ -378,6 +406,32 @@ def tiny(tmp_path_factory) -> str:
     return str(folder)
 
 
+def test_likelihoods_are_those_of_rows_scored_one_by_one(tiny):
+    from modeling_toto import TotoForCausalLM
+
+    model = TotoForCausalLM.from_pretrained(tiny).eval()
+    rng = np.random.default_rng(0)
+    true, greedy, sampled = (rng.integers(0, model.config.num_codes, (3, frames, 8, 8)) for frames in (5, 3, 3))
+    drawings = {"greedy": greedy, "sampled": sampled}
+    found = nats(model, true, drawings, 2)
+    assert {name: each.shape for name, each in found.items()} == dict.fromkeys(["teacher_forced", *drawings], (3, 3))
+    ids = video_rows(true, end=False)
+    with torch.no_grad():
+        logits = model(ids).logits.log_softmax(-1)
+    each = -logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0].reshape(3, 5, 64).mean(2)
+    assert np.allclose(found["teacher_forced"], each[:, 2:], atol=1e-5)
+    for name, drawing in drawings.items():
+        assert np.allclose(found[name][:, 0], found["teacher_forced"][:, 0])
+        for frame in range(1, 3):
+            row = np.concatenate([true[:, :2], drawing[:, :frame], true[:, 2 + frame, None]], axis=1)
+            expected = model.score_frames(video_rows(row, end=False))[:, -1].numpy()
+            assert np.allclose(found[name][:, frame], expected, atol=1e-5)
+            assert not np.allclose(found[name][:, frame], found["teacher_forced"][:, frame], atol=1e-5)
+    longer = np.concatenate([true, true], 1)  # beyond the context of 6 frames
+    beyond = nats(model, longer, {"greedy": longer[:, 3:]}, 2)  # the drawn frames are the true ones
+    assert beyond["greedy"].shape == (3, 7) and np.allclose(beyond["greedy"], beyond["teacher_forced"], atol=1e-4)
+
+
 SMALL = ["--score", "--max_clips", "3", "--num_prompt_frames", "3", "--num_frames", "2"]
 
 
@@ -390,14 +444,24 @@ def test_the_command(tiny, tmp_path, capsys):
     content = json.loads(file.read_text())
     result = ContinuationResult.from_json(content)
     assert result.to_json() == content and result.other == {} and "NaN" not in file.read_text()
+    assert list(result.nats) == ["teacher_forced", "greedy", "sampled"] and "nats per token" in text
+    assert result.nats["greedy"].mean[0] == result.nats["teacher_forced"].mean[0] != result.nats["greedy"].mean[1]
+    assert result.permanence is None or "deleted from the prompt" in text
     names = ["greedy", "sampled", "best", "copy", "constant_velocity", "previous_frame", "untrained", "ceiling"]
     assert list(result.scores) == names
     assert result.scores["ceiling"].codes.mean == [1.0, 1.0] and result.scores["greedy"].codes.mean[0] < 0.5
     assert result.scores["ceiling"].iou_of_ceiling == [1.0, 1.0] and result.tokens is None
     assert result.sampling == {"num_samples": 2, "temperature": 1.0, "top_k": 9, "top_p": None}
     assert set(result.seconds) == {"greedy", "sampled"} and result.command.startswith("toto generate --score")
+    earlier = {key: value for key, value in content.items() if key not in ("nats", "permanence")}
+    for scores in earlier["scores"].values():
+        del scores["ssim"], scores["rhythm"]
+    read_again = ContinuationResult.from_json(earlier)
+    assert read_again.to_json() == earlier
+    assert "nats" not in table(read_again) and "copy last frame" in table(read_again)
     kept = np.load(file.with_suffix(".npz"))
     assert kept["greedy.iou"].shape == (3, 2) and len(kept["clips.period"]) == result.scores["copy"].period.cases
+    assert kept["nats.greedy"].shape == (3, 2) and kept["copy.ssim"].shape == (3, 2)
     assert np.nanmean(kept["copy.codes"][:, 0]) == pytest.approx(result.scores["copy"].codes.mean[0])
     with Image.open(file.with_suffix(".png")) as figure, Image.open(tmp_path / "new" / "scores_sheet.png") as sheet:
         assert figure.width > 1000 and sheet.width > 5 * 128 and sheet.height > 4 * 128
@@ -458,7 +522,6 @@ def test_mistakes_get_a_sentence(tiny, checkpoint, tmp_path):
     for flags, sentence in (
         (["--split", "train"], "--split is train, which the model was trained on; choose validation or test"),
         (["--split", "dev"], "--split is 'dev'; it must be one of validation, test"),
-        (["--dataset", "toyworld"], "only toyworld:motion has the truth"),
         (["--dataset", "toyworld:motion:colour=3"], "does not know the rule 'colour=3'"),
         (["--max_clips", "0"], "--max_clips is 0; it must be above 0"),
         (["--temperature", "0"], "--temperature is 0.0; it must be above 0"),
@@ -466,7 +529,8 @@ def test_mistakes_get_a_sentence(tiny, checkpoint, tmp_path):
         (["--floor_clips", "1"], "--floor_clips is 1; the predictor needs at least two clips"),
         (["--num_prompt_frames", "7"], "the context of the model has only 6 frames"),
         (["--video", "a.mp4"], "--video would have no effect with --score"),
-        (["--drop_frames", "2", "--stride", "2"], "--drop_frames, --stride would have no effect with --score"),
+        (["--drop_frames", "2", "--recompute"], "--drop_frames, --recompute would have no effect with --score"),
+        (["--stride", "2"], "--stride would have no effect on toyworld, which is drawn"),
         (["--checkpoints", "--seed", "2", "--sheets", "1"], "--seed, --sheets would have no effect with --checkpoints"),
         (["--max_clipz", "2"], "did you mean --max_clips"),
     ):
