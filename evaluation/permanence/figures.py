@@ -33,7 +33,8 @@ def draw_heads(result: AttentionResult, file: Path) -> None:
         axes.set_yticks(range(blocks), [str(block + 1) for block in range(blocks)])
         axes.set_xlabel("head", fontsize=9)
         for row in result.chosen:
-            axes.plot(row.head, row.block - 1, marker="x", color="white", markersize=8, markeredgewidth=1.8)
+            for colour, width in (("black", 3.6), ("white", 1.6)):
+                axes.plot(row.head, row.block - 1, marker="x", color=colour, markersize=8, markeredgewidth=width)
     panels[0].set_ylabel("block", fontsize=9)
     figure.colorbar(image, ax=list(panels), label="attention, %", shrink=0.9)
     figure.savefig(file, dpi=130, format="png")
