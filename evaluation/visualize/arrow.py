@@ -180,7 +180,7 @@ def draw(result: ArrowResult, file: Path) -> None:
     """A histogram of the clips' differences, and the nats of each frame in both directions."""
     import numpy as np
 
-    from evaluation.report.figures import GREY, MODEL, new_figure
+    from evaluation.report.figures import MODEL, new_figure
 
     figure, axes = new_figure(10.0, 3.6, (1, 2))
     left, right = axes[0]
@@ -196,8 +196,6 @@ def draw(result: ArrowResult, file: Path) -> None:
     steps = np.arange(1, result.num_frames + 1)
     right.plot(steps, each.forward, color=MODEL, linewidth=2.2, label="forwards")
     right.plot(steps, each.backward, color="#D55E00", linewidth=2.2, linestyle=(0, (5, 2)), label="backwards")
-    if twin is not None:
-        right.plot(steps, twin.forward, color=GREY, linewidth=1.4, linestyle=(0, (1, 1.5)), label="untrained")
     right.set_xlabel("frame, in the order it is read", fontsize=10)
     right.set_title("nats per token", fontsize=10, loc="left")
     right.set_ylim(bottom=0)

@@ -108,7 +108,7 @@ def clips_of(
 
 def codes_of_frames(processor, frames: np.ndarray):
     """uint8 frames (T, R, R, 3) -> codes (1, T, h, w)."""
-    return processor.encode_frames(np.ascontiguousarray(frames))[None]
+    return processor.encode_frames(np.array(frames))[None]
 
 
 def row_of(codes, image: bool):

@@ -147,7 +147,7 @@ def features_of(backbone: Backbone, frames: np.ndarray, layers: list[int], image
 
     parts = []
     for start in range(0, len(frames), BATCH):
-        batch = torch.as_tensor(np.ascontiguousarray(frames[start : start + BATCH]))
+        batch = torch.tensor(frames[start : start + BATCH])
         grids = backbone.grids(backbone.prepare(batch, image=image), layers, lambda grid: grid.float().cpu().numpy())
         parts.append({k: grid[:, :1] if image else grid for k, grid in grids.items()})
     return {k: np.concatenate([part[k] for part in parts]) for k in layers}
