@@ -37,6 +37,7 @@ setup(
         "evaluation.permanence",
         "evaluation.probe",
         "evaluation.report",
+        "evaluation.visualize",
     ],
     py_modules=["toto_cli"],
     package_data={
