@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.flags import option, parse, require, require_choice, require_positive
+from training.flags import option, parse, require, require_choice, require_positive, typed_flags
 from training.results import Record
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class AttentionArgs:
         256, "objects that hide and come back, one of a clip; heads are chosen on half of them"
     )
     num_heads: int = option(4, "heads to choose")
+    video: str | None = option(
+        None,
+        "draw what a token of this clip attends to instead: `toto visualize attention --input VIDEO`, whose flags "
+        "(--point X Y, --frame, --layers, --heads, --output FILE.png) come with it",
+    )
     query: str = option(
         "token", "attention of the object's tokens (token) or of the positions before them (predicting)"
     )
@@ -108,6 +114,11 @@ class AttentionResult(Record):
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "video" in typed_flags(argv):
+        from evaluation.visualize.attention import main as draw
+
+        draw([re.sub(r"^--video(?==|$)", "--input", flag) for flag in argv])
+        return
     (args,) = parse((AttentionArgs,), argv, "toto permanence attention", DESCRIPTION)
 
     from tqdm import tqdm

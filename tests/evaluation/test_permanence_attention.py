@@ -177,6 +177,12 @@ def test_the_command(tiny, tmp_path, capsys):
     assert output.with_suffix(".png").is_file() and "never hidden" in capsys.readouterr().out
 
 
+def test_the_picture_of_a_clip(tiny, tmp_path):
+    flags = ["--model", str(tiny), "--video=toyworld:motion:1", "--point", "30", "30", "--frame", "6"]
+    main([*flags, "--output", str(tmp_path / "a.png")])
+    assert (tmp_path / "a.png").is_file() and json.loads((tmp_path / "a.json").read_text())["position"] == [6, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -54,7 +54,7 @@ def test_attention_equals_that_of_eager_attention(model, ids, changes):
     with torch.no_grad():
         whole = torch.stack(copy.model(input_ids=ids[:1], output_attentions=True).attentions)[:, 0]
     for place in (0, 5, 19, 20, 33, ids.shape[1] - 1):
-        found = attention_rows(copy, ids[:1], place)
+        found = attention_rows(copy, ids[:1], [place])[:, :, 0]
         assert torch.allclose(found, whole[:, :, place], atol=1e-5), place
 
 
@@ -63,13 +63,13 @@ def test_shared_keys_are_repeated(model, ids):
     copy = eager(model, num_key_value_heads=1)
     with torch.no_grad():
         whole = torch.stack(copy.model(input_ids=ids[:1], output_attentions=True).attentions)[:, 0]
-    assert torch.allclose(attention_rows(copy, ids[0], 40), whole[:, :, 40], atol=1e-5)
+    assert torch.allclose(attention_rows(copy, ids[0], [40])[:, :, 0], whole[:, :, 40], atol=1e-5)
 
 
 def test_attention_sums_to_one_and_is_causal(model, ids):
     place = (1, 2, 3)
     at = 1 + (1 * 4 + 2) * 4 + 3
-    rows = attention_rows(model, ids[:1], at)
+    rows = attention_rows(model, ids[:1], [at])[:, :, 0]
     assert rows.shape == (3, 2, ids.shape[1])
     assert torch.allclose(rows.sum(-1), torch.ones(3, 2), atol=1e-5)
     assert (rows[..., : at + 1] > 0).all() and (rows[..., at + 1 :] == 0).all()
@@ -87,7 +87,7 @@ def test_attention_of_a_place_outside_of_the_clip(model, ids):
     with pytest.raises(ValueError, match="whole frames of 16 codes"):
         attention_of(model, ids[:1, :-1], (0, 0, 0))
     with pytest.raises(ValueError, match="at most 66"):
-        attention_rows(model, ids[:1].repeat(1, 2), 3)
+        attention_rows(model, ids[:1].repeat(1, 2), [3])
 
 
 # --- likelihoods
