@@ -34,8 +34,10 @@ setup(
         "evaluation.continuations",
         "evaluation.heads",
         "evaluation.ngrams",
+        "evaluation.permanence",
         "evaluation.probe",
         "evaluation.report",
+        "evaluation.visualize",
     ],
     py_modules=["toto_cli"],
     package_data={

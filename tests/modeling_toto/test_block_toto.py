@@ -152,3 +152,12 @@ def test_compiled_block(pair, ids):
     toto.model.layers[0].compile(dynamic=False)
     _, gradients = run(toto, ids, skip_logits=True)
     assert farthest(gradients, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("part", ["self_attn", "mlp", "self_attn.q_proj", "input_layernorm"])
+def test_a_hooked_part_is_called(pair, ids, part):
+    toto, _ = pair
+    called = []
+    toto.model.layers[1].get_submodule(part).register_forward_hook(lambda *_: called.append(part))
+    toto(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert called == [part] and toto.model.layers[0]._goes_lean() and not toto.model.layers[1]._goes_lean()

@@ -135,6 +135,21 @@ class MotionWorld(EndlessClips):
         canvas, _, _ = self._render(scene, objects, scene.order[np.asarray(shown)[scene.order]])
         return _enlarge(scene.palette[canvas], self.resolution // SIDE)
 
+    def uncovered(self, index: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The frames and masks of a clip with nothing that hides its `number`-th object (from 1).
+
+        The post or wall is gone and the object is nearest of all; everything else is as it was.
+
+        Returns:
+            video uint8 (T, R, R, 3) and masks uint8 (T, R, R), as in the clip.
+        """
+        scene = self._draw(index)
+        scene = replace(scene, stone=scene.stone[:0, :0])
+        order = [*(other for other in scene.order if other != number - 1), number - 1]
+        canvas, owner, _ = self._render(scene, scene.objects, order)
+        times = self.resolution // SIDE
+        return _enlarge(scene.palette[canvas], times), _enlarge(owner, times)
+
     def _draw(self, index: int) -> _Scene:
         # RandomState, not Generator: its streams are frozen, so clips do not change with numpy's versions.
         rng = np.random.RandomState([self.seed, 8 + items.SPLITS.index(self.split), index])

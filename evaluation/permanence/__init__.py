@@ -1,0 +1,1 @@
+"""`toto permanence`: is a hidden object still there for a frozen Toto? Attention to its last sighting, and cups."""
