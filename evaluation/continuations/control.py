@@ -35,7 +35,8 @@ def without_returning(world: MotionWorld, examiner: Examiner) -> Truth:
 def compare(examiner: Examiner, drawn: Values, deleted: Truth, frames: np.ndarray) -> PermanenceControl:
     """Returns in drawings of the clips against those in drawings of the clips without the object.
 
-    drawn: of the clips. deleted: of `without_returning`. frames: uint8 (E, G, R, R, 3), drawn after its prompts.
+    drawn: of the clips. deleted: of `without_returning`. frames: uint8 (E, G, R, R, 3), drawn after its prompts; those
+    after the frame of return do not matter.
     """
     cases, clips = examiner.cases["returned"], examiner.clips_of("returned")
     reading = read(frames, deleted)

@@ -54,8 +54,9 @@ def draw_horizons(result: ContinuationResult, file: Path) -> None:
         draw_nats(axes.flat[-2], result.nats)
     if is_motion:
         _draw_events(axes.flat[-1], result)
-    else:
-        axes.flat[-1].set_axis_off()
+    for panel in axes.flat:
+        if not panel.has_data():
+            panel.set_axis_off()
     _legend(figure, result.scores, result.sampling["num_samples"])
     figure.savefig(file, dpi=120)
 
@@ -149,7 +150,14 @@ def _draw_events(axes, result: ContinuationResult) -> None:
                 axes.plot([at, at], [100 * bound for bound in share.ci95], color="#30363d", linewidth=1)
     one = next(iter(result.scores.values()))
     labels = [f"{label}\n{getattr(one, name).cases} cases" for name, label in EVENTS.items()]
-    axes.set_xticks(range(len(EVENTS)), labels)
+    if (control := result.permanence) is not None:
+        labels.append("drawn there\n(hatched: deleted)")
+        bars = ((2.85, control.with_object, {}), (3.15, control.deleted, {"fill": False, "hatch": "////"}))
+        for at, share, style in bars:
+            axes.bar(at, 100 * share.mean, 0.26, color=MODEL, edgecolor=MODEL, **style)
+            if share.ci95 is not None:
+                axes.plot([at, at], [100 * bound for bound in share.ci95], color="#30363d", linewidth=1)
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(0, 102)
     _label(axes, "Events right, % of cases", "")
 

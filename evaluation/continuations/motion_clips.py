@@ -69,10 +69,18 @@ def motion_clips(args: ScoreArgs, processor) -> MotionClips:
 
 
 def control(args: ScoreArgs, clips: MotionClips, processor, model, greedy: Values) -> PermanenceControl | None:
-    """Greedy continuations of the clips from whose prompts an object that returns was deleted; None without returns."""
-    if not len(clips.examiner.cases["returned"].objects):
+    """Greedy continuations of the clips from whose prompts an object that returns was deleted; None without returns.
+
+    They end with the frame of return, since later frames are not compared.
+    """
+    cases = clips.examiner.cases["returned"]
+    if not len(cases.objects):
         return None
     deleted = without_returning(clips.world, clips.examiner)
     prompts = encode(processor, deleted.video[:, : deleted.prompt])
-    codes, _ = continue_codes(model, prompts, args.num_frames, args.batch_size, "objects deleted")
-    return compare(clips.examiner, greedy, deleted, decoded(processor, codes).frames)
+    frames = np.zeros((len(prompts), args.num_frames, *[processor.resolution] * 2, 3), np.uint8)
+    for last in np.unique(cases.frame):
+        own, count = cases.frame == last, int(last) + 1
+        codes, _ = continue_codes(model, prompts[own], count, args.batch_size, f"objects deleted, {count} frames")
+        frames[own, :count] = decoded(processor, codes).frames
+    return compare(clips.examiner, greedy, deleted, frames)

@@ -384,6 +384,10 @@ def test_an_object_deleted_from_the_prompt(world, examiner, truth):
     assert control.with_object.cases == control.deleted.cases == len(cases.objects)
     hallucinated = compare(examiner, true, deleted, truth.drawn("video")[truth.clip[cases.objects]])
     assert hallucinated.deleted.mean == 1 and hallucinated.versus.verdict == "no significant difference"
+    later = deleted.drawn("video").copy()
+    for e, frame in enumerate(cases.frame):
+        later[e, frame + 1 :] = 0
+    assert compare(examiner, true, deleted, later) == control
     nowhere = compare(examiner, examiner.values(drawn(floors.copy(truth))), deleted, floors.copy(deleted))
     assert nowhere.with_object.mean < 0.3 and nowhere.deleted.mean == 0
 
