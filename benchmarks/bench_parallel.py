@@ -14,8 +14,7 @@ def add_flags(parser) -> None:
         help="FOLDER=VARIANT: a model, and the variant of the embedded world whose test clips it continues",
     )
     parser.add_argument("--prompts", type=int, default=20, help="clips whose ids are compared and forwards counted")
-    parser.add_argument("--prompt_frames", type=int, default=8, help="frames of the prompt")
-    parser.add_argument("--num_frames", type=int, default=8, help="frames drawn")
+    parser.add_argument("--num_frames", type=int, help="frames drawn; by default half of the model's")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0], help="0: the most likely code")
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32, 64], help="places per forward")
     parser.add_argument("--timed_models", type=int, default=1, help="how many of the models, from the first, are timed")
@@ -51,14 +50,15 @@ def measure(args) -> dict:
     ratios, values = {}, {}
     for index, (folder, _, variant) in enumerate(name.partition("=") for name in args.models):
         model = TotoForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        prompt = prompts(TotoProcessor.from_pretrained(folder), variant, args.prompts, args.prompt_frames)
-        name, tokens = folder.rstrip("/").split("/")[-1], args.num_frames * model.config.tokens_per_frame
+        half = model.config.num_frames // 2
+        prompt = prompts(TotoProcessor.from_pretrained(folder), variant, args.prompts, half)
+        name, num_frames = folder.rstrip("/").split("/")[-1], args.num_frames or half
+        tokens = num_frames * model.config.tokens_per_frame
         for temperature in args.temperatures:
 
-            def draw(rows, parallel=None, compiled=False, temperature=temperature, model=model):
-                generator = torch.Generator().manual_seed(0)
-                options = {"generator": generator, "parallel": parallel, "compiled": compiled}
-                return model.generate_frames(rows, args.num_frames, temperature, **options)
+            def draw(rows, parallel=None, compiled=False, model=model, num_frames=num_frames, temperature=temperature):
+                options = {"parallel": parallel, "compiled": compiled, "generator": torch.Generator().manual_seed(0)}
+                return model.generate_frames(rows, num_frames, temperature, **options)
 
             about = f"{name}_temperature{temperature:g}"
             expected = draw(prompt)
@@ -92,12 +92,12 @@ def measure(args) -> dict:
                         ratio = spread(seconds["ordinary"])["median"] / spread(measured)["median"]
                         ratios[f"{about}_batch{batch}_{side}_vs_ordinary"] = ratio
                         print(f"{about}, batch {batch}, {side}: {ratio:.2f} times ordinary", file=sys.stderr)
-    about = {"models": args.models, "prompt_frames": args.prompt_frames, "num_frames": args.num_frames}
-    return {"ratios": ratios, "values": values} | about | {"rounds": args.rounds}
+    about = {"models": args.models, "num_frames": args.num_frames, "rounds": args.rounds}
+    return {"ratios": ratios, "values": values} | about
 
 
 def prompts(processor, variant: str, count: int, num_frames: int):
-    """Rows of the first test clips of a variant of the embedded world."""
+    """Rows of the first frames of the first test clips of a variant of the embedded world."""
     import numpy as np
 
     from tokenization.sequences import video_rows

@@ -61,8 +61,9 @@ def test_a_window_is_the_plain_forward_at_every_rows_own_place(small_config, row
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8}])
-@pytest.mark.parametrize(("length", "num_frames"), [(1, 9), (3, 2), (5, 3), (9, 9)])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("length", "num_frames", "recompute"), [(1, 6, False), (3, 2, False), (5, 3, False), (9, 6, False), (9, 6, True)]
+)
 def test_the_draws_are_those_of_ordinary_decoding(lively, rows, length, num_frames, recompute, options):
     prompt, options = rows[:, :length], {"recompute": recompute, **options}
     generator = seeded()
@@ -87,16 +88,17 @@ def test_the_shipped_model(temperature, forwards):
     frames = np.stack([world.clip(index)["video"] for index in range(2)])
     prompt = video_rows(np.stack([processor.encode_frames(clip) for clip in frames]), end=False)
     expected, found = (
-        model.generate_frames(prompt, 2, temperature=temperature, generator=seeded(), parallel=parallel)
+        model.generate_frames(prompt, 1, temperature=temperature, generator=seeded(), parallel=parallel)
         for parallel in (None, 16)
     )
     assert torch.equal(found, expected)
-    assert len(forwards) < 0.5 * 2 * model.config.tokens_per_frame
+    assert len(forwards) < 0.5 * model.config.tokens_per_frame
 
 
 def test_sampling_follows_the_models_distribution(small_config):
     """The joint frequencies of three codes against their exact probabilities, by a chi-square test."""
-    model = make(small_config, vocab_size=64 + 3, tokens_per_frame=3, initializer_range=0.3, tie_word_embeddings=False)
+    sizes = {"vocab_size": 64 + 3, "tokens_per_frame": 3, "grid_size": None}
+    model = make(small_config, **sizes, initializer_range=0.3, tie_word_embeddings=False)
     prompt, count = torch.tensor([[1, 64, 66, 65]]), 20_000
     every = torch.tensor(list(itertools.product(range(3), repeat=3)))  # (27, 3)
     with torch.no_grad():
