@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 BENCHES = {
     "train": ("bench_train", "an optimisation step: speed, memory and loss curve against transformers' Llama"),
     "generate": ("bench_generate", "one frame after a prompt, against Llama's generate"),
+    "parallel": ("bench_parallel", "frames drawn with several places per forward, against one place per forward"),
     "features": ("bench_features", "early exit and pooled features of all layers, against a full pass"),
     "streaming": ("bench_streaming", "features of a new frame of a stream, against recomputing the whole row"),
     "probe": ("bench_probe", "a probe of every layer against one of the last, both from pixels"),

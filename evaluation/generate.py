@@ -47,6 +47,9 @@ class GenerateArgs(TimeStepArgs):
         default=False,
         metadata={"help": "recompute the states of the remaining frames when frames are dropped: exact but slower"},
     )
+    parallel: int | None = field(
+        default=None, metadata={"help": "tokens of a frame drawn at once: the same video in fewer passes of the model"}
+    )
     num_samples: int = field(default=1, metadata={"help": "continuations per clip"})
     seed: int = field(default=0, metadata={"help": "seed of the sampling"})
     score: bool = field(
@@ -66,7 +69,7 @@ class GenerateArgs(TimeStepArgs):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_prompt_frames", "num_frames", "num_samples", "drop_frames"):
+        for name in ("num_prompt_frames", "num_frames", "num_samples", "drop_frames", "parallel"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.temperature < 0:
@@ -83,6 +86,7 @@ class Drawing:
         temperature: of the tokens; 0 takes the most likely one.
         top_k: sample from the k most likely tokens only. top_p: from the fewest tokens with this probability.
         drop_frames, recompute: what happens beyond the model's context, as in `generate_frames`.
+        parallel: tokens of a frame drawn at once, as in `generate_frames`.
         num_samples: continuations of the clip.
         seed: of the sampling.
     """
@@ -92,6 +96,7 @@ class Drawing:
     top_p: float | None = None
     drop_frames: int | None = None
     recompute: bool = False
+    parallel: int | None = None
     num_samples: int = 1
     seed: int = 0
 
@@ -147,6 +152,7 @@ def draw_continuation(
         progress=progress,
         drop_frames=how.drop_frames,
         recompute=how.recompute,
+        parallel=how.parallel,
     ).cpu()
     seconds = time.perf_counter() - began
     grid = processor.grid

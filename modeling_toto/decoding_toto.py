@@ -26,7 +26,8 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.room, key_states.shape[3])
-            self.key_room, self.value_room = key_states.new_empty(shape), value_states.new_empty(shape)
+            # zeros, because a window of several ids reads places that are masked but must be finite
+            self.key_room, self.value_room = key_states.new_zeros(shape), value_states.new_zeros(shape)
         seen, self.length = self.length, self.length + key_states.shape[2]
         self.key_room[:, :, seen : self.length] = key_states
         self.value_room[:, :, seen : self.length] = value_states
@@ -36,9 +37,9 @@ class RoomyLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def clear(self) -> None:
-        """Empty the cache and keep its memory."""
-        self.length = 0
+    def crop(self, length: int) -> None:
+        """Keep the first `length` positions, and the memory of all."""
+        self.length = length
         if self.is_initialized:
             self._show()
 
@@ -61,24 +62,24 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.key_room[:, :, : self.length], self.value_room[:, :, : self.length]
 
 
-def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int):
+def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int, pack: bool = True):
     """The function x (rows, D) -> x W^T + b (rows, out), for many calls without gradients.
 
     On a CPU it holds a copy of the weight in oneDNN's layout, to which a plain call converts the weight every time (up
-    to half of a step's time in bfloat16).
+    to half of a step's time in bfloat16). torch.compile cannot trace that layout: there, `pack` is False.
     """
-    if packing_pays(weight, rows):
+    if pack and packing_pays(weight, rows):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return lambda x: linear(x, weight, bias)
 
 
-def joined(rows: int, *layers: nn.Linear):
+def joined(rows: int, pack: bool, *layers: nn.Linear):
     """One product for several linear layers with the same input; their outputs are concatenated."""
     if len(layers) == 1:
-        return product(layers[0].weight, layers[0].bias, rows)
+        return product(layers[0].weight, layers[0].bias, rows, pack)
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return product(torch.cat([layer.weight for layer in layers]), bias, rows)
+    return product(torch.cat([layer.weight for layer in layers]), bias, rows, pack)
 
 
 def packing_pays(weight: torch.Tensor, rows: int) -> bool:
@@ -135,8 +136,9 @@ class DecodeStep:
     the weights, so later changes to the weights have no effect on it.
     """
 
-    def __init__(self, model: nn.Module, cache: DynamicCache):
-        rows, room = cache.layers[0].key_room.shape[0], cache.layers[0].room
+    def __init__(self, model: nn.Module, cache: DynamicCache, width: int = 1, pack: bool = True):
+        """width: number of ids per row in a call. pack: see `product`."""
+        rows, room = cache.layers[0].key_room.shape[0] * width, cache.layers[0].room
         base = model.model
         self.model, self.cache = model, cache
         positions = torch.arange(room, device=model.device)
@@ -148,32 +150,45 @@ class DecodeStep:
             self.layers.append(
                 (
                     layer,
-                    joined(rows, attention.q_proj, attention.k_proj, attention.v_proj),
-                    joined(rows, attention.o_proj),
-                    joined(rows, mlp.gate_proj, mlp.up_proj),
-                    joined(rows, mlp.down_proj),
+                    joined(rows, pack, attention.q_proj, attention.k_proj, attention.v_proj),
+                    joined(rows, pack, attention.o_proj),
+                    joined(rows, pack, mlp.gate_proj, mlp.up_proj),
+                    joined(rows, pack, mlp.down_proj),
                 )
             )
-        self.head = product(model.lm_head.weight[model.config.code_offset :], None, rows)
+        self.head = product(model.lm_head.weight[model.config.code_offset :], None, rows, pack)
 
     @torch.no_grad()  # with gradients, oneDNN falls back to a reference loop a hundred times slower
     def __call__(self, ids: torch.LongTensor) -> torch.Tensor:
         """Append ids (B,) to the cache and return the logits of the next codes, (B, num_codes)."""
+        position = self.cache.get_seq_length()
+
+        def attend(memory, queries, keys, values, scale):
+            keys, values = memory.update(keys[:, :, None], values[:, :, None])  # (B, G, seen, D)
+            # heads that share keys are treated as several queries of one head, so that keys are read once
+            queries = queries.reshape(len(queries), keys.shape[1], -1, keys.shape[3])  # (B, G, H / G, D)
+            return scaled_dot_product_attention(queries, keys, values, scale=scale)
+
+        return self.logits(ids, self.cos[position], self.sin[position], attend)
+
+    def logits(self, ids: torch.LongTensor, cos: torch.Tensor, sin: torch.Tensor, attend) -> torch.Tensor:
+        """Logits of the codes that follow ids (R,): (R, num_codes).
+
+        Args:
+            cos, sin: RoPE's factors, (D,) or (R, 1, D).
+            attend: A function of a layer's cache, queries (R, H, D), keys and values (R, G, D), and the scale of
+                scores, that remembers keys and values and returns as many numbers as there are in the queries.
+        """
         config, base = self.model.config, self.model.model
         heads, groups = config.num_attention_heads, config.num_key_value_heads
-        position = self.cache.get_seq_length()
-        cos, sin = self.cos[position], self.sin[position]  # (D,)
-        x = base.embed_tokens(ids)  # (B, hidden)
+        x = base.embed_tokens(ids)  # (R, hidden)
         if base.embedding_multiplier != 1:
             x = x * base.embedding_multiplier
         for (layer, qkv, out, gate_up, down), memory in zip(self.layers, self.cache.layers, strict=True):
-            mixed = qkv(layer.input_layernorm(x)).view(len(ids), heads + 2 * groups, 1, -1)  # (B, H + 2 G, 1, D)
-            turned, value = mixed[:, : heads + groups], mixed[:, heads + groups :]
+            mixed = qkv(layer.input_layernorm(x)).view(len(ids), heads + 2 * groups, -1)  # (R, H + 2 G, D)
+            turned, values = mixed[:, : heads + groups], mixed[:, heads + groups :]
             turned = turned * cos + rotate_half(turned) * sin
-            keys, values = memory.update(turned[:, heads:], value)  # (B, G, seen, D)
-            # heads that share keys are treated as several queries of one head, so that keys are read once
-            queries = turned[:, :heads].reshape(len(ids), groups, heads // groups, -1)
-            attended = scaled_dot_product_attention(queries, keys, values, scale=layer.self_attn.scaling)
+            attended = attend(memory, turned[:, :heads], turned[:, heads:], values, layer.self_attn.scaling)
             x = x + out(attended.reshape(len(ids), -1))
             gate, up = gate_up(layer.post_attention_layernorm(x)).chunk(2, dim=-1)
             x = x + down(layer.mlp.act_fn(gate) * up)
@@ -199,7 +214,9 @@ class FrameWindow:
         drop_frames: int | None = None,
         recompute: bool = False,
         use_cache: bool = True,
+        room: int | None = None,
     ):
+        """room: number of positions for which memory is taken; by default as many as are visible at once."""
         config = model.config
         self.model, self.ids = model, ids  # (B, total), of which only the filled part is read
         self.size = window_size(config, ids.shape[1])
@@ -208,7 +225,7 @@ class FrameWindow:
         self.cache = self.step = None
         if use_cache:
             self.cache = DynamicCache()
-            self.cache.layers = [RoomyLayer(self.size) for _ in range(config.num_hidden_layers)]
+            self.cache.layers = [RoomyLayer(room or self.size) for _ in range(config.num_hidden_layers)]
         self.fast = use_cache and why_not_fast(model) is None
 
     def make_room(self, end: int) -> None:
@@ -219,7 +236,7 @@ class FrameWindow:
                 continue  # nothing is encoded yet
             for layer in self.cache.layers:
                 if self.recompute:
-                    layer.clear()
+                    layer.crop(0)
                 else:
                     layer.drop(self.drop_ids, self.model.model.rotary_emb.inv_freq)
 

@@ -1,12 +1,14 @@
 """Generation of whole frames: rows of ids in, the same rows followed by new frames of codes out."""
 
 import time
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
-from .decoding_toto import FrameWindow, frames_to_drop
+from .decoding_toto import FrameWindow, frames_to_drop, why_not_fast
+from .parallel_toto import ParallelWindow
 
 
 def draw(
@@ -19,21 +21,38 @@ def draw(
     """Sample one integer below K per row: logits (B, K) -> (B,).
 
     temperature 0 selects the most likely one. top_k keeps the k most likely; top_p then keeps the smallest set whose
-    probability reaches p. Sampling happens in float32, on the generator's device.
+    probability reaches p. Sampling happens in float32, with noise from the generator's device.
+    """
+    noise = None if temperature == 0 else noise_of_draws(*logits.shape, generator, logits.device)
+    return pick(logits, noise, temperature, top_k, top_p)
+
+
+def noise_of_draws(rows: int, choices: int, generator: torch.Generator | None, device) -> torch.Tensor:
+    """Independent exponential variables, float32 (rows, choices): the only randomness in a draw of each row."""
+    source = device if generator is None else generator.device
+    return torch.empty(rows, choices, device=source).exponential_(generator=generator).to(device)
+
+
+def pick(
+    logits: torch.Tensor, noise: torch.Tensor | None, temperature: float, top_k: int | None, top_p: float | None
+) -> torch.LongTensor:
+    """The draw that `noise` decides: logits and noise (..., K) -> (...), with the options of `draw`.
+
+    The choice with the largest p / noise is k with probability p_k, because noise / p_k is exponential with rate p_k
+    and the first of several such events is event k with probability p_k. torch.multinomial draws so too.
     """
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k).values[:, -1:]
+        smallest_kept = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
     probabilities = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered  # mass of all more likely ones: 0 for the first, so at least one is kept
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
-    device = logits.device if generator is None else generator.device
-    return torch.multinomial(probabilities.to(device), 1, generator=generator)[:, 0].to(logits.device)
+    return (probabilities / noise).argmax(-1)
 
 
 class FrameGenerationMixin:
@@ -52,6 +71,8 @@ class FrameGenerationMixin:
         use_cache: bool = True,
         drop_frames: int | None = None,
         recompute: bool = False,
+        parallel: int | None = None,
+        compiled: bool = False,
     ) -> torch.LongTensor:
         """Continue every row by `num_frames` frames, as the paper does from real frames (App. A.10).
 
@@ -70,11 +91,17 @@ class FrameGenerationMixin:
                 predictions from the visible frames. Otherwise the cached states are kept and their keys rotated to
                 their new positions: faster, but the states still depend on the dropped frames. `score_frames`
                 measures the difference.
+            parallel: Number of places of a frame evaluated in one forward, at most a frame (see parallel_toto). The ids
+                are those of ordinary decoding with the same generator, at every temperature, unless two choices are
+                equally good up to rounding. Needs memory for the noise of a frame, B x tokens_per_frame x num_codes
+                floats, unless the temperature is 0.
+            compiled: Use torch.compile for a step whose shapes do not depend on the length. It reads the whole context
+                at every step and is meant for GPUs. One compilation serves all calls of equal B and `parallel`.
         Returns:
             Ids (B, L + num_frames * tokens_per_frame), including dropped frames.
         Raises:
-            ValueError: If the prompt cannot be continued, attention is full or has a prefix longer than the prompt, or
-                an option is out of range.
+            ValueError: If the prompt cannot be continued, attention is full or has a prefix longer than the prompt, an
+                option is out of range, or `parallel` or `compiled` is set for a model with other layers than Toto's.
         """
         config = self.config
         length, total = input_ids.shape[1], input_ids.shape[1] + num_frames * config.tokens_per_frame
@@ -86,10 +113,17 @@ class FrameGenerationMixin:
                 f"The sampling options are temperature={temperature}, top_k={top_k}, top_p={top_p}; use temperature >= "
                 "0, top_k >= 1 and 0 < top_p <= 1."
             )
+        at_once = parallel is not None or compiled
+        if at_once:
+            check_parallel(self, parallel, use_cache)
 
         ids = torch.empty(input_ids.shape[0], total, dtype=torch.long, device=input_ids.device)
         ids[:, :length] = input_ids
-        window = FrameWindow(self, ids, drop_frames, recompute, use_cache)
+        if at_once:
+            window = ParallelWindow(self, ids, drop_frames, recompute, parallel or 1, compiled)
+        else:
+            window = FrameWindow(self, ids, drop_frames, recompute, use_cache)
+        choose = partial(pick, temperature=temperature, top_k=top_k, top_p=top_p)
         was_training = self.training
         self.eval()  # gradient checkpointing, active in training mode, would discard the cache
         try:
@@ -97,9 +131,16 @@ class FrameGenerationMixin:
             for begin in bar:
                 began, end = time.perf_counter(), begin + config.tokens_per_frame
                 window.make_room(end)
-                for position in range(begin, end):
-                    codes = draw(window.code_logits(position), temperature, top_k, top_p, generator)
-                    ids[:, position] = codes + config.code_offset
+                if at_once:
+                    noise = None
+                    if temperature > 0:  # as much, and in the same order, as below
+                        shape = len(ids), config.num_codes
+                        noise = [noise_of_draws(*shape, generator, ids.device) for _ in range(begin, end)]
+                    window.draw_frame(begin, end, choose, None if noise is None else torch.stack(noise, dim=1))
+                else:
+                    for position in range(begin, end):
+                        codes = draw(window.code_logits(position), temperature, top_k, top_p, generator)
+                        ids[:, position] = codes + config.code_offset
                 if progress:
                     rate = len(ids) * config.tokens_per_frame / (time.perf_counter() - began)
                     bar.set_postfix_str(f"{rate:,.0f} tok/s")
@@ -144,6 +185,21 @@ class FrameGenerationMixin:
         finally:
             self.train(was_training)
         return losses
+
+
+def check_parallel(model, parallel: int | None, use_cache: bool) -> None:
+    """Raise ValueError if a model cannot draw `parallel` places at once."""
+    if parallel is not None and not 1 <= parallel <= model.config.tokens_per_frame:
+        raise ValueError(
+            f"parallel is {parallel}; set 1 to {model.config.tokens_per_frame}, the tokens of a frame, or None."
+        )
+    if not use_cache:
+        raise ValueError("parallel and compiled need the cache; leave use_cache at True.")
+    if reason := why_not_fast(model):
+        raise ValueError(
+            f"parallel and compiled apply the weights of plain layers themselves, but the model has {reason}; leave "
+            "both out, or merge the adapters."
+        )
 
 
 def check_rows(config, prompt: torch.LongTensor, total: int, drop_frames: int | None) -> None:

@@ -55,6 +55,7 @@ def test_seeds_decide(model, processor, clip, result):
         return draw_continuation(model, processor, clip, 2, 2, **options)["generated"]
 
     assert np.array_equal(tokens(seed=3), tokens(seed=3))
+    assert np.array_equal(tokens(seed=3), tokens(seed=3, parallel=4))
     assert np.array_equal(tokens(temperature=0.0, seed=1), tokens(temperature=0.0, seed=2))
 
 
@@ -169,6 +170,8 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         run("--num_prompt_frames", "5")
     with pytest.raises(ValueError, match=r"drop_frames is .*; set 1 to 3"):
         run("--num_frames", "9", "--drop_frames", "4")
+    with pytest.raises(ValueError, match="parallel is 1000; set 1 to"):
+        run("--parallel", "1000")
     with pytest.raises(ValueError, match="toyworld has no variant"):
         run("--video", "toyworld:nowhere:1")
     with pytest.raises(ValueError, match="toyworld:VARIANT:INDEX"):

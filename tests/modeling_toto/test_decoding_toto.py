@@ -162,5 +162,5 @@ def test_what_stays_after_a_drop_stands_where_it_would_have_stood(small_config, 
     assert memory.get_seq_length() == fresh.get_seq_length() == 9
     torch.testing.assert_close(memory.keys, fresh.keys, atol=1e-6, rtol=1e-5)
     assert torch.equal(memory.values, fresh.values)
-    memory.clear()
+    memory.crop(0)
     assert memory.get_seq_length() == 0 and memory.keys.shape[2] == 0
