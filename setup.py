@@ -34,6 +34,7 @@ setup(
         "evaluation.continuations",
         "evaluation.heads",
         "evaluation.ngrams",
+        "evaluation.permanence",
         "evaluation.probe",
         "evaluation.report",
     ],
