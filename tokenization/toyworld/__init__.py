@@ -14,8 +14,9 @@ __all__ = ["MOTIONS", "CupsRules", "CupsWorld", "MotionRules", "MotionWorld", "T
 def open_world(
     variant: str = "simple", split: str = "train", seed: int = 0, resolution: int = 64, num_frames: int = 16
 ) -> EndlessClips:
-    """The clips of a variant, named as after "toyworld:"; "motion:NAME=NUMBER,..." sets rules of MotionRules, "cups:..."
-    those of CupsRules.
+    """The clips of a variant, named as after "toyworld:".
+
+    "motion:NAME=NUMBER,..." sets rules of MotionRules, and "cups:NAME=NUMBER,..." those of CupsRules.
 
     Raises:
         ValueError: unknown variant, split or rule, or a size that the variant does not have.

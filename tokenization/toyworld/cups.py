@@ -215,11 +215,13 @@ class _Planner:
 
         It starts in sight at another cell. In half of the clips in which it stays in sight it goes on to a third cell.
         """
-        begin = self.one(self.free[(self.free != target).any(1)])
         hidden, later = self._moments(1)
+        latest = hidden[0] - (stratum != OCCLUDED)  # it rests for a frame before a cup comes
+        lengths = abs(self.free - target).max(1)
+        begin = self.one(self.free[(lengths > 0) & (lengths <= max(1, latest))])
         length = abs(target - begin).max()
-        # a frame before it is hidden, or earlier; in short clips it is then on its way in the first frame
-        arrives = hidden[0] if stratum == OCCLUDED else self.rng.randint(min(length, hidden[0] - 1), hidden[0])
+        # in very short clips it is on its way in the first frame
+        arrives = latest if stratum == OCCLUDED else self.rng.randint(min(length, latest), latest + 1)
         path = begin + _way(begin, target, arrives - length, self.times)
         end, goes_on = self.one(self.free), self.rng.randint(2)
         if stratum == VISIBLE and goes_on:
