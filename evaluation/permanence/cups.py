@@ -137,9 +137,7 @@ def read(part: str, args: CupsArgs, frames: int, resolution: int, jobs, change, 
     most = getattr(args, f"max_{part}")
     sampling = Sampling(num_frames=frames, resolution=resolution)
     source = open_source(args.dataset, part, sampling, limit=most)
-    facts = asdict(sampling) | {"limit": most, "change": repr(change) if change else None}
-    if callable(change) and hasattr(change, "__name__"):
-        facts["change"] = change.__name__
+    facts = asdict(sampling) | {"limit": most, "change": getattr(change, "__name__", repr(change))}
     key = data_key(dataset_fingerprint(args.dataset), part, facts)
     return extract(source, part, jobs, cache / key, change=change, batch_size=args.batch_size)
 

@@ -14,7 +14,7 @@ from evaluation.permanence.cups_args import CupsArgs
 from evaluation.permanence.cups_controls import LastFrame, ShuffledHistory, last_frame, truthful
 from evaluation.permanence.cups_results import CupsResult
 from tokenization.toyworld import open_world
-from tokenization.toyworld.cups import MOVED, OCCLUDED, STRATA, VISIBLE
+from tokenization.toyworld.cups import CONTAINED, MOVED, OCCLUDED, STRATA, VISIBLE
 
 FRAMES = 4
 
@@ -81,9 +81,7 @@ def test_predictors_that_read_the_truth():
     told = {name: predicted for name, (_, predicted) in truthful(clips, 7, seed=0).items()}
     assert set(told["majority"]) == {7}
     right = told["last_seen"] == cells
-    assert (
-        right[(strata == VISIBLE) | (strata == 2)].all() and not right[(strata == MOVED) | (strata == OCCLUDED)].any()
-    )
+    assert right[np.isin(strata, (VISIBLE, CONTAINED))].all() and not right[np.isin(strata, (MOVED, OCCLUDED))].any()
     right = told["any_cup"] == cells
     assert right[strata == VISIBLE].all() and not right[strata == OCCLUDED].any()
     assert 0.25 < right[strata == MOVED].mean() < 0.6  # one of two or three cups
@@ -122,7 +120,7 @@ def test_scores_by_stratum(truth):
     _, cells, strata = truth
     found = scored(truth, (strata == VISIBLE) | (strata == MOVED))
     model = found[MODEL]
-    assert list(found)[0] == MODEL and model.layer == 3 and list(model.strata) == ["all", *STRATA]
+    assert next(iter(found)) == MODEL and model.layer == 3 and list(model.strata) == ["all", *STRATA]
     assert [model.strata[name].accuracy for name in STRATA] == [1, 0, 0, 1]
     assert [model.strata[name].clips for name in STRATA] == np.bincount(strata).tolist()
     assert model.strata["all"].accuracy == pytest.approx(np.isin(strata, (VISIBLE, MOVED)).mean())
@@ -132,7 +130,7 @@ def test_scores_by_stratum(truth):
     assert model.strata[STRATA[OCCLUDED]].grid_l1 == pytest.approx(steps.mean())
     versus = found["last_seen"].strata[STRATA[MOVED]].versus
     assert versus.difference == 1 and versus.verdict == "above" and model.strata["all"].versus is None
-    assert found["last_seen"].strata[STRATA[2]].versus.verdict == "below" and found["last_seen"].layers == []
+    assert found["last_seen"].strata[STRATA[CONTAINED]].versus.verdict == "below" and found["last_seen"].layers == []
 
 
 def test_the_claim_needs_every_control(truth):
