@@ -23,7 +23,8 @@ class Row(Record):
     """The scores of a head on a layer, as fractions. layer: None for a baseline with a single layer.
 
     lr, weight_decay, penalty, k: the setting chosen on validation; which of them depends on the head. ci95: 95 %
-    interval of the test accuracy.
+    interval of the test accuracy. top5, grid_l1: of classes that are the cells of a grid, the share of items whose cell
+    is among the five most likely ones, and the mean distance to the true cell in steps along x and y.
     """
 
     layer: int | None = None
@@ -36,6 +37,8 @@ class Row(Record):
     accuracy: float
     balanced_accuracy: float | None
     ci95: list[float] | None
+    top5: float | None = None
+    grid_l1: float | None = None
 
     @property
     def setting(self) -> dict[str, float]:

@@ -243,12 +243,14 @@ def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
     """Scores of a classifier on clips that are codes; the ranks share the work.
 
     Returns:
-        {"correct", "total", "loss" (mean nats), "predictions" (N,) class numbers}
+        {"correct", "total", "loss" (mean nats), "predictions" (N,) class numbers, "top5": share of clips whose class is
+        among the five most likely}
     """
     was_training = model.training
     model.eval()
     rank, world, count = accelerator.process_index, accelerator.num_processes, len(clips)
-    found = torch.zeros(count, 2, dtype=torch.float32)  # nats and prediction of every clip, 0 on the other ranks
+    # nats, prediction, and number of classes that are more likely than the true one; 0 on the other ranks
+    found = torch.zeros(count, 3, dtype=torch.float32)
     for start in range(0, count, batch_size * world):
         mine = torch.arange(start, min(count, start + batch_size * world))[rank::world]
         # Every rank makes the same number of calls, since those of a sharded model wait for each other.
@@ -257,8 +259,10 @@ def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
         with accelerator.autocast():
             logits = model(input_ids=ids).logits.float().cpu()
         if len(mine):
-            nats = cross_entropy(logits, torch.from_numpy(clips.labels[mine.numpy()]), reduction="none")
-            found[mine] = torch.stack([nats, logits.argmax(1).float()], 1)
+            labels = torch.from_numpy(clips.labels[mine.numpy()])
+            nats = cross_entropy(logits, labels, reduction="none")
+            above = (logits > logits.gather(1, labels[:, None])).sum(1)
+            found[mine] = torch.stack([nats, logits.argmax(1).float(), above.float()], 1)
     model.train(was_training)
     found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()
     predictions = found[:, 1].long().numpy()
@@ -267,6 +271,7 @@ def score(accelerator, model, clips: Clips, batch_size: int) -> dict:
         "total": count,
         "loss": float(found[:, 0].double().mean()),
         "predictions": predictions,
+        "top5": float((found[:, 2] < 5).double().mean()),
     }
 
 

@@ -311,7 +311,7 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
     from training.classification import load_classifier, score
     from training.engine.device import versions
     from training.results import FinetunePredictions, FinetuneResult, FinetuneScore
-    from training.scores import accuracy_interval, per_class_accuracy
+    from training.scores import accuracy_interval, grid_cells, grid_l1, per_class_accuracy
 
     best, test = run.folder / "checkpoints" / f"step_{chosen['step']:06d}", inputs.test
     if not best.is_dir():
@@ -324,6 +324,9 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
     accuracy, right = found["correct"] / found["total"], found["predictions"] == test.labels
     per_class = per_class_accuracy(found["predictions"], test.labels, inputs.classes)
     ci95 = accuracy_interval(right, test.sources)
+    cells, on_grid = grid_cells(inputs.classes), {}
+    if cells is not None:
+        on_grid = {"top5": found["top5"], "grid_l1": grid_l1(found["predictions"], test.labels, cells)}
     result = FinetuneResult(
         **facts,
         settings=read_recipe(run.folder),
@@ -342,6 +345,7 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
             loss=found["loss"],
             correct=found["correct"],
             accuracy_by_class={row["class"]: row["accuracy"] for row in per_class},
+            **on_grid,
         ),
         n_test=found["total"],
     )
@@ -357,6 +361,7 @@ def report(run: Run, chosen: dict, inputs: Inputs, settings: Settings, facts: di
         f"test accuracy {100 * accuracy:.2f} % ({found['correct']} of {found['total']}; 95 % interval "
         f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}), of step {chosen['step']}, "
         f"which was best on validation ({100 * chosen['val_accuracy']:.2f} %)"
+        + (f"; top 5 {100 * found['top5']:.2f} %, {on_grid['grid_l1']:.2f} cells from the true one" if on_grid else "")
     )
     return best
 

@@ -63,7 +63,9 @@ class LabelledArgs(TimeStepArgs):
     """The labelled images or clips."""
 
     dataset: str | None = option(
-        None, "Hub id, folder (of class folders, or train/ and test/ of them), .parquet or .tar file, or toyworld"
+        None,
+        "Hub id, folder (of class folders, or train/ and test/ of them), .parquet or .tar file, cater:FOLDER, or "
+        "toyworld",
     )
     label_column: str | None = option(
         None, "column of the labels (whole numbers, text or booleans); required if there are several"

@@ -234,5 +234,8 @@ def require_choice(args, name: str, choices: Iterable[str]) -> None:
 
 def absolute(name: str | None) -> str | None:
     """The absolute path, so that a run can be resumed from another folder; names that are not paths are unchanged."""
-    is_path = name is not None and name.split(":")[0] != "toyworld" and Path(name).exists()
+    kind, _, folder = (name or "").partition(":")
+    if kind == "cater" and folder:
+        return f"cater:{Path(folder).resolve()}"
+    is_path = name is not None and kind != "toyworld" and Path(name).exists()
     return str(Path(name).resolve()) if is_path else name

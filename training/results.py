@@ -116,7 +116,11 @@ class FinetuneData(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneScore(Record):
-    """The tested checkpoint, which was the best on validation. Accuracies are fractions, the loss is in nats."""
+    """The tested checkpoint, which was the best on validation. Accuracies are fractions, the loss is in nats.
+
+    top5, grid_l1: of classes that are the cells of a grid, the share of clips whose cell is among the five most likely
+    ones, and the mean distance to the true cell in steps along x and y.
+    """
 
     step: int | None
     layer: int | None
@@ -127,6 +131,8 @@ class FinetuneScore(Record):
     loss: float | None
     correct: int
     accuracy_by_class: dict[str, float | None] | None
+    top5: float | None = None
+    grid_l1: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

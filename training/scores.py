@@ -1,4 +1,6 @@
-"""Accuracy and its 95 % intervals: Wilson score, exact (Clopper-Pearson) and bootstrap."""
+"""Accuracy and its 95 % intervals (Wilson score, exact, bootstrap); accuracy of the top 5, and distance on a grid."""
+
+import re
 
 import numpy as np
 from scipy.stats import binomtest
@@ -94,6 +96,29 @@ def per_class_accuracy(predictions, references, names: list[str]) -> list[dict]:
         ci95 = wilson_interval(right, n) if n else None
         rows.append({"class": name, "n": n, "accuracy": right / n if n else None, "ci95": ci95})
     return rows
+
+
+def grid_cells(names: list[str]) -> np.ndarray | None:
+    """x and y of classes that are the cells of a grid, int64 (C, 2): all names are "x,y". None for other classes."""
+    found = [re.fullmatch(r"(-?\d+),(-?\d+)", name) for name in names]
+    return np.array([[int(each[1]), int(each[2])] for each in found]) if names and all(found) else None
+
+
+def grid_l1(predictions, references, cells: np.ndarray) -> float:
+    """Mean distance, in steps along x and y, between predicted and true cells, as in CATER's evaluation.
+
+    predictions, references: class numbers (N,). cells: of the classes, (C, 2).
+    """
+    return float(abs(cells[np.asarray(predictions)] - cells[np.asarray(references)]).sum(-1).mean())
+
+
+def top_accuracy(scores, references, k: int = 5) -> float:
+    """Share of items whose true class is among the k classes of the highest scores. scores: (N, C); references: (N,).
+
+    Of equal scores the lower class number counts first.
+    """
+    first = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, :k]
+    return float((first == np.asarray(references)[:, None]).any(1).mean())
 
 
 def check_classes(numbers: np.ndarray, count: int) -> None:

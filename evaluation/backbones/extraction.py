@@ -30,6 +30,7 @@ from evaluation.backbones.contract import Backbone, Features
 from tokenization.files import write_json, write_whole
 from tokenization.precision import bf16_is_fast
 from tokenization.shards.parts import finished_parts, work_in_parts
+from tokenization.sources.cater import folder_of
 from tokenization.sources.folders import Tree, walk
 from tokenization.sources.open import ClipSource
 from tokenization.video import Clip
@@ -118,7 +119,7 @@ def dataset_fingerprint(dataset: str) -> str | None:
 
     None where the version is unknown (a Hub id without a network); such features are not kept.
     """
-    path = Path(dataset)
+    path = Path(folder_of(dataset) or dataset)
     digest = hashlib.sha256()
     if dataset.split(":")[0] == "toyworld":
         import tokenization

@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.backbones.contract import default_device, fresh
     from evaluation.permanence import blocking
-    from evaluation.permanence.figures import draw_heads
+    from evaluation.permanence.attention_figures import draw_heads
     from evaluation.permanence.looking import look_all
     from evaluation.permanence.sightings import find_sightings
     from evaluation.results import command_line

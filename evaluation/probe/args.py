@@ -25,7 +25,9 @@ class ProbeArgs(TimeStepArgs):
             "the dataset, its columns, splits and sampling, unless a flag does"
         },
     )
-    dataset: str = field(default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset"})
+    dataset: str = field(
+        default="toyworld", metadata={"help": "toyworld, a Hub id, a folder, parquet or webdataset, cater:FOLDER"}
+    )
     label_column: list[str] | None = field(
         default=None,
         metadata={

@@ -44,6 +44,8 @@ def table(label: str, task: TaskResult, n_test: int, n_validation: int) -> str:
         where = f"layer {row.layer}, {row.head}" if row.layer is not None else row.head
         lines.append(f"{name:<18}{cells(row):<30}({where})")
     lines.append(f"* chosen on validation: layer {best.layer}, {best.head} head, {setting_in_words(best)}")
+    if best.top5 is not None:
+        lines.append(f"  top 5: {100 * best.top5:.1f} %; mean distance on the grid: {best.grid_l1:.2f} cells")
     for name, versus in best.versus.items():
         low, high = versus.ci95
         lines.append(

@@ -29,6 +29,7 @@ from tokenization.sampling import Sampling
 from training.engine.device import flush_denormals, require_together, versions
 from training.find_model import resolve_model
 from training.publish.media_seen import media_on_record
+from training.scores import grid_cells
 
 MODEL = "model"  # the backbone itself among the jobs; the others are its baselines
 
@@ -116,7 +117,9 @@ def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) 
     from_text = [column for column, values in splits[0].labels.items() if values.dtype.kind == "U"]
     classes = same_classes(splits)
     labels = [torch.from_numpy(np.stack([split.labels[c] for c in classes], axis=1)) for split in splits]
-    tested = Tested.of_clips(splits[2].sources, labels[2], average=args.average_clips or args.views is not None)
+    average = args.average_clips or args.views is not None
+    has_grid = any(grid_cells(names) is not None for names in classes.values())
+    tested = Tested.of_clips(splits[2].sources, labels[2], average, ranked=has_grid)
     counts = [len(names) for names in classes.values()]
     settings = HeadSettings(args.epochs, args.batch_norm, args.seed)
     trained = {}

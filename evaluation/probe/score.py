@@ -10,7 +10,7 @@ import torch
 from evaluation.heads.selection import Chosen
 from evaluation.metrics import BalancedAccuracy, Top1Accuracy, confusion_matrix, paired_difference, verdict
 from evaluation.results import Baseline, Best, Predictions, Row, Selected, TaskResult, Versus
-from training.scores import accuracy_interval, per_class_accuracy
+from training.scores import accuracy_interval, grid_cells, grid_l1, per_class_accuracy, top_accuracy
 
 MOST_CONFUSED = 100  # classes whose confusion matrix is kept in the result
 
@@ -28,7 +28,8 @@ class Tested:
     """The test items that are scored: clips, or videos of several clips each.
 
     items: their names; without averaging, clips of one video share a name and are resampled together in intervals.
-    labels: class numbers (M, tasks). numbers: the item of each test clip, (N,); None where clips are scored.
+    labels: class numbers (M, tasks). numbers: the item of each test clip, (N,); None where clips are scored and only
+    their predicted classes are needed.
     """
 
     items: list[str]
@@ -36,10 +37,13 @@ class Tested:
     numbers: torch.Tensor | None = None
 
     @classmethod
-    def of_clips(cls, sources: list[str], labels: torch.Tensor, average: bool) -> Tested:
-        """Test clips by their sources (N,) and labels (N, tasks). average: score the sources, not the clips."""
+    def of_clips(cls, sources: list[str], labels: torch.Tensor, average: bool, ranked: bool = False) -> Tested:
+        """Test clips by their sources (N,) and labels (N, tasks).
+
+        average: score the sources, not the clips. ranked: probabilities of classes are needed as well.
+        """
         if not average:
-            return cls(sources, labels)
+            return cls(sources, labels, torch.arange(len(sources)) if ranked else None)
         items = list(dict.fromkeys(sources))
         places = {name: place for place, name in enumerate(items)}
         numbers = torch.tensor([places[name] for name in sources])
@@ -59,8 +63,12 @@ class Scored:
     selected: dict[str, Selected]
 
 
-def score(trained: Trained, task: int, references: np.ndarray, items: list[str]) -> Scored:
-    """Scores of all layers and heads for one label. task: its number. references, items: of what is tested, (M,).
+def score(
+    trained: Trained, task: int, references: np.ndarray, items: list[str], cells: np.ndarray | None = None
+) -> Scored:
+    """Scores of all layers and heads for one label.
+
+    task: its number. references, items: of what is tested, (M,). cells: of classes that are cells of a grid, (C, 2).
 
     `Scored.selected` has what validation chooses among the rows of each head ("head=linear") and of the first and the
     last layer ("layer=0"), so that these can be compared on the same items.
@@ -78,6 +86,7 @@ def score(trained: Trained, task: int, references: np.ndarray, items: list[str])
                 **Top1Accuracy().compute(predictions=predicted, references=references),
                 **BalancedAccuracy().compute(predictions=predicted, references=references),
                 ci95=accuracy_interval(predicted == references, items),
+                **_on_grid(predicted, bank.test_probabilities, (index, task), references, cells),
             )
             rows.append(row)
             keys.append(bank.rank(index, task))
@@ -90,6 +99,14 @@ def score(trained: Trained, task: int, references: np.ndarray, items: list[str])
         chosen = Selected(layer=rows[k].layer, head=rows[k].head, predicted=predictions[k].tolist())
         selected[f"{key}={value}"] = chosen
     return Scored(rows, rows[best], predictions[best], selected)
+
+
+def _on_grid(predicted, probabilities, place: tuple[int, int], references, cells) -> dict[str, float]:
+    """The fields of a `Row` for the cells of a grid; empty for other classes."""
+    if cells is None or probabilities is None:
+        return {}
+    likely = probabilities[place][:, : len(cells)].numpy()
+    return {"top5": top_accuracy(likely, references), "grid_l1": grid_l1(predicted, references, cells)}
 
 
 def compare(
@@ -113,7 +130,8 @@ def score_task(
     intervals of differences.
     """
     references = tested.labels[:, task].numpy()
-    found = {who: score(each, task, references, tested.items) for who, each in trained.items()}
+    cells = grid_cells(names)
+    found = {who: score(each, task, references, tested.items, cells) for who, each in trained.items()}
     model = found.pop("model")
     others = {who: each.predictions for who, each in found.items()}
     layer_0 = {"layer 0": np.array(model.selected["layer=0"].predicted)} if _has_deeper_best(model) else {}

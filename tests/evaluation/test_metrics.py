@@ -16,7 +16,16 @@ from evaluation.metrics import (
     unpaired_difference,
     verdict,
 )
-from training.scores import accuracy_interval, bootstrap_interval, exact_interval, per_class_accuracy, wilson_interval
+from training.scores import (
+    accuracy_interval,
+    bootstrap_interval,
+    exact_interval,
+    grid_cells,
+    grid_l1,
+    per_class_accuracy,
+    top_accuracy,
+    wilson_interval,
+)
 
 RNG = np.random.default_rng(0)
 TRUE = RNG.choice(5, size=200, p=[0.5, 0.2, 0.1, 0.1, 0.1])
@@ -211,3 +220,20 @@ def test_a_wilson_interval_ends_where_the_score_test_does():
             if 0 < bound < 1:
                 z = (correct / total - bound) / math.sqrt(bound * (1 - bound) / total)
                 assert abs(z) == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_cells_of_a_grid():
+    cells = grid_cells(["-3,-3", "2,-3", "-3,2"])
+    assert cells.tolist() == [[-3, -3], [2, -3], [-3, 2]]
+    assert grid_l1([0, 1, 2], [0, 0, 1], cells) == pytest.approx((0 + 5 + 10) / 3)
+    for names in ([], ["cat", "dog"], ["1,2", "3"], ["1.5,2"]):
+        assert grid_cells(names) is None
+
+
+def test_top_accuracy_is_a_count_by_hand():
+    scores = np.random.default_rng(1).random((50, 9))
+    true = np.random.default_rng(2).integers(0, 9, 50)
+    for k in (1, 5):
+        by_hand = [(row > row[label]).sum() < k for row, label in zip(scores, true, strict=True)]
+        assert top_accuracy(scores, true, k) == pytest.approx(np.mean(by_hand))
+    assert top_accuracy(np.zeros((2, 9)), [4, 5]) == 0.5  # of equal scores the lower number counts first

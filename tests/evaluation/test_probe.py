@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -497,3 +498,37 @@ def test_flags_of_other_heads_and_media_are_said_to_have_no_effect(pictures):
     assert idle_flags(replace(args, heads=["attention"]), argv, "video", is_carved=True) == []
     with pytest.raises(ValueError, match="--fps would have no effect on toyworld, which is drawn"):
         refuse_idle_flags(replace(args, dataset="toyworld:film"), ["--fps", "5"])
+
+
+def test_cells_of_a_grid_have_their_own_scores(checkpoint, tmp_path, capsys):
+    """Clips of CATER's layout: top 5 and the distance on the grid stand in every row, and only there."""
+    folder = tmp_path / "cater"
+    rng = np.random.default_rng(0)
+    for split, numbers in (("train", range(24)), ("val", range(20, 26))):
+        lines = []
+        for number in numbers:
+            file = folder / "videos" / f"CATER_new_{split}{number}.avi"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with av.open(str(file), "w") as container:
+                stream = container.add_stream("mpeg4", rate=24)
+                stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+                for frame in rng.integers(0, 255, (4, 32, 48, 3), np.uint8):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                container.mux(stream.encode())
+            lines.append(f"{file.name} {number % 24}\n")
+        (folder / "lists" / "localize").mkdir(parents=True, exist_ok=True)
+        (folder / "lists" / "localize" / f"{split}.txt").write_text("".join(lines))
+    flags = ("--stride", "1", "--heads", "attention", "ridge", "--layers", "0", "2", "--baselines", "pixels")
+    found = probe(checkpoint, f"cater:{folder}", tmp_path / "x.json", *flags, "--predictions")
+    kept, best = found["predictions"], found["best"]
+    a, b = np.array(kept["label"]), np.array(kept["predicted"])
+    assert best["grid_l1"] == pytest.approx((abs(a % 6 - b % 6) + abs(a // 6 - b // 6)).mean())
+    for row in (*found["layers"], found["baselines"]["pixels"]):
+        assert row["accuracy"] <= row["top5"] <= 1 and 0 <= row["grid_l1"] <= 10
+    assert found["data"]["splits"]["test"]["split"] == "test" and found["classes"] == 36
+    assert "mean distance on the grid" in capsys.readouterr().out
+    plain = probe(checkpoint, "toyworld", tmp_path / "y.json", "--max_train", "60", "--max_eval", "16", *FAST_TOY)
+    assert "top5" not in plain["best"] and "grid_l1" not in plain["best"]
+
+
+FAST_TOY = ("--label_column", "motion", "--heads", "ridge", "--layers", "1", "--baselines", "none", "--num_frames", "2")

@@ -562,9 +562,50 @@ def test_the_card_has_classes_call_and_test(plain):
     assert str(plain.parent) not in card and "pictures" in card
 
 
+@pytest.mark.parametrize("dataset", ["toyworld:cups", "cater"])
+def test_cells_of_a_grid_have_their_own_scores(dataset, pretrained, tmp_path):
+    """Top 5 and the distance on the grid, from the kept predictions; CATER is read with its lists."""
+    flags = ["--label_column", "cell", "--max_train", "40", "--max_validation", "4", "--max_test", "12"]
+    flags += ["--resolution", "64"]
+    if dataset == "cater":
+        write_cater(tmp_path / "cater")
+        dataset, flags = f"cater:{tmp_path / 'cater'}", ["--stride", "1"]
+    run = finetune(tmp_path / "run", pretrained, dataset, *flags, *ONE_STEP, "--num_frames", "2")
+    result = FinetuneResult.from_json(json.loads((run / "results.json").read_text()))
+    kept = json.loads((run / "predictions.json").read_text())
+    cells = [tuple(map(int, kept["classes"][number].split(","))) for number in range(len(kept["classes"]))]
+    steps = [
+        abs(cells[a][0] - cells[b][0]) + abs(cells[a][1] - cells[b][1])
+        for a, b in zip(kept["labels"], kept["predictions"], strict=True)
+    ]
+    assert result.best.grid_l1 == pytest.approx(np.mean(steps))
+    assert result.best.accuracy <= result.best.top5 <= 1
+
+
+def write_cater(folder):
+    """A folder in CATER's layout: 24 videos for training and 5 for the test, in the first 24 cells."""
+    import av
+
+    for name, count in (("train", 24), ("val", 5)):
+        lines = []
+        for number in range(count):
+            file = folder / "videos" / f"CATER_new_{name}{number}.avi"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with av.open(str(file), "w") as container:
+                stream = container.add_stream("mpeg4", rate=24)
+                stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+                for grey in range(4):
+                    frame = np.full((48, 64, 3), 40 * grey + number, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                container.mux(stream.encode())
+            lines.append(f"{file.name} {number}\n")
+        (folder / "lists" / "localize").mkdir(parents=True, exist_ok=True)
+        (folder / "lists" / "localize" / f"{name}.txt").write_text("".join(lines))
+
+
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes" / "finetune").glob("*.yaml"))
 PAPER = {"imagenet_causal": "82.2", "imagenet_full": "82.6", "imagenet_joint": "no number in the paper"}
-PAPER |= {"cater_16": "62.8", "cater_32": "72.9", "tiny_finetune": "nothing published"}
+PAPER |= {"cater_16": "62.8", "cater_32": "72.9", "tiny_finetune": "nothing published", "cups_16": "nothing published"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

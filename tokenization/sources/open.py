@@ -16,6 +16,7 @@ import numpy as np
 
 from tokenization.image_processing_toto import limit_detail
 from tokenization.sampling import Sampling
+from tokenization.sources.cater import folder_of, open_cater
 from tokenization.sources.dataset_rows import (
     Rows,
     content_of,
@@ -127,8 +128,9 @@ def open_source(
     """The clips of a dataset.
 
     Args:
-        dataset: "toyworld" (or "toyworld:cluttered", ":film", ":motion", or ":photos", which are pictures without
-            labels; "toyworld:motion:NAME=NUMBER,..." sets rules of MotionRules), a folder (of videos or images, with
+        dataset: "toyworld" (or "toyworld:cluttered", ":film", ":motion", ":cups", or ":photos", which are pictures
+            without labels; "toyworld:motion:NAME=NUMBER,..." sets rules of MotionRules, likewise for cups),
+            "cater:FOLDER" (CATER's localisation task, see `cater.open_cater`), a folder (of videos or images, with
             or without class folders, splits, metadata or a README with configurations; of parquet or tar files; or
             saved by `datasets.save_to_disk`), a .parquet, .arrow or webdataset .tar file, one video or image file, or
             a Hub id. Names are data: docs/datasets.md says what is read of a folder.
@@ -158,7 +160,11 @@ def open_source(
             raise ValueError("Toyworld has no configurations; leave config_name out.")
         return _toyworld(dataset, split or "train", sampling, limit)
     cache = None
-    if Path(dataset).exists():
+    if folder := folder_of(dataset):
+        if config_name is not None:
+            raise ValueError(f"{dataset} has no configurations; leave config_name out.")
+        rows = open_cater(folder, split)
+    elif Path(dataset).exists():
         rows = open_local(dataset, split, kind, image_column, config_name)
     elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or Path(dataset).suffix:
         raise FileNotFoundError(f"There is no folder or file {dataset}; check the path.")

@@ -133,7 +133,7 @@ class MotionWorld(EndlessClips):
         moved = (np.asarray(place) // (self.resolution // SIDE) + camera) // HALF
         objects = replace(scene.objects, place=moved.clip(0, far), phase=np.asarray(phase))
         canvas, _, _ = self._render(scene, objects, scene.order[np.asarray(shown)[scene.order]])
-        return _enlarge(scene.palette[canvas], self.resolution // SIDE)
+        return enlarge(scene.palette[canvas], self.resolution // SIDE)
 
     def uncovered(self, index: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The frames and masks of a clip with nothing that hides its `number`-th object (from 1).
@@ -162,9 +162,9 @@ class MotionWorld(EndlessClips):
         occluder, left, top = self._draw_occluder(rng, width)
         objects = self._draw_objects(rng, width, occluder, left, top, int(camera[0]))
         order = rng.permutation(len(objects.sprite))
-        room = _floor(width, self.split, texture) if textured else _bare_floor(width)
+        room = _floor(width, self.split, texture) if textured else bare_floor(width)
         palette = palette_of(objects.hue, objects.shade, textured)
-        return _Scene(objects, order, camera, room, palette, occluder, left, top, _stone(occluder, width))
+        return _Scene(objects, order, camera, room, palette, occluder, left, top, stones(occluder, width))
 
     def _render(self, scene: _Scene, objects: _Objects, order) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(palette indices (T, 64, 64), masks (T, 64, 64), pixels of each object's pictures (T, N)).
@@ -201,7 +201,7 @@ class MotionWorld(EndlessClips):
         free = np.ones(len(sprites.HUES), dtype=bool)  # hues that no object has yet
         far = np.array([width // HALF - SPRITE, ROOM - SPRITE])  # the last place along x and y
         times = np.arange(frames + 1)
-        stone = _stone(occluder, width).shape
+        stone = stones(occluder, width).shape
         hidden_from = np.array([left, top]) // HALF - SPRITE
         hidden_to = np.array([left + stone[1], top + stone[0]]) // HALF
         drawn, places, phases = [], [], []
@@ -273,10 +273,10 @@ class MotionWorld(EndlessClips):
         at_wall = (objects.place[:-1] == 0) | (objects.place[:-1] == far)
         first = tuple(int(np.sign(axis[axis.nonzero()][:1].sum())) for axis in moved[:, 0].T)
         return {
-            "video": _enlarge(palette.take(canvas, axis=0), times),  # take: several times as fast as an index
-            "masks": _enlarge(owner, times),
+            "video": enlarge(palette.take(canvas, axis=0), times),  # take: several times as fast as an index
+            "masks": enlarge(owner, times),
             "depth_order": (scene.order + 1).tolist(),
-            "flow": _enlarge(flow, times) * np.int16(times),
+            "flow": enlarge(flow, times) * np.int16(times),
             "place": (place[:-1] * times).astype(np.int16),
             "camera": (camera[:-1] * times).astype(np.int16),
             "moving": moving,
@@ -328,7 +328,7 @@ def _camera(rng: np.random.RandomState, frames: int, far: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _bare_floor(width: int) -> np.ndarray:
+def bare_floor(width: int) -> np.ndarray:
     """A room, palette indices (64, width): the floor, and a line of one pixel along its walls."""
     room = np.full((SIDE, width), FLOOR, dtype=np.uint8)
     room[[0, -1]] = LINE
@@ -347,11 +347,11 @@ def _floor(width: int, split: str, number: int) -> np.ndarray:
     grain = (2, 3, 4, 6)[number % 4]
     coarse = rng.randint(0, LEVELS, (SIDE // grain + 1, PANNED // grain + 1)).astype(np.uint8)
     fine = coarse.repeat(grain, 0).repeat(grain, 1)[:SIDE, :width]
-    return np.where(_bare_floor(width) == LINE, LINE, TEXTURE + fine).astype(np.uint8)
+    return np.where(bare_floor(width) == LINE, LINE, TEXTURE + fine).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=16)
-def _stone(kind: int, width: int) -> np.ndarray:
+def stones(kind: int, width: int) -> np.ndarray:
     """The occluder, palette indices (H, W): stones of a token each, with light edges where objects pass behind."""
     height, across = ((0, 0), (SIDE, THICKNESS), (THICKNESS, width))[kind]
     y, x = np.mgrid[:height, :across]
@@ -378,5 +378,5 @@ def palette_of(hues, shades, textured: bool) -> np.ndarray:
     return palette
 
 
-def _enlarge(frames: np.ndarray, times: int) -> np.ndarray:
+def enlarge(frames: np.ndarray, times: int) -> np.ndarray:
     return frames if times == 1 else frames.repeat(times, axis=1).repeat(times, axis=2)

@@ -60,19 +60,25 @@ class MotionRules:
 
     @classmethod
     def parse(cls, text: str) -> MotionRules:
-        """Rules from "name=number,name=number"; those not named have their defaults.
+        """Rules from "name=number,name=number"; see `parse_rules`."""
+        return parse_rules(cls, "toyworld:motion", text)
 
-        Raises:
-            ValueError: no such rule, not a whole number, or a rule twice.
-        """
-        known = [field.name for field in fields(cls)]
-        given = {}
-        for part in filter(None, text.split(",")):
-            name, value = (side.strip() for side in part.partition("=")[::2])
-            if name not in known or name in given or not value.isdecimal():
-                raise ValueError(
-                    f"toyworld:motion does not know the rule {part!r}; write name=number, each name once, of "
-                    f"{', '.join(known)}."
-                )
-            given[name] = int(value)
-        return cls(**given)
+
+def parse_rules(rules: type, variant: str, text: str):
+    """Rules from "name=number,name=number"; those not named have their defaults.
+
+    Args:
+        rules: a dataclass of whole numbers. variant: its dataset, for errors.
+    Raises:
+        ValueError: no such rule, not a whole number, or a rule twice.
+    """
+    known = [field.name for field in fields(rules)]
+    given = {}
+    for part in filter(None, text.split(",")):
+        name, value = (side.strip() for side in part.partition("=")[::2])
+        if name not in known or name in given or not value.isdecimal():
+            raise ValueError(
+                f"{variant} does not know the rule {part!r}; write name=number, each name once, of {', '.join(known)}."
+            )
+        given[name] = int(value)
+    return rules(**given)

@@ -73,6 +73,7 @@ def identify(recorded: str, split: str) -> tuple[str, str]:
     `split`, since such a folder or file is read whatever split is given ("media/k400/val",
     "test-00000-of-00001.parquet").
     """
+    recorded = recorded.removeprefix("cater:")
     parts = [part for part in recorded.split(":")[0].split("/") if part not in ("", ".", "..")]
     while len(parts) > 1:
         is_file = PurePosixPath(parts[-1]).suffix in FILES
