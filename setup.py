@@ -36,6 +36,7 @@ setup(
         "evaluation.ngrams",
         "evaluation.probe",
         "evaluation.report",
+        "evaluation.track",
     ],
     py_modules=["toto_cli"],
     package_data={
