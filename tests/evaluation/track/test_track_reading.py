@@ -173,7 +173,7 @@ def test_roots_that_are_none(tmp_path):
         davis_sequences(str(tmp_path), None, [])
 
 
-@pytest.mark.parametrize("dataset", ["toyworld:motion", "toyworld"])
+@pytest.mark.parametrize("dataset", ["toyworld:motion", "toyworld:motion:occluders=100", "toyworld"])
 def test_the_embedded_world_has_exact_masks_of_several_objects(dataset):
     found = toy_sequences(dataset, None, 3, 4, 64, 0)
     assert len(found) == 3 and len({each.fingerprint for each in found}) == 3
