@@ -9,10 +9,11 @@ from evaluation.results import Versus
 from evaluation.track.results import BestLayer, FloorScore, LayerScore, ObjectScore, Score, SequenceScores
 from training.scores import bootstrap_interval
 
-PLAIN = ("copy", "position", "patches", "ceiling")  # baselines with a single entry
+PLAIN = ("copy", "position", "patches")  # baselines below the model, with a single entry
 
 
 def of_objects(sequences: list[SequenceScores], kind: str) -> list[ObjectScore]:
+    """The scores of all objects by one kind of features."""
     return [each for sequence in sequences for each in sequence.scores[kind]]
 
 
@@ -44,26 +45,27 @@ def layer_scores(sequences: list[SequenceScores], layers: list[int], name: str) 
             key: float(np.mean([getattr(each, key) for each in objects]))
             for key in ("j_recall", "j_decay", "f_recall", "f_decay")
         }
-        found.append(LayerScore(layer=layer, **vars_of(score(sequences, objects)), **rest))
+        found.append(LayerScore(layer=layer, **_plain(score(sequences, objects)), **rest))
     return found
 
 
-def vars_of(found: Score) -> dict:
+def _plain(found: Score) -> dict:
+    """The fields of a score, to make one of a subclass."""
     return {"jf": found.jf, "j": found.j, "f": found.f, "ci95": found.ci95}
 
 
 def baselines(sequences: list[SequenceScores], layers: list[int]) -> dict[str, FloorScore]:
     """All baselines that were run; "layer 0" if it was."""
     kinds, found = sequences[0].scores, {}
-    for name in (*PLAIN[:3], "layer 0"):
+    for name in (*PLAIN, "layer 0"):
         if name in kinds:
-            found[name] = FloorScore(**vars_of(score(sequences, of_objects(sequences, name))))
+            found[name] = FloorScore(**_plain(score(sequences, of_objects(sequences, name))))
     if f"untrained {layers[0]}" in kinds:
         rows = layer_scores(sequences, layers, "untrained")
         top = max(rows, key=lambda row: row.jf)
-        found["untrained"] = FloorScore(**vars_of(top), layer=top.layer, layers=rows)
+        found["untrained"] = FloorScore(**_plain(top), layer=top.layer, layers=rows)
     if "ceiling" in kinds:
-        found["ceiling"] = FloorScore(**vars_of(score(sequences, of_objects(sequences, "ceiling"))))
+        found["ceiling"] = FloorScore(**_plain(score(sequences, of_objects(sequences, "ceiling"))))
     return found
 
 
@@ -81,7 +83,7 @@ def best_layer(sequences: list[SequenceScores], rows: list[LayerScore], floors: 
         versus[name] = Versus(
             difference=float(gains.mean()), ci95=ci95 or [-1.0, 1.0], verdict=verdict(ci95 or [-1.0, 1.0])
         )
-    return BestLayer(layer=top.layer, **vars_of(top), versus=versus, chosen_on_others=chosen_on_others(sequences, rows))
+    return BestLayer(layer=top.layer, **_plain(top), versus=versus, chosen_on_others=chosen_on_others(sequences, rows))
 
 
 def chosen_on_others(sequences: list[SequenceScores], rows: list[LayerScore]) -> Score | None:
