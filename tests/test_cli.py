@@ -58,9 +58,7 @@ def test_every_verb_has_its_module_and_explains_itself(verb):
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["evaluation.probe", "evaluation.track", "evaluation.ngrams", "evaluation.report"]
-    + ["training.sweep", "training.pretrain"],
+    "module", ["evaluation.probe", "evaluation.ngrams", "evaluation.report", "training.sweep", "training.pretrain"]
 )
 def test_verbs_are_modules_too(module):
     """So that `accelerate launch -m training.pretrain` works; a verb of several files is a folder."""
