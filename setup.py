@@ -37,6 +37,7 @@ setup(
         "evaluation.permanence",
         "evaluation.probe",
         "evaluation.report",
+        "evaluation.track",
         "evaluation.visualize",
     ],
     py_modules=["toto_cli"],

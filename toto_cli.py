@@ -25,6 +25,7 @@ VERBS = {
     "plan": ("training.plan", "compute the cost of a recipe: tokens, epochs, FLOPs, hours, memory, disk"),
     "finetune": ("training.finetune", "fine-tune a Toto on labelled images or clips"),
     "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
+    "track": ("evaluation.track", "propagate masks through videos by frozen features of every layer (DAVIS)"),
     "permanence": ("evaluation.permanence", "test whether a model follows objects that are out of sight"),
     "generate": ("evaluation.generate", "continue clips, frame by frame"),
     "ngrams": ("evaluation.ngrams", "count how often codes and short runs of codes occur; entropy and compression"),
