@@ -29,6 +29,7 @@ VERBS = {
     "ngrams": ("evaluation.ngrams", "count how often codes and short runs of codes occur; entropy and compression"),
     "report": ("evaluation.report", "write a page from results and runs"),
     "export": ("training.export", "export a Toto as a plain Llama with the same logits"),
+    "app": ("evaluation.app", "open a page in the browser: tokens, continuations, features, attention, a probe"),
 }
 
 
