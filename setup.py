@@ -38,6 +38,7 @@ setup(
         "evaluation.ngrams",
         "evaluation.probe",
         "evaluation.report",
+        "evaluation.visualize",
     ],
     py_modules=["toto_cli"],
     package_data={

@@ -27,6 +27,7 @@ VERBS = {
     "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
     "generate": ("evaluation.generate", "continue clips, frame by frame"),
     "ngrams": ("evaluation.ngrams", "count how often codes and short runs of codes occur; entropy and compression"),
+    "visualize": ("evaluation.visualize", "draw what is inside: components, attention, surprise, codes, arrow of time"),
     "report": ("evaluation.report", "write a page from results and runs"),
     "export": ("training.export", "export a Toto as a plain Llama with the same logits"),
     "app": ("evaluation.app", "open a page in the browser: tokens, continuations, features, attention, a probe"),
