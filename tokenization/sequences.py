@@ -1,9 +1,9 @@
 """The layout of ids: special tokens, the code offset, raster order, packs of images, grids to rows and back.
 
 A row is `start, codes..., end` (paper Sec. 3.4, which gives the ids 1, 2, 3). Codes are in raster order within a frame
-and frames in time order, without separators. Ids 4..63 are reserved for prompts: a prompted row is `start, prompt id,
-codes..., end`, whose id says which task its frames show (`prompted_rows`; ours, the paper reserves none). In the paper, a row of images packs 16
-of them: one start token, the images, one end token.
+and frames in time order, without separators. In the paper, a row of images packs 16 of them: one start token, the
+images, one end token. Ids 4..63 are reserved for prompts: a prompted row is `start, prompt id, codes..., end`, whose
+second id says which task its frames show (ours; the paper is silent).
 """
 
 import numpy as np

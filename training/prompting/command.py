@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from training.rows.prompted_rows import PromptedRows
 
 TYPES = (PromptModelArgs, PromptDataArgs, PromptRunArgs, PromptOptimArgs)
+# Rows of a task for each row of another one. Masks need more, since their colours differ from row to row.
+SHARES = {"segmentation": 2}
 VALIDATION_SEED = 1_000_000  # of the rows that validate, which are of other clips anyway
 
 
@@ -91,11 +93,13 @@ def open_inputs(beginning: Beginning, settings: tuple) -> Inputs:
         prompting = read_prompting(start)
     else:
         prompting = make_prompting(data, processor)
-    weight = 1 / len(data.names)
+    weights = {name: SHARES.get(name, 1) for name in data.names}
     sources, validation = [], {}
     for name in data.names:
         rows = open_rows(name, data, prompting, processor, args.seed, "train")
-        sources.append((Source(data.data or "toyworld:motion", weight=weight, name=name), rows))
+        sources.append(
+            (Source(data.data or "toyworld:motion", weight=weights[name] / sum(weights.values()), name=name), rows)
+        )
         held_out = open_rows(name, data, prompting, processor, VALIDATION_SEED, "validation") if data.val_rows else None
         validation[name] = [held_out.row(k) for k in range(data.val_rows)] if held_out else []
     return Inputs(start, config, processor, prompting, sources, validation, batches)

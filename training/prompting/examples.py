@@ -19,7 +19,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Example:
-    """images: uint8 (inputs, R, R, 3). truth: float32 (labels, R, R), nan where it is unknown. name: where it is from."""
+    """images: uint8 (inputs, R, R, 3). truth: float32 (labels, R, R), nan where it is unknown. name: of its source."""
 
     images: np.ndarray
     truth: np.ndarray
@@ -106,7 +106,7 @@ class PairExamples:
             names = [name for k, name in enumerate(names) if (k % 10 == 9) == (part == "test")]
         require(
             len(names) >= task.groups,
-            f"{folder} holds {len(names)} pairs for this part, but a row of {task.name} needs {task.groups}; add pairs.",
+            f"{folder} holds {len(names)} pairs for this part, but a row of {task.name} needs {task.groups}; add some.",
         )
         self.pairs = [tuple(files[kind][name] for kind in kinds) for name in names]
 

@@ -1,4 +1,4 @@
-"""The objective of a tuning for prompts: next-token prediction of the labels' tokens only (ours; the paper is silent)."""
+"""The objective of a tuning for prompts: next-token prediction of the labels' tokens only (paper silent)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class LabelTokens(Objective):
         self.validates = any(map(len, validation.values()))
 
     def labels_of(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (B, L) -> targets (B, L): the ids of label frames, IGNORED elsewhere; the prompt ids name the tasks."""
+        """Ids (B, L) -> targets (B, L): the ids of `Task.is_learnt`, IGNORED elsewhere; prompt ids name the tasks."""
         size, found = self.config.tokens_per_frame, torch.full_like(ids, IGNORED)
         for task in self.prompting.tasks.values():
-            counted = torch.from_numpy(task.is_label.repeat(size))
+            counted = torch.from_numpy(task.is_learnt.repeat(size))
             rows = torch.nonzero(ids[:, 1] == task.prompt_id)[:, 0]
             places = 2 + torch.nonzero(counted)[:, 0]
             found[rows[:, None], places] = ids[rows[:, None], places]

@@ -53,6 +53,15 @@ class Task:
         """Which frames of a row are labels: bool (frames,)."""
         return np.tile(np.arange(self.group) >= self.inputs, self.groups)
 
+    @property
+    def is_learnt(self) -> np.ndarray:
+        """Which frames of a row are trained on: bool (frames,).
+
+        All labels, except for the first mask: its colours are drawn at random, and no example before it shows them.
+        """
+        later = np.arange(self.frames) >= (self.group if self.name == "segmentation" else 0)
+        return self.is_label & later
+
     def colour_values(self, count: int) -> np.ndarray:
         """The numbers of `count` colours, of which the first is the background: (count,), or fewer.
 
