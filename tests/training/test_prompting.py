@@ -1,6 +1,7 @@
 """Tuning for prompts: rows and colours of labels, what the loss counts, pairs of a user, and a run that resumes."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ def processor():
 def start(tmp_path_factory, processor):
     """A tiny Toto of the motion tokenizer's codes, with room for 8 frames and a prompt id."""
     folder = tmp_path_factory.mktemp("start")
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     layout = {"vocab_size": 704, "tokens_per_frame": 64, "num_frames": 8, "max_position_embeddings": 515}
     TotoForCausalLM(TotoConfig(**sizes, **layout, num_key_value_heads=2)).save_pretrained(folder)
@@ -225,8 +226,6 @@ def test_a_tuning_resumes_bit_for_bit(start, tmp_path):
     flags += ["--rows_per_step", "2", "--per_device_batch_size", "2", "--save_steps", "2"]
     main([*flags, "--steps", "4", "--output_dir", str(tmp_path / "whole")])
     main([*flags, "--steps", "4", "--output_dir", str(tmp_path / "parts")])
-    import shutil
-
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_000004")
     main(["--resume", str(tmp_path / "parts")])
     weights = [(latest(tmp_path / run) / "model.safetensors").read_bytes() for run in ("whole", "parts")]
@@ -290,15 +289,15 @@ def test_flow_of_a_user_is_scaled_with_the_image(pairs):
 
 
 def test_mistakes_in_a_users_data_are_sentences(pairs, start, tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no folder .*second"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*second"):
         PairExamples(TASKS["flow"], pairs, 0, 64)
     (pairs / "label" / "00.png").unlink()
-    with pytest.raises(ValueError, match="do not hold the same names .00."):
+    with pytest.raises(ValueError, match=r"do not hold the same names \(00\)"):
         PairExamples(TASKS["depth"], pairs, 0, 64)
     (pairs / "image" / "00.png").unlink()
     np.save(pairs / "label" / "01.npy", np.zeros((5, 5)))
     (pairs / "label" / "01.png").unlink()
-    with pytest.raises(ValueError, match="5 x 5 numbers, but .* 40 x 32 pixels"):
+    with pytest.raises(ValueError, match=r"5 x 5 numbers, but .* 40 x 32 pixels"):
         PairExamples(TASKS["depth"], pairs, 0, 64).read(0)
     for flags, sentence in (
         (["--data", str(pairs)], "holds the labels of one task"),
