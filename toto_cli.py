@@ -24,6 +24,7 @@ VERBS = {
     "scaling": ("evaluation.scaling", "train models of several sizes and fit a law of loss against compute"),
     "plan": ("training.plan", "compute the cost of a recipe: tokens, epochs, FLOPs, hours, memory, disk"),
     "finetune": ("training.finetune", "fine-tune a Toto on labelled images or clips"),
+    "prompt": ("evaluation.prompt", "tune a Toto to draw depth, flow and masks from examples; prompt and score it"),
     "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
     "generate": ("evaluation.generate", "continue clips, frame by frame"),
     "ngrams": ("evaluation.ngrams", "count how often codes and short runs of codes occur; entropy and compression"),
