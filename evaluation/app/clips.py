@@ -97,6 +97,7 @@ def read_upload(file: Path, resolution: int, num_frames: int, stride: int) -> tu
 
 
 def _through_tokenizer(loaded: Loaded, name: str, frames: np.ndarray, is_image: bool) -> Opened:
+    frames = np.array(frames)  # a picture's pixels cannot be written to, which torch warns of
     codes = loaded.processor.encode_frames(frames)
     reconstructed = loaded.processor.decode(video_rows(codes[None], end=False))[0]
     return Opened(loaded.name, name, is_image, frames, codes.numpy(), reconstructed)

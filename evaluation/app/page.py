@@ -20,7 +20,6 @@ CACHE_SECONDS = 3600  # pictures and uploads are deleted after this time
 CSS = """
 img { image-rendering: pixelated; }
 .picture label[data-testid="block-label"] { position: static; width: fit-content; }  /* above the picture, not on it */
-.gradio-container { max-width: 1280px !important; margin: auto; }
 """
 
 
@@ -43,7 +42,10 @@ def build(models: dict[str, Loaded], args: AppArgs) -> gr.Blocks:
                 )
             with gr.Column(min_width=280):
                 world = gr.Dropdown(
-                    list(WORLDS), value=world_of(first), label="or a test clip of the embedded world", filterable=False
+                    list(WORLDS),
+                    value=world_of(models[first]),
+                    label="or a test clip of the embedded world",
+                    filterable=False,
                 )
                 index = gr.Number(0, label="Number of the clip", precision=0, minimum=0, maximum=MAX_INDEX)
             with gr.Column(min_width=280):
@@ -71,7 +73,7 @@ def build(models: dict[str, Loaded], args: AppArgs) -> gr.Blocks:
 
         def other_model(name):
             require(name in models, f"There is no model {name!r}; choose one of the list.")
-            return [gr.Slider(maximum=max(2, models[name].context), value=models[name].frames), world_of(name)]
+            return [gr.Slider(maximum=max(2, models[name].context), value=models[name].frames), world_of(models[name])]
 
         inputs, outputs = [model, upload, world, index, count, stride], [page.clip, status, film]
         page.on(model.input, other_model, [model], [count, world])
@@ -82,6 +84,6 @@ def build(models: dict[str, Loaded], args: AppArgs) -> gr.Blocks:
     return blocks
 
 
-def world_of(name: str) -> str:
-    """The world whose clips a model is shown first: that of moving sprites for a model of that name."""
-    return WORLDS[0] if "motion" in name else WORLDS[1]
+def world_of(loaded: Loaded) -> str:
+    """The world whose clips a model is shown first: that of moving sprites if its name says so or it is promptable."""
+    return WORLDS[0] if "motion" in loaded.name or prompt.prompting_of(loaded) else WORLDS[1]

@@ -71,9 +71,7 @@ def photos_of_zip(file: Path) -> list[Photo]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(
-            f"{file.name} is not a zip file that can be read; pack folders of photos into a .zip."
-        ) from error
+        raise ValueError(f"{file.name} cannot be read as a zip; pack folders of photos into a .zip.") from error
     found = []
     for member in archive.infolist():
         path = PurePosixPath(member.filename)

@@ -2,10 +2,12 @@
 
 import io
 import json
+import shutil
 import socket
 import urllib.error
 import urllib.request
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,14 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio", reason="toto app needs gradio: pip install 'modeling-toto[app]'")
 
-from evaluation.app import command, continuation, drawing, inside, probe, tokens  # noqa: E402
+from evaluation.app import command, continuation, drawing, inside, probe, prompt, tokens  # noqa: E402
 from evaluation.app.args import AppArgs, models_of  # noqa: E402
 from evaluation.app.clips import open_clip  # noqa: E402
 from evaluation.app.models import Loaded, load_models  # noqa: E402
 from evaluation.pictures import write_movie  # noqa: E402
 from tokenization.sequences import CODE_OFFSET, video_rows  # noqa: E402
 
+ROOT = Path(__file__).parents[3]
 RANDOM = np.random.default_rng(0)
 
 
@@ -206,6 +209,40 @@ def test_layers_attention_and_surprise(loaded, clip):
     assert made[0].shape == (drawing.SIDE, drawing.SIDE, 3) and len({each.shape for each in made[1:]}) == 1
 
 
+# --- prompt
+
+
+def test_a_label_is_drawn_by_a_model_that_was_tuned_and_no_other(loaded, clip, tmp_path):
+    model = loaded_promptable(tmp_path)
+    scene = open_clip(model, None, "toyworld:motion", 1, 4, 4)
+    task, row, numbers = prompt.prompted(model, scene, "flow", 2, 7)
+    assert row.shape == (8, 64, 64, 3) and numbers.shape == (2, 64, 64)
+    assert np.array_equal(row[4:6], scene.frames[2:4]) and set(np.unique(numbers)) <= set(np.linspace(-16, 16, 5))
+    assert "**flow x** in px: " in prompt.said(task, numbers)
+    with pytest.raises(ValueError, match="flow needs this frame and the next one"):
+        prompt.prompted(model, scene, "flow", 3, 7)
+    with pytest.raises(ValueError, match="was tuned on depth, flow, segmentation"):
+        prompt.prompted(model, scene, "colour", 0, 7)
+    with pytest.raises(ValueError, match="is not promptable"):
+        prompt.prompted(loaded_shipped(), scene, "depth", 0, 7)
+
+
+def loaded_shipped() -> Loaded:
+    (found,) = load_models([str(ROOT / "checkpoints" / "toto-motion")]).values()
+    return found
+
+
+def loaded_promptable(folder: Path) -> Loaded:
+    """toto-motion with a prompt.json next to it: its labels mean nothing without a tune."""
+    from training.prompting.args import PromptDataArgs
+    from training.prompting.command import make_prompting
+
+    place = shutil.copytree(ROOT / "checkpoints" / "toto-motion", folder / "promptable")
+    (found,) = load_models([str(place)]).values()
+    make_prompting(PromptDataArgs(), found.processor).write(place)
+    return found
+
+
 # --- probe
 
 
@@ -246,9 +283,9 @@ def test_a_zip_is_probed_next_to_its_floors(loaded, tmp_path):
     text = probe.table("tiny", result)
     assert "raw pixels | 4 of 4 (100%)" in text and "1 photos were left out" in text
     shown = probe.gallery(result)
-    assert len(shown) == 4 and all(
-        said.startswith(str(true)) or ", not " in said for (_, said), true in zip(shown, shown)
-    )
+    right = (result.probe.predictions == result.true).sum()
+    assert [said.endswith(": right") for _, said in shown] == [False] * (4 - right) + [True] * right
+    assert all(said.split(":")[0].split(",")[0] in COLOURS for _, said in shown)
 
 
 def test_a_fifth_of_every_class_is_test_and_none_is_in_two_parts():
@@ -317,9 +354,9 @@ def test_bad_input_is_one_sentence(checkpoint, tmp_path, model, monkeypatch):
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=f"Nothing can listen at port {port} of 127.0.0.1"):
             command.main(["--model", checkpoint, "--port", str(port)])
-    with pytest.raises(ValueError, match="--host is 'no.such.host.invalid'"):
-        command.main(["--model", checkpoint, "--host", "no.such.host.invalid"])
-    with pytest.raises(ValueError, match="There is no model folder './nowhere'"):
+    with pytest.raises(ValueError, match="--host is 'nowhere-at-all'"):
+        command.main(["--model", checkpoint, "--host", "nowhere-at-all"])
+    with pytest.raises(ValueError, match=r"There is no model folder '\./nowhere'"):
         load_models(["./nowhere"])
     with pytest.raises(ValueError, match="There is no model 'nowhere/toto' with its processor"):
         load_models(["nowhere/toto"])
