@@ -6,6 +6,7 @@ from setuptools import setup
 
 # Dependencies of the embedded world, the demo and the report.
 demo = ["matplotlib", "scikit-image", "scikit-video"]
+app = ["gradio>=6,<7"]
 
 setup(
     name="modeling-toto",
@@ -25,17 +26,20 @@ setup(
         "tokenization.toyworld",
         "training",
         "training.engine",
+        "training.prompting",
         "training.publish",
         "training.rows",
         "training.sweep",
         "training.tokenizers",
         "evaluation",
+        "evaluation.app",
         "evaluation.backbones",
         "evaluation.continuations",
         "evaluation.heads",
         "evaluation.ngrams",
         "evaluation.permanence",
         "evaluation.probe",
+        "evaluation.prompt",
         "evaluation.report",
         "evaluation.track",
         "evaluation.visualize",
@@ -69,9 +73,10 @@ setup(
         "transformers>=5.20",
     ],
     extras_require={
+        "app": app,
         "demo": demo,
         "liger": ["liger-kernel"],
-        "test": [*demo, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
+        "test": [*app, *demo, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

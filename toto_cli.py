@@ -24,6 +24,7 @@ VERBS = {
     "scaling": ("evaluation.scaling", "train models of several sizes and fit a law of loss against compute"),
     "plan": ("training.plan", "compute the cost of a recipe: tokens, epochs, FLOPs, hours, memory, disk"),
     "finetune": ("training.finetune", "fine-tune a Toto on labelled images or clips"),
+    "prompt": ("evaluation.prompt", "tune a Toto to draw depth, flow and masks from examples; prompt and score it"),
     "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
     "track": ("evaluation.track", "propagate masks through videos by frozen features of every layer (DAVIS)"),
     "permanence": ("evaluation.permanence", "test whether a model follows objects that are out of sight"),
@@ -32,6 +33,7 @@ VERBS = {
     "visualize": ("evaluation.visualize", "draw what is inside: components, attention, surprise, codes, arrow of time"),
     "report": ("evaluation.report", "write a page from results and runs"),
     "export": ("training.export", "export a Toto as a plain Llama with the same logits"),
+    "app": ("evaluation.app", "open a page in the browser: tokens, continuations, features, attention, a probe"),
 }
 
 

@@ -13,7 +13,18 @@ import toto_cli
 
 ROOT = Path(__file__).parents[1]
 DATA_FLOW = ["demo", "tokenize", "train-tokenizer", "convert-tokenizer", "evaluate-tokenizer", "pretrain", "sweep"]
-DATA_FLOW += ["scaling", "plan", "finetune", "probe", "track", "permanence", "robot", "anticipate", "generate"]
+DATA_FLOW += [
+    "scaling",
+    "plan",
+    "finetune",
+    "prompt",
+    "probe",
+    "track",
+    "permanence",
+    "robot",
+    "anticipate",
+    "generate",
+]
 DATA_FLOW += ["ngrams", "visualize", "report", "export", "app"]
 # Processor seconds, not wall-clock: the machine of the tests may be busy.
 HELP_SECONDS = 3.0

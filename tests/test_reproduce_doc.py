@@ -55,7 +55,7 @@ def test_commands_are_understood(command):
     program, verb, *words = shlex.split(command)
     assert program == "toto" and verb in VERBS
     flags = {word for word in words if word.startswith("--")}
-    assert flags <= known_flags(verb, *(words[:1] if verb in ("sweep", "visualize", "permanence") else []))
+    assert flags <= known_flags(verb, *(words[:1] if verb in ("sweep", "prompt", "visualize", "permanence") else []))
     if "--recipe" in words:
         assert find_recipe(words[words.index("--recipe") + 1]).is_relative_to(ROOT / "training" / "recipes")
 

@@ -1,8 +1,9 @@
 """The layout of ids: special tokens, the code offset, raster order, packs of images, grids to rows and back.
 
 A row is `start, codes..., end` (paper Sec. 3.4, which gives the ids 1, 2, 3). Codes are in raster order within a frame
-and frames in time order, without separators. Ids 4..63 are reserved for prompts. In the paper, a row of images packs 16
-of them: one start token, the images, one end token.
+and frames in time order, without separators. In the paper, a row of images packs 16 of them: one start token, the
+images, one end token. Ids 4..63 are reserved for prompts: a prompted row is `start, prompt id, codes..., end`, whose
+second id says which task its frames show (ours; the paper is silent).
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ VIDEO_START_ID = 1
 END_ID = 2
 IMAGE_START_ID = 3
 CODE_OFFSET = 64
+PROMPT_IDS = range(4, CODE_OFFSET)
 
 
 def vocab_size(num_codes: int) -> int:
@@ -74,6 +76,24 @@ def image_rows(codes, end: bool = True) -> torch.LongTensor:
     if codes.dim() not in (3, 4):
         raise ValueError(f"Image codes must be (B, h, w) or (B, N, h, w), not {tuple(codes.shape)}.")
     return _rows(codes, IMAGE_START_ID, end)
+
+
+def prompted_rows(codes, prompt_id: int, end: bool = True) -> torch.LongTensor:
+    """Rows of frames that are examples of a task: start token, the task's prompt id, codes, end token.
+
+    Args:
+        codes: as of `video_rows`; images and labels in turn.
+        prompt_id: 4 to 63.
+        end: as of `video_rows`.
+    Returns:
+        ids (B, 2 + T*h*w + 1), or one column fewer without the end token.
+    Raises:
+        ValueError: as `video_rows`, or an id that is not reserved for prompts.
+    """
+    if prompt_id not in PROMPT_IDS:
+        raise ValueError(f"prompt_id is {prompt_id}; ids {PROMPT_IDS[0]} to {PROMPT_IDS[-1]} are reserved for prompts.")
+    rows = video_rows(codes, end)
+    return torch.cat([rows[:, :1], rows.new_full((len(rows), 1), prompt_id), rows[:, 1:]], dim=1)
 
 
 def code_positions(ids: torch.Tensor) -> torch.BoolTensor:

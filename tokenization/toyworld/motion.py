@@ -117,6 +117,10 @@ class MotionWorld(EndlessClips):
         canvas, owner, counts = self._render(scene, scene.objects, scene.order)
         return self._describe(index, scene, canvas, owner, counts)
 
+    def hues(self, index: int) -> list[int]:
+        """The hues of the objects of a clip, as its `hue`, without painting it."""
+        return self._draw(index).objects.hue.tolist()
+
     def repaint(self, index: int, place: np.ndarray, phase: np.ndarray, shown: np.ndarray) -> np.ndarray:
         """The frames of a clip with its objects elsewhere, painted in the same room, order and light.
 

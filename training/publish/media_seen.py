@@ -229,6 +229,9 @@ def _of_run(run: Path) -> list[Media]:
         found = [Media(f"what {Path(parent).name} saw", "not recorded")] if before is None else before
     if recipe.get("dataset"):  # fine-tuning
         return [*found, Media(*identify(recipe["dataset"], recipe["train_split"]), kind=recipe.get("kind"))]
+    if "rows_per_step" in recipe:  # toto prompt train
+        kind = "image" if recipe.get("data") else "video"
+        return [*found, Media(*identify(recipe.get("data") or "toyworld:motion", "train"), kind=kind)]
     settings = {key: recipe[key] for key in ("shards", "val_shards", "sources") if recipe.get(key)}
     shares, tokens = _last_shares(run)
     for source in DataArgs(**settings).mixture():

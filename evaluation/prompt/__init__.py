@@ -1,0 +1,5 @@
+"""`toto prompt`: a Toto that is prompted with examples of a task, drawn as frames (paper App. A.11)."""
+
+from evaluation.prompt.command import main
+
+__all__ = ["main"]
