@@ -152,7 +152,7 @@ class MotionWorld(EndlessClips):
         order = [*(other for other in scene.order if other != number - 1), number - 1]
         canvas, owner, _ = self._render(scene, scene.objects, order)
         times = self.resolution // SIDE
-        return _enlarge(scene.palette[canvas], times), _enlarge(owner, times)
+        return enlarge(scene.palette[canvas], times), enlarge(owner, times)
 
     def _draw(self, index: int) -> _Scene:
         # RandomState, not Generator: its streams are frozen, so clips do not change with numpy's versions.
