@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evaluation.permanence.attention import AttentionResult
+    from evaluation.permanence.attention_results import AttentionResult
 
 PANELS = {
     "sighting": "to the last sighting",

@@ -8,7 +8,8 @@ import torch
 
 from evaluation.backbones.attention_maps import attention_rows
 from evaluation.permanence import blocking, looking
-from evaluation.permanence.attention import AttentionResult, heads, main
+from evaluation.permanence.attention import heads, main
+from evaluation.permanence.attention_results import AttentionResult
 from evaluation.permanence.sightings import NEAR, find_sightings, span, tokens_of
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization.processing_toto import TotoProcessor
