@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from tokenization.toyworld.motion import MotionWorld
 from tokenization.toyworld.motion_rules import MotionRules
+from tokenization.toyworld.turntable import TurntableWorld
+from tokenization.toyworld.turntable_rules import TurntableRules
 from tokenization.toyworld.world import MOTIONS, VARIANTS, EndlessClips, ToyWorld
 
-__all__ = ["MOTIONS", "MotionRules", "MotionWorld", "ToyWorld", "open_world"]
+__all__ = ["MOTIONS", "MotionRules", "MotionWorld", "ToyWorld", "TurntableRules", "TurntableWorld", "open_world"]
 
 
 def open_world(
     variant: str = "simple", split: str = "train", seed: int = 0, resolution: int = 64, num_frames: int = 16
 ) -> EndlessClips:
-    """The clips of a variant, named as after "toyworld:"; "motion:NAME=NUMBER,..." sets rules of MotionRules.
+    """The clips of a variant, named as after "toyworld:"; "motion:NAME=NUMBER,..." sets rules of MotionRules, and
+    "turntable:NAME=NUMBER,..." of TurntableRules.
 
     Raises:
         ValueError: unknown variant, split or rule, or a size that the variant does not have.
@@ -20,6 +23,8 @@ def open_world(
     name, _, rules = variant.partition(":")
     if name == "motion":
         return MotionWorld(split, MotionRules.parse(rules), seed, resolution, num_frames)
+    if name == "turntable":
+        return TurntableWorld(split, TurntableRules.parse(rules), seed, resolution, num_frames)
     if variant not in VARIANTS:
-        raise ValueError(f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)} and motion.")
+        raise ValueError(f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)}, motion and turntable.")
     return ToyWorld(split, variant, seed, resolution, num_frames)

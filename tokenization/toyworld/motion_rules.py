@@ -65,14 +65,18 @@ class MotionRules:
         Raises:
             ValueError: no such rule, not a whole number, or a rule twice.
         """
-        known = [field.name for field in fields(cls)]
-        given = {}
-        for part in filter(None, text.split(",")):
-            name, value = (side.strip() for side in part.partition("=")[::2])
-            if name not in known or name in given or not value.isdecimal():
-                raise ValueError(
-                    f"toyworld:motion does not know the rule {part!r}; write name=number, each name once, of "
-                    f"{', '.join(known)}."
-                )
-            given[name] = int(value)
-        return cls(**given)
+        return parse_rules(cls, "toyworld:motion", text)
+
+
+def parse_rules(kind: type, world: str, text: str):
+    """The dataclass `kind` from "name=number,name=number"; `world` is named in errors, which are those of `parse`."""
+    known = [field.name for field in fields(kind)]
+    given = {}
+    for part in filter(None, text.split(",")):
+        name, value = (side.strip() for side in part.partition("=")[::2])
+        if name not in known or name in given or not value.isdecimal():
+            raise ValueError(
+                f"{world} does not know the rule {part!r}; write name=number, each name once, of {', '.join(known)}."
+            )
+        given[name] = int(value)
+    return kind(**given)
