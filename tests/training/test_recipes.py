@@ -25,6 +25,7 @@ OURS = (
     "toto_motion_short",
     "toto_motion",
     "toto_motion_more",
+    "toto_turntable",
 )
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {
