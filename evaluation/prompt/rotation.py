@@ -25,11 +25,11 @@ class RotationArgs:
     split: str = option("test", "validation or test")
     max_clips: int = option(32, "objects to turn, from the split's first one")
     num_prompt_frames: int = option(4, "true frames given to the model (paper: 4)")
-    num_frames: int = option(12, "frames to draw")
+    num_frames: int = option(8, "frames to draw (paper: 4)")
     temperature: float = option(0.0, "sampling temperature; 0 takes the most likely token")
     seed: int = option(0, "seed of the sampling")
     batch_size: int = option(32, "clips that are continued at a time; sampled tokens depend on it")
-    angle_step: float = option(1.5, "degrees between the views that a frame is compared with: 0.5, 1.5, 2.5 or 7.5")
+    angle_step: float = option(2.5, "degrees between the views that a frame is compared with: 0.5, 1.5, 2.5 or 7.5")
     sheets: int = option(0, "draw the first N objects, true above drawn, as one picture next to --output")
     compare: list[str] = option([], "results of other models on the same clips, to be drawn in the same figure")
 

@@ -30,7 +30,7 @@ STYLES = {
     "plain": {"color": "#56B4E9", "linewidth": 1.4, "linestyle": (0, (2, 2))},
 }
 OTHERS = ("#009E73", "#9a4f80", "#882255")  # models of --compare
-SHOWN = (1, 2, 4, 8, 12)  # horizons of the table
+SHOWN = (1, 2, 4, 8)  # horizons of the table
 
 
 def table(result: RotationResult) -> str:
