@@ -35,6 +35,7 @@ setup(
         "evaluation.heads",
         "evaluation.ngrams",
         "evaluation.probe",
+        "evaluation.prompt",
         "evaluation.report",
     ],
     py_modules=["toto_cli"],
