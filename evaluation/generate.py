@@ -23,7 +23,10 @@ class GenerateArgs(TimeStepArgs):
     output: str = field(metadata={"help": "folder, or .mp4 or .gif file; a sheet (.png) is written next to it"})
     video: list[str] = field(
         default_factory=lambda: ["toyworld"],
-        metadata={"help": "video files, or test clips of the embedded world: toyworld[:VARIANT][:INDEX]"},
+        metadata={
+            "help": "video files, folders of pictures, pictures (all together one clip, in this order), or test clips "
+            "of the embedded world: toyworld[:VARIANT][:INDEX]"
+        },
     )
     num_prompt_frames: int | None = field(
         default=None, metadata={"help": "true frames given to the model; by default half of the model's frames"}
@@ -74,7 +77,7 @@ class GenerateArgs(TimeStepArgs):
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature:g}; it must be at least 0.")
-        if len(self.video) > 1 and Path(self.output).suffix in (".mp4", ".gif"):
+        if len(prompts_of(self.video)) > 1 and Path(self.output).suffix in (".mp4", ".gif"):
             raise ValueError(f"--output is one file, but there are {len(self.video)} videos; make --output a folder.")
 
 
@@ -166,17 +169,41 @@ def draw_continuation(
     }
 
 
+def prompts_of(videos: list[str]) -> list[str | tuple[str, ...]]:
+    """The clips that --video names: pictures, which are all frames of one clip, as one tuple of their paths.
+
+    Raises ValueError for pictures next to other clips.
+    """
+    from tokenization.sources.kinds import kind_of
+
+    pictures = [name.split(":")[0] != "toyworld" and kind_of(name) == "image" for name in videos]
+    if not any(pictures):
+        return list(videos)
+    if not all(pictures):
+        raise ValueError("--video has pictures and other clips; continue them with two commands.")
+    return [tuple(videos)]
+
+
 def read_video(
-    name: str, prompt: int, new: int, stride: int, fps: float | None, resolution: int, resize: str = Sampling.resize
+    name: str | tuple[str, ...],
+    prompt: int,
+    new: int,
+    stride: int,
+    fps: float | None,
+    resolution: int,
+    resize: str = Sampling.resize,
 ) -> Clip:
     """A clip of prompt + new frames, or of the prompt alone if a video has no more.
 
-    name: a file, or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split; the variant may have rules,
-    as in toyworld:motion:pan=100:3.
+    name: a file; a folder of pictures, in the order of their names with numbers as numbers, or a tuple of pictures,
+    which are a clip of one frame each; or toyworld[:VARIANT][:INDEX], a clip of the embedded world's test split, whose
+    variant may have rules, as in toyworld:motion:pan=100:3.
     Raises ValueError or FileNotFoundError.
     """
     from tokenization.video import Clip, read_clip
 
+    if isinstance(name, tuple) or Path(name).is_dir():
+        return _read_pictures(name, prompt, new, resolution)
     if name.split(":")[0] != "toyworld":
         try:
             return read_clip(name, Sampling(prompt + new, stride, fps, resolution, resize=resize))
@@ -188,13 +215,34 @@ def read_video(
 
     parts = name.split(":")[1:]
     index = parts.pop() if parts and parts[-1].isdigit() else "0"
-    if len(parts) > (2 if parts[:1] == ["motion"] else 1):
+    if len(parts) > (2 if parts[:1] in (["motion"], ["turntable"]) else 1):
         raise ValueError(
             f"--video {name} is not valid; write toyworld:INDEX, toyworld:VARIANT:INDEX or toyworld:motion:RULES:INDEX."
         )
     world = open_world(":".join(parts) or "simple", "test", resolution=resolution, num_frames=prompt + new)
     item = world.clip(int(index))
     return Clip(item["video"], item["clip_id"], 0, TOYWORLD_FPS, {})
+
+
+def _read_pictures(name: str | tuple[str, ...], prompt: int, new: int, resolution: int) -> Clip:
+    """A clip of pictures, for `read_video`."""
+    import re
+    from dataclasses import replace
+
+    from tokenization.sources.kinds import kind_of
+    from tokenization.sources.open import TOYWORLD_FPS
+    from tokenization.sources.pictures import frame_windows
+
+    if isinstance(name, str):
+        files = [str(file) for file in Path(name).iterdir() if file.is_file() and kind_of(file) == "image"]
+        files.sort(key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file)])
+    else:
+        files, name = list(name), name[0]
+    if len(files) < prompt:
+        raise ValueError(f"--video {name}: {len(files)} pictures, but the prompt needs {prompt}; give more of them.")
+    length = prompt + new if len(files) >= prompt + new else prompt
+    clip = next(frame_windows(files, name, Sampling(length, stride=1, resolution=resolution), None))
+    return replace(clip, fps=TOYWORLD_FPS)  # pictures have no clock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -224,6 +272,9 @@ def main(argv: list[str] | None = None) -> None:
         refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the most likely token")
     if "fps" in typed_flags(argv):
         refuse_idle(argv, ("stride",), "next to --fps")
+    videos = prompts_of(args.video)
+    if any(isinstance(name, tuple) or Path(name).is_dir() for name in videos):
+        refuse_idle(argv, ("stride", "fps", "resize"), "on pictures, each of which is one frame")
     if all(name.split(":")[0] == "toyworld" for name in args.video):
         refuse_idle(argv, ("stride", "fps", "resize"), "on toyworld, which is drawn")
 
@@ -248,11 +299,11 @@ def main(argv: list[str] | None = None) -> None:
     if prompt + new <= model.config.context_frames and (ignored := idle(argv, "drop_frames", "recompute")):
         print(f"{ignored}: no effect, since {prompt + new} frames fit into the model's row")
     command = command_line("generate", argv)
-    for name in args.video:
+    for name in videos:
         generate(model, processor, name, args, command)
 
 
-def generate(model, processor, name: str, args: GenerateArgs, command: str) -> None:
+def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, command: str) -> None:
     """Continue one of --video; write its movie, its sheet and its result.
 
     model, processor: TotoForCausalLM and the TotoProcessor saved with it. command: as it was typed.
@@ -265,6 +316,8 @@ def generate(model, processor, name: str, args: GenerateArgs, command: str) -> N
 
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
     clip = read_video(name, prompt, new, args.stride, args.fps, processor.resolution, args.resize)
+    if isinstance(name, tuple):
+        name = name[0]  # which names the files
     if len(clip.frames) < prompt + new:
         print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
     drawing = {each.name: getattr(args, each.name) for each in fields(Drawing)}

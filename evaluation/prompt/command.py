@@ -8,6 +8,7 @@ import sys
 ACTIONS = {
     "train": ("training.prompting.command", "tune a Toto on rows of images and labels, about 1,000 steps"),
     "run": ("evaluation.prompt.draw_labels", "draw the labels of your pictures"),
+    "rotation": ("evaluation.prompt.rotation", "continue turntables untuned; find the angle of each drawn frame"),
     "score": ("evaluation.prompt.score", "measure drawn labels on held-out scenes, next to controls and the ceiling"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.generate import draw_continuation, frame_counts, main, read_video
+from evaluation.generate import draw_continuation, frame_counts, main, prompts_of, read_video
 from evaluation.pictures import DRAWN, FRAME, PROMPT, enlarge, panel, sheet
 from tokenization.toyworld import open_world
 
@@ -188,3 +188,38 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
         main(["--model", checkpoint, "--output", "a.mp4", "--video", "toyworld:0", "toyworld:1"])
     with pytest.raises(FileNotFoundError, match="no model folder"):
         main(["--model", str(tmp_path / "no" / "model"), "--output", str(tmp_path)])
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Four pictures of 40 x 32 pixels, named 2, 3, 10 and 11, each with its own brightness, and a note."""
+    for number in (2, 3, 10, 11):
+        Image.new("RGB", (40, 32), (20 * number,) * 3).save(tmp_path / f"view{number}.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_a_folder_of_pictures_is_one_clip_in_the_order_of_their_numbers(pictures):
+    clip = read_video(str(pictures), 2, 2, 4, None, 32)
+    assert clip.frames.shape == (4, 32, 32, 3) and clip.fps > 0
+    assert clip.frames[:, 0, 0, 0].tolist() == [40, 60, 200, 220]
+    assert len(read_video(str(pictures), 3, 5, 4, None, 32).frames) == 3  # the prompt, without true frames
+    with pytest.raises(ValueError, match="4 pictures, but the prompt needs 5; give more of them"):
+        read_video(str(pictures), 5, 1, 4, None, 32)
+
+
+def test_pictures_are_one_clip_in_the_order_given(pictures):
+    files = [str(pictures / f"view{number}.png") for number in (11, 2, 3)]
+    assert prompts_of(files) == [tuple(files)]
+    clip = read_video(tuple(files), 2, 1, 4, None, 32)
+    assert clip.frames[:, 0, 0, 0].tolist() == [220, 40, 60]
+    assert prompts_of(["toyworld:motion:3", "a.mp4"]) == ["toyworld:motion:3", "a.mp4"]
+    with pytest.raises(ValueError, match="--video has pictures and other clips"):
+        prompts_of([*files, "toyworld"])
+    with pytest.raises(ValueError, match="on pictures, each of which is one frame"):
+        main(["--model", "m", "--output", "o.gif", "--video", *files, "--stride", "2"])
+
+
+def test_a_turntable_is_a_prompt():
+    clip = read_video("toyworld:turntable:turn=12:3", 2, 2, 4, None, 64)
+    assert np.array_equal(clip.frames, open_world("turntable:turn=12", "test", num_frames=4).clip(3)["video"])

@@ -177,7 +177,7 @@ def test_rules():
     ):
         with pytest.raises(ValueError, match=why):
             CupsRules.parse(text)
-    with pytest.raises(ValueError, match="motion and cups"):
+    with pytest.raises(ValueError, match="motion, cups and turntable"):
         open_world("saucers")
 
 

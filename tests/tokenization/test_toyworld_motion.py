@@ -468,7 +468,7 @@ def test_rules_are_named_in_the_dataset():
         ("motion:max_objects=6", "max_objects 6; toyworld:motion has 1 to 5 objects"),
         ("motion:min_objects=0", "min_objects is 0"),
         ("motion:min_objects=4", "min_objects is 4 and max_objects 3"),
-        ("motions", "toyworld has no variant 'motions'; it has simple, cluttered, film and motion"),
+        ("motions", "toyworld has no variant 'motions'; it has simple, cluttered, film, motion, cups and turntable"),
     ],
 )
 def test_wrong_rules_are_one_sentence(variant, sentence):

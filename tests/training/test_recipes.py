@@ -26,6 +26,7 @@ OURS = (
     "toto_motion",
     "toto_motion_more",
     "toto_motion_last",
+    "toto_turntable",
 )
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {

@@ -6,9 +6,21 @@ from tokenization.toyworld.cups import CupsWorld
 from tokenization.toyworld.cups_rules import CupsRules
 from tokenization.toyworld.motion import MotionWorld
 from tokenization.toyworld.motion_rules import MotionRules
+from tokenization.toyworld.turntable import TurntableWorld
+from tokenization.toyworld.turntable_rules import TurntableRules
 from tokenization.toyworld.world import MOTIONS, VARIANTS, EndlessClips, ToyWorld
 
-__all__ = ["MOTIONS", "CupsRules", "CupsWorld", "MotionRules", "MotionWorld", "ToyWorld", "open_world"]
+__all__ = [
+    "MOTIONS",
+    "CupsRules",
+    "CupsWorld",
+    "MotionRules",
+    "MotionWorld",
+    "ToyWorld",
+    "TurntableRules",
+    "TurntableWorld",
+    "open_world",
+]
 
 
 def open_world(
@@ -16,7 +28,8 @@ def open_world(
 ) -> EndlessClips:
     """The clips of a variant, named as after "toyworld:".
 
-    "motion:NAME=NUMBER,..." sets rules of MotionRules, and "cups:NAME=NUMBER,..." those of CupsRules.
+    "motion:NAME=NUMBER,..." sets rules of MotionRules, "cups:NAME=NUMBER,..." those of CupsRules, and
+    "turntable:NAME=NUMBER,..." those of TurntableRules.
 
     Raises:
         ValueError: unknown variant, split or rule, or a size that the variant does not have.
@@ -26,6 +39,10 @@ def open_world(
         return MotionWorld(split, MotionRules.parse(rules), seed, resolution, num_frames)
     if name == "cups":
         return CupsWorld(split, CupsRules.parse(rules), seed, resolution, num_frames)
+    if name == "turntable":
+        return TurntableWorld(split, TurntableRules.parse(rules), seed, resolution, num_frames)
     if variant not in VARIANTS:
-        raise ValueError(f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)}, motion and cups.")
+        raise ValueError(
+            f"toyworld has no variant '{variant}'; it has {', '.join(VARIANTS)}, motion, cups and turntable."
+        )
     return ToyWorld(split, variant, seed, resolution, num_frames)
