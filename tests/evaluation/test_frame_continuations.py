@@ -161,6 +161,21 @@ def test_mistakes_get_a_sentence(checkpoint, tmp_path):
     assert not (tmp_path / "a.json").exists()
 
 
+def test_the_page_shows_the_committed_numbers_of_toto_nano():
+    docs = Path(__file__).parents[2] / "docs"
+    result = FrameContinuationResult.from_json(json.loads((docs / "studies" / "nano_horizons.json").read_text()))
+    text = (docs / "continuations.md").read_text().partition("### toto-nano")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    shown = dict(zip(result.scores, ("greedy", "sampled, mean", "sampled, best of 2", "copy last frame"), strict=False))
+    for (who, scores), row in zip(result.scores.items(), rows, strict=True):
+        cells = [f"{100 * scores.codes.mean[at]:.0f}" for at in (0, -1)]
+        cells += [f"{scores.psnr.mean[at]:.1f}" for at in (0, -1)] + [f"{scores.ssim.mean[at]:.2f}" for at in (0, -1)]
+        assert row[1:] == cells and row[0] == shown.get(who, row[0])
+    for name in ("teacher_forced", "greedy"):
+        assert f"{result.nats[name].mean[-1]:.2f}" in text
+    assert f"{result.clips} test clips" in text and result.command in " ".join(text.replace("\\\n", "").split())
+
+
 # --- several models
 
 
