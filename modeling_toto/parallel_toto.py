@@ -8,7 +8,7 @@ For temperatures above 0, Teng et al. (2024, "Accelerating auto-regressive text-
 speculative Jacobi decoding") draw anew in every forward and accept by a ratio of probabilities. Here the noise of a
 place is drawn once (`noise_of_draws`) and kept over all forwards, so that its id is a function of the ids before it.
 Then the rule of temperature 0 is exact at every temperature: an id is kept only if ordinary decoding with the same
-noise draws it. Drafts also settle, where drawing anew disturbs them (docs/model.md has both rules' numbers).
+noise draws it. Drafts also settle, where drawing anew disturbs them.
 """
 
 import functools
