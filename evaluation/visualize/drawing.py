@@ -15,6 +15,7 @@ RAMP = ((0, 0, 24), (54, 12, 96), (132, 26, 104), (206, 56, 74), (246, 122, 38),
 DIM = 0.45  # brightness of a frame under an overlay
 RING = (0, 230, 230)
 SMALL, LARGE = 15, 18  # pixels of text
+BAR = 160  # pixels of the bar that explains the heat's colours
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def sheet(rows: list[Row], heads: list[str], title: str, scale: tuple[str, str] 
     head = max([0, *(round(pen.multiline_textbbox((0, 0), text, font=small)[3]) + GAP for text in heads)])
     steps = [side + GAP + (SMALL + GAP if row.notes else 0) for row in rows]
     columns = max(len(row.tiles) for row in rows)
-    wide = max(left + columns * (side + GAP), GAP + round(pen.multiline_textbbox((0, 0), title, font=large)[2]) + GAP)
+    bar = 0 if scale is None else BAR + 4 * GAP + round(sum(pen.textlength(text, font=small) for text in scale))
+    titled = GAP + round(pen.multiline_textbbox((0, 0), title, font=large)[2]) + GAP
+    wide = max(left + max(columns * (side + GAP), bar), titled)
     picture = Image.new("RGB", (wide, above + head + sum(steps) + GAP + (LARGE + 2 * GAP if scale else 0)), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.multiline_text((GAP, GAP), title, fill=INK, font=large)
@@ -96,9 +99,9 @@ def sheet(rows: list[Row], heads: list[str], title: str, scale: tuple[str, str] 
         low, high = scale
         draw.text((left, y + GAP), low, fill=INK, font=small)
         x = left + round(draw.textlength(low, font=small)) + GAP
-        bar = heat(np.linspace(0, 1, 160)[None].repeat(LARGE, 0), 1)
-        picture.paste(Image.fromarray(bar), (x, y + GAP))
-        draw.text((x + 160 + GAP, y + GAP), high, fill=INK, font=small)
+        ramp = heat(np.linspace(0, 1, BAR)[None].repeat(LARGE, 0), 1)
+        picture.paste(Image.fromarray(ramp), (x, y + GAP))
+        draw.text((x + BAR + GAP, y + GAP), high, fill=INK, font=small)
     return picture
 
 

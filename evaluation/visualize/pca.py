@@ -62,7 +62,7 @@ class PcaArgs(TimeStepArgs):
 
 @dataclass(frozen=True)
 class Shown:
-    """Frames to show: uint8 (T, R, R, 3), of an image or a clip."""
+    """Frames of an image or a clip, uint8 (T, R, R, 3). image: whether a Toto reads them as an image, not as a clip."""
 
     name: str
     frames: np.ndarray
@@ -89,13 +89,13 @@ def main(argv: list[str] | None = None) -> None:
     backbone = load_backbone(args.model, resolution=args.resolution)
     layers = args.layers or list(range(1, backbone.depth + 1, 2))
     backbone.check_layers(layers)
-    fit, shown = read_images(args, backbone)
-    trained = fit_layers(backbone, fit, layers, args.remove_position_mean)
+    fit, image, shown = read_images(args, backbone)
+    trained = fit_layers(backbone, fit, image, layers, args.remove_position_mean)
     rows = {"trained": pictures_of(backbone, shown, trained)}
     twin = None
     if not args.no_untrained:
         untrained = backbone.untrained(args.seed)
-        twin = fit_layers(untrained, fit, layers, args.remove_position_mean, trained)
+        twin = fit_layers(untrained, fit, image, layers, args.remove_position_mean, trained)
         rows["untrained"] = pictures_of(untrained, shown, twin)
     picture = draw(args, shown, rows, trained, twin)
     result = PcaResult(
@@ -120,13 +120,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"wrote {args.output} and {place}")
 
 
-def read_images(args: PcaArgs, backbone: Backbone) -> tuple[np.ndarray, list[Shown]]:
-    """(images to fit to, uint8 (N, 1, R, R, 3), what is shown). Raises ValueError if there are too few."""
+def read_images(args: PcaArgs, backbone: Backbone) -> tuple[np.ndarray, bool, list[Shown]]:
+    """(images to fit to, uint8 (N, 1, R, R, 3); False if they are frames of videos; what is shown).
+
+    Raises ValueError if there are too few.
+    """
     from evaluation.visualize.inputs import clips_of, read_input, sampling_of
 
     more = 0 if args.input else args.show
     sampling = sampling_of(args, args.dataset, backbone.resolution, 1)
-    _, clips = clips_of(args.dataset, args.split, sampling, args.fit_images + more, args.seed)
+    source, clips = clips_of(args.dataset, args.split, sampling, args.fit_images + more, args.seed)
     found = list(clips)
     require(
         len(found) > more,
@@ -134,37 +137,46 @@ def read_images(args: PcaArgs, backbone: Backbone) -> tuple[np.ndarray, list[Sho
     )
     rest = found[len(found) - more :]
     fit = np.stack([clip.frames for clip in found[: len(found) - more]])
+    is_image = source.kind == "image"
     if not args.input:
-        return fit, [Shown(clip.source, clip.frames, True) for clip in rest]
+        return fit, is_image, [Shown(clip.source, clip.frames, is_image) for clip in rest]
     frames = args.num_frames or backbone.num_frames
     read = [(name, *read_input(name, backbone.resolution, frames, args)) for name in args.input]
-    return fit, [Shown(name, clip.frames, image) for name, clip, image in read]
+    return fit, is_image, [Shown(name, clip.frames, image) for name, clip, image in read]
 
 
 def features_of(backbone: Backbone, frames: np.ndarray, layers: list[int], image: bool) -> dict[int, np.ndarray]:
-    """{layer: float32 (B, T', h, w, D)} of frames uint8 (B, T, R, R, 3); of an image that is read as a clip, T' = 1."""
+    """{layer: float32 (B, T', h, w, D)} of frames uint8 (B, T, R, R, 3); T' = 1 for T = 1.
+
+    image: whether a Toto reads a frame as an image. Where a backbone reads it as a still clip, one step is kept.
+    """
     import torch
 
     parts = []
     for start in range(0, len(frames), BATCH):
         batch = torch.tensor(frames[start : start + BATCH])
         grids = backbone.grids(backbone.prepare(batch, image=image), layers, lambda grid: grid.float().cpu().numpy())
-        parts.append({k: grid[:, :1] if image else grid for k, grid in grids.items()})
+        parts.append({k: grid[:, :1] if frames.shape[1] == 1 else grid for k, grid in grids.items()})
     return {k: np.concatenate([part[k] for part in parts]) for k in layers}
 
 
 def fit_layers(
-    backbone: Backbone, images: np.ndarray, layers: list[int], remove_position_mean: bool, reference: dict | None = None
+    backbone: Backbone,
+    images: np.ndarray,
+    image: bool,
+    layers: list[int],
+    remove_position_mean: bool,
+    reference: dict | None = None,
 ) -> dict[int, tuple[Components, np.ndarray]]:
     """{layer: (its components, their scores (N, h, w, 3) on the images)}, each aligned with the layer before it.
 
     Args:
-        images: uint8 (N, 1, R, R, 3). reference: of this function for another model: each layer is aligned with its
-            own layer there.
+        images: uint8 (N, 1, R, R, 3). image: as in `features_of`.
+        reference: of this function for another model: each layer is aligned with its own layer there.
     """
     from evaluation.visualize.components import aligned, fit_components
 
-    features = features_of(backbone, images, layers, image=True)
+    features = features_of(backbone, images, layers, image)
     found: dict[int, tuple[Components, np.ndarray]] = {}
     before = None
     for k in layers:

@@ -19,6 +19,7 @@ DESCRIPTION = (
     "to the frames, as a sheet (--output FILE.png) or a movie (FILE.mp4 or .gif)."
 )
 COLUMNS = 16  # most frames of a sheet
+TOP = 99.0  # percentile of the nats at which the heat's colours end, so that one odd token does not darken all others
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,19 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{result.mean:.3f} nats a token (a guess among all codes: {result.guess:.2f}); wrote {output} and {place}")
 
 
+def top_of(nats: np.ndarray) -> float:
+    """Nats at which the heat's colours end."""
+    import numpy as np
+
+    return max(float(np.percentile(nats, TOP)), 1e-3)
+
+
 def draw(model: str, frames: np.ndarray, nats: np.ndarray, guess: float):
     """Frames uint8 (T, R, R, 3) above their heat maps, of nats (T, h, w), and above both laid over each other."""
     from evaluation.pictures import enlarge
     from evaluation.visualize.drawing import Row, heat, overlay, resized, sheet, spaced
 
-    top, columns, big = float(nats.max()), spaced(len(frames), COLUMNS), enlarge(frames)
+    top, columns, big = top_of(nats), spaced(len(frames), COLUMNS), enlarge(frames)
     rows = [
         Row("clip", [big[t] for t in columns]),
         Row(
@@ -85,7 +93,7 @@ def draw(model: str, frames: np.ndarray, nats: np.ndarray, guess: float):
         f"{Path(model).name}: nats of each token, given all before it; mean {nats.mean():.2f}\n"
         f"(a guess among all codes: {guess:.2f} nats)"
     )
-    return sheet(rows, [f"frame {t}" for t in columns], title, ("0 nats", f"{top:.1f} nats, the most"))
+    return sheet(rows, [f"frame {t}" for t in columns], title, ("0 nats", f"{top:.1f} nats and more"))
 
 
 def movie(frames: np.ndarray, nats: np.ndarray) -> np.ndarray:
@@ -95,7 +103,7 @@ def movie(frames: np.ndarray, nats: np.ndarray) -> np.ndarray:
     from evaluation.pictures import GAP, enlarge
     from evaluation.visualize.drawing import heat, resized
 
-    big, top = enlarge(frames), float(nats.max())
+    big, top = enlarge(frames), top_of(nats)
     gap = np.full((big.shape[1], GAP, 3), 255, np.uint8)
     shown = np.stack(
         [

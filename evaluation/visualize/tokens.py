@@ -134,8 +134,11 @@ def draw(
     ]
     h, w = codes.shape[1:]
     title = f"{Path(name).name}: {h} x {w} of {num_codes} codes a frame"
-    heads = [f"frame {t}" for t in columns] if len(columns) > 1 else []
-    return sheet(rows, heads, title, ("error 0", f"{TOP:.0f} of 255 and more"))
+    scale = ("error 0", f"{TOP:.0f} of 255 and more")
+    if len(columns) == 1:  # an image: side by side
+        tiles, below = [row.tiles[0] for row in rows], [row.notes[0] if row.notes else "" for row in rows]
+        return sheet([Row("", tiles, below)], [row.label for row in rows], title, scale)
+    return sheet(rows, [f"frame {t}" for t in columns], title, scale)
 
 
 def numbered(picture: np.ndarray, codes: np.ndarray) -> np.ndarray:

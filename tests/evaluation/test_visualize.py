@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from evaluation.backbones.attention_maps import attention_of, attention_rows
 from evaluation.visualize import components as pca
 from evaluation.visualize.command import PICTURES, main
 from evaluation.visualize.likelihood import arrow_of, surprise_of
+from evaluation.visualize.results import ArrowResult
 from evaluation.visualize.tokens import code_pictures, errors, peak_ratio
 from tokenization.sequences import video_rows
 from training.flags import typed_flags
 
+ROOT = Path(__file__).parents[2]
 FRAMES, GRID = 3, (4, 4)
 
 
@@ -372,3 +375,17 @@ def test_bad_input_is_one_sentence(argv, sentence, checkpoint, media, tmp_path):
     with pytest.raises((ValueError, OSError), match=sentence) as raised:
         run(*argv)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_the_page_has_the_numbers_of_the_committed_results():
+    page = (ROOT / "docs" / "pictures.md").read_text()
+    files = sorted((ROOT / "docs" / "studies").glob("arrow_*.json"))
+    assert files
+    for file in files:
+        found = ArrowResult.from_json(json.loads(file.read_text()))
+        each, twin = found.trained, found.untrained
+        assert each.difference == pytest.approx(np.mean(each.differences)) and len(each.differences) == found.clips
+        row = next(line for line in page.splitlines() if line.startswith(f"| {Path(found.model).name}, {found.clips} "))
+        shown = [f"{sum(values) / found.num_frames:.4f}" for values in (each.forward, each.backward)]
+        shown += [f"{one.difference:+.4f} [{one.ci95[0]:+.4f}, {one.ci95[1]:+.4f}]" for one in (each, twin)]
+        assert all(text in row for text in [*shown, f"{each.positive:.0%}".replace("%", " %")]), (file, shown)
