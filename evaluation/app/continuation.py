@@ -133,7 +133,6 @@ def build(page: Page) -> None:
         visible=False,
         loop=True,
         height=260,
-        elem_classes="picture",
     )
     outputs = [status, true, *draws, film]
 

@@ -20,10 +20,7 @@ CACHE_SECONDS = 3600  # pictures and uploads are deleted after this time
 CSS = """
 img { image-rendering: pixelated; }
 .picture label[data-testid="block-label"] { position: static; width: fit-content; }  /* above the picture, not on it */
-@media (max-width: 480px) {  /* all tabs in one line */
-  .gradio-container .app { padding: 12px 10px !important; }
-  .gradio-container .tab-container button { padding: 0 4px !important; font-size: 14px !important; }
-}
+@media (max-width: 480px) { .tab-container button { padding: 0 4px !important; font-size: 13px !important; } }
 """
 
 

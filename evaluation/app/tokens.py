@@ -121,19 +121,20 @@ def build(page: Page) -> None:
             gr.Image(
                 label=title,
                 alt_text=f"{title}; click to choose a token",
-                min_width=180,
+                min_width=140,
                 **PICTURE,
             )
             for title in TITLES
         ]
     with gr.Row():
-        about = gr.Markdown("Open a clip first.", elem_id="about_token")
-        cut = gr.Image(
-            label="Its pixels: true, reconstructed, its code alone",
-            alt_text="The pixels of the token: true, reconstructed, and its code alone",
-            min_width=220,
-            **PICTURE,
-        )
+        with gr.Column(min_width=280):
+            about = gr.Markdown("Open a clip first.", elem_id="about_token")
+        with gr.Column(min_width=280):
+            cut = gr.Image(
+                label="Its pixels: true, reconstructed, its code alone",
+                alt_text="The pixels of the token: true, reconstructed, and its code alone",
+                **PICTURE,
+            )
     nats = gr.State(None)
 
     def show(clip: Opened | None, nats, frame, row, column):

@@ -260,7 +260,8 @@ def _recipe_facts(recipe: dict) -> dict:
     settings = {key: _without_folders(value) for key, value in recipe.items() if value is not None}
     settings = {key: value for key, value in settings.items() if key not in PRIVATE_SETTINGS}
     text = yaml.safe_dump(settings, sort_keys=False).strip() if settings else None
-    return {"recipe": text, "verb": "finetune" if "label_smoothing" in settings else "pretrain"}
+    verb = "finetune" if "label_smoothing" in settings else "prompt train" if "from_scratch" in settings else "pretrain"
+    return {"recipe": text, "verb": verb}
 
 
 def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:

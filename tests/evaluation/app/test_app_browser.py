@@ -53,7 +53,7 @@ def browser(address):
         yield browser
 
 
-def says(browser, element: str, text: str, seconds: float = 60) -> str:
+def says(browser, element: str, text: str, seconds: float = 120) -> str:
     """Wait until an element says a text; returns all that it says."""
     here = f"document.getElementById({element!r})"
     browser.wait(f"{here} && {here}.textContent.includes({text!r})", seconds)
@@ -80,6 +80,8 @@ def test_the_first_clip_is_opened_at_once(browser):
 
 def test_a_token_is_chosen_by_a_click_and_by_the_keyboard(browser):
     choose(browser, "Tokens")
+    browser.wait("""[...document.querySelectorAll('[role=tabpanel] img')].some(
+        each => each.alt.startsWith('Codes') && each.naturalWidth === 320)""")
     box = """(() => { const each = [...document.querySelectorAll('[role=tabpanel] img')].find(
         each => each.offsetParent && each.alt.startsWith('Codes')); each.scrollIntoView({block: 'center'});
         const box = each.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; })()"""
