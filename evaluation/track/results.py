@@ -40,7 +40,7 @@ class FloorScore(Score):
 class BestLayer(Score):
     """The layer with the largest jf on these very sequences, as the paper reports it.
 
-    versus: jf minus that of each baseline, and of "layer 0", paired over sequences.
+    versus: jf minus that of each baseline, and of "layer 0", paired over sequences (`summary.paired_interval`).
     chosen_on_others: scores if the layer of each sequence is the best one of all other sequences; None for a single
     sequence. It is what a choice without these sequences' masks would give.
     """

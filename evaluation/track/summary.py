@@ -7,7 +7,7 @@ import numpy as np
 from evaluation.metrics import verdict
 from evaluation.results import Versus
 from evaluation.track.results import BestLayer, FloorScore, LayerScore, ObjectScore, Score, SequenceScores
-from training.scores import bootstrap_interval
+from training.scores import bootstrap_interval, exact_interval
 
 PLAIN = ("copy", "position", "patches")  # baselines below the model, with a single entry
 
@@ -23,6 +23,21 @@ def interval(sequences: list[SequenceScores], gains: np.ndarray) -> list[float] 
         return None
     groups = [sequence.name for sequence in sequences for _ in next(iter(sequence.scores.values()))]
     return bootstrap_interval(gains, groups=groups)
+
+
+def paired_interval(sequences: list[SequenceScores], gains: np.ndarray) -> list[float]:
+    """As `interval`, of differences; [-1, 1] for a single sequence.
+
+    Few sequences make a bootstrap too narrow: two that agree would seem certain. So it includes 0 unless the sign test
+    of the sequences excludes it, which takes at least six of them.
+    """
+    found = interval(sequences, gains)
+    if found is None:
+        return [-1.0, 1.0]
+    ends = np.cumsum([len(next(iter(sequence.scores.values()))) for sequence in sequences])[:-1]
+    leads = np.array([part.sum() for part in np.split(gains, ends)])
+    low, high = exact_interval(int((leads > 0).sum()), max(1, int((leads != 0).sum())))
+    return found if low > 0.5 or high < 0.5 else [min(found[0], 0.0), max(found[1], 0.0)]
 
 
 def mean_scores(objects: list[ObjectScore]) -> dict[str, float]:
@@ -79,10 +94,8 @@ def best_layer(sequences: list[SequenceScores], rows: list[LayerScore], floors: 
         if kind == f"layer {top.layer}":
             continue
         gains = mine - [each.jf for each in of_objects(sequences, kind)]
-        ci95 = interval(sequences, gains)
-        versus[name] = Versus(
-            difference=float(gains.mean()), ci95=ci95 or [-1.0, 1.0], verdict=verdict(ci95 or [-1.0, 1.0])
-        )
+        ci95 = paired_interval(sequences, gains)
+        versus[name] = Versus(difference=float(gains.mean()), ci95=ci95, verdict=verdict(ci95))
     return BestLayer(layer=top.layer, **_plain(top), versus=versus, chosen_on_others=chosen_on_others(sequences, rows))
 
 

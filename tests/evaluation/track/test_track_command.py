@@ -14,9 +14,10 @@ from evaluation.track.args import TrackArgs
 from evaluation.track.command import main
 from evaluation.track.floors import places, raw_patches
 from evaluation.track.reading import davis_sequences
-from evaluation.track.results import TrackResult
+from evaluation.track.results import ObjectScore, SequenceScores, TrackResult
 from evaluation.track.run import Tracker
 from evaluation.track.settings import DINO
+from evaluation.track.summary import paired_interval
 
 SIZE = (36, 48)
 FRAMES = 7
@@ -72,11 +73,25 @@ def test_the_command(checkpoint, davis, tmp_path, capsys):
     objects = [each.j for sequence in result.sequences for each in sequence.scores["layer 2"]]
     assert len(objects) == 4 and np.mean(objects) == pytest.approx(result.layers[2].j)
     for versus in result.best.versus.values():
-        assert versus.verdict == verdict(versus.ci95)
+        assert versus.verdict == verdict(versus.ci95) == "no significant difference"  # of two sequences
     assert file.with_suffix(".png").stat().st_size > 1000
     with Image.open(tmp_path / "new" / "track_left.png") as sheet:
         assert sheet.width > 600
     assert (tmp_path / "new" / "track_left.mp4").stat().st_size > 0
+
+
+def test_intervals_are_paired_over_sequences_and_few_of_them_show_nothing():
+    def sequences(gains):
+        one = {"j_recall": 0.0, "j_decay": 0.0, "f": 0.5, "f_recall": 0.0, "f_decay": 0.0}
+        return [
+            SequenceScores(name=str(k), frames=5, size=[1, 1], seconds=0.0, scores={"a": [ObjectScore(j=g, **one)] * 2})
+            for k, g in enumerate(gains)
+        ]
+
+    for gains, above in (([0.2] * 3 + [0.3] * 2, False), ([0.2] * 4 + [0.3] * 3, True), ([0.2, -0.1] * 4, False)):
+        low, high = paired_interval(sequences(gains), np.repeat(gains, 2))
+        assert (low > 0) == above and low <= np.mean(gains) <= high
+    assert paired_interval(sequences([0.2]), np.array([0.2, 0.2])) == [-1, 1]
 
 
 def test_a_killed_run_goes_on_after_its_finished_sequences(checkpoint, davis, tmp_path, monkeypatch):
