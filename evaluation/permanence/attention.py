@@ -37,7 +37,7 @@ class AttentionArgs:
         "(--point X Y, --frame, --layers, --heads, --output FILE.png) come with it",
     )
     query: str = option(
-        "token", "attention of the object's tokens (token) or of the positions before them (predicting)"
+        "predicting", "attention of the positions that predict the object's tokens (predicting), or of these (token)"
     )
 
     def __post_init__(self):

@@ -11,8 +11,6 @@ from evaluation.backbones.attention_maps import attention_rows
 from evaluation.permanence.sightings import Sighting
 from tokenization.sequences import video_rows
 
-QUERIES = ("token", "predicting")
-
 
 def rows_of(processor, video: np.ndarray) -> torch.LongTensor:
     """A clip, uint8 (T, R, R, 3), as one row of ids (1, L), without end token."""
@@ -24,7 +22,7 @@ def mass(attention: torch.Tensor, tokens: np.ndarray) -> torch.Tensor:
     return attention[..., torch.from_numpy(tokens) + 1].sum(-1).mean(-1)
 
 
-def look(model, processor, sighting: Sighting, query: str = "token") -> dict[str, np.ndarray]:
+def look(model, processor, sighting: Sighting, query: str = "predicting") -> dict[str, np.ndarray]:
     """Attention from the tokens of a returning object to its last sighting, in every block and head.
 
     query: "token", from the object's own tokens; "predicting", from the positions before them, which predict them.
@@ -43,7 +41,7 @@ def look(model, processor, sighting: Sighting, query: str = "token") -> dict[str
     }
 
 
-def look_all(model, processor, sightings: Sequence[Sighting], query: str = "token") -> dict[str, np.ndarray]:
+def look_all(model, processor, sightings: Sequence[Sighting], query: str = "predicting") -> dict[str, np.ndarray]:
     """`look` of every sighting, float32 (N, blocks, heads) each."""
     found = [look(model, processor, each, query) for each in sightings]
     return {name: np.stack([each[name] for each in found]) for name in found[0]}
