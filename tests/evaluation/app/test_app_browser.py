@@ -70,7 +70,7 @@ def choose(browser, tab: str) -> None:
 def focus(browser, label: str) -> None:
     """Put the keyboard on the visible slider of this label."""
     found = f"""[...document.querySelectorAll('input[type=range]')].find(
-        each => each.offsetParent && each.ariaLabel.includes({label!r}))"""
+        each => each.offsetParent && each.ariaLabel === "range slider for " + {label!r})"""
     browser.run(f"{found}.focus()")
 
 
