@@ -13,6 +13,7 @@ TITLES = {
     "tuned": "tuned",
     "wrong_examples": "wrong ex",
     "swapped": "other id",
+    "swapped_prompt": "other prompt",
     "scratch": "scratch",
     "untuned": "untuned",
     "mean_map": "mean map",

@@ -11,6 +11,7 @@ WAYS = {
     "tuned": "tuned model",
     "wrong_examples": "tuned model, labels of other examples",
     "swapped": "tuned model, another task's prompt id",
+    "swapped_prompt": "tuned model, another task's prompt",
     "scratch": "same steps from scratch",
     "untuned": "untuned model",
     "mean_map": "mean map",

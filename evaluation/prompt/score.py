@@ -22,7 +22,8 @@ DESCRIPTION = (
     "Draw the labels of held-out scenes of toyworld:motion after examples from other held-out scenes, and measure them "
     "against the exact truth: AbsRel and delta 1 of depth, end-point error of flow, mIoU of masks, and the likelihood "
     "of the true label tokens. Controls on the same items: the true label through the tokenizer (ceiling), the mean "
-    "map, the same steps from scratch, the untuned model, another task's prompt id, and examples with wrong labels."
+    "map, the same steps from scratch, the untuned model, another task's prompt id, another task's prompt (its id and "
+    "its labels of the examples), and examples with wrong labels."
 )
 MEAN_SEED, MEAN_ROWS = 7, 128  # training episodes whose labels make the mean map
 
@@ -177,13 +178,16 @@ def score_task(name: str, args: PromptScoreArgs, prompting: Prompting, models: d
     processor = models["tuned"].processor
     items = open_items(name, args, prompting, processor)
     task, count = items.task, len(items.task.labels)
-    swapped_id = other_id(prompting, name)
+    other = other_task(prompting, name)
+    swapped_id = other.prompt_id if other else max(each.prompt_id for each in TASKS.values()) + 1
     held_out = tuple(hue + 1 for hue in prompting.held_out_hues) if name == "segmentation" else ()
     ways = {
         "tuned": ("tuned", items.codes, task.prompt_id),
         "wrong_examples": ("tuned", wrong_labels(items.codes, task), task.prompt_id),
         "swapped": ("tuned", items.codes, swapped_id),
     }
+    if other:
+        ways["swapped_prompt"] = ("tuned", labels_of(other, items, args, prompting, processor), swapped_id)
     ways |= {way: (way, items.codes, task.prompt_id) for way in ("scratch", "untuned") if way in models}
     frames = {"ceiling": decoded(processor, items.codes[:, -count:])}
     likelihood = {}
@@ -216,11 +220,33 @@ def score_task(name: str, args: PromptScoreArgs, prompting: Prompting, models: d
     return found, shown
 
 
-def other_id(prompting: Prompting, name: str) -> int:
-    """The prompt id of the next task that the model knows, or one that no task has."""
+def other_task(prompting: Prompting, name: str) -> Task | None:
+    """The next task that the model knows; None if it knows one task only."""
     names = list(prompting.tasks)
     other = names[(names.index(name) + 1) % len(names)]
-    return prompting.tasks[other].prompt_id if other != name else max(t.prompt_id for t in TASKS.values()) + 1
+    return prompting.tasks[other] if other != name else None
+
+
+def labels_of(other: Task, items: Items, args: PromptScoreArgs, prompting: Prompting, processor) -> np.ndarray:
+    """The same rows, in which the examples have the labels of another task, in its colours: (N, frames, h, w).
+
+    A task with one label shows it in place of both of the other's; of one with two, the first is shown.
+    """
+    from evaluation.prompt.drawing import encoded
+    from training.prompting.examples import WorldExamples
+    from training.rows.prompted_rows import episode_coding
+
+    world = WorldExamples(items.task, args.split, args.seed, processor.resolution)
+    coding, count = prompting.codings[other.name], len(items.task.labels)
+    examples = np.flatnonzero(items.task.is_label)[:-count]
+    rows = []
+    for k in range(args.items):
+        colours = episode_coding(other, coding, args.seed, k)
+        painted = [colours.paint(each.truth) for each in world.episode(k, other)[:-1]]
+        rows.append(np.concatenate([[labels[i % len(labels)] for i in range(count)] for labels in painted]))
+    found = items.codes.copy()
+    found[:, examples] = encoded(processor, np.stack(rows))
+    return found
 
 
 def wrong_labels(codes: np.ndarray, task: Task) -> np.ndarray:

@@ -14,13 +14,23 @@ from evaluation.prompt.drawing import Prompted, draw, nats
 from evaluation.prompt.figures import sheet
 from evaluation.prompt.measures import measure
 from evaluation.prompt.results import WAYS, PromptResult
-from evaluation.prompt.score import mean_map, other_id, way_score, wrong_labels
+from evaluation.prompt.score import (
+    PromptScoreArgs,
+    labels_of,
+    mean_map,
+    open_items,
+    other_task,
+    way_score,
+    wrong_labels,
+)
 from evaluation.prompt.tables import mark, table
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization.processing_toto import TotoProcessor
 from tokenization.sequences import codes_of, prompted_rows
 from training.prompting.calibration import colours_shown
+from training.prompting.examples import WorldExamples
 from training.prompting.tasks import TASKS, Prompting, make_coding
+from training.rows.prompted_rows import episode_coding
 
 TOKENIZER = "checkpoints/toto-motion/visual_tokenizer"
 
@@ -146,9 +156,26 @@ def test_wrong_examples_keep_the_images_and_the_query():
 
 
 def test_another_prompt_id(prompting):
-    assert {name: other_id(prompting, name) for name in TASKS} == {"depth": 5, "flow": 6, "segmentation": 4}
+    assert {name: other_task(prompting, name).prompt_id for name in TASKS} == {"depth": 5, "flow": 6, "segmentation": 4}
     single = Prompting("", {"flow": TASKS["flow"]}, {})
-    assert other_id(single, "flow") == 7
+    assert other_task(single, "flow") is None
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_another_prompt_has_the_other_labels_of_the_same_images(prompting, processor, name):
+    args = PromptScoreArgs(model="m", output="a.json", items=2)
+    items, other = open_items(name, args, prompting, processor), other_task(prompting, name)
+    found = labels_of(other, items, args, prompting, processor)
+    examples = items.task.is_label.copy()
+    examples[-len(items.task.labels) :] = False
+    assert np.array_equal(found[:, ~examples], items.codes[:, ~examples])
+    assert (found[:, examples] != items.codes[:, examples]).any()
+    world = WorldExamples(items.task, args.split, args.seed, processor.resolution)
+    same, others = world.episode(1), world.episode(1, other)
+    assert all(np.array_equal(a.images, b.images) and a.name == b.name for a, b in zip(same, others, strict=True))
+    colours = episode_coding(other, prompting.codings[other.name], args.seed, 1)
+    first = processor.encode_frames(colours.paint(others[0].truth)[:1]).numpy()[0]
+    assert np.array_equal(found[1, np.flatnonzero(examples)[0]], first)
 
 
 def test_the_mean_map_looks_at_no_image(prompting):

@@ -39,14 +39,17 @@ class WorldExamples:
         self.world = MotionWorld(split, None, seed, resolution, FRAMES)
         self.name = f"toyworld:motion/{split}/{seed}"
 
-    def episode(self, k: int) -> list[Example]:
-        """The `task.groups` examples of episode k; the last one is the query of a test."""
+    def episode(self, k: int, labels: Task | None = None) -> list[Example]:
+        """The `task.groups` examples of episode k; the last one is the query of a test.
+
+        labels: the task whose labels the same images have; their own by default.
+        """
         rng = np.random.default_rng([self.seed, self.task.prompt_id, k])
         if self.task.name == "segmentation":
             indices = self._same_classes(k)
         else:
             indices = range(k * self.task.groups, (k + 1) * self.task.groups)
-        return [self._example(index, int(rng.integers(FRAMES - 1))) for index in indices]
+        return [self._example(index, int(rng.integers(FRAMES - 1)), labels or self.task) for index in indices]
 
     def _same_classes(self, k: int) -> list[int]:
         """Clips of which the first has two classes or more and the others no others, so that it shows all colours.
@@ -65,12 +68,12 @@ class WorldExamples:
                 return found
         return found + [found[-1]] * (self.task.groups - len(found))
 
-    def _example(self, index: int, time: int) -> Example:
+    def _example(self, index: int, time: int, labels: Task) -> Example:
         clip = self.world.clip(index)
         images = clip["video"][time : time + self.task.inputs]
-        if self.task.name == "depth":
+        if labels.name == "depth":
             truth = dense.depth(clip, time)[None]
-        elif self.task.name == "flow":
+        elif labels.name == "flow":
             truth = np.moveaxis(clip["flow"][time], -1, 0)
         else:
             truth = dense.classes(clip, time)[None]
