@@ -151,7 +151,7 @@ def _draw_events(axes, result: ContinuationResult) -> None:
     one = next(iter(result.scores.values()))
     labels = [f"{label}\n{getattr(one, name).cases} cases" for name, label in EVENTS.items()]
     if (control := result.permanence) is not None:
-        labels.append("drawn there\n(hatched: deleted)")
+        labels.append("drawn there:\nshown, deleted")
         bars = ((2.85, control.with_object, {}), (3.15, control.deleted, {"fill": False, "hatch": "////"}))
         for at, share, style in bars:
             axes.bar(at, 100 * share.mean, 0.26, color=MODEL, edgecolor=MODEL, **style)
