@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.no_untrained:
         untrained = measure(fresh(model, args.seed).to(model.device), codes, videos, args, "untrained")
     result = ArrowResult(
-        command=command_line("visualize arrow", argv),
+        command=command_line("visualize", ["arrow", *argv]),
         model=args.model,
         dataset=args.dataset,
         split=args.split,

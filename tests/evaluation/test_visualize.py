@@ -332,6 +332,7 @@ def test_arrow_of_a_world(checkpoint, tmp_path):
     said = run("arrow", *shared, "--batch_size", 2)
     found = result(out)
     each = found["trained"]
+    assert found["command"].startswith("toto visualize arrow --model ")
     assert found["clips"] == found["videos"] == 5 and found["tokens_per_clip"] == 48 and found["untrained"]
     assert each["difference"] == pytest.approx(np.mean(each["differences"]))
     assert each["difference"] == pytest.approx(np.mean(each["backward"]) - np.mean(each["forward"]), abs=1e-6)
