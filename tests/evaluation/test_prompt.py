@@ -1,6 +1,7 @@
 """`toto prompt`: measures equal hand-computed ones, controls differ, files are written, mistakes are told."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +223,10 @@ def test_mistakes_are_sentences(tuned, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no picture"):
         main(["run", "--model", str(tuned), "--inputs", "nothing.png", "--output", picture])
     main(["--help"])
+
+
+def test_the_page_has_the_tables_of_its_result_file():
+    root = Path(__file__).parents[2]
+    result = PromptResult.from_json(json.loads((root / "docs" / "studies" / "prompt" / "scores.json").read_text()))
+    assert result.split == "test" and result.scratch and result.untuned
+    assert table(result) in (root / "docs" / "prompting.md").read_text()

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -275,6 +276,20 @@ def test_pairs_of_a_user(pairs):
     assert 1040 <= low < 1060 and 1330 < high <= 1350
     train, test = (PairExamples(replace(task, groups=2), pairs, 0, 64, part).pairs for part in ("train", "test"))
     assert len(train) == 27 and len(test) == 3 and not set(train) & set(test)
+
+
+def test_a_table_of_pairs_is_read_like_a_folder(pairs, tmp_path):
+    names = [f"{k:02}.png" for k in range(30)]
+    columns = {kind: [str(pairs / kind / name) for name in names] for kind in ("image", "label")}
+    table = datasets.Dataset.from_dict(columns)
+    table = table.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
+    table.to_parquet(str(tmp_path / "pairs.parquet"))
+    task = TASKS["depth"]
+    from_table, from_folder = (PairExamples(task, data, 0, 64) for data in (tmp_path / "pairs.parquet", pairs))
+    for a, b in zip(from_table.episode(1), from_folder.episode(1), strict=True):
+        assert np.array_equal(a.images, b.images) and np.array_equal(a.truth, b.truth, equal_nan=True)
+    with pytest.raises(ValueError, match="has no column second, only image, label"):
+        PairExamples(TASKS["flow"], tmp_path / "pairs.parquet", 0, 64)
 
 
 def test_flow_of_a_user_is_scaled_with_the_image(pairs):

@@ -33,7 +33,7 @@ class PromptDataArgs:
     data: str | None = option(
         None,
         "folder of pairs: image/ and label/ with equal names, for flow also second/; labels are 8- or 16-bit PNG or "
-        ".npy (default: toyworld:motion)",
+        ".npy; or a parquet file with these columns (default: toyworld:motion)",
     )
     low: float | None = option(None, "lower end of the clipping range of --data (default: from its labels)")
     high: float | None = option(None, "upper end of the clipping range of --data (default: from its labels)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,47 +78,69 @@ class WorldExamples:
 
 
 class PairExamples:
-    """Episodes of pairs in a folder: `image/NAME.png` with `label/NAME.png` or `.npy`, and `second/NAME.png` for flow.
+    """Episodes of a user's pairs of images and labels, from a folder or a table.
 
-    A label of depth or segmentation is an 8- or 16-bit PNG of one channel, or an array (H, W); of flow, an array (H, W,
-    2) in pixels to the second image. Zeros of a depth label, and numbers that are not finite, are unknown. Images are
-    resized and cropped as everywhere, labels with them, without blur.
+    A folder holds `image/NAME.png` with `label/NAME.png` or `.npy`, and `second/NAME.png` for flow. A table is a
+    parquet file with the columns `image` and `label`, and `second` for flow. A label of depth or segmentation is an 8-
+    or 16-bit PNG of one channel, or an array (H, W); of flow, an array (H, W, 2) in pixels to the second image. Zeros
+    of a depth label, and numbers that are not finite, are unknown. Images are resized and cropped as everywhere, labels
+    with them, without blur.
 
     Args:
         part: "train" leaves out every tenth pair, "test" takes only those, "all" takes every pair.
     Raises:
-        FileNotFoundError: no such folder. ValueError: images and labels have different names, or there are too few.
+        FileNotFoundError: no such folder or file. ValueError: images without labels, or too few of them.
     """
 
-    def __init__(self, task: Task, folder: str | Path, seed: int, resolution: int, part: str = "all"):
-        self.task, self.seed, self.resolution, self.folder = task, seed, resolution, Path(folder)
-        self.name = str(folder)
-        kinds = ("image", "second", "label") if task.inputs == 2 else ("image", "label")
-        files = {kind: self._files(kind) for kind in kinds}
-        for kind in kinds[1:]:
+    def __init__(self, task: Task, data: str | Path, seed: int, resolution: int, part: str = "all"):
+        self.task, self.seed, self.resolution, self.data = task, seed, resolution, Path(data)
+        self.name, self.kinds = str(data), ("image", "second", "label") if task.inputs == 2 else ("image", "label")
+        found = self._table() if self.data.suffix == ".parquet" else self._folder()
+        chosen = {"all": found, "train": [p for k, p in enumerate(found) if k % 10 != 9], "test": found[9::10]}
+        self.pairs = chosen[part]
+        require(
+            len(self.pairs) >= task.groups,
+            f"{data} holds {len(self.pairs)} pairs for this part, but a row of {task.name} needs {task.groups}; add "
+            "some.",
+        )
+
+    def _folder(self) -> list[tuple[Path, ...]]:
+        """Files of images and label, by name."""
+        files = {kind: self._files(kind) for kind in self.kinds}
+        for kind in self.kinds[1:]:
             unlike = sorted(files["image"].keys() ^ files[kind].keys())
             require(
                 not unlike,
-                f"{folder}/image and {folder}/{kind} do not hold the same names ({', '.join(unlike[:3])}); give each "
-                f"image its {kind}.",
+                f"{self.data}/image and {self.data}/{kind} do not hold the same names ({', '.join(unlike[:3])}); give "
+                f"each image its {kind}.",
             )
-        names = sorted(files["image"])
-        if part != "all":
-            names = [name for k, name in enumerate(names) if (k % 10 == 9) == (part == "test")]
-        require(
-            len(names) >= task.groups,
-            f"{folder} holds {len(names)} pairs for this part, but a row of {task.name} needs {task.groups}; add some.",
-        )
-        self.pairs = [tuple(files[kind][name] for kind in kinds) for name in names]
+        return [tuple(files[kind][name] for kind in self.kinds) for name in sorted(files["image"])]
 
     def _files(self, kind: str) -> dict[str, Path]:
-        folder = self.folder / kind
+        folder = self.data / kind
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"There is no folder {folder}; --data holds image/ and label/ (and second/ for flow) with equal names."
             )
         known = (*IMAGES, ".npy") if kind == "label" else IMAGES
         return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in known}
+
+    def _table(self) -> list[int]:
+        """Numbers of the rows."""
+        import datasets
+
+        if not self.data.is_file():
+            raise FileNotFoundError(f"There is no file {self.data}; check --data.")
+        with tempfile.TemporaryDirectory() as cache:
+            table = datasets.Dataset.from_parquet(str(self.data), cache_dir=cache, keep_in_memory=True)
+        missing = [kind for kind in self.kinds if kind not in table.column_names]
+        require(
+            not missing,
+            f"{self.data} has no column {' or '.join(missing)}, only {', '.join(table.column_names)}; rename them to "
+            f"{', '.join(self.kinds)}.",
+        )
+        self.table = table
+        return list(range(len(table)))
 
     def episode(self, k: int) -> list[Example]:
         """`task.groups` different pairs, drawn at random."""
@@ -130,34 +153,45 @@ class PairExamples:
 
         from tokenization.image_processing_toto import resize_and_crop
 
-        *images, label = self.pairs[number]
-        pictures = [Image.open(file).convert("RGB") for file in images]
-        truth = read_label(label, self.task)
+        pair = self.pairs[number]
+        if isinstance(pair, tuple):
+            *images, label = pair
+            name, found = str(label), _file_numbers(label, self.task)
+            pictures = [Image.open(file) for file in images]
+        else:
+            row = self.table[pair]
+            name, found = f"row {pair} of {self.data}", np.asarray(row["label"], np.float32)
+            pictures = [row[kind] for kind in self.kinds[:-1]]
+        truth = label_numbers(found, self.task, name)
         width, height = pictures[0].size
         require(
             truth.shape[1:] == (height, width),
-            f"{label} has {truth.shape[2]} x {truth.shape[1]} numbers, but {images[0]} {width} x {height} pixels.",
+            f"The label {name} has {truth.shape[2]} x {truth.shape[1]} numbers, but its image {width} x {height} "
+            "pixels.",
         )
-        shown = np.stack([np.asarray(resize_and_crop(picture, self.resolution)) for picture in pictures])
+        shown = np.stack([resize_and_crop(picture.convert("RGB"), self.resolution) for picture in pictures])
         truth = resized(truth, self.resolution)
         if self.task.name == "flow":
             truth = truth * (self.resolution / min(width, height))
-        return Example(shown, truth, images[0].name)
+        return Example(shown, truth, name)
 
 
-def read_label(file: Path, task: Task) -> np.ndarray:
-    """The numbers of a label file, float32 (labels, H, W), nan where unknown. Raises ValueError for another shape."""
+def _file_numbers(file: Path, task: Task) -> np.ndarray:
+    """The numbers of a label file. Raises ValueError for a picture of flow."""
     from PIL import Image
 
     if file.suffix == ".npy":
-        found = np.load(file, allow_pickle=False).astype(np.float32)
-    else:
-        require(task.name != "flow", f"{file} is a picture; give flow as an array (.npy) of height x width x 2 pixels.")
-        found = np.asarray(Image.open(file)).astype(np.float32)
+        return np.load(file, allow_pickle=False).astype(np.float32)
+    require(task.name != "flow", f"{file} is a picture; give flow as an array (.npy) of height x width x 2 pixels.")
+    return np.asarray(Image.open(file)).astype(np.float32)
+
+
+def label_numbers(found: np.ndarray, task: Task, name: str) -> np.ndarray:
+    """Numbers (H, W) or (H, W, labels) -> float32 (labels, H, W), nan where unknown. ValueError for another shape."""
     found = found[None] if found.ndim == 2 else np.moveaxis(found, -1, 0)
     require(
         found.ndim == 3 and len(found) == len(task.labels),
-        f"{file} has the shape {found.shape}; a label of {task.name} has {len(task.labels)} numbers per pixel.",
+        f"The label {name} has the shape {found.shape}; {task.name} has {len(task.labels)} numbers per pixel.",
     )
     found = np.where(np.isfinite(found), found, np.nan)
     return np.where(found > 0, found, np.nan) if task.name == "depth" else found
@@ -181,12 +215,12 @@ def value_range(examples: PairExamples, task: Task) -> tuple[float, float]:
         [examples.read(k).truth.ravel() for k in range(min(100, len(examples.pairs)))], dtype=np.float32
     )
     numbers = numbers[np.isfinite(numbers)]
-    require(len(numbers) > 0, f"The labels in {examples.folder} hold no finite number; check them.")
+    require(len(numbers) > 0, f"The labels in {examples.data} hold no finite number; check them.")
     if task.name == "segmentation":
         return 0.0, float(numbers.max())
     if task.name == "flow":
         most = float(np.percentile(np.abs(numbers), 99)) or 1.0
         return -most, most
     low, high = (float(each) for each in np.percentile(numbers, [1, 99]))
-    require(low < high, f"The labels in {examples.folder} all have the value {low}; check them.")
+    require(low < high, f"The labels in {examples.data} all have the value {low}; check them.")
     return low, high
