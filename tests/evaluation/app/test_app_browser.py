@@ -17,7 +17,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[3]
-ROLES = {"button", "slider", "textbox", "spinbutton", "combobox", "radio", "tab", "checkbox", "image"}
+ROLES = {
+    "button",
+    "slider",
+    "textbox",
+    "spinbutton",
+    "combobox",
+    "radio",
+    "tab",
+    "checkbox",
+}  # alternative texts of pictures: test_app.py
 
 
 @pytest.fixture(scope="module")
