@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[3]
+# Not pictures, whose alternative texts test_app.py checks: icons have none.
 ROLES = {
     "button",
     "slider",
@@ -26,7 +27,7 @@ ROLES = {
     "radio",
     "tab",
     "checkbox",
-}  # alternative texts of pictures: test_app.py
+}
 
 
 @pytest.fixture(scope="module")
