@@ -171,6 +171,8 @@ def test_the_command(tiny, tmp_path, capsys):
     world = open_world("cups:max_cups=2", "test", num_frames=FRAMES)
     assert result.cell == [world.clip(index)["cell"] for index in range(24)]
     assert result.stratum == [world.clip(index)["stratum"] for index in range(24)]
+    last_seen = [world.clip(index)["last_seen"] for index in range(24)]
+    assert result.predictors["last_seen"].predicted == last_seen
     assert result.clips == {"train": 40, "validation": 8, "test": 24} and result.num_frames == FRAMES
     assert result.command.startswith("toto permanence cups --model ")
     for each in result.predictors.values():
