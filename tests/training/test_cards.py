@@ -30,7 +30,7 @@ SHARDS = {
     "cluttered": (700, 1433600, "video", "toyworld:cluttered"),
     "simple": (600, 1228800, "video", "toyworld"),
     "film": (700, 1433600, "video", "toyworld:film"),
-    "rows_long": (24000, 24576000, "video", "toyworld:motion:max_objects=5", MOTION_TOKENIZER),
+    "rows_last": (20000, 20480000, "video", "toyworld:motion:max_objects=5", MOTION_TOKENIZER),
 }
 
 
@@ -140,7 +140,7 @@ def test_a_model_that_ships_has_the_card_of_its_files(name, files, tmp_path):
     for source in recipe["sources"]:
         source["data"] = write_manifest(tmp_path / source["data"], *SHARDS[source["data"]])
     if not recipe["sources"]:  # its shards are a folder of the machine, which the card does not name
-        recipe["shards"] = write_manifest(tmp_path / "rows_long", *SHARDS["rows_long"])
+        recipe["shards"] = write_manifest(tmp_path / "rows_last", *SHARDS["rows_last"])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     results = [json.loads((folder / f"{file}.json").read_text()) for file in files]
     card = model_card(folder, metrics=rows[-1], recipe=recipe, results=results, repo_id=f"checkpoints/{name}")
@@ -148,3 +148,9 @@ def test_a_model_that_ships_has_the_card_of_its_files(name, files, tmp_path):
     (by_hand,) = start.findall(committed)
     assert len(start.findall(card)) == 1
     assert_card(start.sub(lambda _: by_hand, card), "README", folder)
+
+
+def test_continuations_of_other_data_have_no_row_in_a_card():
+    result = json.loads((SHIPPED.parent / "docs" / "studies" / "nano_horizons.json").read_text())
+    with pytest.raises(ValueError, match="The continuations of toyworld have no masks and events"):
+        model_card(SHIPPED / "toto-nano", results=[result])

@@ -44,7 +44,7 @@ def model_card(
         repo_id: repository in the example; by default the folder's name.
     Raises:
         FileNotFoundError: if the folder holds no model, or no processor.
-        ValueError: if a result was written by neither.
+        ValueError: if a result was written by neither, or is of continuations of other data than toyworld:motion.
     """
     from huggingface_hub import ModelCardData
 
@@ -219,6 +219,11 @@ WAYS = {
 
 def _continued_facts(result: dict) -> dict:
     """A result of `toto generate --score` as a table: a row for each way of continuing, percentages with intervals."""
+    if "returned" not in result["scores"]["greedy"]:
+        raise ValueError(
+            f"The continuations of {result['dataset']} have no masks and events; a card shows those of toyworld:motion, "
+            "so leave this result out."
+        )
     last = result["num_frames"] - 1
 
     def percent(mean, interval) -> str:
