@@ -221,8 +221,8 @@ def _continued_facts(result: dict) -> dict:
     """A result of `toto generate --score` as a table: a row for each way of continuing, percentages with intervals."""
     if "returned" not in result["scores"]["greedy"]:
         raise ValueError(
-            f"The continuations of {result['dataset']} have no masks and events; a card shows those of toyworld:motion, "
-            "so leave this result out."
+            f"The continuations of {result['dataset']} have no masks and events; a card shows those of "
+            "toyworld:motion, so leave this result out."
         )
     last = result["num_frames"] - 1
 
