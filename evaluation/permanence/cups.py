@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evaluation.backbones.extraction import ClipSet, Job
     from evaluation.heads.selection import Chosen
     from evaluation.permanence.cups_results import CupsResult, Predictor, StratumScore
+    from evaluation.permanence.pointing import Pointed
 
 ALL = "all"  # of the strata
 PARTS = ("train", "validation", "test")
@@ -80,7 +81,7 @@ def run_cups(args: CupsArgs, command: str) -> CupsResult:
     frames = args.num_frames or backbone.num_frames
     backbone = LastFrame(backbone) if args.tokens == "last" else backbone
 
-    trained: dict[str, tuple[Chosen, np.ndarray]] = {}
+    trained: dict[str, Chosen | Pointed] = {}
     with cache_folder(args.feature_cache) as cache:
         for names, change in ways_of_showing(args.seed):
             jobs = jobs_of(names, args, backbone, layers)
@@ -142,19 +143,24 @@ def read(part: str, args: CupsArgs, frames: int, resolution: int, jobs, change, 
     return extract(source, part, jobs, cache / key, change=change, batch_size=args.batch_size)
 
 
-def train(name: str, index: int, args: CupsArgs, splits: list[ClipSet]) -> tuple[Chosen, np.ndarray]:
-    """(the heads of one predictor, class numbers (N,)): trained on the first split and chosen on the second one."""
+def train(name: str, index: int, args: CupsArgs, splits: list[ClipSet]) -> Chosen | Pointed:
+    """The heads of one predictor, trained on the first split and chosen on the second one."""
     import torch
 
     from evaluation.probe.fit import HeadSettings, LabelledFeatures, train_heads
     from tokenization.toyworld.cups import CELLS
 
+    print(f"{name}: {READS[name]}", flush=True)
+    if args.head == "pointing":
+        from evaluation.permanence.pointing import point
+
+        # one group of layers, since those of a Toto are all of one width
+        return point([each.features[index][0] for each in splits], [torch.from_numpy(s.labels["cell"]) for s in splits])
     labels = [torch.from_numpy(split.labels["cell"])[:, None] for split in splits]
     # every test clip is an item of its own, so that the probabilities of the cells are kept
     items = torch.arange(len(splits[2]))
     data = LabelledFeatures([split.features[index] for split in splits], labels, [CELLS**2], items)
     state = Path(args.output).with_suffix(".partial") / name
-    print(f"{name}: {READS[name]}", flush=True)
     return train_heads(data, [args.head], HeadSettings(args.epochs, seed=args.seed), state, progress=True)[args.head]
 
 

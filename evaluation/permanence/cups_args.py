@@ -24,7 +24,11 @@ class CupsArgs:
     max_test: int = option(500, "clips to score")
     num_frames: int | None = option(None, "frames per clip (default: the model's)")
     layers: list[str] = option(["all"], "all, or layer numbers; 0 = embeddings")
-    head: str = option("attention", "attention, cross_attention_mlp or linear (of the mean token)")
+    head: str = option(
+        "pointing",
+        "pointing (one direction of feature space, the same for all cells), attention, cross_attention_mlp or linear "
+        "(of the mean token)",
+    )
     tokens: str = option(
         "last",
         "which tokens the head reads: last, those of the last frame, which in a causal model follow all others; or "
@@ -48,8 +52,13 @@ class CupsArgs:
             self.dataset.split(":")[:2] == ["toyworld", "cups"],
             f"--dataset is '{self.dataset}'; only toyworld:cups has the strata that are compared.",
         )
-        require_choice(self, "head", ("attention", "cross_attention_mlp", "linear"))
+        require_choice(self, "head", ("pointing", "attention", "cross_attention_mlp", "linear"))
         require_choice(self, "tokens", ("last", "all"))
+        require(
+            self.head != "pointing" or (self.tokens == "last" and self.max_tokens >= 64),
+            "--head pointing reads the 64 tokens of the last frame; leave --tokens last and --max_tokens 64, or choose "
+            "--head attention.",
+        )
         counts = ("max_train", "max_validation", "max_test", "num_frames", "max_tokens", "epochs", "batch_size")
         require_positive(self, *counts)
         require(

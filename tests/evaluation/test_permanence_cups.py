@@ -183,7 +183,22 @@ def test_the_command(tiny, tmp_path, capsys):
     # the same command again reads the features that are kept, and gives the same numbers
     main(["cups", "--model", tiny, "--output", str(file), *flags])
     assert json.loads(file.read_text()) == content
-    main(["cups", "--model", tiny, "--output", str(tmp_path / "all.json"), *flags, "--tokens", "all", "--layers", "1"])
+    main(
+        [
+            "cups",
+            "--model",
+            tiny,
+            "--output",
+            str(tmp_path / "all.json"),
+            *flags,
+            "--tokens",
+            "all",
+            "--head",
+            "attention",
+            "--layers",
+            "1",
+        ]
+    )
     other = CupsResult.from_json(json.loads((tmp_path / "all.json").read_text()))
     assert other.tokens == "all" and [row.layer for row in other.predictors["model"].layers] == [1]
 
@@ -195,7 +210,8 @@ def test_the_command(tiny, tmp_path, capsys):
         ({"output": "out.txt"}, "ends in .json"),
         ({"dataset": "toyworld:motion"}, "only toyworld:cups"),
         ({"tokens": "first"}, "must be one of last, all"),
-        ({"head": "knn"}, "must be one of attention"),
+        ({"head": "knn"}, "must be one of pointing"),
+        ({"tokens": "all"}, "--head pointing reads the 64 tokens of the last frame"),
         ({"max_test": 0}, "--max_test is 0"),
         ({"layers": ["deep"]}, "takes all or layer numbers"),
     ],
