@@ -330,7 +330,7 @@ class TotoDecoderLayer(LlamaDecoderLayer):
             return False
         linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         linears += (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        parts = (*linears, attention, mlp, self.input_layernorm, self.post_attention_layernorm)
+        parts = (*linears, mlp, self.input_layernorm, self.post_attention_layernorm)
         plain = all(
             type(p) is nn.Linear and type(p.weight) is nn.Parameter and p.weight.dtype in PIECE for p in linears
         )

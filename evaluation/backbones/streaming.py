@@ -98,7 +98,7 @@ class StreamingFeatures:
         self.codes = self.codes[self.drop_frames :]
         for layer in self.cache.layers[: self.layer]:
             if self.recompute or not self.codes:
-                layer.clear()
+                layer.crop(0)
             else:
                 layer.drop(self.drop_frames * config.tokens_per_frame, self.backbone.model.rotary_emb.inv_freq)
 

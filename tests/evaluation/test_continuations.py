@@ -116,7 +116,7 @@ def test_the_truth_itself_scores_one(rules, times):
     _, examiner = make(rules, 16)
     truth = examiner.truth
     frames = truth.drawn("video").repeat(times, 2).repeat(times, 3)
-    values = examiner.values(Drawn(frames, examiner.codes))
+    values = examiner.values(Drawn(frames, examiner.drawn_codes))
     scores = examiner.scores(values, values)
     for name in ("iou", "identity", "place", "codes", "object_codes", "changed_codes", "ssim"):
         curve = getattr(scores, name)
