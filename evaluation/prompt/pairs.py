@@ -163,6 +163,8 @@ def score_pairs(
         mean = np.stack([each.mean for each in queries])
         values["mean_map"] = measure(mean, truth, task)
         frames["mean_map"] = np.stack([colours.paint(each) for colours, each in zip(codings, mean, strict=True)])
+    background = task.colour_values(3)[0]  # the farthest depth, no motion, no class
+    values["background"] = measure(np.full_like(truth, background), truth, task)
     scores = []
     for k, query in enumerate(queries):
         known, clipped = shares(query.group[-1].truth, coding)

@@ -16,6 +16,8 @@ WAYS = {
     "untuned": "untuned model",
     "mean_map": "mean map",
 }
+# of single pairs: few pixels may be anything else, so that drawing nothing looks good
+PAIR_WAYS = WAYS | {"background": "background everywhere"}
 
 
 @dataclass(frozen=True, kw_only=True)

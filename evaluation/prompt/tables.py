@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.prompt.measures import MEASURES, PAIR_MEASURES, PERCENT, TITLES
-from evaluation.prompt.results import WAYS, PairScore, PairsResult, PromptResult, WayScore
+from evaluation.prompt.results import PAIR_WAYS, WAYS, PairScore, PairsResult, PromptResult, WayScore
 
 
 def table(result: PromptResult) -> str:
@@ -48,9 +48,9 @@ def mark(score: WayScore, key: str) -> str:
 def pairs_table(result: PairsResult) -> str:
     """A row per pair: what is known and clipped, then every way's measures, separated by slashes."""
     keys = [*PAIR_MEASURES[result.task], "nats"]
-    ways = [way for way in WAYS if any(way in each for each in result.pairs[0].scores.values())]
+    ways = [way for way in PAIR_WAYS if any(way in each for each in result.pairs[0].scores.values())]
     heads = [f"{result.task}: {' / '.join(TITLES[key] for key in keys)}", "known, %", "clipped, %"]
-    rows = ["| " + " | ".join([*heads, *(WAYS[way] for way in ways)]) + " |"]
+    rows = ["| " + " | ".join([*heads, *(PAIR_WAYS[way] for way in ways)]) + " |"]
     rows.append("|" + "---|" * (len(heads) + len(ways)))
     for pair in result.pairs:
         cells = [pair.pair, f"{100 * pair.known:.1f}", f"{100 * pair.clipped:.1f}"]

@@ -129,11 +129,12 @@ def test_score_writes_a_row_per_pair_and_judges_known_pixels_only(tuned, process
     assert [each.known for each in result.pairs] == [0.75, 1, 1, 1, 1]
     assert [each.clipped for each in result.pairs] == [0, 0, 0, 0, 1]
     first, last = result.pairs[0].scores, result.pairs[4].scores
-    assert set(first["absrel"]) == {"ceiling", "tuned", "wrong_examples", "untuned", "mean_map"}
+    assert set(first["absrel"]) == {"ceiling", "tuned", "wrong_examples", "untuned", "mean_map", "background"}
     # The others of the first are 2, 3, 4 and 6 (9, clipped); of the last, 1 (unknown in a quarter), 2, 3 and 4.
     assert first["absrel"]["mean_map"] == pytest.approx(2.75) and first["delta1"]["mean_map"] == 0
     assert last["absrel"]["mean_map"] == pytest.approx(0.75 * 3.5 / 6 + 0.25 * 3 / 6)
     assert last["absrel"]["ceiling"] < 0.05
+    assert first["absrel"]["background"] == 5 and last["absrel"]["background"] == 0  # 6 m
     assert first["nats"]["untuned"] == first["nats"]["tuned"]
     assert first["nats"]["wrong_examples"] != first["nats"]["tuned"]
 
@@ -149,7 +150,7 @@ def test_score_writes_a_row_per_pair_and_judges_known_pixels_only(tuned, process
     assert len(lines) == 7 and [line.split(" | ")[0] for line in lines[2:]] == [f"| pair{k}" for k in range(5)]
     assert lines[0].startswith("| depth: AbsRel / delta 1, % / nats per label token | known, % | clipped, % |")
     assert lines[6].split(" | ")[2] == "100.0" and lines[2].split(" | ")[1] == "75.0"
-    assert lines[2].endswith("| 2.750 / 0.0 |")
+    assert lines[2].endswith("| 2.750 / 0.0 | 5.000 / 0.0 |")
     text = capsys.readouterr().out
     assert pairs_table(result) in text and f"examples: {data}" in text
     assert Image.open(output.with_suffix(".png")).width > 500
@@ -166,6 +167,7 @@ def test_a_pair_without_a_wholly_known_token_has_no_likelihood(tuned, tmp_path):
     assert (first.known, first.clipped, first.examples) == (1 / 64, 1, ["pair1"])
     assert set(first.scores["nats"]) == {"tuned"} and first.scores["nats"]["tuned"] is None
     assert first.scores["epe"]["mean_map"] == pytest.approx(np.hypot(16, 3))  # 20 is clipped to 16
+    assert first.scores["epe"]["background"] == first.scores["epe"]["mean_map"]
     assert pairs_table(result).splitlines()[2].split(" | ")[4].endswith(" / -")
 
 
