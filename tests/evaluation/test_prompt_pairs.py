@@ -198,3 +198,13 @@ def test_mistakes_in_a_folder_are_sentences(tuned, tmp_path):
     with pytest.raises(ValueError, match="holds 0 pairs"):
         score("depth", tmp_path / "empty")
     assert not (tmp_path / "x.json").exists()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "prompting.md"
+
+
+@pytest.mark.parametrize("file", sorted(PAGE.parent.glob("studies/prompt/pairs_*.json")), ids=lambda file: file.stem)
+def test_the_page_has_the_tables_of_its_result_files(file):
+    result = PairsResult.from_json(json.loads(file.read_text()))
+    assert file.stem == f"pairs_{result.task}" and result.untuned
+    assert pairs_table(result) in PAGE.read_text()
