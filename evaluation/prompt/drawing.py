@@ -56,15 +56,21 @@ def draw(model, codes: np.ndarray, task: Task, prompt_id: int, batch_size: int, 
     return torch.cat(found).numpy()
 
 
-@torch.no_grad()
 def nats(model, codes: np.ndarray, task: Task, prompt_id: int, batch_size: int) -> np.ndarray:
     """Mean negative log-likelihood of the last group's label tokens, each after the true ones before it: (N,) nats."""
+    return token_nats(model, codes, task, prompt_id, batch_size).mean((1, 2, 3))
+
+
+@torch.no_grad()
+def token_nats(model, codes: np.ndarray, task: Task, prompt_id: int, batch_size: int) -> np.ndarray:
+    """Negative log-likelihood of each of the last group's label tokens: (N, labels, h, w) nats."""
     rows, found = prompted_rows(codes, prompt_id, end=False), []
-    labels = len(task.labels) * codes.shape[2] * codes.shape[3]
+    shape = (len(task.labels), *codes.shape[2:])
+    labels = int(np.prod(shape))
     for batch in rows.split(batch_size):
         ids = batch.to(model.device)
-        found.append(model(input_ids=ids, labels=ids, skip_logits=True).token_losses[:, -labels:].mean(1).cpu())
-    return torch.cat(found).double().numpy()
+        found.append(model(input_ids=ids, labels=ids, skip_logits=True).token_losses[:, -labels:].cpu())
+    return torch.cat(found).double().numpy().reshape(-1, *shape)
 
 
 def encoded(processor, frames: np.ndarray) -> np.ndarray:

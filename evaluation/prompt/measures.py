@@ -12,6 +12,8 @@ MEASURES = {
     "flow": {"epe": False, "epe_moving": False, "nats": False},
     "segmentation": {"miou": True, "miou_held_out": True, "nats": False},
 }
+# of single pairs (and nats): none that needs the embedded world's floor, still objects or hues
+PAIR_MEASURES = {"depth": ("absrel", "delta1"), "flow": ("epe",), "segmentation": ("miou",)}
 TITLES = {
     "absrel": "AbsRel",
     "delta1": "delta 1, %",

@@ -16,6 +16,8 @@ WAYS = {
     "untuned": "untuned model",
     "mean_map": "mean map",
 }
+# of single pairs: few pixels may be anything else, so that drawing nothing looks good
+PAIR_WAYS = WAYS | {"background": "background everywhere"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,4 +75,53 @@ class PromptResult(Record):
     seeds: dict[str, int]
     seconds: float
     tasks: dict[str, TaskScores]
+    versions: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairScore(Record):
+    """A pair of a folder.
+
+    Fields:
+        examples: names of the examples before it, in order.
+        known: share of the pixels of its square whose truth is known; nothing else is judged.
+        clipped: share of the known pixels whose truth is outside of the model's range, and was clipped to it.
+        scores: measure -> way -> number; None where nothing could be judged.
+    """
+
+    pair: str
+    examples: list[str]
+    known: float
+    clipped: float
+    scores: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsResult(Record):
+    """The file that `toto prompt score --data` writes: no mean over pairs, since a handful supports none.
+
+    Fields:
+        model, scratch, untuned, steps, tokenizer, seconds: as of `PromptResult`.
+        data: the folder. examples_from: the same folder, or the scenes that are the examples of all pairs.
+        low, high, unit, levels: range of the numbers that the model draws, and how many it has colours for.
+        side: of the square that a pair is resized and cropped to, in pixels; flow is in its pixels.
+    """
+
+    command: str
+    model: str
+    scratch: str | None
+    untuned: str | None
+    steps: int | None
+    tokenizer: str
+    data: str
+    examples_from: str
+    task: str
+    low: float
+    high: float
+    unit: str
+    levels: int
+    side: int
+    seed: int
+    seconds: float
+    pairs: list[PairScore]
     versions: dict

@@ -23,7 +23,8 @@ DESCRIPTION = (
     "against the exact truth: AbsRel and delta 1 of depth, end-point error of flow, mIoU of masks, and the likelihood "
     "of the true label tokens. Controls on the same items: the true label through the tokenizer (ceiling), the mean "
     "map, the same steps from scratch, the untuned model, another task's prompt id, another task's prompt (its id and "
-    "its labels of the examples), and examples with wrong labels."
+    "its labels of the examples), and examples with wrong labels. With --data, the pairs of a folder one by one, each "
+    "after examples from the others: a row per pair, and no mean."
 )
 MEAN_SEED, MEAN_ROWS = 7, 128  # training episodes whose labels make the mean map
 
@@ -34,10 +35,13 @@ class PromptScoreArgs:
     task: str = option("all", "depth, flow, segmentation, or all that the model was tuned on")
     scratch: str | None = option(None, "control: a model of toto prompt train --from_scratch")
     untuned: str | None = option(None, "control: the model before the tuning (default: from the run's recipe)")
-    split: str = option("test", "validation or test")
-    items: int = option(96, "held-out episodes per task; no two share a scene")
+    data: str | None = option(
+        None, "folder of pairs of one task, as of toto prompt train --data, instead of scenes of toyworld:motion"
+    )
+    split: str = option("test", "validation or test; not of --data")
+    items: int = option(96, "held-out episodes per task; no two share a scene; of --data it is every pair")
     batch_size: int = option(32, "rows drawn at a time")
-    sheet: int = option(3, "episodes of each task in the picture next to --output; 0 draws none")
+    sheet: int = option(3, "episodes (or pairs) of each task in the picture next to --output; 0 draws none")
     seed: int = option(0, "seed of the scenes and of the colours of classes")
     output: str | None = option(None, "result file to write (.json); a sheet (.png) is written next to it")
 
@@ -49,6 +53,10 @@ class PromptScoreArgs:
         )
         require_choice(self, "task", (*TASKS, "all"))
         require_choice(self, "split", ("validation", "test"))
+        require(
+            self.data is None or self.task != "all",
+            f"--data {self.data} holds the labels of one task; name it with --task {', '.join(TASKS)}.",
+        )
         require_positive(self, "items", "batch_size")
         require(self.items >= 2, "--items is 1; an interval needs at least 2.")
 
@@ -59,8 +67,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.prompt.drawing import load
     from evaluation.prompt.figures import sheet
-    from evaluation.prompt.results import PromptResult
-    from evaluation.prompt.tables import table
+    from evaluation.prompt.pairs import score_pairs
+    from evaluation.prompt.results import PairsResult, PromptResult
+    from evaluation.prompt.tables import pairs_table, table
     from evaluation.results import command_line
     from tokenization.files import write_json, write_whole
     from training.engine.device import versions
@@ -79,28 +88,52 @@ def main(argv: list[str] | None = None) -> None:
         if name is not None:
             models[way] = load(name)
             check_same(models["tuned"], models[way], name)
-    began, tasks, shown = time.perf_counter(), {}, {}
-    for name in names:
-        tasks[name], shown[name] = score_task(name, args, prompting, models)
-    result = PromptResult(
-        command=command_line("prompt", ["score", *argv]),
-        model=args.model,
-        scratch=args.scratch,
-        untuned=untuned,
-        steps=steps_of(args.model),
-        tokenizer=models["tuned"].processor.fingerprint,
-        dataset="toyworld:motion",
-        split=args.split,
-        items=args.items,
-        held_out_hues=list(prompting.held_out_hues),
-        seeds={"scenes": args.seed, "mean_map": MEAN_SEED},
-        seconds=time.perf_counter() - began,
-        tasks=tasks,
-        versions=versions(),
-    )
+    processor, began = models["tuned"].processor, time.perf_counter()
+    common = {
+        "command": command_line("prompt", ["score", *argv]),
+        "model": args.model,
+        "scratch": args.scratch,
+        "untuned": untuned,
+        "steps": steps_of(args.model),
+        "tokenizer": processor.fingerprint,
+        "versions": versions(),
+    }
+    if args.data is not None:
+        task, coding = prompting.tasks[args.task], prompting.codings[args.task]
+        pairs, source, shown = score_pairs(args.task, args.data, args.seed, args.batch_size, prompting, models)
+        result = PairsResult(
+            **common,
+            data=args.data,
+            examples_from=source,
+            task=args.task,
+            low=task.low,
+            high=task.high,
+            unit=task.unit,
+            levels=len(coding.values),
+            side=processor.resolution,
+            seed=args.seed,
+            seconds=time.perf_counter() - began,
+            pairs=pairs,
+        )
+        text = f"{pairs_table(result)}\nexamples: {source}"
+    else:
+        tasks, shown = {}, {}
+        for name in names:
+            tasks[name], shown[name] = score_task(name, args, prompting, models)
+        result = PromptResult(
+            **common,
+            dataset="toyworld:motion",
+            split=args.split,
+            items=args.items,
+            held_out_hues=list(prompting.held_out_hues),
+            seeds={"scenes": args.seed, "mean_map": MEAN_SEED},
+            seconds=time.perf_counter() - began,
+            tasks=tasks,
+        )
+        text = table(result)
     output = Path(args.output)
     write_json(output, result.to_json())
-    print(f"{table(result)}\nwrote {output}")
+    print(f"{text}\nwrote {output}")
     if args.sheet:
         picture = sheet(shown, args.sheet)
         write_whole(place := output.with_suffix(".png"), lambda file: picture.save(file, format="PNG"))

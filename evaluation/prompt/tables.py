@@ -1,9 +1,9 @@
-"""The table of `toto prompt score`, as Markdown."""
+"""The tables of `toto prompt score`, as Markdown."""
 
 from __future__ import annotations
 
-from evaluation.prompt.measures import MEASURES, PERCENT, TITLES
-from evaluation.prompt.results import WAYS, PromptResult, WayScore
+from evaluation.prompt.measures import MEASURES, PAIR_MEASURES, PERCENT, TITLES
+from evaluation.prompt.results import PAIR_WAYS, WAYS, PairScore, PairsResult, PromptResult, WayScore
 
 
 def table(result: PromptResult) -> str:
@@ -43,3 +43,26 @@ def mark(score: WayScore, key: str) -> str:
     if low <= 0 <= high:
         return ""
     return " *" if (low > 0) == more else " -"
+
+
+def pairs_table(result: PairsResult) -> str:
+    """A row per pair: what is known and clipped, then every way's measures, separated by slashes."""
+    keys = [*PAIR_MEASURES[result.task], "nats"]
+    ways = [way for way in PAIR_WAYS if any(way in each for each in result.pairs[0].scores.values())]
+    heads = [f"{result.task}: {' / '.join(TITLES[key] for key in keys)}", "known, %", "clipped, %"]
+    rows = ["| " + " | ".join([*heads, *(PAIR_WAYS[way] for way in ways)]) + " |"]
+    rows.append("|" + "---|" * (len(heads) + len(ways)))
+    for pair in result.pairs:
+        cells = [pair.pair, f"{100 * pair.known:.1f}", f"{100 * pair.clipped:.1f}"]
+        rows.append("| " + " | ".join([*cells, *(_pair_cell(pair, way, keys) for way in ways)]) + " |")
+    return "\n".join(rows)
+
+
+def _pair_cell(pair: PairScore, way: str, keys: list[str]) -> str:
+    """The measures of a way; a way that has no likelihood shows none, and "-" is one that cannot be judged."""
+    found = [(key, pair.scores[key][way]) for key in keys if way in pair.scores[key]]
+    return " / ".join("-" if value is None else _number(value, key) for key, value in found)
+
+
+def _number(value: float, key: str) -> str:
+    return f"{100 * value:.1f}" if key in PERCENT else f"{value:.3f}"
