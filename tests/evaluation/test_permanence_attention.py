@@ -172,6 +172,7 @@ def test_the_command(tiny, tmp_path, capsys):
     output = tmp_path / "out" / "a.json"
     main(["--model", str(tiny), "--num_occlusions", "4", "--num_heads", "2", "--output", str(output)])
     result = AttentionResult.from_json(json.loads(output.read_text()))
+    assert result.command.startswith("toto permanence attention --model ")
     assert result.occlusions == 4 and result.chosen_on == 2 and len(result.chosen) == 2
     assert np.array(result.looks["sighting"]).shape == (3, 4)
     assert result.costs["open"].rise.mean == 0 and set(result.costs) == {"open", *blocking.TESTS}
