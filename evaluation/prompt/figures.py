@@ -13,7 +13,7 @@ TITLES = {
     "tuned": "tuned",
     "wrong_examples": "wrong ex",
     "swapped": "other id",
-    "swapped_prompt": "other prompt",
+    "swapped_prompt": "other task",
     "scratch": "scratch",
     "untuned": "untuned",
     "mean_map": "mean map",
