@@ -89,7 +89,7 @@ def best_label(probe: Probe) -> str | None:
     if verdict(best.versus[who].ci95) == "above":
         return (
             f"Of the labels read from the frozen features of {probe.name}, {label} leads most: {numbers}, where the "
-            f"best floor, {rival}, gets {100 * floor.accuracy:.1f} %."
+            f"best measured floor, {rival}, gets {100 * floor.accuracy:.1f} %."
         )
     return (
         f"No label read from the frozen features of {probe.name} is above all its floors; {label} comes closest: "
