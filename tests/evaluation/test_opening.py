@@ -62,7 +62,10 @@ def test_the_first_screen_is_the_clip_and_what_was_learnt(folder, result):
     with Image.open(io.BytesIO(base64.b64decode(shown[9].partition('"')[0]))) as last:
         assert last.convert("RGB").getpixel((64, 64)) == tuple(result["generated"][0, 4, 0, 0])
     assert "toto-motion was given the first 2 frames of a clip and drew the next 3." in first
-    assert "of nano, digit leads most: 62.0 % right at layer 6, where the best measured floor, raw pixels, gets 35.0 %." in first
+    assert (
+        "of nano, digit leads most: 62.0 % right at layer 6, where the best measured floor, raw pixels, gets 35.0 %."
+        in first
+    )
     assert "2 of 4 comparisons hold, 2 fail." in first
 
 
