@@ -16,7 +16,7 @@ import numpy as np
 
 from tokenization.toyworld import items, motion, sprites
 from tokenization.toyworld.cups_rules import CupsRules
-from tokenization.toyworld.world import EndlessClips
+from tokenization.toyworld.world import RuledClips
 
 CELLS = 6  # along a side
 STRATA = ("visible", "occluded", "contained", "contained and moved")
@@ -46,7 +46,7 @@ class _Scene:
     covered: np.ndarray | None
 
 
-class CupsWorld(EndlessClips):
+class CupsWorld(RuledClips):
     """An endless stream of clips of `toyworld:cups`; `clip(i)` returns the i-th one.
 
     Args:
@@ -72,28 +72,12 @@ class CupsWorld(EndlessClips):
             `clip_id` and `index`.
     """
 
+    variant, kind = "cups", CupsRules
     label_names = {
         "cell": [f"{cell % CELLS},{cell // CELLS}" for cell in range(CELLS**2)],
         "stratum": list(STRATA),
         "cups": [str(n + 1) for n in range(len(sprites.HUES) - 1)],
     }
-
-    def __init__(
-        self,
-        split: str = "train",
-        rules: CupsRules | None = None,
-        seed: int = 0,
-        resolution: int = motion.SIDE,
-        num_frames: int = 16,
-    ):
-        items.check_split(split)
-        if resolution % motion.SIDE or resolution < motion.SIDE or num_frames < 1:
-            raise ValueError(
-                f"resolution is {resolution} and num_frames is {num_frames}; toyworld:cups needs a multiple of "
-                f"{motion.SIDE} pixels and at least 1 frame."
-            )
-        self.split, self.rules, self.seed = split, rules or CupsRules(), seed
-        self.resolution, self.num_frames = resolution, num_frames
 
     def clip(self, index: int) -> dict:
         """The clip with this index, as described above."""

@@ -15,9 +15,8 @@ import numpy as np
 
 from tokenization.toyworld import items, sprites
 from tokenization.toyworld.motion_rules import MotionRules
-from tokenization.toyworld.world import MOTIONS, EndlessClips
+from tokenization.toyworld.world import MOTIONS, SIDE, RuledClips
 
-SIDE = 64  # pixels of a frame
 TOKEN = 8
 HALF = TOKEN // 2  # positions and speeds count half tokens
 ROOM = SIDE // HALF
@@ -59,7 +58,7 @@ class _Scene:
     stone: np.ndarray
 
 
-class MotionWorld(EndlessClips):
+class MotionWorld(RuledClips):
     """An endless stream of clips of `toyworld:motion`; `clip(i)` returns the i-th one.
 
     Args:
@@ -88,28 +87,12 @@ class MotionWorld(EndlessClips):
     Since N differs between clips, a DataLoader needs `batch_size=None`, or as many `min_objects` as `max_objects`.
     """
 
+    variant, kind = "motion", MotionRules
     label_names = {
         "objects": [str(n + 1) for n in range(len(sprites.HUES))],
         "occluder": list(OCCLUDERS),
         "motion": [*MOTIONS, "rest"],
     }
-
-    def __init__(
-        self,
-        split: str = "train",
-        rules: MotionRules | None = None,
-        seed: int = 0,
-        resolution: int = SIDE,
-        num_frames: int = 16,
-    ):
-        items.check_split(split)
-        if resolution % SIDE or resolution < SIDE or num_frames < 1:
-            raise ValueError(
-                f"resolution is {resolution} and num_frames is {num_frames}; toyworld:motion needs a multiple of "
-                f"{SIDE} pixels and at least 1 frame."
-            )
-        self.split, self.rules, self.seed = split, rules or MotionRules(), seed
-        self.resolution, self.num_frames = resolution, num_frames
 
     def clip(self, index: int) -> dict:
         """The clip with this index, as described above."""

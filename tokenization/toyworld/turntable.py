@@ -13,7 +13,7 @@ import numpy as np
 from tokenization.toyworld import items, turntable_objects
 from tokenization.toyworld.turntable_objects import CIRCLE, SHADES, SIDE, boxes, owned, palette_of
 from tokenization.toyworld.turntable_rules import TURNS, TurntableRules
-from tokenization.toyworld.world import EndlessClips
+from tokenization.toyworld.world import RuledClips
 
 GRID = 15  # half degrees: all angles are multiples, since 7.5 degrees divide every step
 
@@ -30,7 +30,7 @@ class _Object:
     angles: np.ndarray
 
 
-class TurntableWorld(EndlessClips):
+class TurntableWorld(RuledClips):
     """An endless stream of clips of `toyworld:turntable`; `clip(i)` returns the i-th one.
 
     Args:
@@ -49,24 +49,8 @@ class TurntableWorld(EndlessClips):
     turn); `clip_id` and `index`.
     """
 
+    variant, kind = "turntable", TurntableRules
     label_names = {"direction": ["counterclockwise", "clockwise"], "turn": [str(turn) for turn in TURNS]}
-
-    def __init__(
-        self,
-        split: str = "train",
-        rules: TurntableRules | None = None,
-        seed: int = 0,
-        resolution: int = SIDE,
-        num_frames: int = 16,
-    ):
-        items.check_split(split)
-        if resolution % SIDE or resolution < SIDE or num_frames < 1:
-            raise ValueError(
-                f"resolution is {resolution} and num_frames is {num_frames}; toyworld:turntable needs a multiple of "
-                f"{SIDE} pixels and at least 1 frame."
-            )
-        self.split, self.rules, self.seed = split, rules or TurntableRules(), seed
-        self.resolution, self.num_frames = resolution, num_frames
 
     def clip(self, index: int) -> dict:
         """The clip with this index, as described above."""

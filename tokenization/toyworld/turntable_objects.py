@@ -14,8 +14,8 @@ import numpy as np
 from tokenization.toyworld.items import SPLITS
 from tokenization.toyworld.motion import COLOURS, FLOOR
 from tokenization.toyworld.sprites import HUES, tones
+from tokenization.toyworld.world import SIDE
 
-SIDE = 64  # pixels of a frame, in which all lengths are given
 CIRCLE = 720  # angles count half degrees
 PARTS = ("body", "head", "arm")
 SHADES = 3  # top, lit side, dark side

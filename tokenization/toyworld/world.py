@@ -38,6 +38,7 @@ PALETTE = (
 INKS = ((8, 8, 8), (248, 248, 248))
 # Flow of pixels whose motion is unknown: the film behind the objects of the variant "film".
 UNKNOWN_FLOW = -32768
+SIDE = 64  # pixels of a frame of the worlds under rules
 
 
 class EndlessClips(IterableDataset):
@@ -53,6 +54,29 @@ class EndlessClips(IterableDataset):
     def clip(self, index: int) -> dict:
         """The clip with this index."""
         raise NotImplementedError
+
+
+class RuledClips(EndlessClips):
+    """An endless stream of clips under rules, drawn at SIDE pixels and enlarged by a whole factor.
+
+    A subclass names its `variant`, as behind "toyworld:", and the dataclass of its rules, `kind`.
+
+    Raises:
+        ValueError: an unknown split, a resolution that is no multiple of SIDE, or no frames.
+    """
+
+    variant: str
+    kind: type
+
+    def __init__(self, split: str = "train", rules=None, seed: int = 0, resolution: int = SIDE, num_frames: int = 16):
+        items.check_split(split)
+        if resolution % SIDE or resolution < SIDE or num_frames < 1:
+            raise ValueError(
+                f"resolution is {resolution} and num_frames is {num_frames}; toyworld:{self.variant} needs a multiple "
+                f"of {SIDE} pixels and at least 1 frame."
+            )
+        self.split, self.rules, self.seed = split, rules or self.kind(), seed
+        self.resolution, self.num_frames = resolution, num_frames
 
 
 class ToyWorld(EndlessClips):
