@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.pictures import DRAWN, PROMPT, framed
+from evaluation.visualize.tokens import code_pictures
 
 SIDE = 320  # pixels of a large picture
 SMALL = 96  # pixels of a frame in a film
@@ -20,18 +21,9 @@ def enlarged(picture: np.ndarray, side: int = SIDE) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((side, side), kind))
 
 
-def code_colours(codes: np.ndarray, num_codes: int) -> np.ndarray:
-    """Codes (h, w) as colours, uint8 (h, w, 3): every code has one, and the order of codes means nothing."""
-    number = np.arange(num_codes)
-    hue = (number * 0.618034) % 1  # the golden angle keeps neighbouring numbers apart
-    light = 0.55 + 0.4 * ((number * 0.754878) % 1)
-    table = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return np.rint(255 * light[:, None] * (0.25 + 0.75 * table)).astype(np.uint8)[codes]
-
-
-def code_map(codes: np.ndarray, num_codes: int) -> np.ndarray:
+def code_map(codes: np.ndarray) -> np.ndarray:
     """Codes (h, w) as coloured squares, with their numbers where there is room: uint8 (SIDE, SIDE, 3)."""
-    picture = Image.fromarray(enlarged(code_colours(codes, num_codes)))
+    picture = Image.fromarray(enlarged(code_pictures(codes)))
     cell = SIDE / len(codes)
     if cell >= 30:
         draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=cell / 3)

@@ -56,7 +56,7 @@ def pictures(
     found = [
         drawing.enlarged(true),
         drawing.enlarged(copy),
-        drawing.code_map(clip.codes[frame], codes),
+        drawing.code_map(clip.codes[frame]),
         drawing.enlarged(heat(difference, ERROR_TOP)),
         drawing.enlarged(heat(nats[frame], surprise_top(codes))),
     ]

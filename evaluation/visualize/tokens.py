@@ -20,7 +20,7 @@ DESCRIPTION = (
     "and the error."
 )
 COLUMNS = 8  # most frames that are shown
-GOLDEN = 0.618033988749895  # turns of the colour wheel from one code to the next, so that neighbours differ
+HUE_STEP, LIGHT_STEP = 0.618034, 0.754878  # from one code to the next, of a turn
 TOP = 64.0  # grey levels of error at which the heat's colours end
 TILE = 128  # pixels of a frame's side in the picture
 NUMBERED = 256  # the same where numbers of codes have to be read
@@ -84,16 +84,12 @@ def main(argv: list[str] | None = None) -> None:
 def code_pictures(codes: np.ndarray) -> np.ndarray:
     """Codes (..., h, w) as colours, uint8 (..., h, w, 3): one for each code, always the same.
 
-    Hues turn by the golden ratio from code to code, in three brightnesses. The colour says nothing but which code it
-    is; some of many hundred codes look alike.
+    Hue and brightness turn by irrational steps from code to code, so that neighbouring numbers look different. The
+    colour says nothing but which code it is; some of many hundred codes look alike.
     """
-    import colorsys
-
-    kinds, where = np.unique(codes, return_inverse=True)
-    table = [
-        colorsys.hsv_to_rgb(code * GOLDEN % 1, 0.45 + 0.2 * (code % 3), 0.95 - 0.2 * (code // 3 % 3)) for code in kinds
-    ]
-    return (np.array(table) * 255).round().astype(np.uint8)[where.reshape(codes.shape)]
+    hue, light = codes[..., None] * HUE_STEP % 1, 0.55 + 0.4 * (codes[..., None] * LIGHT_STEP % 1)
+    table = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    return np.rint(255 * light * (0.25 + 0.75 * table)).astype(np.uint8)
 
 
 def errors(frames: np.ndarray, decoded: np.ndarray) -> np.ndarray:

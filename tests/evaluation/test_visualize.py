@@ -211,6 +211,11 @@ def test_code_pictures_give_each_code_its_colour():
     assert (code_pictures(np.array([[63]]))[0, 0] == found[0, 1, 1]).all()  # whatever else is shown
 
 
+def test_codes_have_colours_of_their_own():
+    colours = code_pictures(np.arange(640)[None])[0]
+    assert len({tuple(colour) for colour in colours.tolist()}) > 620
+
+
 def test_errors():
     frames = np.zeros((1, 2, 2, 3), np.uint8)
     decoded = frames.copy()

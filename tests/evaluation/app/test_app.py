@@ -143,11 +143,6 @@ def test_pictures_of_a_token(loaded, clip):
     assert np.array_equal(parts[:, 140:268], drawing.enlarged(clip.reconstructed[1][16:24, 24:32], 128))
 
 
-def test_codes_have_colours_of_their_own():
-    colours = drawing.code_colours(np.arange(640)[None], 640)[0]
-    assert len({tuple(colour) for colour in colours.tolist()}) > 620
-
-
 # --- continuation
 
 
