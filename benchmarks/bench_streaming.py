@@ -57,8 +57,8 @@ def measure(args) -> dict:
     farthest = (streamed() - recomputed()).abs().max().item()
     seconds = alternate({"streamed": streamed, "recomputed": recomputed}, args.rounds)
     values = {f"{name}_seconds": spread(measured) for name, measured in seconds.items()}
-    rooms = [kept.key_room for kept in stream.cache.layers[:layer]]
-    values["kept_bytes"] = 2 * sum(room.numel() * room.element_size() for room in rooms)
+    rooms = [room for kept in stream.cache.layers[:layer] for room in (kept.key_room, kept.value_room)]
+    values["kept_bytes"] = sum(room.numel() * room.element_size() for room in rooms)
     values["largest_difference"] = farthest
     return {
         "ratios": {
