@@ -41,9 +41,7 @@ TASKS = {
 }
 
 
-def open_simulator(
-    task: str, resolution: int = 128, camera: str = "gripperPOV", action_repeat: int = 2
-) -> Simulator:
+def open_simulator(task: str, resolution: int = 128, camera: str = "gripperPOV", action_repeat: int = 2) -> Simulator:
     """A simulator of a task, by the library's name of it; close it after use.
 
     Args:

@@ -85,11 +85,7 @@ class Episodes:
             if not self.is_v3:
                 return _lines(self.folder / layout.EPISODE_LINES)
             files = sorted((self.folder / "meta/episodes").glob("*/*.parquet"))
-            return [
-                row
-                for file in files
-                for row in _without_stats(pq.read_table(file, partitioning=None)).to_pylist()
-            ]
+            return [row for file in files for row in _without_stats(pq.read_table(file, partitioning=None)).to_pylist()]
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             where = "meta/episodes/" if self.is_v3 else layout.EPISODE_LINES
             raise ValueError(f"{self.folder}: {where} is missing or damaged.") from error
