@@ -1,6 +1,6 @@
 """Meta-World tasks as `toto robot` uses them: starts by seed, one camera, a scripted expert.
 
-Published benchmarks draw 50 starts per seed; here every seed is one start, drawn from the whole space of the task (ours).
+Published benchmarks draw 50 starts per seed; here every seed is one start, drawn from the task's whole space (ours).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Episodes:
             self.codebase_version = str(self.info["codebase_version"])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{folder / layout.INFO} is damaged or incomplete ({error}); it needs codebase_version, fps and features."
+                f"{folder / layout.INFO} is damaged or incomplete ({error}); it needs codebase_version, fps, features."
             ) from error
         if not self.codebase_version.startswith(("v2", "v3")):
             raise ValueError(f"{folder} has version {self.codebase_version}; only v2.1 and v3.0 can be read.")
@@ -259,7 +259,7 @@ class _Film:
         self.shown = None
 
     def close(self) -> None:
-        self.playback.close() if hasattr(self.playback, "close") else self.playback.__exit__()
+        self.playback.__exit__()
 
     def at(self, times: list[float], slack: float, resolution: int) -> np.ndarray:
         """The frames nearest to `times`, seconds that do not fall: uint8 (T, R, R, 3).
