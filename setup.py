@@ -7,6 +7,7 @@ from setuptools import setup
 # Dependencies of the embedded world, the demo and the report.
 demo = ["matplotlib", "scikit-image", "scikit-video"]
 app = ["gradio>=6,<7"]
+robots = ["metaworld>=3.1", "gymnasium>=1.1"]
 
 setup(
     name="modeling-toto",
@@ -41,6 +42,8 @@ setup(
         "evaluation.probe",
         "evaluation.prompt",
         "evaluation.report",
+        "evaluation.robot",
+        "evaluation.robot.episodes",
         "evaluation.track",
         "evaluation.visualize",
     ],
@@ -76,7 +79,8 @@ setup(
         "app": app,
         "demo": demo,
         "liger": ["liger-kernel"],
-        "test": [*app, *demo, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
+        "robots": robots,
+        "test": [*app, *demo, *robots, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

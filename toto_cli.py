@@ -28,6 +28,7 @@ VERBS = {
     "probe": ("evaluation.probe", "train linear and attention probes on the frozen features of every layer"),
     "track": ("evaluation.track", "propagate masks through videos by frozen features of every layer (DAVIS)"),
     "permanence": ("evaluation.permanence", "test whether a model follows objects that are out of sight"),
+    "robot": ("evaluation.robot", "train policies of a robot arm on a frozen Toto from demonstrations; test them"),
     "generate": ("evaluation.generate", "continue clips, frame by frame"),
     "ngrams": ("evaluation.ngrams", "count how often codes and short runs of codes occur; entropy and compression"),
     "visualize": ("evaluation.visualize", "draw what is inside: components, attention, surprise, codes, arrow of time"),

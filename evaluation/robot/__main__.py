@@ -1,0 +1,6 @@
+"""`python -m evaluation.robot`."""
+
+from evaluation.robot.command import main
+from toto_cli import run
+
+run(main)
