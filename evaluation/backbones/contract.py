@@ -192,7 +192,14 @@ class Backbone:
 
     def fingerprint(self) -> str:
         """A hash of the weights, the config and the preparation of inputs; if equal, features are equal."""
-        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True, default=str).encode())
+        return self._fingerprint(json.dumps(self.describe(), sort_keys=True, default=str))
+
+    def weights_fingerprint(self) -> str:
+        """A hash of the weights and the visual tokenizer alone; it stays when a library adds a field to the config."""
+        return self._fingerprint(str(self.describe().get("tokenizer")))
+
+    def _fingerprint(self, facts: str) -> str:
+        digest = hashlib.sha256(facts.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

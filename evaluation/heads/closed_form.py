@@ -5,7 +5,7 @@ each computes the same results.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -114,23 +114,36 @@ def _one_hot(labels: torch.Tensor, classes: list[int]) -> torch.Tensor:
     return F.one_hot(labels, max(classes)).float()
 
 
-def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalties: list[float]) -> Predict:
-    """Minimises mean ||x W + b - y||^2 + penalty ||W||^2 for one-hot y, with one eigendecomposition for all penalties.
+def ridge_weights(
+    x: torch.Tensor, targets: torch.Tensor, penalties: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minimises mean ||x W + b - y||^2 + penalty ||W||^2, with one eigendecomposition for all S penalties.
 
-    x: standardised, (N, P), so that its mean is 0 and b is the mean of y. If P > N, the N x N matrix of products of
-    clips is decomposed instead of the P x P matrix of features, with the same W = x' (x x' + N penalty)^-1 y.
+    If P > N, the N x N matrix of products of rows is decomposed instead of the P x P matrix of features, with the same
+    W = x' (x x' + N penalty)^-1 y.
+
+    Args:
+        x: standardised, (N, P), so that its mean is 0 and b is the mean of y.
+        targets: y, (N, K).
+    Returns:
+        W (P, S, K) and b (K,), float32.
     """
     count, dim = x.shape
-    targets = _one_hot(labels, classes).flatten(1).double()  # (N, T * C)
+    targets = targets.double()
     bias = targets.mean(0)
     x64 = x.double()
     values, vectors = torch.linalg.eigh(x64 @ x64.T if dim > count else x64.T @ x64)
     right = vectors.T @ ((targets - bias) if dim > count else x64.T @ (targets - bias))
-    shrunk = right[:, None] / (values[:, None] + count * torch.tensor(penalties).double())[..., None]  # (., S, T * C)
+    shrunk = right[:, None] / (values[:, None] + count * torch.tensor(penalties).double())[..., None]  # (., S, K)
     weight = torch.tensordot(vectors, shrunk, 1)
     if dim > count:
         weight = torch.tensordot(x64.T, weight, 1)
-    weight, bias = weight.float(), bias.float()
+    return weight.float(), bias.float()
+
+
+def fit_ridge(x: torch.Tensor, labels: torch.Tensor, classes: list[int], penalties: list[float]) -> Predict:
+    """Least squares to one-hot targets (`ridge_weights`). x: standardised, (N, P)."""
+    weight, bias = ridge_weights(x, _one_hot(labels, classes).flatten(1), penalties)
 
     def predict(x: torch.Tensor) -> torch.Tensor:
         # least squares estimates the probability of each class but may leave [0, 1]
