@@ -1,0 +1,66 @@
+"""Pictures of `toto robot`: sheets of episodes, and the figure of all arms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from evaluation.pictures import GAP, INK, PAPER, enlarge
+from evaluation.report.figures import GREY, MODEL, PIXELS, PURPLE, new_figure
+from evaluation.robot.results import ArmsResult
+
+COLUMNS = 6
+WIDTH = 190  # pixels of the labels
+
+
+def even_sides(frames: np.ndarray) -> np.ndarray:
+    """Frames (T, H, W, 3) enlarged and cut to even sides, which mp4 needs."""
+    frames = enlarge(frames)
+    return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+
+
+def episode_sheet(rows: dict[str, np.ndarray]) -> Image.Image:
+    """Evenly spaced frames of episodes, uint8 (T, R, R, 3) each, a labelled row per episode."""
+    drawn = {name: enlarge(frames) for name, frames in rows.items()}
+    side = max(frames.shape[1] for frames in drawn.values())
+    size = (WIDTH + COLUMNS * (side + GAP), GAP + len(drawn) * (side + 24 + GAP))
+    picture = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
+    for row, (name, frames) in enumerate(drawn.items()):
+        top = GAP + row * (side + 24 + GAP)
+        pen.text((GAP, top + 24 + side // 2), name, fill=INK, font=font, anchor="lm")
+        for column, time in enumerate(np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int)):
+            left = WIDTH + column * (side + GAP)
+            pen.text((left, top + 4), f"step {time}", fill=INK, font=font)
+            picture.paste(Image.fromarray(frames[time]), (left, top + 24))
+    return picture.quantize(192, dither=Image.Dither.NONE)
+
+
+def draw_arms(result: ArmsResult, file: Path) -> None:
+    """Left: success of each arm with its interval, and of each policy seed. Right: R^2 of the action by layer."""
+    with_curve = bool(result.layers)
+    figure, axes = new_figure(11 if with_curve else 7, 4.4, (1, 2 if with_curve else 1))
+    bars = axes[0][0]
+    for place, (name, each) in enumerate(result.arms.items()):
+        bars.bar(place, 100 * each.success, 0.6, color=MODEL if name.startswith("toto") else GREY, alpha=0.75)
+        bars.plot([place, place], [100 * bound for bound in each.ci95], color="#30363d", linewidth=1.4)
+        own = [100 * seed.success for seed in each.seeds]
+        spread = np.linspace(-0.2, 0.2, len(own)) if len(own) > 1 else [0.0]
+        label = "each policy seed" if place == 0 else None
+        bars.plot(place + np.asarray(spread), own, "o", color="#111111", markersize=4, label=label)
+    bars.axhline(100 * result.expert.success, color=PIXELS, linestyle=(0, (6, 2)), label="scripted expert")
+    bars.axhline(100 * result.random.success, color=PURPLE, linestyle=(0, (1, 1.5)), label="random actions")
+    names = [Path(name).name if name.startswith("vision:") else name for name in result.arms]
+    bars.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    bars.set_ylim(-3, 103)
+    bars.set_title(f"{result.task}: success, %", fontsize=11)
+    bars.legend(frameon=False, fontsize=9)
+    if with_curve:
+        curve = axes[0][1]
+        curve.plot([fit.layer for fit in result.layers], [fit.r2 for fit in result.layers], "o-", color=MODEL)
+        curve.set_xticks([fit.layer for fit in result.layers])
+        curve.set_xlabel("layer (0 = embeddings)")
+        curve.set_title("R² of the expert's action, held-out demonstrations", fontsize=11)
+    figure.savefig(file, format="png", dpi=80)
