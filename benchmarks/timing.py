@@ -1,4 +1,4 @@
-"""Fair timing of two sides: alternating calls, and medians with their spread."""
+"""Fair measurement of two sides: alternating calls, medians with their spread, and peak memory."""
 
 import statistics
 import sys
@@ -20,3 +20,23 @@ def alternate(sides: dict, rounds: int) -> dict:
 
 def spread(rates: list[float]) -> dict:
     return {"median": statistics.median(rates), "min": min(rates), "max": max(rates)}
+
+
+def peak_bytes(call) -> int:
+    """The most memory that torch holds on the CPU during a call, above what it held before.
+
+    Counted from the profiler's events of torch's allocator; scratch memory that libraries such as oneDNN take for
+    themselves is not seen.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.device_type() == DeviceType.CPU:
+            held += event.nbytes()
+            most = max(most, held)
+    return most

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, rotate_half
 
-from .block_toto import TotoDecoderLayer, has_plain_weight
+from .block_toto import TotoDecoderLayer, has_plain_weight, kept_dtype
 
 
 class RoomyLayer(DynamicLayer):
@@ -15,6 +15,9 @@ class RoomyLayer(DynamicLayer):
 
     transformers' dynamic cache copies all keys and values at every step (which for 8 rows on a CPU takes as long as
     attending to them); its static cache also attends to the empty positions.
+
+    Under autocast, keys and values are kept in its dtype: attention casts them to it in any case, so a smaller copy
+    gives the same numbers. (RoPE returns float32 keys.)
     """
 
     def __init__(self, room: int):
@@ -27,7 +30,8 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.room, key_states.shape[3])
             # zeros, because a window of several ids reads places that are masked but must be finite
-            self.key_room, self.value_room = key_states.new_zeros(shape), value_states.new_zeros(shape)
+            self.key_room = key_states.new_zeros(shape, dtype=kept_dtype(key_states))
+            self.value_room = value_states.new_zeros(shape, dtype=kept_dtype(value_states))
         seen, self.length = self.length, self.length + key_states.shape[2]
         self.key_room[:, :, seen : self.length] = key_states
         self.value_room[:, :, seen : self.length] = value_states
@@ -50,13 +54,25 @@ class RoomyLayer(DynamicLayer):
         exactly (up to rounding), since rotations add; values carry no position.
         """
         angles = count * torch.cat((inv_freq, inv_freq)).float()
-        keys = self.keys[:, :, 1 + count :].float()
-        keys = keys * angles.cos() - rotate_half(keys) * angles.sin()
-        values = self.values[:, :, 1 + count :].clone()  # source and destination overlap
-        self.length -= count
+        cos, sin, left = angles.cos(), angles.sin(), self.length - count
+        for start in range(1, left, count):  # `count` at a time: source and destination do not overlap
+            new, old = slice(start, min(start + count, left)), slice(start + count, min(start + count, left) + count)
+            keys = self.key_room[:, :, old].float()
+            self.key_room[:, :, new] = keys * cos - rotate_half(keys) * sin
+            self.value_room[:, :, new] = self.value_room[:, :, old]
+        self.length = left
         self._show()
-        self.keys[:, :, 1:] = keys
-        self.values[:, :, 1:] = values
+
+    def batch_select_indices(self, indices: torch.LongTensor) -> None:
+        """Keep these rows, and the memory of no others."""
+        if self.is_initialized:
+            self.key_room, self.value_room = self.key_room[indices], self.value_room[indices]
+            self._show()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of all positions, filled or not; 0 before the first update."""
+        return self.key_room.nbytes + self.value_room.nbytes if self.is_initialized else 0
 
     def _show(self) -> None:
         self.keys, self.values = self.key_room[:, :, : self.length], self.value_room[:, :, : self.length]
@@ -268,10 +284,10 @@ def window_size(config, total: int) -> int:
     return config.row_length(config.context_frames) - 1
 
 
-def frames_to_drop(config, drop_frames: int | None) -> int:
+def frames_to_drop(config, drop_frames: int | None, context_frames: int | None = None) -> int:
     """Number of frames dropped at a time: `drop_frames`, or by default a quarter of the context.
 
-    Measured with toto-nano: dropping one at a time costs more than four, whether states are kept or recomputed
-    (docs/log.md).
+    context_frames: frames of the context if it is not the model's whole one. Measured with toto-nano: dropping one at a
+    time costs more than four, whether states are kept or recomputed (docs/log.md).
     """
-    return max(1, config.context_frames // 4) if drop_frames is None else drop_frames
+    return max(1, (context_frames or config.context_frames) // 4) if drop_frames is None else drop_frames

@@ -144,23 +144,42 @@ def test_other_reasons(small_config, small_model, rows):
     assert small_model.model.layers[0]._forward_hooks and why_not_fast(small_model) is None
 
 
+@pytest.mark.parametrize("count", [4, 5, 8])
 @pytest.mark.parametrize("kind", ["plain", "yarn"])
-def test_what_stays_after_a_drop_stands_where_it_would_have_stood(small_config, rows, kind):
+def test_what_stays_after_a_drop_stands_where_it_would_have_stood(small_config, rows, kind, count):
     model = make(small_config, **KINDS[kind])
-
-    def first_layer(ids):
-        """Of the first layer, whose keys and values know only their own id and position."""
-        cache = decoding_toto.DynamicCache()
-        cache.layers = [RoomyLayer(20) for _ in model.model.layers]
-        with torch.no_grad():
-            model(ids, past_key_values=cache)
-        return cache.layers[0]
-
-    memory = first_layer(rows[:, :17])
-    memory.drop(8, model.model.rotary_emb.inv_freq)
-    fresh = first_layer(torch.cat([rows[:, :1], rows[:, 9:17]], dim=1))
-    assert memory.get_seq_length() == fresh.get_seq_length() == 9
+    memory = first_layer(model, rows[:, :17])
+    memory.drop(count, model.model.rotary_emb.inv_freq)
+    fresh = first_layer(model, torch.cat([rows[:, :1], rows[:, 1 + count : 17]], dim=1))
+    assert memory.get_seq_length() == fresh.get_seq_length() == 17 - count
     torch.testing.assert_close(memory.keys, fresh.keys, atol=1e-6, rtol=1e-5)
     assert torch.equal(memory.values, fresh.values)
     memory.crop(0)
     assert memory.get_seq_length() == 0 and memory.keys.shape[2] == 0
+
+
+def first_layer(model, ids, room=20):
+    """The cache of the first layer, whose keys and values know only their own id and position."""
+    cache = decoding_toto.DynamicCache()
+    cache.layers = [RoomyLayer(room) for _ in model.model.layers]
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    return cache.layers[0]
+
+
+def test_keys_and_values_are_kept_in_the_dtype_of_attention(small_model, rows):
+    whole = first_layer(small_model, rows[:, :17])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = first_layer(small_model, rows[:, :17])
+    assert whole.keys.dtype == whole.values.dtype == torch.float32
+    assert half.keys.dtype == half.values.dtype == torch.bfloat16
+    assert whole.kept_bytes == 2 * half.kept_bytes == 2 * 4 * 20 * whole.keys[:, :, 0].numel()
+
+
+def test_rows_of_the_cache_can_be_selected(small_model, rows):
+    memory = first_layer(small_model, rows[:, :9])
+    keys, values = memory.keys, memory.values
+    memory.batch_select_indices(torch.tensor([1]))
+    assert torch.equal(memory.keys, keys[1:2]) and torch.equal(memory.values, values[1:2])
+    memory.update(keys[1:2, :, :3], values[1:2, :, :3])  # and it still grows in place
+    assert memory.keys.shape[2] == 12 and memory.keys.data_ptr() == memory.key_room.data_ptr()
