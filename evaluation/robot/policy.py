@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -86,7 +87,7 @@ class Network(nn.Module):
         self.is_pixels = is_pixels
         widths = [EMBEDDING * ((self.eye is not None) + (self.body is not None)), *HIDDEN]
         layers: list[nn.Module] = []
-        for width, following in zip(widths[:-1], widths[1:], strict=True):
+        for width, following in itertools.pairwise(widths):
             layers += [orthogonal(nn.Linear(width, following), math.sqrt(2)), nn.SELU()]
         self.actor = nn.Sequential(*layers, orthogonal(nn.Linear(HIDDEN[-1], action_size), 0.01))
         for name, shape in (
