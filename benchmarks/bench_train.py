@@ -2,9 +2,10 @@
 
 Speed: eager and compiled, in alternation in one process. Memory: the increase of the resident set over that with only
 model and optimiser, at its peak, in a new process for each side. Curve: losses of both over some steps from the same
-weights.
+weights. Graphs: how many torch.compile makes of a training step, and the bytes that a compiled block moves.
 """
 
+import argparse
 import gc
 import json
 import subprocess
@@ -25,7 +26,7 @@ def add_flags(parser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"), help="autocast to bf16, or none")
     parser.add_argument(
-        "--skip", nargs="*", default=[], choices=("speed", "compile", "memory", "curve"), help="leave out"
+        "--skip", nargs="*", default=[], choices=("speed", "compile", "memory", "curve", "graphs"), help="leave out"
     )
     parser.add_argument("--curve_steps", type=int, default=20, help="steps of the loss curves")
     parser.add_argument("--curve_preset", default="tiny", help="size of the loss curves' models")
@@ -178,6 +179,40 @@ def curve(args) -> dict:
     }
 
 
+def graphs(args) -> tuple[dict, dict]:
+    """Graphs and breaks of a step of the whole model, and bytes per token that a compiled block reads and writes.
+
+    The bytes are inductor's own count of the kernels that it makes for a CPU, forward and backward, with products,
+    attention and the block's weights (read once for all tokens of a row).
+    """
+    import torch
+    from torch._inductor import config as inductor
+    from torch._inductor import metrics
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+    from modeling_toto.block_toto import TotoDecoderLayer
+
+    config, llama = configs(args)
+    values, length = {}, min(1024, config.row_length())
+    torch._logging.set_logs(inductor_metrics=True)  # without it nothing is counted
+    for name, kind in (("toto", TotoDecoderLayer), ("llama", LlamaDecoderLayer)):
+        torch._dynamo.reset()
+        metrics.reset()
+        block, hidden = kind(llama, 0).train(), torch.randn(1, length, config.hidden_size, requires_grad=True)
+        tables = LlamaRotaryEmbedding(llama)(hidden, torch.arange(length)[None])
+        with inductor.patch(force_disable_caches=True), torch.autocast("cpu", torch.bfloat16):
+            torch.compile(block, fullgraph=True, dynamic=False)(hidden, position_embeddings=tables).sum().backward()
+        values[f"{name}_compiled_bytes_per_token_and_layer"] = metrics.num_bytes_accessed / length
+    torch._logging.set_logs()
+    torch._dynamo.reset()
+    model, _ = make_side("toto", argparse.Namespace(**vars(args) | {"preset": "tiny", "config": "{}"}))
+    ids = random_ids(model.config, 1)
+    found = torch._dynamo.explain(model)(input_ids=ids, labels=ids, use_cache=False, skip_logits=True)
+    values |= {"toto_graphs": found.graph_count, "toto_graph_breaks": found.graph_break_count}
+    ours, theirs = (values[f"{name}_compiled_bytes_per_token_and_layer"] for name in ("toto", "llama"))
+    return {"compiled_bytes_vs_llama": ours / theirs}, values
+
+
 def measure(args) -> dict:
     import torch
 
@@ -186,7 +221,7 @@ def measure(args) -> dict:
     if args.memory_of:
         return {"values": peak_of_one_step(args)}
     ratios, values = {}, {}
-    for name, part in (("speed", speed), ("memory", memory)):
+    for name, part in (("speed", speed), ("memory", memory), ("graphs", graphs)):
         if name not in args.skip:
             found = part(args)
             ratios, values = ratios | found[0], values | found[1]

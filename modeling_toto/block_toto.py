@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from .cpu_attention_toto import FloatAttention, StripAttention
+
 # Number of elements of the widest temporary matrix: small in float32, to save memory; larger in bfloat16, which is used
 # only where its products are fast, so that the weights' gradients are summed over fewer pieces.
 PIECE = {torch.float32: 3 * 2**20, torch.bfloat16: 12 * 2**20, torch.float16: 12 * 2**20}
@@ -48,6 +50,15 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if dtype is torch.bfloat16 and device.type == "cpu" and not CPU_BF16_IS_FAST:
         return torch.float32
     return dtype
+
+
+def cpu_kernel(q: torch.Tensor, k: torch.Tensor) -> type[torch.autograd.Function] | None:
+    """The function for causal attention that is faster than torch's on this CPU, or None; q, k (B, H, T, d)."""
+    if q.device.type != "cpu" or q.dtype is not torch.bfloat16:
+        return None
+    if CPU_BF16_IS_FAST:
+        return None if torch.compiler.is_compiling() else StripAttention
+    return FloatAttention if k.shape[1] == q.shape[1] else None
 
 
 def has_plain_weight(layer: nn.Module) -> bool:
@@ -248,31 +259,6 @@ class _AfterAttention(torch.autograd.Function):
         return d_x, d_attention.view_as(attention), d_o, d_norm.to(norm.dtype), d_g, d_u, d_d, None
 
 
-class _CausalAttention(torch.autograd.Function):
-    """Causal attention on a CPU, computed in float32 from bfloat16 inputs (B, H, T, d), which are saved."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, scale):
-        with torch.autocast("cpu", enabled=False):
-            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q.float(), k.float(), v.float(), 0.0, True, scale=scale
-            )
-        out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_out):
-        q, k, v, out, lse = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
-            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(t.float() for t in (d_out, q, k, v, out)), lse, 0.0, True, scale=ctx.scale
-            )
-        return *(grad.to(q.dtype) for grad in grads), None
-
-
 class TotoDecoderLayer(LlamaDecoderLayer):
     """Llama's block, which in training uses the functions above wherever they give the same result."""
 
@@ -298,9 +284,10 @@ class TotoDecoderLayer(LlamaDecoderLayer):
             attention.head_dim,
         )
         q, k, v = (part.transpose(1, 2) for part in heads)  # (B, H, T, d)
-        plain = attention_mask is None and kwargs.get("is_causal", True) and k.shape[1] == q.shape[1]
-        if plain and product_dtype(q.dtype, q.device) is not q.dtype:
-            mixed = _CausalAttention.apply(q, k, v, attention.scaling).transpose(1, 2)
+        plain = attention_mask is None and kwargs.get("is_causal", True)
+        kernel = cpu_kernel(q, k) if plain else None
+        if kernel is not None:
+            mixed = kernel.apply(q, k, v, attention.scaling).transpose(1, 2)
         else:
             kwargs.pop("position_ids", None), kwargs.pop("use_cache", None)
             interface = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]

@@ -7,8 +7,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .block_toto import add_outer, is_plain, kept_dtype, product_dtype
 
-# Number of logits held at once: 16 MB in float32, which fit in a CPU's cache.
+# Number of logits held at once. On a CPU 16 MB in float32, which fit in its cache; elsewhere 128 MB, so that a product
+# of 4,064 positions with the paper's vocabulary fills a GPU.
 CHUNK_ELEMENTS = 2**22
+DEVICE_CHUNK_ELEMENTS = 2**25
+
+
+def chunk_rows(weight: torch.Tensor) -> int:
+    """Positions whose logits are held at once, for a head with this weight (V, D)."""
+    elements = CHUNK_ELEMENTS if weight.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+    return max(1, elements // weight.shape[0])
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -50,7 +58,7 @@ def _passes(states, weight, targets, dtype, ignore_index, factor, needed):
     """
     with torch.autocast(states.device.type, enabled=False):
         states, weight = states.to(dtype), weight.to(dtype)
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        rows = chunk_rows(weight)
         losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         d_states = torch.empty_like(states) if needed[0] else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed[1] else None
@@ -65,7 +73,8 @@ def _passes(states, weight, targets, dtype, ignore_index, factor, needed):
             d_logits = log_p.exp_()  # softmax minus one-hot
             d_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
             weights = (~ignored).float() if factor is None else factor[chunk].masked_fill(ignored, 0.0)
-            if factor is not None or ignored.any():
+            # elsewhere than on a CPU, asking the device costs more than the product
+            if factor is not None or states.device.type != "cpu" or ignored.any():
                 d_logits *= weights[:, None]
             d_logits = d_logits.to(dtype)
             if needed[0]:
@@ -92,7 +101,7 @@ def token_cross_entropy(
         return F.cross_entropy(head(rows).float(), wanted, reduction="none", ignore_index=ignore_index)
 
     losses = []
-    rows_per_chunk = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    rows_per_chunk = chunk_rows(head.weight)
     for rows, wanted in zip(states.split(rows_per_chunk), targets.split(rows_per_chunk), strict=True):
         if torch.is_grad_enabled():
             losses.append(checkpoint(chunk_loss, rows, wanted, use_reentrant=False, preserve_rng_state=False))
