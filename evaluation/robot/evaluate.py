@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.robot.evaluate_args import DESCRIPTION, EvaluateArgs
-from training.flags import parse
+from evaluation.robot.train import max_steps_of
+from training.flags import parse, require
 
 if TYPE_CHECKING:
     from evaluation.robot.results import EvaluateResult, PolicyScore
     from evaluation.robot.rollouts import Rollout
+
+UNSEEN, SHOWN = 16, 128  # side in pixels of frames that a policy does not look at, and of those for its videos
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,19 +45,35 @@ def run_evaluate(args: EvaluateArgs, command: str, load: Callable, open_simulato
 
     flush_denormals()
     policies = {folder: load(folder) for folder in args.policy}
-    task = next(iter(policies.values())).config.task
-    scores = [evaluate_policy(args, folder, policy, task, open_simulator) for folder, policy in policies.items()]
+    for folder, policy in policies.items():
+        require_simulator(policy.config, folder)
+    task = next(iter(policies.values())).config.simulator["task"]
+    max_steps = args.max_steps or max(max_steps_of(policy.config) for policy in policies.values())
+    scores = [
+        evaluate_policy(args, folder, policy, task, max_steps, open_simulator) for folder, policy in policies.items()
+    ]
     return EvaluateResult(
         command=command,
         task=task,
-        max_steps=args.max_steps,
+        max_steps=max_steps,
         policies=scores,
         seeds={"first": args.first_seed, "episodes": args.episodes},
         versions=versions(next(iter(policies.values())).device),
     )
 
 
-def evaluate_policy(args: EvaluateArgs, folder: str, policy, task: str, open_simulator: Callable) -> PolicyScore:
+def require_simulator(config, folder: str) -> None:
+    """Raises ValueError unless the policy's demonstrations are of a simulator."""
+    require(
+        config.simulator is not None,
+        f"The policy {folder} was trained on a real robot, so that no simulator can test it; if its episodes are of "
+        "one, train it with --task TASK.",
+    )
+
+
+def evaluate_policy(
+    args: EvaluateArgs, folder: str, policy, task: str, max_steps: int, open_simulator: Callable
+) -> PolicyScore:
     """The score of one policy; writes its videos."""
     from evaluation.robot.results import PolicyScore
     from evaluation.robot.rollouts import Clock, roll_out
@@ -62,11 +81,13 @@ def evaluate_policy(args: EvaluateArgs, folder: str, policy, task: str, open_sim
     from training.publish.media_seen import media_on_record
 
     clock, config = Clock(), policy.config
-    with simulators_for(config, task, min(args.parallel, args.episodes), open_simulator) as simulators:
+    count = min(args.parallel, args.episodes)
+    shown = config.resolution or (SHOWN if args.videos else None)
+    with simulators_for(config.simulator, config.camera, shown, count, open_simulator) as simulators:
         require_fit(policy, simulators[0], folder, task)
         seeds = range(args.first_seed, args.first_seed + args.episodes)
         rollouts = roll_out(
-            policy, simulators, seeds, args.max_steps, bool(args.videos), clock=clock, progress=Path(folder).name
+            policy, simulators, seeds, max_steps, bool(args.videos), clock=clock, progress=Path(folder).name
         )
         fps = simulators[0].fps
     videos = write_videos(rollouts, Path(args.output), Path(folder).name, args.videos, fps) if args.videos else None
@@ -87,13 +108,21 @@ def evaluate_policy(args: EvaluateArgs, folder: str, policy, task: str, open_sim
 
 
 @contextmanager
-def simulators_for(config, task: str, count: int, open_simulator: Callable):
-    """`count` simulators with the camera and size of frames that a policy was trained on; closed at the end."""
-    facts = {"resolution": config.resolution, "camera": config.camera}
+def simulators_for(
+    facts: dict, camera: str | None, resolution: int | None, count: int, open_simulator: Callable
+) -> Iterator[list]:
+    """`count` simulators as a policy's demonstrations were recorded; closed at the end.
+
+    Args:
+        facts: {"task", "action_repeat"}. camera, resolution: of the frames; None of a policy that sees none, for which
+            they are small.
+    """
+    view = {"resolution": resolution or UNSEEN} | ({} if camera is None else {"camera": camera})
+    view["action_repeat"] = facts["action_repeat"]
     opened: list = []
     try:
         for _ in range(count):
-            opened.append(open_simulator(task, **{key: value for key, value in facts.items() if value is not None}))
+            opened.append(open_simulator(facts["task"], **view))
         yield opened
     finally:
         for each in opened:

@@ -20,8 +20,8 @@ class EvaluateArgs:
     output: str | None = option(None, "result file to write (.json); videos are written next to it")
     episodes: int = option(25, "test episodes")
     first_seed: int = option(1_000_000, "seed of the first test start; the others follow")
-    max_steps: int = option(
-        150, "most actions of an episode (1.5 times the longest demonstration in `toto robot arms`)"
+    max_steps: int | None = option(
+        None, "most actions of an episode (default: 1.5 times the longest demonstration of the policies)"
     )
     parallel: int = option(25, "simulators that run side by side, with one call of the policy for all")
     videos: int = option(0, "successes and failures of each policy to write as mp4, with a sheet of frames")

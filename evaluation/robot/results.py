@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evaluation.results import Record, Versus
+from evaluation.robot.layer_curve import LayerFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +88,6 @@ class ArmScore(Record):
     failed: list[int]
     seeds: list[SeedScore]
     versus: Versus | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerFit(Record):
-    """How well a linear map reads the expert's action from a layer: R^2 on held-out demonstrations."""
-
-    layer: int
-    r2: float
 
 
 @dataclass(frozen=True, kw_only=True)

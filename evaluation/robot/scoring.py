@@ -72,9 +72,10 @@ def paired_interval(differences, seed: int = 0) -> list[float]:
 def require_fit(policy, simulator, name: str, task: str | None = None) -> None:
     """Raises ValueError if a policy was trained for another task or robot than the simulator's."""
     config, task = policy.config, task or simulator.task
+    own = (config.simulator or {}).get("task")
     require(
-        config.task == task,
-        f"The policy {name} was trained for the task '{config.task}', not '{task}'; evaluate policies of one task.",
+        own == task,
+        f"The policy {name} was trained for the task '{own}', not '{task}'; evaluate policies of one task.",
     )
     for kind in ("action", "state"):
         mine, its = getattr(config, f"{kind}_size"), getattr(simulator, f"{kind}_size")

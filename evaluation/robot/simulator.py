@@ -23,6 +23,7 @@ ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "grip")
 ENVIRONMENT_NAMES = tuple(f"number_{k}" for k in range(39))
 # Of the simulator's 39 numbers, those of the gripper now and one step before; the others hold objects and goal.
 OF_GRIPPER = [0, 1, 2, 3, 18, 19, 20, 21]
+STEPS_PER_SECOND = 80
 HORIZON = 500  # the library's own steps, after which its benchmarks end an episode
 
 

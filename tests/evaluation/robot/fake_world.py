@@ -15,8 +15,8 @@ class FakeSimulator:
     fps, state_size, action_size, environment_size, camera = 10, 2, 2, 4, "above"
     opened = closed = 0
 
-    def __init__(self, task="reach", resolution=SIDE, camera="above"):
-        self.task, self.resolution = task, resolution
+    def __init__(self, task="reach", resolution=SIDE, camera="above", action_repeat=2):
+        self.task, self.resolution, self.action_repeat = task, resolution, action_repeat
         type(self).opened += 1
         self.starts = []
 
@@ -50,7 +50,8 @@ class FakePolicy:
     device = "cpu"
 
     def __init__(self, gain=1.0, **facts):
-        known = {"task": "reach", "arm": "pixels", "model": None, "layer": None, "state_size": 2, "action_size": 2}
+        known = {"simulator": {"task": "reach", "action_repeat": 2}, "training": {"longest": 8}, "task": "reach it"}
+        known |= {"arm": "pixels", "model": None, "layer": None, "state_size": 2, "action_size": 2}
         self.config = SimpleNamespace(**known | {"resolution": SIDE, "camera": "above", "fps": 10} | facts)
         self.gain, self.sizes, self.kept = gain, [], []
 

@@ -59,7 +59,7 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "why"),
     [
-        ({"task": "push"}, "trained for the task 'push', not 'reach'"),
+        ({"simulator": {"task": "push", "action_repeat": 2}}, "trained for the task 'push', not 'reach'"),
         ({"action_size": 7}, "has 7 action numbers and the simulator of reach 2"),
         ({"state_size": 3}, "has 3 state numbers"),
     ],
