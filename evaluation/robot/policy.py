@@ -238,6 +238,7 @@ class Policy:
             FileNotFoundError: no policy in the folder, or no backbone where it was.
             ValueError: the backbone's weights are not those of the training.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -264,7 +265,10 @@ class Policy:
                 "the right ones with model=, or train it again."
             )
         network = Network(config.sight_size, config.state_size, config.action_size, config.arm == "pixels")
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder} is damaged: its {WEIGHTS} does not fit its {CONFIG}.") from error
         curve = None
         if (folder / LAYERS).is_file():
             curve = [LayerFit.from_json(each) for each in json.loads((folder / LAYERS).read_text())["layers"]]

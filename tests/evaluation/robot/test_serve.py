@@ -84,7 +84,7 @@ def test_an_image_by_its_file(policy, episode, tmp_path):
         ({"image": 3, "state": [0, 0]}, "image is not text"),
         ({"image": png(np.zeros((32, 32, 3), np.uint8)), "state": [0]}, r"state.* has the shape \(1, 1\)"),
         ({"image": png(np.zeros((32, 32, 3), np.uint8)), "state": "0 0"}, "state is not a list of numbers"),
-        ('{"image": "%s", "state": [0, NaN]}' % png(np.zeros((32, 32, 3), np.uint8)), "is nan; pass finite"),
+        ({"image": png(np.zeros((32, 32, 3), np.uint8)), "state": [0, float("nan")]}, "is nan; pass finite"),
         ({"picture": "a"}, "unknown part 'picture'"),
     ],
 )
@@ -117,7 +117,7 @@ def test_episodes_of_another_robot(made, policy, episode, tmp_path):
     other = demonstrate(1, 32)
     other[0].actions = other[0].actions[:, :1].copy()
     folder = write_folder(tmp_path / "other", other)
-    with pytest.raises(ValueError, match="The policy has 2 action numbers and .* has 1; choose episodes of its own"):
+    with pytest.raises(ValueError, match=r"The policy has 2 action numbers and .* has 1; choose episodes of its own"):
         stored_episode(policy, folder, 0)
     with pytest.raises(ValueError, match="has episodes 0 to 4, not 5"):
         stored_episode(policy, made[0], 5)

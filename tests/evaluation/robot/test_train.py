@@ -241,7 +241,7 @@ def test_episodes_of_other_robots(demonstrations):
     with pytest.raises(ValueError, match="actions of episode 1 has the shape"):
         learn(flags(), [one, long])
     short = dataclasses.replace(one, actions=one.actions[:-1])
-    with pytest.raises(ValueError, match="actions[.]"):
+    with pytest.raises(ValueError, match=r"actions\."):
         learn(flags(), [one, short])
     with pytest.raises(ValueError, match="no episodes"):
         learn(flags(), [])
