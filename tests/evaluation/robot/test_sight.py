@@ -9,6 +9,8 @@ from evaluation.backbones.load import load_backbone
 from evaluation.robot.sight import Frozen, fitted, open_sight, watch, watch_layers
 from tokenization.image_processing_toto import resize_and_crop
 
+CLOSE = {"atol": 0.03, "rtol": 0}  # bfloat16 where it is fast, of features with a deviation of 1
+
 
 @pytest.fixture(scope="module")
 def backbone(checkpoint):
@@ -39,7 +41,7 @@ def test_stored_and_live_frames_are_seen_alike(backbone, episodes, name):
     assert torch.equal(stored[0], torch.stack(live))  # to the bit
     together = watch(sight, episodes, streams=3)  # which drops the episodes that end
     for alone, beside in zip(stored, together, strict=True):
-        torch.testing.assert_close(alone.float(), beside.float(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.float(), beside.float(), **CLOSE)
 
 
 def test_streams_that_end_leave_the_others_as_they_were(backbone, episodes):
@@ -51,7 +53,7 @@ def test_streams_that_end_leave_the_others_as_they_were(backbone, episodes):
     sight.reset()
     sight.see(first)
     sight.keep([3, 1])
-    torch.testing.assert_close(sight.see(second[[3, 1]]), everything[[3, 1]], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sight.see(second[[3, 1]]), everything[[3, 1]], **CLOSE)
     with pytest.raises(ValueError, match="There are 2 streams and 5 frames"):
         sight.see(second)
 
@@ -61,16 +63,16 @@ def test_a_toto_reads_the_last_frames_and_no_more(backbone, episodes):
     wanted = backbone.grids(backbone.prepare(images[None, 2:5]), [2])[2][:, -1]  # (1, 4, 4, D): 16 tokens, all kept
     sight = Frozen(backbone, 2, 3)
     made = watch(sight, episodes[:1])[0]
-    torch.testing.assert_close(made[4], wanted.flatten(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made[4], wanted.flatten(), **CLOSE)
     other = watch(Frozen(backbone, 2, 2), episodes[:1])[0]
-    torch.testing.assert_close(made[:2], other[:2], atol=1e-5, rtol=1e-5)  # the row is short at first
-    assert not torch.allclose(made[4], other[4], atol=1e-3)
+    torch.testing.assert_close(made[:2], other[:2], **CLOSE)  # the row is short at first
+    assert not torch.allclose(made[4], other[4], atol=0.1)
 
 
 def test_tokens_are_averaged(backbone, episodes):
     full, few = (watch(Frozen(backbone, 2, 1, tokens), episodes[:1])[0] for tokens in (16, 4))
     averaged = full.view(-1, 2, 2, 2, 2, 32).mean((2, 4)).flatten(1)
-    torch.testing.assert_close(few, averaged, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(few, averaged, **CLOSE)
 
 
 def test_all_layers_in_one_pass(backbone, episodes):
@@ -78,7 +80,7 @@ def test_all_layers_in_one_pass(backbone, episodes):
     assert list(found) == [0, 2, 3]
     for layer, seen in found.items():
         for mine, own in zip(seen, watch(Frozen(backbone, layer, 2), episodes, streams=2), strict=True):
-            torch.testing.assert_close(mine, own, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine, own, **CLOSE)
 
 
 def test_frames_of_other_sizes_are_fitted_as_clips_are():
@@ -100,7 +102,7 @@ def test_any_frozen_backbone_and_what_it_cannot_do(backbone, checkpoint):
         open_sight("ears")
     with pytest.raises(ValueError, match="The arm untrained needs --model"):
         open_sight("untrained")
-    with pytest.raises(ValueError, match="--context_frames is 5; .* reads at most 4 frames"):
+    with pytest.raises(ValueError, match=r"--context_frames is 5; .* reads at most 4 frames"):
         Frozen(backbone, 1, 5)
     with pytest.raises(ValueError, match="to 3, not 4"):
         Frozen(backbone, 4)
