@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from evaluation.robot.results import EvaluateResult, PolicyScore
     from evaluation.robot.rollouts import Rollout
 
-UNSEEN, SHOWN = 16, 128  # side in pixels of frames that a policy does not look at, and of those for its videos
+SHOWN = 128  # side in pixels of the frames of videos, of policies that see none
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,7 +75,7 @@ def evaluate_policy(
 ) -> PolicyScore:
     """The score of one policy; writes its videos."""
     from evaluation.robot.results import PolicyScore
-    from evaluation.robot.rollouts import Clock, roll_out
+    from evaluation.robot.rollouts import Clock, roll_out, simulators_for
     from evaluation.robot.scoring import latency_of, require_fit, score_of
     from training.publish.media_seen import media_on_record
 
@@ -105,28 +104,6 @@ def evaluate_policy(
         latency=latency_of(clock),
         videos=videos,
     )
-
-
-@contextmanager
-def simulators_for(
-    facts: dict, camera: str | None, resolution: int | None, count: int, open_simulator: Callable
-) -> Iterator[list]:
-    """`count` simulators as a policy's demonstrations were recorded; closed at the end.
-
-    Args:
-        facts: {"task", "action_repeat"}. camera, resolution: of the frames; None of a policy that sees none, for which
-            they are small.
-    """
-    view = {"resolution": resolution or UNSEEN} | ({} if camera is None else {"camera": camera})
-    view["action_repeat"] = facts["action_repeat"]
-    opened: list = []
-    try:
-        for _ in range(count):
-            opened.append(open_simulator(facts["task"], **view))
-        yield opened
-    finally:
-        for each in opened:
-            each.close()
 
 
 def write_videos(rollouts: Sequence[Rollout], output: Path, name: str, count: int, fps: float) -> list[str]:

@@ -25,7 +25,7 @@ from training.flags import require
 # What a policy sees besides its state, by arm; "vision:NAME" is "toto" with the model NAME.
 ARMS = {
     "toto": "frozen features of a layer of --model",
-    "untrained": "features of the same layer of the same architecture with random weights",
+    "untrained": "frozen features of a layer of the same architecture with random weights",
     "pixels": "the frame at 64 pixels, read by a small CNN that is trained with the policy",
     "proprio": "nothing: proprioception only",
     "oracle": "in place of the frame, the simulator's own numbers with objects and goal",

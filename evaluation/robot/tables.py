@@ -65,12 +65,15 @@ def arms_table(result: ArmsResult) -> str:
     lines.append(f"{'random actions':<24}{'':>6}{percent(result.random):>18}")
     compared = {name: each.versus for name, each in result.arms.items() if each.versus is not None}
     if compared:
-        lines += ["", "toto minus arm, points, two-way bootstrap over seeds and starts, 95 %:"]
+        lines += ["", "toto minus arm, points, paired by seed and start, 95 %:"]
         for name, versus in compared.items():
             low, high = (100 * bound for bound in versus.ci95)
             lines.append(
-                f"  {name[-23:]:<22}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: {versus.verdict}"
+                f"  {name[-23:]:<22}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: toto is {versus.verdict}"
             )
-    if result.layers:
-        lines += ["", CURVE_TITLE, "  " + curve_line(result.layers)]
+    if result.curves:
+        lines += ["", CURVE_TITLE]
+        lines += [f"  {name[-23:]:<22}{curve_line(curve)}" for name, curve in result.curves.items()]
+    if result.errors:
+        lines += ["", *(f"{name} has no score: {sentence}" for name, sentence in result.errors.items())]
     return "\n".join(lines)

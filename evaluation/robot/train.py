@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.robot.dagger import EPISODES
 from evaluation.robot.observations import Episode
 from evaluation.robot.train_args import DESCRIPTION, TrainArgs
 from training.flags import parse, refuse_idle, require
@@ -19,6 +20,7 @@ from training.flags import parse, refuse_idle, require
 if TYPE_CHECKING:
     import torch
 
+    from evaluation.robot.dagger import Round
     from evaluation.robot.episodes.reading import Episodes
     from evaluation.robot.fit import Samples
     from evaluation.robot.layer_curve import LayerFit
@@ -45,7 +47,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(
-    args: TrainArgs, command: str, open_simulator: Callable | None = None, *, per_round: int = 10, progress: bool = True
+    args: TrainArgs,
+    command: str,
+    open_simulator: Callable | None = None,
+    *,
+    per_round: int = EPISODES,
+    progress: bool = True,
 ) -> Policy:
     """Train on the folder `args.episodes` and write the policy's folder.
 
@@ -87,23 +94,14 @@ def train(
         policy.save(args.output)
         return policy
 
-    from evaluation.robot.dagger import run_dagger
-    from evaluation.robot.evaluate import simulators_for
+    from evaluation.robot.rollouts import simulators_for
 
     if open_simulator is None:
         from evaluation.robot.simulator import open_simulator
     with simulators_for(simulator, camera, resolution, per_round, open_simulator) as simulators:
-        first = train_policy(args, episodes, features=features, **facts)
-
-        def again(every: list[Episode]) -> Policy:
-            more = every[len(episodes) :]
-            features.extend(seen_of(args.arm, sight, every[len(features) :], progress))  # of the newest round alone
-            return train_policy(args, episodes, more=more, features=features, **facts)
-
-        most = max_steps_of(first.config)
-        policy, _, rounds = run_dagger(
-            first, episodes, again, simulators, args.dagger, most, per_round=per_round, progress=progress
-        )
+        policy = train_policy(args, episodes, features=features, **facts)
+        most = max_steps_of(policy.config)
+        policy, rounds = train_rounds(policy, args, episodes, features, facts, simulators, most, per_round=per_round)
     policy.config.training["dagger"] = [asdict(each) for each in rounds]
     policy.save(args.output)
     return policy
@@ -200,6 +198,36 @@ def train_policy(
         },
     )
     return Policy(config, network, sight, curve, device)
+
+
+def train_rounds(
+    policy: Policy,
+    args,
+    episodes: Sequence[Episode],
+    features: Sequence[torch.Tensor],
+    facts: dict,
+    simulators: list,
+    max_steps: int,
+    *,
+    per_round: int = EPISODES,
+) -> tuple[Policy, list[Round]]:
+    """(policy after `args.dagger` rounds of DAgger, the rounds).
+
+    Args:
+        policy: trained on `episodes`. features: of these. facts: the other arguments of `train_policy`.
+    """
+    from evaluation.robot.dagger import run_dagger
+
+    seen, progress = list(features), facts["progress"]
+
+    def again(every: list[Episode]) -> Policy:
+        seen.extend(seen_of(args.arm, facts["sight"], every[len(seen) :], progress))  # of the newest round alone
+        return train_policy(args, episodes, more=every[len(episodes) :], features=seen, **facts)
+
+    policy, _, rounds = run_dagger(
+        policy, episodes, again, simulators, args.dagger, max_steps, per_round=per_round, progress=progress
+    )
+    return policy, rounds
 
 
 def max_steps_of(config) -> int:
