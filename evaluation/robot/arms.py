@@ -199,8 +199,8 @@ class Table:
             for name, seconds in (("training", training), ("simulators", simulating), ("seeing", seeing))
         )
         return (
-            f"Policies to train and test: {len(jobs)}, each from {len(self.starts)} starts and at most {self.max_steps} "
-            f"steps: at most about {(training + simulating + seeing) / 60:.0f} minutes ({parts})."
+            f"Policies to train and test: {len(jobs)}, each from {len(self.starts)} starts, {self.max_steps} steps or "
+            f"fewer: at most about {(training + simulating + seeing) / 60:.0f} minutes ({parts})."
         )
 
     def seconds_per_step(self, view: tuple[str, int]) -> float:

@@ -69,7 +69,7 @@ def arms_table(result: ArmsResult) -> str:
         for name, versus in compared.items():
             low, high = (100 * bound for bound in versus.ci95)
             lines.append(
-                f"  {name[-23:]:<22}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: toto is {versus.verdict}"
+                f"  {name[-23:]:<22}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: {versus.verdict}"
             )
     if result.curves:
         lines += ["", CURVE_TITLE]
