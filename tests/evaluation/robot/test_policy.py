@@ -122,9 +122,10 @@ def test_clipping_follows_the_demonstrations(episodes):
 def test_lerobots_face(policy, saved, episodes):
     face = TotoPolicy.from_pretrained(saved).eval()
     one, other = episodes[:2]
+    noise = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), dtype=np.uint8)  # all values
     policy.reset(2)
     for t in range(3):
-        images = np.stack([one.images[t], other.images[t]])
+        images = noise[t]
         states = np.stack([one.states[t], other.states[t]])
         wanted = policy.act(images, states)
         frames = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
