@@ -137,6 +137,10 @@ def test_lerobots_face(policy, saved, episodes):
     batch["observation.images.above"] = torch.from_numpy(images[:1]).permute(0, 3, 1, 2)  # uint8 is taken too
     policy.reset()
     assert np.array_equal(face.select_action(batch).numpy(), policy.act(images[:1], states[:1]))
+    fine = learn(episodes, arm="pixels")  # no codes, which hide small changes
+    wanted = fine.act(images[:1], states[:1])
+    given = {"observation.images.above": frames[:1], "observation.state": batch["observation.state"]}
+    assert np.array_equal(TotoPolicy(fine).select_action(given).numpy(), wanted)
     for change, why in (
         ({"observation.images.above": None}, r"The batch has no observation.images.above, .* it has observation.state"),
         ({"observation.images.above": 255 * frames}, "values from 0 to 255; pass floats in"),
