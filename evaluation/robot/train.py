@@ -397,11 +397,11 @@ def summary(policy: Policy) -> str:
     if policy.curve:
         lines += [CURVE_TITLE, "  " + curve_line(policy.curve), ""]
     sees = config.arm if config.layer is None else f"{config.arm} ({config.model}, layer {config.layer})"
-    held_out = "" if last["held_out"] is None else f", {last['held_out']:.4f} on {training['held_out']} held out"
+    held_out = "" if last["held_out"] is None else f", {last['held_out']:.2g} on {training['held_out']} held out"
     lines += [
         f"{sees}: {training['demonstrations']} demonstrations, {training['observations']} observations learnt, "
         f"{last['epoch']} epochs",
-        f"squared error per action number: {last['loss']:.4f}{held_out}",
+        f"squared error per action number: {last['loss']:.2g}{held_out}",
     ]
     for number, each in enumerate(training.get("dagger", []), start=1):
         lines.append(f"DAgger round {number}: the policy before it succeeded in {100 * each['success']:.0f} %")

@@ -122,9 +122,10 @@ def test_clipping_follows_the_demonstrations(episodes):
 def test_lerobots_face(policy, saved, episodes):
     face = TotoPolicy.from_pretrained(saved).eval()
     one, other = episodes[:2]
+    noise = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32, 3), dtype=np.uint8)  # all values
     policy.reset(2)
     for t in range(3):
-        images = np.stack([one.images[t], other.images[t]])
+        images = noise[t]
         states = np.stack([one.states[t], other.states[t]])
         wanted = policy.act(images, states)
         frames = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
@@ -136,6 +137,10 @@ def test_lerobots_face(policy, saved, episodes):
     batch["observation.images.above"] = torch.from_numpy(images[:1]).permute(0, 3, 1, 2)  # uint8 is taken too
     policy.reset()
     assert np.array_equal(face.select_action(batch).numpy(), policy.act(images[:1], states[:1]))
+    fine = learn(episodes, arm="pixels")  # no codes, which hide small changes
+    wanted = fine.act(images[:1], states[:1])
+    given = {"observation.images.above": frames[:1], "observation.state": batch["observation.state"]}
+    assert np.array_equal(TotoPolicy(fine).select_action(given).numpy(), wanted)
     for change, why in (
         ({"observation.images.above": None}, r"The batch has no observation.images.above, .* it has observation.state"),
         ({"observation.images.above": 255 * frames}, "values from 0 to 255; pass floats in"),
