@@ -156,7 +156,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"episode_000000\.mp4, a file of episode 0, is missing"):
         open_episodes(folder).episode(0, None, 16)
     change_info(folder, lambda content: content["features"]["action"].update(shape=[4]))
-    with pytest.raises(ValueError, match="action has 3 numbers in row 0 of episode 0; meta/info.json says 4"):
+    with pytest.raises(ValueError, match=r"action has 3 numbers in row 0 of episode 0; meta/info\.json says 4"):
         open_episodes(folder).episode(0, "", 16)
     table(folder / "data/chunk-000/episode_000000.parquet", rows(1, 0) | {"episode_index": [0, 0, 0]})
     with pytest.raises(ValueError, match="has 3 rows of episode 0; the meta files say 5"):

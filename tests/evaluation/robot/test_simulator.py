@@ -47,7 +47,7 @@ def test_the_expert_succeeds_and_the_rate_is_that_of_the_actions(drawer):
 def test_bad_input(drawer):
     with pytest.raises(ValueError, match="no task 'drawer-opn-v3'; the closest are drawer-open-v3"):
         open_simulator("drawer-opn-v3")
-    with pytest.raises(ValueError, match="no camera 'wrist'; it has .*gripperPOV"):
+    with pytest.raises(ValueError, match=r"no camera 'wrist'; it has .*gripperPOV"):
         open_simulator("drawer-open-v3", camera="wrist")
     with pytest.raises(ValueError, match="resolution is 0"):
         open_simulator("drawer-open-v3", resolution=0)
