@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from can_render import require_rendering
 
 from evaluation.robot.collect import main
 from evaluation.robot.observations import Observation
@@ -75,7 +76,7 @@ def test_bad_flags(toy, tmp_path):
 
 
 def test_a_real_demonstration(tmp_path):
-    pytest.importorskip("metaworld")
+    require_rendering()
     from evaluation.robot.episodes import open_episodes
 
     main(f"--task drawer-open-v3 --output {tmp_path} --episodes 1 --resolution 32 --action_repeat 4".split())
