@@ -1,4 +1,4 @@
-"""Skips tests that render where the machine cannot. That is tried in another process, as failing drivers may abort it."""
+"""Skips tests that render where the machine cannot; tried in another process, as failing drivers may abort it."""
 
 import functools
 import os

@@ -70,6 +70,11 @@ def test_clips_alone(toy, tmp_path):
 def test_bad_flags(toy, tmp_path):
     with pytest.raises(ValueError, match="--noise needs --videos"):
         collect(tmp_path, "--noise", 0.1)
+    with pytest.raises(ValueError, match="would reach seed 500000; set a lower"):
+        collect(tmp_path / "late", "--episodes", 2, "--first_seed", 499_999)
+    with pytest.raises(ValueError, match="would reach seed 500000; set a lower"):  # the last start fails
+        collect(tmp_path / "last", "--episodes", 1, "--first_seed", 499_999)
+    collect(tmp_path / "negative", "--episodes", 1, "--first_seed", -2)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         collect(tmp_path)
