@@ -125,9 +125,3 @@ def test_mujoco_may_have_been_imported_before():
     code = "import mujoco\nfrom evaluation.robot.simulator import open_simulator\n"
     code += "print(open_simulator('drawer-open-v3', 16).reset(0).image.shape)"
     assert run(code) == "(16, 16, 3)\n"
-
-
-def test_without_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "metaworld", None)
-    with pytest.raises(ValueError, match=r"pip install 'modeling-toto\[robots\]'"):
-        open_simulator("drawer-open-v3")
