@@ -67,6 +67,10 @@ def test_simulators_side_by_side_and_opened_again(drawer):
     others[1].close()
     with pytest.raises(ValueError, match="is closed"):
         others[1].reset(1)
+    with pytest.raises(ValueError, match="is closed"):
+        others[1].step(np.zeros(4))
+    with pytest.raises(ValueError, match=r"no start yet; call reset\(seed\) first"):
+        open_simulator("drawer-open-v3", resolution=16).expert()
     again = open_simulator("drawer-open-v3", resolution=32)
     assert np.array_equal(again.reset(1).image, before) and np.array_equal(drawer.reset(1).image, before)
     assert np.array_equal(others[2].reset(1).image, alone[2]) and not np.array_equal(alone[2], before)
