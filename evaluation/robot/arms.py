@@ -72,7 +72,7 @@ class Table:
     def __init__(self, args: ArmsArgs, command: str, open_simulator: Callable, progress: bool):
         from evaluation.robot.arms_progress import Progress
         from evaluation.robot.arms_training import Demonstrations
-        from evaluation.robot.scoring import TEST_SEED
+        from evaluation.robot.seeds import TEST_SEED
 
         self.args, self.command, self.open_simulator, self.progress = args, command, open_simulator, progress
         self.starts = range(TEST_SEED, TEST_SEED + args.test_episodes)
