@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.robot.evaluate_args import DESCRIPTION, EvaluateArgs
-from training.flags import parse
+from evaluation.robot.train import max_steps_of
+from training.flags import parse, require
 
 if TYPE_CHECKING:
     from evaluation.robot.results import EvaluateResult, PolicyScore
     from evaluation.robot.rollouts import Rollout
+
+SHOWN = 128  # side in pixels of the frames of videos, of policies that see none
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,31 +44,49 @@ def run_evaluate(args: EvaluateArgs, command: str, load: Callable, open_simulato
 
     flush_denormals()
     policies = {folder: load(folder) for folder in args.policy}
-    task = next(iter(policies.values())).config.task
-    scores = [evaluate_policy(args, folder, policy, task, open_simulator) for folder, policy in policies.items()]
+    for folder, policy in policies.items():
+        require_simulator(policy.config, folder)
+    task = next(iter(policies.values())).config.simulator["task"]
+    max_steps = args.max_steps or max(max_steps_of(policy.config) for policy in policies.values())
+    scores = [
+        evaluate_policy(args, folder, policy, task, max_steps, open_simulator) for folder, policy in policies.items()
+    ]
     return EvaluateResult(
         command=command,
         task=task,
-        max_steps=args.max_steps,
+        max_steps=max_steps,
         policies=scores,
         seeds={"first": args.first_seed, "episodes": args.episodes},
         versions=versions(next(iter(policies.values())).device),
     )
 
 
-def evaluate_policy(args: EvaluateArgs, folder: str, policy, task: str, open_simulator: Callable) -> PolicyScore:
+def require_simulator(config, folder: str) -> None:
+    """Raises ValueError unless the policy's demonstrations are of a simulator."""
+    require(
+        config.simulator is not None,
+        f"The policy {folder} was trained on a real robot, so that no simulator can test it; if its episodes are of "
+        "one, train it with --task TASK.",
+    )
+
+
+def evaluate_policy(
+    args: EvaluateArgs, folder: str, policy, task: str, max_steps: int, open_simulator: Callable
+) -> PolicyScore:
     """The score of one policy; writes its videos."""
     from evaluation.robot.results import PolicyScore
-    from evaluation.robot.rollouts import Clock, roll_out
+    from evaluation.robot.rollouts import Clock, roll_out, simulators_for
     from evaluation.robot.scoring import latency_of, require_fit, score_of
     from training.publish.media_seen import media_on_record
 
     clock, config = Clock(), policy.config
-    with simulators_for(config, task, min(args.parallel, args.episodes), open_simulator) as simulators:
+    count = min(args.parallel, args.episodes)
+    shown = config.resolution or (SHOWN if args.videos else None)
+    with simulators_for(config.simulator, config.camera, shown, count, open_simulator) as simulators:
         require_fit(policy, simulators[0], folder, task)
         seeds = range(args.first_seed, args.first_seed + args.episodes)
         rollouts = roll_out(
-            policy, simulators, seeds, args.max_steps, bool(args.videos), clock=clock, progress=Path(folder).name
+            policy, simulators, seeds, max_steps, bool(args.videos), clock=clock, progress=Path(folder).name
         )
         fps = simulators[0].fps
     videos = write_videos(rollouts, Path(args.output), Path(folder).name, args.videos, fps) if args.videos else None
@@ -84,20 +104,6 @@ def evaluate_policy(args: EvaluateArgs, folder: str, policy, task: str, open_sim
         latency=latency_of(clock),
         videos=videos,
     )
-
-
-@contextmanager
-def simulators_for(config, task: str, count: int, open_simulator: Callable):
-    """`count` simulators with the camera and size of frames that a policy was trained on; closed at the end."""
-    facts = {"resolution": config.resolution, "camera": config.camera}
-    opened: list = []
-    try:
-        for _ in range(count):
-            opened.append(open_simulator(task, **{key: value for key, value in facts.items() if value is not None}))
-        yield opened
-    finally:
-        for each in opened:
-            each.close()
 
 
 def write_videos(rollouts: Sequence[Rollout], output: Path, name: str, count: int, fps: float) -> list[str]:

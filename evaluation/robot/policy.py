@@ -17,7 +17,7 @@ from torch import nn
 
 from evaluation.backbones.contract import default_device
 from evaluation.robot.layer_curve import LayerFit
-from evaluation.robot.sight import PIXEL_SIDE, Frozen, Sight, open_sight
+from evaluation.robot.sight import PIXEL_SIDE, VISION, Frozen, Sight, fitted, open_sight
 from tokenization.files import write_json, write_whole
 from training.flags import require
 from training.results import Record
@@ -35,10 +35,11 @@ class PolicyConfig(Record):
         arm: of `sight.ARMS`. model, layer, context_frames, max_tokens: of its frozen features.
         fingerprint: of the backbone's weights and its visual tokenizer. sight_seed: of an untrained backbone.
         camera: whose frames it sees; None if it sees none. resolution: side of the frames in pixels.
-        fps: observations per second in its demonstrations. task: in words.
+        fps: observations per second in its demonstrations. task: in words; of several, all of them, as one policy.
         sight_size, state_size, action_size, environment_size: how many numbers of each.
         state_names, action_names: of the episodes, if they name them.
         clipped: actions are clipped to [-1, 1], as all of its demonstrations were.
+        simulator: {"task", "action_repeat"} of `open_simulator` that its demonstrations are of; None: a real robot.
         training: how it was trained (`train.train_policy`); losses are in squared units of `Network.standardised`.
     """
 
@@ -61,6 +62,7 @@ class PolicyConfig(Record):
     state_names: list[str] | None
     action_names: list[str] | None
     clipped: bool
+    simulator: dict | None
     training: dict = field(default_factory=dict)
 
 
@@ -200,7 +202,7 @@ class Policy:
         elif self.sight.resolution is None:
             seen = torch.zeros(len(states), 0)
         else:
-            seen = self.sight.see(images)
+            seen = self.sight.see(fitted(images, config.resolution))
         actions = self.network(seen.to(self.device), states.to(self.device))
         return (actions.clamp(-1, 1) if config.clipped else actions).cpu().numpy()
 
@@ -236,6 +238,7 @@ class Policy:
             FileNotFoundError: no policy in the folder, or no backbone where it was.
             ValueError: the backbone's weights are not those of the training.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -248,7 +251,7 @@ class Policy:
         require("arm" in content, f"{folder} is not a policy folder: its {CONFIG} is of something else.")
         config = PolicyConfig.from_json(content)
         sight = open_sight(
-            config.arm,
+            "toto" if config.arm.startswith(VISION) else config.arm,  # `model` may be elsewhere now
             model or config.model,
             config.layer,
             context_frames=config.context_frames,
@@ -262,7 +265,10 @@ class Policy:
                 "the right ones with model=, or train it again."
             )
         network = Network(config.sight_size, config.state_size, config.action_size, config.arm == "pixels")
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        try:
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder} is damaged: its {WEIGHTS} does not fit its {CONFIG}.") from error
         curve = None
         if (folder / LAYERS).is_file():
             curve = [LayerFit.from_json(each) for each in json.loads((folder / LAYERS).read_text())["layers"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evaluation.results import Record, Versus
+from evaluation.robot.layer_curve import LayerFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,35 +67,33 @@ class EvaluateResult(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedScore(Score):
-    """A policy of one arm. seed: of its training. dagger: success of each round's driving policy."""
+    """A policy of one arm. seed: of its training. seconds: of its training and its test episodes.
+
+    dagger: success of each round's driving policy. videos: files next to the result.
+    """
 
     seed: int
+    seconds: float
     latency: Latency
     dagger: list[float] | None = None
+    videos: list[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmScore(Record):
-    """An arm. success, ci95: pooled over policy seeds. failed: the seeds that never succeeded. seeds: each.
+    """An arm. what: it sees. success, ci95: pooled over policy seeds. failed: the seeds that never succeeded.
 
-    versus: of another arm than the first "toto" one, that one's success minus its own, paired by seed and start.
+    versus: of another arm than "toto", the success of "toto" minus its own, paired by seed and start.
     """
 
     what: str
+    model: str | None
     layer: int | None
     success: float
     ci95: list[float]
     failed: list[int]
     seeds: list[SeedScore]
     versus: Versus | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerFit(Record):
-    """How well a linear map reads the expert's action from a layer: R^2 on held-out demonstrations."""
-
-    layer: int
-    r2: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,9 @@ class ArmsResult(Record):
         media: what the model was trained on; None if not recorded.
         demonstrations: their number. max_steps: of a test episode.
         expert, random: scripted expert (ceiling) and uniform random actions (floor) from the same starts.
-        arms: by name. layers: the offline curve, None if no arm reads layers.
+        arms: by name; "toto, layer N" is a layer of toto that was not chosen. curves: of each arm whose layer was.
+        seeds: number of policies of each arm, first test start, number of test starts.
+        errors: of arms that have no score, one sentence each.
     """
 
     command: str
@@ -117,6 +118,7 @@ class ArmsResult(Record):
     expert: Score
     random: Score
     arms: dict[str, ArmScore]
-    layers: list[LayerFit] | None
+    curves: dict[str, list[LayerFit]]
     seeds: dict[str, int]
     versions: dict
+    errors: dict[str, str] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from evaluation.robot.observations import Episode, Observation
 from training.flags import require
+
+UNSEEN = 16  # side in pixels of frames that a policy does not look at
 
 
 @dataclass
@@ -172,3 +174,25 @@ def _timed(policy, clock: Clock) -> Iterator[None]:
         yield
     finally:
         del sight.see
+
+
+@contextmanager
+def simulators_for(
+    facts: dict, camera: str | None, resolution: int | None, count: int, open_simulator: Callable
+) -> Iterator[list]:
+    """`count` simulators as a policy's demonstrations were recorded; closed at the end.
+
+    Args:
+        facts: {"task", "action_repeat"}. camera, resolution: of the frames; None of a policy that sees none, for which
+            they are small.
+    """
+    view = {"resolution": resolution or UNSEEN} | ({} if camera is None else {"camera": camera})
+    view["action_repeat"] = facts["action_repeat"]
+    opened: list = []
+    try:
+        for _ in range(count):
+            opened.append(open_simulator(facts["task"], **view))
+        yield opened
+    finally:
+        for each in opened:
+            each.close()

@@ -9,9 +9,8 @@ import numpy as np
 from evaluation.robot.results import EpisodeScore, Latency, Score
 from evaluation.robot.rollouts import Clock, Rollout
 from training.flags import require
-from training.scores import wilson_interval
+from training.scores import exact_interval, wilson_interval
 
-TEST_SEED = 1_000_000  # of the first test start; demonstrations begin at 0, DAgger at 500,000
 DRAWS = 10_000
 
 
@@ -48,33 +47,50 @@ def pooled_interval(success, seed: int = 0) -> list[float]:
     mean, (seeds, starts) = success.mean(), success.shape
     low, high = wilson_interval(round(mean * seeds * starts), seeds * starts)
     if seeds > 1:
-        generator = np.random.default_rng(seed)
-        rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-        columns = generator.multinomial(starts, np.full(starts, 1 / starts), DRAWS) / starts
-        drawn = np.einsum("ds,st,dt->d", rows, success, columns)
-        below, above = np.percentile(drawn, [2.5, 97.5])
+        below, above = np.percentile(two_way(success, seed), [2.5, 97.5])
         low, high = min(low, float(below)), max(high, float(above))
     return [float(low), float(high)]
 
 
 def paired_interval(differences, seed: int = 0) -> list[float]:
-    """95 % two-way bootstrap interval of the mean of differences (policy seeds, starts), as `pooled_interval`."""
+    """95 % interval of the mean difference of two arms, over policy seeds and starts.
+
+    A two-way bootstrap as in `pooled_interval`, at least as wide as the exact interval of the pairs that differ
+    (McNemar's test): of few pairs, a bootstrap would call four against none a certain difference.
+
+    Args:
+        differences: -1, 0 or 1 (policy seeds, starts): the success of one arm minus that of the other.
+    """
     differences = np.asarray(differences, float)
-    seeds, starts = differences.shape
-    if starts < 2:
-        return [-1.0, 1.0]
-    generator = np.random.default_rng(seed)
+    starts, pairs = differences.shape[1], differences.size
+    ahead, behind = int((differences > 0).sum()), int((differences < 0).sum())
+    if ahead + behind:
+        share = (ahead + behind) / pairs
+        low, high = (share * (2 * bound - 1) for bound in exact_interval(ahead, ahead + behind))
+    else:
+        high = exact_interval(0, pairs)[1]
+        low = -high
+    if starts > 1:
+        below, above = np.percentile(two_way(differences, seed), [2.5, 97.5])
+        low, high = min(low, float(below)), max(high, float(above))
+    return [float(low), float(high)]
+
+
+def two_way(values: np.ndarray, seed: int) -> np.ndarray:
+    """Means (DRAWS,) of values (policy seeds, starts) whose rows and columns are drawn again independently."""
+    generator, (seeds, starts) = np.random.default_rng(seed), values.shape
     rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
     columns = generator.multinomial(starts, np.full(starts, 1 / starts), DRAWS) / starts
-    return [float(x) for x in np.percentile(np.einsum("ds,st,dt->d", rows, differences, columns), [2.5, 97.5])]
+    return np.einsum("ds,st,dt->d", rows, values, columns)
 
 
 def require_fit(policy, simulator, name: str, task: str | None = None) -> None:
     """Raises ValueError if a policy was trained for another task or robot than the simulator's."""
     config, task = policy.config, task or simulator.task
+    own = (config.simulator or {}).get("task")
     require(
-        config.task == task,
-        f"The policy {name} was trained for the task '{config.task}', not '{task}'; evaluate policies of one task.",
+        own == task,
+        f"The policy {name} was trained for the task '{own}', not '{task}'; evaluate policies of one task.",
     )
     for kind in ("action", "state"):
         mine, its = getattr(config, f"{kind}_size"), getattr(simulator, f"{kind}_size")

@@ -25,7 +25,7 @@ from training.flags import require
 # What a policy sees besides its state, by arm; "vision:NAME" is "toto" with the model NAME.
 ARMS = {
     "toto": "frozen features of a layer of --model",
-    "untrained": "features of the same layer of the same architecture with random weights",
+    "untrained": "frozen features of a layer of the same architecture with random weights",
     "pixels": "the frame at 64 pixels, read by a small CNN that is trained with the policy",
     "proprio": "nothing: proprioception only",
     "oracle": "in place of the frame, the simulator's own numbers with objects and goal",
@@ -192,13 +192,18 @@ def open_sight(
     if arm == "pixels":
         return Pixels()
     if arm.startswith(VISION):
-        arm, model = "toto", arm.removeprefix(VISION)
+        arm, model = "toto", model_of(arm, model)
     require(arm in ARMS, f"There is no arm '{arm}'; choose from {', '.join(ARMS)} or {VISION}MODEL.")
     require(model is not None, f"The arm {arm} needs --model MODEL; name a Toto or any vision model.")
     backbone = load_backbone(model, device)
     if arm == "untrained":
         backbone = backbone.untrained(seed)
     return Frozen(backbone, layer, context_frames, max_tokens)
+
+
+def model_of(arm: str, model: str | None) -> str | None:
+    """The model that an arm reads: NAME of "vision:NAME", else `model`."""
+    return arm.removeprefix(VISION) if arm.startswith(VISION) else model
 
 
 def watch(

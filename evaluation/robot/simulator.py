@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import importlib
 import os
 import sys
 import warnings
@@ -23,6 +24,8 @@ ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "grip")
 ENVIRONMENT_NAMES = tuple(f"number_{k}" for k in range(39))
 # Of the simulator's 39 numbers, those of the gripper now and one step before; the others hold objects and goal.
 OF_GRIPPER = [0, 1, 2, 3, 18, 19, 20, 21]
+STEPS_PER_SECOND = 80  # of the library
+_failure: str | None = None  # why no renderer could be made in this process
 HORIZON = 500  # the library's own steps, after which its benchmarks end an episode
 
 
@@ -70,8 +73,6 @@ class Simulator:
         if task not in kinds:
             near = difflib.get_close_matches(task, kinds, n=3, cutoff=0.4) or list(TASKS)
             raise ValueError(f"There is no task '{task}'; the closest are {', '.join(near)}.")
-        import mujoco
-
         self.task, self.camera, self.action_repeat = task, camera, action_repeat
         self.environment = kinds[task]()
         self.model, self.data = self.environment.model, self.environment.data
@@ -85,10 +86,7 @@ class Simulator:
         # Before the renderer is made: without these a frame takes ten times as long on a CPU.
         self.model.vis.quality.shadowsize = self.model.vis.quality.offsamples = 0
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = resolution
-        try:
-            self.renderer = mujoco.Renderer(self.model, resolution, resolution)
-        except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
-            raise OSError(_no_rendering(error)) from error
+        self.renderer = _renderer(self.model, resolution)
         # Registered after MuJoCo's own clean-up of EGL and so called before it, which avoids errors at exit.
         atexit.register(self.close)
 
@@ -101,7 +99,12 @@ class Simulator:
         environment.max_path_length = 10**9
 
     def reset(self, seed: int) -> Observation:
-        """Start anew; object and goal depend on `seed`, any integer, alone."""
+        """Start anew; object and goal depend on `seed`, any integer, alone.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        self._require_open()
         environment = self.environment
         environment.np_random = np.random.default_rng([abs(seed), int(seed < 0)])
         environment._freeze_rand_vec = False
@@ -117,10 +120,9 @@ class Simulator:
         """Hold an action, float (A,) in [-1, 1], for `action_repeat` steps, or until the task is done.
 
         Raises:
-            ValueError: an action of another length or not finite, or no `reset` before.
+            ValueError: an action of another length or not finite, no `reset` before, or it is closed.
         """
-        if self._numbers is None:
-            raise ValueError("The simulator has no start yet; call reset(seed) first.")
+        self._require_start()
         action = np.asarray(action, np.float32)
         if action.shape != (self.action_size,):
             raise ValueError(f"{self.task} takes actions of {self.action_size} numbers, not of shape {action.shape}.")
@@ -138,37 +140,36 @@ class Simulator:
 
     def expert(self) -> np.ndarray:
         """The action of the library's script in the present state, clipped to [-1, 1]: float32 (A,)."""
-        if self._numbers is None:
-            raise ValueError("The simulator has no start yet; call reset(seed) first.")
+        self._require_start()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that its actions will be clipped
             return np.clip(self._expert.get_action(self._numbers), -1, 1).astype(np.float32)
 
-    def _observation(self, success: bool) -> Observation:
+    def _require_open(self) -> None:
         if self.renderer is None:
-            raise ValueError("The simulator is closed.")
+            raise ValueError("The simulator is closed; open another one.")
+
+    def _require_start(self) -> None:
+        self._require_open()
+        if self._numbers is None:
+            raise ValueError("The simulator has no start yet; call reset(seed) first.")
+
+    def _observation(self, success: bool) -> Observation:
         self.renderer.update_scene(self.data, camera=self.camera)
         numbers = self._numbers.astype(np.float32)
         return Observation(self.renderer.render().copy(), numbers[OF_GRIPPER], numbers, success)
 
     def close(self) -> None:
-        """Free the renderer; a second call does nothing."""
+        """Free the renderer and the scene, some 80 MB; a second call does nothing."""
         if self.renderer is not None:
             atexit.unregister(self.close)
             self.renderer.close()
-            self.renderer = None
+            self.renderer = self.environment = self.model = self.data = None
 
 
 def _library() -> tuple[dict, dict]:
     """(name -> class of the task, name -> class of its expert)."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
-    try:
-        import mujoco  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(EXTRA) from error
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # of PyOpenGL, without the library of EGL
-        raise OSError(_no_rendering(error)) from error
+    _import_mujoco()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -177,6 +178,55 @@ def _library() -> tuple[dict, dict]:
     except ModuleNotFoundError as error:
         raise ValueError(EXTRA) from error
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP
+
+
+def _import_mujoco() -> None:
+    """Import MuJoCo so that it draws without a display where there is none.
+
+    MuJoCo reads MUJOCO_GL once, when it is imported, which another package may have done before; what it chose then is
+    replaced.
+    """
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not (has_display or os.environ.get("MUJOCO_GL")):
+        os.environ["MUJOCO_GL"] = "egl"
+    way = os.environ.get("MUJOCO_GL", "").lower()
+    try:
+        from mujoco import gl_context
+
+        if way in ("egl", "osmesa"):
+            gl_context.GLContext = importlib.import_module(f"mujoco.{way}").GLContext
+    except ModuleNotFoundError as error:
+        if error.name == "mujoco":
+            raise ValueError(EXTRA) from error
+        raise OSError(_no_rendering(error)) from error
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # of PyOpenGL, without the library of EGL
+        raise OSError(_no_rendering(error)) from error
+
+
+def _renderer(model, resolution: int):
+    """A renderer of square images.
+
+    MuJoCo must not be asked for a renderer while there is no context of OpenGL: the first time is an error, and the
+    second aborts the process. So a context is made and given back before.
+    """
+    import mujoco
+
+    global _failure
+    if _failure is not None:
+        raise OSError(_failure)
+    made = mujoco.gl_context.GLContext
+    made._context = None  # otherwise one that could not be made complains when it is deleted
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GLFW's own words, when there is no display
+            context = made(resolution, resolution)
+        if not context._context:
+            raise RuntimeError("no display")
+        context.free()
+        return mujoco.Renderer(model, resolution, resolution)
+    except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
+        _failure = _no_rendering(error)
+        raise OSError(_failure) from error
 
 
 def _no_rendering(error: Exception) -> str:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from evaluation.robot.layer_curve import LayerFit
 from evaluation.robot.results import ArmsResult, EvaluateResult, Latency, Score
+
+CURVE_TITLE = "R^2 of the expert's action, linear, held-out demonstrations, by layer (state: without features):"
+
+
+def curve_line(curve: Sequence[LayerFit]) -> str:
+    scored = [("state" if fit.layer is None else fit.layer, fit.r2) for fit in curve]
+    return "  ".join(f"{name}: {'-' if r2 is None else format(r2, '.3f')}" for name, r2 in scored)
 
 
 def percent(score) -> str:
@@ -25,7 +35,8 @@ def evaluate_table(result: EvaluateResult) -> str:
         f"{result.task}, {count} test episodes of at most {result.max_steps} steps from seed {result.seeds['first']}; "
         "steps are of successes, milliseconds per observation",
         "",
-        f"{'policy':<32}{'sees':>10}{'layer':>7}{'success, %':>18}{'steps':>7}{'simulator':>11}{'seeing':>8}{'head':>7}",
+        f"{'policy':<32}{'sees':>10}{'layer':>7}{'success, %':>18}{'steps':>7}"
+        f"{'simulator':>11}{'seeing':>8}{'head':>7}",
     ]
     for each in result.policies:
         layer = "" if each.layer is None else each.layer
@@ -54,13 +65,15 @@ def arms_table(result: ArmsResult) -> str:
     lines.append(f"{'random actions':<24}{'':>6}{percent(result.random):>18}")
     compared = {name: each.versus for name, each in result.arms.items() if each.versus is not None}
     if compared:
-        lines += ["", "toto minus arm, points, two-way bootstrap over seeds and starts, 95 %:"]
+        lines += ["", "toto minus arm, points, paired by seed and start, 95 %:"]
         for name, versus in compared.items():
             low, high = (100 * bound for bound in versus.ci95)
             lines.append(
                 f"  {name[-23:]:<22}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: {versus.verdict}"
             )
-    if result.layers:
-        lines += ["", "R^2 of the expert's action, linear, held-out demonstrations, by layer:"]
-        lines.append("  " + "  ".join(f"{fit.layer}: {fit.r2:.3f}" for fit in result.layers))
+    if result.curves:
+        lines += ["", CURVE_TITLE]
+        lines += [f"  {name[-23:]:<22}{curve_line(curve)}" for name, curve in result.curves.items()]
+    if result.errors:
+        lines += ["", *(f"{name} has no score: {sentence}" for name, sentence in result.errors.items())]
     return "\n".join(lines)

@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from evaluation.robot.collect import RECORD, record_episode
+from evaluation.robot.episodes.writing import EpisodeWriter
 from evaluation.robot.observations import Observation
+from tokenization.files import write_json
 
 SIDE = 8
 
@@ -15,8 +18,8 @@ class FakeSimulator:
     fps, state_size, action_size, environment_size, camera = 10, 2, 2, 4, "above"
     opened = closed = 0
 
-    def __init__(self, task="reach", resolution=SIDE, camera="above"):
-        self.task, self.resolution = task, resolution
+    def __init__(self, task="reach", resolution=SIDE, camera="above", action_repeat=2):
+        self.task, self.resolution, self.action_repeat = task, resolution, action_repeat
         type(self).opened += 1
         self.starts = []
 
@@ -50,7 +53,8 @@ class FakePolicy:
     device = "cpu"
 
     def __init__(self, gain=1.0, **facts):
-        known = {"task": "reach", "arm": "pixels", "model": None, "layer": None, "state_size": 2, "action_size": 2}
+        known = {"simulator": {"task": "reach", "action_repeat": 2}, "training": {"longest": 8}, "task": "reach it"}
+        known |= {"arm": "pixels", "model": None, "layer": None, "state_size": 2, "action_size": 2}
         self.config = SimpleNamespace(**known | {"resolution": SIDE, "camera": "above", "fps": 10} | facts)
         self.gain, self.sizes, self.kept = gain, [], []
 
@@ -69,3 +73,29 @@ class FakePolicy:
         goals = np.stack([np.argwhere(image[..., 0] == 255)[0] / (SIDE - 1) - 0.5 for image in images])
         wobble = 0.2 * np.sin(self.noise)[:, None]  # a stream's own memory, so that mixed-up rows are seen
         return np.clip(self.gain * 10 * (goals - states) + wobble, -1, 1).astype(np.float32)
+
+
+def demonstrate(count, resolution=SIDE, first_seed=0, **facts):
+    """Episodes of the expert; the last observation is not kept, as no action follows it."""
+    simulator = FakeSimulator(resolution=resolution, **facts)
+    return [record_episode(simulator, seed, 12) for seed in range(first_seed, first_seed + count)]
+
+
+def write_folder(folder, episodes, recorded=True, environment=True):
+    """A folder of episodes, with the record of toto robot collect if it is to seem one of a simulator."""
+    writer = EpisodeWriter(
+        folder,
+        fps=10,
+        camera="above",
+        state_names=("x", "y"),
+        action_names=("dx", "dy")[: episodes[0].actions.shape[1]],
+        environment_names=("x", "y", "goal_x", "goal_y") if environment else None,
+        robot_type="point",
+    )
+    for index, episode in enumerate(episodes):
+        writer.write(index, episode)
+    writer.finish()
+    if recorded:
+        settings = {"task": "reach", "camera": "above", "action_repeat": 2}
+        write_json(folder / RECORD, {"settings": settings | {"resolution": episodes[0].images.shape[1]}})
+    return str(folder)

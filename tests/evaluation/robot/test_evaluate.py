@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 from fake_world import FakePolicy, FakeSimulator
+from scipy.stats import binomtest
 
 from evaluation.robot.evaluate import run_evaluate
 from evaluation.robot.evaluate_args import EvaluateArgs
 from evaluation.robot.results import EvaluateResult
 from evaluation.robot.rollouts import Rollout
-from evaluation.robot.scoring import pooled_interval, score_of
+from evaluation.robot.scoring import paired_interval, pooled_interval, score_of
 from evaluation.robot.tables import evaluate_table
 
 
@@ -30,6 +31,21 @@ def test_seeds_that_disagree_widen_the_interval():
     (low, high), (below, above) = pooled_interval(same), pooled_interval(apart)
     assert below < low < 0.5 < high < above and below < 0.05 and above > 0.95
     assert pooled_interval(np.ones((3, 5)))[0] == pytest.approx(15 / (15 + 1.959964**2), abs=1e-4)  # never [1, 1]
+
+
+def test_no_difference_that_the_exact_test_does_not_see():
+    for seeds, starts in ((1, 25), (3, 25)):
+        for ahead in range(0, 10, 1 if seeds == 1 else 2):
+            for behind in (0, 1, 4):
+                differences = np.zeros(seeds * starts)
+                differences[:ahead], differences[ahead : ahead + behind] = 1, -1
+                low, high = paired_interval(differences.reshape(starts, seeds).T)
+                assert low <= (ahead - behind) / differences.size <= high and low < high
+                exact = binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
+                assert low <= 0 <= high or exact < 0.05, (ahead, behind)
+    assert paired_interval(np.ones((3, 25)))[0] > 0.5  # all pairs are ahead: seen
+    apart = np.stack([np.ones(25), -np.ones(25), np.ones(25)])
+    assert paired_interval(apart)[0] < -0.9  # seeds that disagree
 
 
 def run(tmp_path, policies, **flags):
@@ -59,7 +75,7 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "why"),
     [
-        ({"task": "push"}, "trained for the task 'push', not 'reach'"),
+        ({"simulator": {"task": "push", "action_repeat": 2}}, "trained for the task 'push', not 'reach'"),
         ({"action_size": 7}, "has 7 action numbers and the simulator of reach 2"),
         ({"state_size": 3}, "has 3 state numbers"),
     ],
