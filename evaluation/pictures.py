@@ -93,8 +93,11 @@ def panel(result: dict) -> np.ndarray:
     return np.pad(movie, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
 
 
-def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write frames, uint8 (T, H, W, 3) with even H and W, as .gif, or as .mp4 (H.264; MPEG-4 if PyAV lacks libx264)."""
+def write_movie(path: Path, frames: np.ndarray, fps: float, full_colour: bool = False) -> None:
+    """Write frames, uint8 (T, H, W, 3) with even H and W, as .gif, or as .mp4 (H.264; MPEG-4 if PyAV lacks libx264).
+
+    full_colour: keep the colour of every pixel (H.264 alone), not one for each 2 x 2; browsers do not show such films.
+    """
     if path.suffix == ".gif":
         first, *others = [Image.fromarray(frame) for frame in frames]
         first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
@@ -108,7 +111,7 @@ def write_movie(path: Path, frames: np.ndarray, fps: float) -> None:
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "yuv444p" if full_colour and codec == "libx264" else "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

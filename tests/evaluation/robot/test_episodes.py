@@ -210,6 +210,16 @@ def test_what_is_written_is_read(tmp_path):
     assert len({clip.source for clip in clips}) == 2 and clips[0].frames.shape == (4, 16, 16, 3)
 
 
+def test_colours_of_single_pixels_come_back(tmp_path):
+    generator = np.random.default_rng(0)
+    episode = an_episode()
+    spots = generator.integers(0, 2, (16, 16, 1)) * np.array([200, -60, 0])
+    episode.images = np.clip(episode.images + spots, 0, 255).astype(np.uint8)
+    a_writer(tmp_path).write(0, episode)
+    found = open_episodes(tmp_path).episode(0, None, 16).images
+    assert np.abs(found.astype(int) - episode.images).mean() < 6  # 32 where 2 x 2 pixels share a colour
+
+
 def test_what_cannot_be_written(tmp_path):
     writer, bad = a_writer(tmp_path), an_episode()
     with pytest.raises(ValueError, match="The next episode"):
