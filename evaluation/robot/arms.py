@@ -72,11 +72,11 @@ class Table:
     def __init__(self, args: ArmsArgs, command: str, open_simulator: Callable, progress: bool):
         from evaluation.robot.arms_progress import Progress
         from evaluation.robot.arms_training import Demonstrations
-        from evaluation.robot.scoring import TEST_SEED
+        from evaluation.robot.seeds import TEST_SEED
 
         self.args, self.command, self.open_simulator, self.progress = args, command, open_simulator, progress
         self.starts = range(TEST_SEED, TEST_SEED + args.test_episodes)
-        self.data = Demonstrations(args, command, self.starts, progress)
+        self.data = Demonstrations(args, command, progress)
         self.max_steps = self.data.max_steps
         settings = args.of_a_seed() | {"max_steps": self.max_steps, "lengths": self.data.lengths}
         self.done = Progress(args.output, settings)

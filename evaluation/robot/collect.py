@@ -10,6 +10,7 @@ import numpy as np
 
 from evaluation.robot.collect_args import DESCRIPTION, CollectArgs
 from evaluation.robot.observations import Episode
+from evaluation.robot.seeds import require_demonstration_seeds
 
 RECORD = "meta/collect.json"  # settings, and seeds that were kept and that failed
 CLIP_RECORD = "collect.json"
@@ -46,6 +47,7 @@ def collect(args: CollectArgs) -> dict:
             while count < args.episodes:
                 tried = record["kept"] + record["failed"]
                 seed = max(tried, default=args.first_seed - 1) + 1
+                require_demonstration_seeds(seed, args.episodes - count)  # failures take seeds too
                 episode = record_episode(simulator, seed, HORIZON // args.action_repeat, args.noise)
                 if not (episode.success or args.videos):
                     record["failed"].append(seed)

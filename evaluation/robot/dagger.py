@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from evaluation.robot.observations import Episode
 from evaluation.robot.rollouts import Rollout, roll_out
+from evaluation.robot.seeds import DAGGER_SEED, require_dagger_seeds
 from training.flags import require
 
-FIRST_SEED = 500_000  # of the starts; demonstrations begin at 0, tests at 1,000,000
 EPISODES = 10  # per round
 
 
@@ -33,7 +33,7 @@ def run_dagger(
     rounds: int,
     max_steps: int,
     *,
-    first_seed: int = FIRST_SEED,
+    first_seed: int = DAGGER_SEED,
     per_round: int = EPISODES,
     progress: bool = True,
 ) -> tuple[object, list[Episode], list[Round]]:
@@ -45,9 +45,10 @@ def run_dagger(
     Returns:
         The last policy, all episodes that it was trained on, and the rounds.
     Raises:
-        ValueError: no rounds.
+        ValueError: no rounds, or more starts than are DAgger's.
     """
     require(rounds > 0, f"DAgger has {rounds} rounds; it needs at least one.")
+    require_dagger_seeds(first_seed, rounds * per_round)
     episodes, found = list(episodes), []
     for number in range(rounds):
         seeds = range(first_seed + number * per_round, first_seed + (number + 1) * per_round)

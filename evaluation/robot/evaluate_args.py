@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evaluation.robot.seeds import TEST_SEED, require_test_seed
 from training.flags import option, require, require_not_negative, require_positive
 
 DESCRIPTION = (
@@ -11,7 +12,6 @@ DESCRIPTION = (
     "Test starts differ from those of the demonstrations (docs/robots.md). An analogue of the paper's robot "
     "experiments, not their benchmark."
 )
-DEMONSTRATIONS_END = 500_000  # seeds below are those of demonstrations, then those of DAgger up to 1,000,000
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EvaluateArgs:
     policy: list[str] = option([], "folders that toto robot train wrote; all of one task")
     output: str | None = option(None, "result file to write (.json); videos are written next to it")
     episodes: int = option(25, "test episodes")
-    first_seed: int = option(1_000_000, "seed of the first test start; the others follow")
+    first_seed: int = option(TEST_SEED, "seed of the first test start; the others follow")
     max_steps: int | None = option(
         None, "most actions of an episode (default: 1.5 times the longest demonstration of the policies)"
     )
@@ -39,12 +39,4 @@ def require_output(output: str | None) -> None:
     require(
         output is not None and output.endswith(".json"),
         f"--output is '{output}'; name a result file that ends in .json.",
-    )
-
-
-def require_test_seed(first_seed: int) -> None:
-    """Raises ValueError if test starts could be those of demonstrations or of DAgger."""
-    require(
-        first_seed >= 2 * DEMONSTRATIONS_END,
-        f"--first_seed is {first_seed}; set 1000000 or more, as lower seeds are those of demonstrations and DAgger.",
     )

@@ -11,7 +11,6 @@ from evaluation.robot.rollouts import Clock, Rollout
 from training.flags import require
 from training.scores import exact_interval, wilson_interval
 
-TEST_SEED = 1_000_000  # of the first test start; demonstrations begin at 0, DAgger at 500,000
 DRAWS = 10_000
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import importlib
 import os
 import sys
 import warnings
@@ -25,6 +26,7 @@ ENVIRONMENT_NAMES = tuple(f"number_{k}" for k in range(39))
 OF_GRIPPER = [0, 1, 2, 3, 18, 19, 20, 21]
 STEPS_PER_SECOND = 80
 HORIZON = 500  # the library's own steps, after which its benchmarks end an episode
+_failure: str | None = None  # why no renderer could be made in this process
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ class Simulator:
         if task not in kinds:
             near = difflib.get_close_matches(task, kinds, n=3, cutoff=0.4) or list(TASKS)
             raise ValueError(f"There is no task '{task}'; the closest are {', '.join(near)}.")
-        import mujoco
-
         self.task, self.camera, self.action_repeat = task, camera, action_repeat
         self.environment = kinds[task]()
         self.model, self.data = self.environment.model, self.environment.data
@@ -86,10 +86,7 @@ class Simulator:
         # Before the renderer is made: without these a frame takes ten times as long on a CPU.
         self.model.vis.quality.shadowsize = self.model.vis.quality.offsamples = 0
         self.model.vis.global_.offwidth = self.model.vis.global_.offheight = resolution
-        try:
-            self.renderer = mujoco.Renderer(self.model, resolution, resolution)
-        except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
-            raise OSError(_no_rendering(error)) from error
+        self.renderer = _renderer(self.model, resolution)
         # Registered after MuJoCo's own clean-up of EGL and so called before it, which avoids errors at exit.
         atexit.register(self.close)
 
@@ -162,14 +159,7 @@ class Simulator:
 
 def _library() -> tuple[dict, dict]:
     """(name -> class of the task, name -> class of its expert)."""
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
-    try:
-        import mujoco  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(EXTRA) from error
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # of PyOpenGL, without the library of EGL
-        raise OSError(_no_rendering(error)) from error
+    _import_mujoco()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -178,6 +168,55 @@ def _library() -> tuple[dict, dict]:
     except ModuleNotFoundError as error:
         raise ValueError(EXTRA) from error
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP
+
+
+def _import_mujoco() -> None:
+    """Import MuJoCo so that it draws without a display where there is none.
+
+    MuJoCo reads MUJOCO_GL once, when it is imported, which another package may have done before; what it chose then is
+    replaced.
+    """
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not (has_display or os.environ.get("MUJOCO_GL")):
+        os.environ["MUJOCO_GL"] = "egl"
+    way = os.environ.get("MUJOCO_GL", "").lower()
+    try:
+        from mujoco import gl_context
+
+        if way in ("egl", "osmesa"):
+            gl_context.GLContext = importlib.import_module(f"mujoco.{way}").GLContext
+    except ModuleNotFoundError as error:
+        if error.name == "mujoco":
+            raise ValueError(EXTRA) from error
+        raise OSError(_no_rendering(error)) from error
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # of PyOpenGL, without the library of EGL
+        raise OSError(_no_rendering(error)) from error
+
+
+def _renderer(model, resolution: int):
+    """A renderer of square images.
+
+    MuJoCo must not be asked for a renderer while there is no context of OpenGL: the first time is an error, and the
+    second aborts the process. So a context is made and given back before.
+    """
+    import mujoco
+
+    global _failure
+    if _failure is not None:
+        raise OSError(_failure)
+    made = mujoco.gl_context.GLContext
+    made._context = None  # otherwise one that could not be made complains when it is deleted
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GLFW's own words, when there is no display
+            context = made(resolution, resolution)
+        if not context._context:
+            raise RuntimeError("no display")
+        context.free()
+        return mujoco.Renderer(model, resolution, resolution)
+    except (ImportError, AttributeError, RuntimeError, OSError, mujoco.FatalError) as error:
+        _failure = _no_rendering(error)
+        raise OSError(_failure) from error
 
 
 def _no_rendering(error: Exception) -> str:

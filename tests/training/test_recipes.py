@@ -27,6 +27,7 @@ OURS = (
     "toto_motion_more",
     "toto_motion_last",
     "toto_turntable",
+    "toto_robot",
 )
 # What each recipe's header must say: table or figure, and the paper's number.
 PAPER = {

@@ -10,6 +10,20 @@ STATE, ACTION, ENVIRONMENT = "observation.state", "action", "observation.environ
 SUCCESS = "next.success"
 CAMERA = "observation.images."
 INFO, STATS = "meta/info.json", "meta/stats.json"
+CARD = "README.md"
+# Tells `datasets.load_dataset(folder)` which of the parquet files are rows; LeRobot's own cards say it in this way.
+CARD_TEXT = """---
+task_categories:
+- robotics
+tags:
+- LeRobot
+configs:
+- config_name: default
+  data_files: data/*/*.parquet
+---
+
+Episodes of a robot in LeRobotDataset's layout v3.0, written by `toto robot collect` (modeling-toto).
+"""
 TASKS, TASK_LINES = "meta/tasks.parquet", "meta/tasks.jsonl"
 EPISODES, EPISODE_LINES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "meta/episodes.jsonl"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

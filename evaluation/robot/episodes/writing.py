@@ -151,6 +151,7 @@ class EpisodeWriter:
         episodes.parent.mkdir(parents=True, exist_ok=True)
         numbered = pa.table({"task": tasks, "task_index": list(range(len(tasks)))})
         write_whole(self.folder / layout.TASKS, lambda path: numbered.to_pandas().set_index("task").to_parquet(path))
+        write_whole(self.folder / layout.CARD, lambda path: path.write_text(layout.CARD_TEXT))
         write_json(self.folder / layout.INFO, info)
         write_whole(episodes, lambda path: pq.write_table(pa.Table.from_pylist(self.rows), path))
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from can_render import require_rendering
 
 from evaluation.robot.collect import main
 from evaluation.robot.observations import Observation
@@ -69,13 +70,18 @@ def test_clips_alone(toy, tmp_path):
 def test_bad_flags(toy, tmp_path):
     with pytest.raises(ValueError, match="--noise needs --videos"):
         collect(tmp_path, "--noise", 0.1)
+    with pytest.raises(ValueError, match="would reach seed 500000; set a lower"):
+        collect(tmp_path / "late", "--episodes", 2, "--first_seed", 499_999)
+    with pytest.raises(ValueError, match="would reach seed 500000; set a lower"):  # the last start fails
+        collect(tmp_path / "last", "--episodes", 1, "--first_seed", 499_999)
+    collect(tmp_path / "negative", "--episodes", 1, "--first_seed", -2)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         collect(tmp_path)
 
 
 def test_a_real_demonstration(tmp_path):
-    pytest.importorskip("metaworld")
+    require_rendering()
     from evaluation.robot.episodes import open_episodes
 
     main(f"--task drawer-open-v3 --output {tmp_path} --episodes 1 --resolution 32 --action_repeat 4".split())

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_world import FakePolicy, FakeSimulator
 
-from evaluation.robot.dagger import FIRST_SEED, run_dagger
-from evaluation.robot.scoring import TEST_SEED
+from evaluation.robot.dagger import run_dagger
+from evaluation.robot.seeds import DAGGER_SEED, TEST_SEED
 
 
 def test_rounds():
@@ -27,7 +27,13 @@ def test_rounds():
     distance = np.abs(away[:, :2] - away[:, 2:]).max(1)
     assert distance[-1] > distance[0]  # the bad policy went where the expert would not go
     starts = [seed for each in simulators for seed in each.starts]
-    assert sorted(starts) == list(range(FIRST_SEED, FIRST_SEED + 6)) and max(starts) < TEST_SEED
+    assert sorted(starts) == list(range(DAGGER_SEED, DAGGER_SEED + 6)) and max(starts) < TEST_SEED
+
+
+@pytest.mark.parametrize("first", [DAGGER_SEED - 1, TEST_SEED - 5])
+def test_starts_of_others_are_refused(first):
+    with pytest.raises(ValueError, match=f"would take 6 starts from seed {first} on; it may take 500000 to 999999"):
+        run_dagger(FakePolicy(), [], None, [FakeSimulator()], 2, 5, first_seed=first, per_round=3)
 
 
 def test_no_rounds():

@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-
-pytest.importorskip("metaworld")
+from can_render import require_rendering
 
 from evaluation.robot.simulator import open_simulator
+
+require_rendering()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_the_expert_succeeds_and_the_rate_is_that_of_the_actions(drawer):
 def test_bad_input(drawer):
     with pytest.raises(ValueError, match="no task 'drawer-opn-v3'; the closest are drawer-open-v3"):
         open_simulator("drawer-opn-v3")
-    with pytest.raises(ValueError, match="no camera 'wrist'; it has .*gripperPOV"):
+    with pytest.raises(ValueError, match=r"no camera 'wrist'; it has .*gripperPOV"):
         open_simulator("drawer-open-v3", camera="wrist")
     with pytest.raises(ValueError, match="resolution is 0"):
         open_simulator("drawer-open-v3", resolution=0)
@@ -57,17 +58,73 @@ def test_bad_input(drawer):
         drawer.step(np.full(4, np.nan))
 
 
-def test_without_a_way_to_render():
-    code = (
-        "from evaluation.robot.simulator import open_simulator\n"
-        "try: open_simulator('drawer-open-v3', resolution=16)\n"
-        "except OSError as error: print(error)"
-    )
-    environment = {**os.environ, "MUJOCO_GL": "glfw", "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.pop("DISPLAY", None)
+def test_simulators_side_by_side_and_opened_again(drawer):
+    """Opened, closed and rendered in any order; each draws its own scene."""
+    before = drawer.reset(1).image
+    others = [open_simulator("button-press-topdown-v3", resolution) for resolution in (16, 64, 32)]
+    alone = [each.reset(1).image for each in others]
+    others[1].close()
+    others[1].close()
+    with pytest.raises(ValueError, match="is closed"):
+        others[1].reset(1)
+    again = open_simulator("drawer-open-v3", resolution=32)
+    assert np.array_equal(again.reset(1).image, before) and np.array_equal(drawer.reset(1).image, before)
+    assert np.array_equal(others[2].reset(1).image, alone[2]) and not np.array_equal(alone[2], before)
+    for each in (others[2], again, others[0]):
+        each.close()
+    assert np.array_equal(drawer.reset(1).image, before)
+
+
+def run(code: str, **settings) -> str:
+    """What code prints in a process without a display."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        environment.pop(name, None)
+    environment |= settings
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert "MuJoCo cannot render here (MUJOCO_GL is glfw" in done.stdout and "Traceback" not in done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+TWICE = """
+from evaluation.robot.simulator import open_simulator
+for _ in range(2):
+    try: open_simulator('drawer-open-v3', 16)
+    except OSError as error: print(error)
+"""
+WITHOUT_EGL = """
+from OpenGL.platform import ctypesloader
+load = ctypesloader.loadLibrary
+def without(kind, name, *more, **rest):
+    if name == 'EGL': raise OSError('no file libEGL.so')
+    return load(kind, name, *more, **rest)
+ctypesloader.loadLibrary = without
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "settings"),
+    [
+        ("", {"MUJOCO_GL": "glfw"}),
+        ("import mujoco", {"MUJOCO_GL": "glfw"}),
+        (WITHOUT_EGL, {}),
+        ("", {"MUJOCO_EGL_DEVICE_ID": "99"}),
+    ],
+    ids=["no display", "no display, imported before", "no EGL", "no such device"],
+)
+def test_without_a_way_to_render(before, settings):
+    """A sentence each time; MuJoCo itself aborts the process at the second."""
+    first, second = run(before + TWICE, **settings).splitlines()
+    way = settings.get("MUJOCO_GL", "egl")
+    assert first.startswith(f"MuJoCo cannot render here (MUJOCO_GL is {way}: ") and "install EGL" in first
+    assert second.startswith("MuJoCo cannot render here")
+
+
+def test_mujoco_may_have_been_imported_before():
+    code = "import mujoco\nfrom evaluation.robot.simulator import open_simulator\n"
+    code += "print(open_simulator('drawer-open-v3', 16).reset(0).image.shape)"
+    assert run(code) == "(16, 16, 3)\n"
 
 
 def test_without_the_extra(monkeypatch):
