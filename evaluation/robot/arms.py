@@ -76,7 +76,7 @@ class Table:
 
         self.args, self.command, self.open_simulator, self.progress = args, command, open_simulator, progress
         self.starts = range(TEST_SEED, TEST_SEED + args.test_episodes)
-        self.data = Demonstrations(args, command, self.starts, progress)
+        self.data = Demonstrations(args, command, progress)
         self.max_steps = self.data.max_steps
         settings = args.of_a_seed() | {"max_steps": self.max_steps, "lengths": self.data.lengths}
         self.done = Progress(args.output, settings)

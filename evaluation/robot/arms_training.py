@@ -59,10 +59,10 @@ class Demonstrations:
     Args:
         command: recorded with the policies.
     Raises:
-        ValueError: not a folder of episodes, episodes that are of no simulator, or test starts among them.
+        ValueError: not a folder of episodes, or episodes that are of no simulator.
     """
 
-    def __init__(self, args: ArmsArgs, command: str, starts: range, progress: bool):
+    def __init__(self, args: ArmsArgs, command: str, progress: bool):
         from evaluation.robot.episodes.reading import open_episodes
         from evaluation.robot.train import PATIENCE, recorded_settings, simulator_facts
 
@@ -82,11 +82,6 @@ class Demonstrations:
         )
         self.simulator = simulator_facts(self.train_args, self.folder, self.recorded)
         require(self.simulator is not None, "The arms need the simulator's task; name it with --task TASK.")
-        first = (self.recorded or {}).get("first_seed", 0)
-        require(
-            first < starts.start,
-            f"{args.episodes} was recorded from seed {first} on, where the test starts are; record it from seed 0.",
-        )
         self._read: dict[tuple[str, int], list[Episode]] = {}
         self.lengths = [len(each.actions) for each in self.read(None, None)]
         self.max_steps = args.max_steps or math.ceil(PATIENCE * max(self.lengths))

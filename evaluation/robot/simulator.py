@@ -25,8 +25,8 @@ ENVIRONMENT_NAMES = tuple(f"number_{k}" for k in range(39))
 # Of the simulator's 39 numbers, those of the gripper now and one step before; the others hold objects and goal.
 OF_GRIPPER = [0, 1, 2, 3, 18, 19, 20, 21]
 STEPS_PER_SECOND = 80  # of the library
-_failure: str | None = None  # why no renderer could be made in this process
 HORIZON = 500  # the library's own steps, after which its benchmarks end an episode
+_failure: str | None = None  # why no renderer could be made in this process
 
 
 @dataclass(frozen=True)

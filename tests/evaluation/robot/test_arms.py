@@ -214,15 +214,8 @@ def test_flags_that_have_no_effect(folder):
         command.main(["--episodes", folder, "--output", "r.json", "--arms", "proprio", "--rollout_layers", "2"])
 
 
-def test_folders_that_cannot_be_tested(flags, tmp_path):
+def test_a_real_robot_cannot_be_tested(flags, tmp_path):
     real = write_folder(tmp_path / "real", demonstrate(3, 32), recorded=False)
     args = ArmsArgs(**flags | {"episodes": real, "output": str(tmp_path / "r.json")})
     with pytest.raises(ValueError, match="name it with --task"):
         compare(args, "test", FakeSimulator, progress=False)
-    late = write_folder(tmp_path / "late", demonstrate(3, 32))
-    record = tmp_path / "late" / "meta" / "collect.json"
-    content = json.loads(record.read_text())
-    content["settings"]["first_seed"] = STARTS.start
-    record.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="where the test starts are"):
-        compare(dataclasses.replace(args, episodes=late), "test", FakeSimulator, progress=False)
