@@ -35,7 +35,7 @@ class PolicyConfig(Record):
         arm: of `sight.ARMS`. model, layer, context_frames, max_tokens: of its frozen features.
         fingerprint: of the backbone's weights and its visual tokenizer. sight_seed: of an untrained backbone.
         camera: whose frames it sees; None if it sees none. resolution: side of the frames in pixels.
-        fps: observations per second in its demonstrations. task: in words.
+        fps: observations per second in its demonstrations. task: in words; of several, all of them, as one policy.
         sight_size, state_size, action_size, environment_size: how many numbers of each.
         state_names, action_names: of the episodes, if they name them.
         clipped: actions are clipped to [-1, 1], as all of its demonstrations were.

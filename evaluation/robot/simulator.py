@@ -24,9 +24,9 @@ ACTION_NAMES = ("delta_x", "delta_y", "delta_z", "grip")
 ENVIRONMENT_NAMES = tuple(f"number_{k}" for k in range(39))
 # Of the simulator's 39 numbers, those of the gripper now and one step before; the others hold objects and goal.
 OF_GRIPPER = [0, 1, 2, 3, 18, 19, 20, 21]
-STEPS_PER_SECOND = 80
-HORIZON = 500  # the library's own steps, after which its benchmarks end an episode
+STEPS_PER_SECOND = 80  # of the library
 _failure: str | None = None  # why no renderer could be made in this process
+HORIZON = 500  # the library's own steps, after which its benchmarks end an episode
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,12 @@ class Simulator:
         environment.max_path_length = 10**9
 
     def reset(self, seed: int) -> Observation:
-        """Start anew; object and goal depend on `seed`, any integer, alone."""
+        """Start anew; object and goal depend on `seed`, any integer, alone.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        self._require_open()
         environment = self.environment
         environment.np_random = np.random.default_rng([abs(seed), int(seed < 0)])
         environment._freeze_rand_vec = False
@@ -115,10 +120,9 @@ class Simulator:
         """Hold an action, float (A,) in [-1, 1], for `action_repeat` steps, or until the task is done.
 
         Raises:
-            ValueError: an action of another length or not finite, or no `reset` before.
+            ValueError: an action of another length or not finite, no `reset` before, or it is closed.
         """
-        if self._numbers is None:
-            raise ValueError("The simulator has no start yet; call reset(seed) first.")
+        self._require_start()
         action = np.asarray(action, np.float32)
         if action.shape != (self.action_size,):
             raise ValueError(f"{self.task} takes actions of {self.action_size} numbers, not of shape {action.shape}.")
@@ -136,25 +140,31 @@ class Simulator:
 
     def expert(self) -> np.ndarray:
         """The action of the library's script in the present state, clipped to [-1, 1]: float32 (A,)."""
-        if self._numbers is None:
-            raise ValueError("The simulator has no start yet; call reset(seed) first.")
+        self._require_start()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that its actions will be clipped
             return np.clip(self._expert.get_action(self._numbers), -1, 1).astype(np.float32)
 
-    def _observation(self, success: bool) -> Observation:
+    def _require_open(self) -> None:
         if self.renderer is None:
-            raise ValueError("The simulator is closed.")
+            raise ValueError("The simulator is closed; open another one.")
+
+    def _require_start(self) -> None:
+        self._require_open()
+        if self._numbers is None:
+            raise ValueError("The simulator has no start yet; call reset(seed) first.")
+
+    def _observation(self, success: bool) -> Observation:
         self.renderer.update_scene(self.data, camera=self.camera)
         numbers = self._numbers.astype(np.float32)
         return Observation(self.renderer.render().copy(), numbers[OF_GRIPPER], numbers, success)
 
     def close(self) -> None:
-        """Free the renderer; a second call does nothing."""
+        """Free the renderer and the scene, some 80 MB; a second call does nothing."""
         if self.renderer is not None:
             atexit.unregister(self.close)
             self.renderer.close()
-            self.renderer = None
+            self.renderer = self.environment = self.model = self.data = None
 
 
 def _library() -> tuple[dict, dict]:

@@ -175,7 +175,7 @@ def train_policy(
         camera=None if sight.resolution is None else camera,
         resolution=None if sight.resolution is None else resolution or episodes[0].images.shape[1],
         fps=fps,
-        task=episodes[0].task,
+        task="; ".join(dict.fromkeys(each.task for each in episodes)),
         sight_size=learnt.seen.shape[1],
         state_size=learnt.states.shape[1],
         action_size=learnt.actions.shape[1],

@@ -1,12 +1,14 @@
 """`toto robot collect`: episodes that succeed, clips, and going on after a stop."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from can_render import require_rendering
 
 from evaluation.robot.collect import main
+from evaluation.robot.command import main as command
 from evaluation.robot.observations import Observation
 
 
@@ -78,6 +80,32 @@ def test_bad_flags(toy, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty"):
         collect(tmp_path)
+
+
+@pytest.mark.parametrize("package", ["metaworld", "mujoco"])
+def test_without_the_extra(package, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r"need Meta-World; pip install 'modeling-toto\[robots\]'"):
+        main(["--task", "drawer-open-v3", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_actions(capsys):
+    command([])
+    assert (
+        "toto robot <action>" in (shown := capsys.readouterr().out) and "pip install 'modeling-toto[robots]'" in shown
+    )
+    with pytest.raises(ValueError, match="no action 'colect'; the actions are collect, train"):
+        command(["colect"])
+    with pytest.raises(ValueError, match="--task TASK is missing"):
+        command(["collect", "--output", "out"])
+
+
+def test_a_task_that_does_not_exist(tmp_path):
+    pytest.importorskip("metaworld")
+    with pytest.raises(ValueError, match="no task 'drawer-opn-v3'; the closest are drawer-open-v3"):
+        main(["--task", "drawer-opn-v3", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_real_demonstration(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_world import FakeSimulator, demonstrate, write_folder
+from test_episodes import rows, table, write_v2, write_v3
 
 from evaluation.robot.evaluate import run_evaluate
 from evaluation.robot.evaluate_args import EvaluateArgs
@@ -184,6 +185,28 @@ def test_a_real_robot_needs_no_simulator(demonstrations, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"robots\]"):
         train(flags(episodes=real, output=str(tmp_path / "r"), task="reach", dagger=1), "test", progress=False)
     assert not (tmp_path / "r").exists()
+
+
+def test_folders_of_other_tools_train_a_policy(checkpoint, tmp_path):
+    def learnt(folder, name, **given):
+        return train(flags(episodes=folder, output=str(tmp_path / name), **given), "test", progress=False)
+
+    old, new = str(write_v2(tmp_path / "v2")), str(write_v3(tmp_path / "v3"))
+    assert same_weights(learnt(old, "a"), learnt(new, "b"))
+    for name, folder in {"c": old, "d": new}.items():
+        config = learnt(folder, name, arm="toto", model=checkpoint).config
+        assert (config.camera, config.resolution, config.fps, config.simulator) == ("front", 32, 10, None)
+        assert config.state_names == ["shoulder", "elbow"] and config.task == "task 0; task 1" and not config.clipped
+        acting = Policy.load(tmp_path / name)
+        assert acting.act(np.zeros((1, 480, 640, 3), np.uint8), np.zeros((1, 2))).shape == (1, 3)
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path):
+    folder = write_v2(tmp_path / "arm")
+    bad = rows(1, 5) | {"observation.state": [[0.0, 0.0], [float("nan"), 0.0], [0.0, 0.0]]}
+    table(folder / "data/chunk-000/episode_000001.parquet", bad)
+    with pytest.raises(ValueError, match=r"observation\.state has a value that is not finite in row 1 of episode 1"):
+        train(flags(episodes=str(folder), output=str(tmp_path / "p")), "test")
 
 
 @pytest.mark.parametrize(
