@@ -81,5 +81,6 @@ class ArmsArgs:
         require_not_negative(self, "dagger", "videos")
 
     def of_a_seed(self) -> dict:
-        """The flags that a policy's result depends on."""
-        return {name: value for name, value in asdict(self).items() if name not in NOT_OF_A_SEED}
+        """The flags that a policy's result depends on; no model if no arm reads it."""
+        idle = () if any(arm in READ_MODEL for arm in self.arms) else ("model",)
+        return {name: value for name, value in asdict(self).items() if name not in (*NOT_OF_A_SEED, *idle)}

@@ -26,13 +26,14 @@ class Progress:
         self.content = {"settings": settings, "bounds": {}, "curves": {}, "policies": {}}
         if self.file.is_file():
             found = json.loads(self.file.read_text())
-            differing = [name for name, value in settings.items() if found["settings"].get(name) != value]
+            begun = found["settings"]
+            differing = [name for name, value in settings.items() if begun.get(name, value) != value]
             require(
                 not differing,
                 f"{self.file} was begun with other settings ({', '.join(differing)}); use those, or another --output, "
                 "or delete the file to start again.",
             )
-            self.content = found
+            self.content = found | {"settings": begun | settings}
 
     def bound(self, name: str) -> Score | None:
         """The score of "expert" or "random"."""

@@ -148,6 +148,9 @@ def test_an_arm_may_fail_at_last(flags, tmp_path, monkeypatch):
     args = ArmsArgs(**flags | {"arms": ["proprio", "oracle"], "output": str(tmp_path / "r.json")})
     result = compare(args, "test", FakeSimulator, progress=False)
     assert list(result.arms) == ["oracle"] and result.errors == {"proprio": "out of memory"}
+    assert result.model is None and "model" not in Table(args, "test", FakeSimulator, False).done.content["settings"]
+    with_toto = Table(dataclasses.replace(args, arms=["oracle", "toto"]), "test", FakeSimulator, False)
+    assert with_toto.is_finished("oracle") and not with_toto.is_finished("toto")  # arms may be added
     monkeypatch.setattr(Table, "run_seed", run_seed)
     assert list(compare(args, "test", FakeSimulator, progress=False).arms) == ["proprio", "oracle"]
 
