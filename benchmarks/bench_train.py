@@ -76,6 +76,16 @@ def make_side(name: str, args, compiled: bool = False):
     return model, step
 
 
+def with_torch_attention(step, ids):
+    """A step of our blocks with torch's kernel in place of ours for CPUs."""
+    from unittest.mock import patch
+
+    from modeling_toto import block_toto
+
+    with patch.object(block_toto, "cpu_kernel", lambda q, k: None):
+        return step(ids)
+
+
 def random_ids(config, rows: int, seed: int = 0):
     import torch
 
@@ -92,11 +102,14 @@ def speed(args) -> tuple[dict, dict]:
         for name in ("toto", "llama"):
             _, step = make_side(name, args, compiled=kind == "compiled")
             calls[f"{name}_{kind}"] = lambda step=step: step(ids)
+            if name == "toto" and kind == "eager":
+                calls["toto_with_torch_attention"] = lambda step=step: with_torch_attention(step, ids)
     seconds = alternate(calls, args.rounds)
     rates = {name: spread([ids.numel() / s for s in taken]) for name, taken in seconds.items()}
     ratios = {
         f"tokens_vs_llama_{kind}": rates[f"toto_{kind}"]["median"] / rates[f"llama_{kind}"]["median"] for kind in kinds
     }
+    ratios["tokens_vs_torch_attention"] = rates["toto_eager"]["median"] / rates["toto_with_torch_attention"]["median"]
     return ratios, {f"{name}_tokens_per_second": rate for name, rate in rates.items()}
 
 
