@@ -28,14 +28,18 @@ def convert(folder: str | Path) -> str:
 
     folder, manifest = Path(folder), read_manifest(folder)
     old = [number for number, entry in enumerate(manifest["shards"]) if is_old(entry)]
-    before = sum((folder / manifest["shards"][number]["file"]).stat().st_size for number in old)
     manifest = manifest | {"format": FORMAT, "fingerprint": fingerprint(manifest)}
-    for start in tqdm(range(0, len(old), AT_A_TIME), desc="convert", unit_scale=AT_A_TIME, unit=" shards"):
-        for number in old[start : start + AT_A_TIME]:
-            manifest["shards"][number] = _converted(folder, manifest["shards"][number])
-        text = json.dumps(manifest, indent=2) + "\n"
-        write_whole(folder / "manifest.json", lambda path, text=text: path.write_text(text))
-        _remove_old(folder, manifest)
+    before = 0
+    with tqdm(total=len(old), desc="convert", unit=" shards") as bar:
+        for start in range(0, len(old), AT_A_TIME):
+            for number in old[start : start + AT_A_TIME]:
+                entry = manifest["shards"][number]
+                manifest["shards"][number] = _converted(folder, entry)
+                before += (folder / entry["file"]).stat().st_size
+                bar.update()
+            text = json.dumps(manifest, indent=2) + "\n"
+            write_whole(folder / "manifest.json", lambda path, text=text: path.write_text(text))
+            _remove_old(folder, manifest)
     _remove_old(folder, manifest)
     for file in folder.glob("*.partial"):  # of a call that was killed
         file.unlink()
