@@ -24,8 +24,8 @@ from training.rows.frames import prefetch
 from training.rows.pixel_rows import Ended, PixelRows
 from training.rows.shard_rows import ShardRows, check_fit, read_manifest, validation_rows
 
-# Number of draws made at a time.
-BLOCK = 4096
+# Draws from one generator, and how many such blocks are drawn at a time at most: counts have 16 bits (`Draws`).
+BLOCK, MOST_BLOCKS = 4096, 8
 # Steps whose rows are read ahead.
 AHEAD = 2
 
@@ -114,21 +114,27 @@ class RowStream:
         return bounds.tolist()
 
     def _draw(self, begin: Position, turn: int) -> Draws:
-        """The draws from `begin` to the end of its block, or to the one at which a source ends.
+        """The draws from `begin` to the end of a block, or to the one at which a source ends.
 
-        Every process draws for all, so that all know the counts; a block at a time, since with 256 processes there are
-        256 draws to a row. turn: remainder by the number of processes of this one's draws. Raises Ended if there are no
-        rows.
+        Every process draws for all, so that all know the counts; whole blocks at a time, since with 256 processes there
+        are 256 draws to a row.
+
+        Args:
+            turn: remainder of the numbers of this process's draws by the number of processes.
+        Raises:
+            Ended: there are no rows.
         """
         if all(begin.left):
             raise Ended("every source")
         block, inside = divmod(begin.drawn, BLOCK)
-        which = np.zeros(BLOCK - inside, np.int8 if len(self.sources) < 128 else np.int64)
+        blocks = range(block, block + min(MOST_BLOCKS, max(1, self.world // 32)))
+        which = np.zeros(len(blocks) * BLOCK - inside, np.int8 if len(self.sources) < 128 else np.int64)
         bounds = [bound for bound in self._bounds(begin.left)[:-1] if bound > 0]
         which += len(self.sources) - 1 - len(bounds)
         if any(bound < 1 for bound in bounds):
             # as default_rng, in a quarter of its time
-            uniforms = np.random.Generator(np.random.PCG64([self.seed, block])).random(BLOCK)[inside:]
+            generators = (np.random.Generator(np.random.PCG64([self.seed, each])) for each in blocks)
+            uniforms = np.concatenate([generator.random(BLOCK) for generator in generators])[inside:]
             for bound in bounds:
                 which += uniforms >= bound
         drawn = np.cumsum(self._lanes[:, which], axis=1)
