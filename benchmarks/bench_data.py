@@ -1,9 +1,15 @@
 """Data: rows of shards against `datasets` streaming the same files; frames resized by PIL or reduced by the decoder.
 
 Rows from shards for training: tokens per second on one core.
-Also measures the memory, and the time that training waits. The peer reads the same parquet files with
+Also measures the memory, and the time that training waits. The peer reads the same files with
 `load_dataset(streaming=True)` in numpy's format, a batch at a time, mixes them with `interleave_datasets`, and converts
 codes to the same ids. Both give rows of two sources with probabilities.
+
+Ranks: rows a second of one of 1, 64 and 256 processes, which are simulated: the rank draws for all and reads its own.
+Rows have 4,098 ids, shards 4,096 rows; four sources with the paper's shares, or one; in the first epoch, which reads
+rows in the order of the file, and in the second, which shuffles the rows of every shard; and parquet shards.
+
+Start-up: seconds and memory from an open process to the first rows, with 40,000 small shards.
 
 Frames of videos: milliseconds of processor time from a decoded frame to its crop, and for a kept frame of a clip at
 stride 4 with its decoding, with `resize="pil"` and `resize="decoder"`. The videos are made here.
@@ -16,6 +22,7 @@ import contextlib
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,35 +36,52 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each side, in alternation")
     parser.add_argument("--sequences", type=int, default=1_000_000, help="rows over which memory is measured")
     parser.add_argument("--steps", type=int, default=12, help="steps of the tiny recipe, for its data wait")
+    parser.add_argument("--shards", type=int, default=40_000, help="shards of the start-up")
+    parser.add_argument("--only", choices=PARTS, help="one part of this benchmark (default: all)")
 
-    parser.add_argument("--only", choices=PARTS, help="rows of shards, or the resizing of frames (default: both)")
 
+def write_shards(
+    folder: Path,
+    rows: int,
+    seed: int,
+    *,
+    width: int = 1024,
+    num_codes: int = 512,
+    per_shard: int = 4096,
+    links: int = 1,
+) -> Path:
+    """Shards of random codes, by default in the geometry of the shipped tokenizer: 16 frames of 8 x 8.
 
-def write_shards(folder: Path, rows: int, seed: int) -> Path:
-    """Shards of random codes in the geometry of the shipped tokenizer: 16 frames of 8 x 8."""
+    Args:
+        links: how often each file is listed, under another name (a hard link); `rows` are without these copies.
+    """
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from tokenization.files import sha256
+    from tokenization.shards.files import describe, write_shard
     from tokenization.shards.format import FORMAT
 
     folder.mkdir(parents=True)
-    generator, listed = np.random.default_rng(seed), []
-    for number in range(-(-rows // 4096)):
-        count = min(4096, rows - 4096 * number)
-        codes = generator.integers(0, 512, (count, 1024), dtype=np.uint16)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), 1024)
-        table = pa.table({"codes": lists, "source": [f"{seed}/{number}/{k}" for k in range(count)]})
-        file = folder / f"train-{number:05d}.parquet"
-        pq.write_table(table, file, row_group_size=1024)
-        listed.append({"file": file.name, "rows": count, "sha256": sha256(file)})
+    generator, listed, count = np.random.default_rng(seed), [], -(-rows // per_shard)
+    for number in range(count):
+        codes = generator.integers(0, num_codes, (min(per_shard, rows - per_shard * number), width), dtype=np.uint16)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), width)
+        table = pa.table({"codes": lists, "source": [f"{seed}/{number}/{k}" for k in range(len(codes))]})
+        file = folder / f"train-{number:05d}.arrow"
+        write_shard(file, table)
+        listed.append(describe(file))
+    for number in range(count, count * links):
+        entry = listed[number % count]
+        name = f"train-{number:05d}.arrow"
+        (folder / name).hardlink_to(folder / entry["file"])
+        listed.append(entry | {"file": name})
+    rows = sum(entry["rows"] for entry in listed)
     manifest = {"format": FORMAT, "kind": "video", "dataset": "random codes", "split": "train"}
     manifest |= {
-        "num_codes": 512,
-        "grid": [8, 8],
+        "num_codes": num_codes,
+        "grid": [width // 128, 8],
         "num_frames": 16,
-        "num_tokens": rows * 1024,
+        "num_tokens": rows * width,
         "num_sequences": rows,
         "shards": listed,
     }
@@ -108,7 +132,7 @@ def datasets_rows(folders: list[Path]):
 
     from tokenization.sequences import video_rows
 
-    parts = [load_dataset("parquet", data_files=str(f / "*.parquet"), split="train", streaming=True) for f in folders]
+    parts = [load_dataset("arrow", data_files=str(f / "*.arrow"), split="train", streaming=True) for f in folders]
     parts = [part.select_columns(["codes"]) for part in parts]
     mixed = interleave_datasets(parts, [0.3, 0.7], seed=0, stopping_strategy="all_exhausted").with_format("numpy")
     while True:
@@ -186,4 +210,107 @@ def write_video(file: Path, size: tuple[int, int], frames: int = 32) -> Path:
     return file
 
 
-PARTS = {"rows": measure_rows, "resize": measure_resizing}
+def measure_ranks(args: argparse.Namespace) -> dict:
+    """Rows a second of one rank, the best of the rounds, by processor time."""
+    rates = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # One file of 34 MB a source, under 48 names: as many rows as 256 processes need, from the page cache.
+        sizes = {"width": 4096, "num_codes": 8192, "links": 48}
+        new = [write_shards(Path(folder) / str(seed), 4096, seed, **sizes) for seed in range(4)]
+        old = as_parquet(new[0], Path(folder) / "old")
+        cases = {
+            "mixture, first epoch": (new, 0, 40),
+            "mixture, second epoch": (new, 1, 40),
+            "one source, first epoch": (new[:1], 0, 40),
+            "one source, second epoch": (new[:1], 1, 40),
+            "one source, parquet": ([old], 0, 4),
+        }
+        for turn in range(args.rounds):
+            for name, (folders, epoch, steps) in cases.items():
+                for world in WORLDS:
+                    rates.setdefault(name, {}).setdefault(world, []).append(rank_rate(folders, epoch, world, steps))
+            print(f"round {turn + 1}/{args.rounds}", file=sys.stderr)
+    values = {name: {world: max(found) for world, found in worlds.items()} for name, worlds in rates.items()}
+    ratios = {f"{name}, {world} to 1": each[world] / each[1] for name, each in values.items() for world in WORLDS[1:]}
+    return {"ratios": ratios, "values": {"rows_per_second_of_a_rank": values}}
+
+
+def rank_rate(folders: list[Path], epoch: int, world: int, steps: int) -> float:
+    """Rows a second of the last rank of `world`, over steps of 16 rows of 4,098 ids."""
+    from modeling_toto import TotoConfig
+    from training.args import Source
+    from training.rows.mixture import RowStream
+    from training.rows.shard_rows import ShardRows
+
+    config = TotoConfig.from_preset("base")
+    weights = (0.2, 0.1, 0.1, 0.6) if len(folders) > 1 else (1,)
+    settings = [Source(str(folder), weight) for folder, weight in zip(folders, weights, strict=True)]
+    stream = RowStream([(s, ShardRows(s.data, config, 0)) for s in settings], 0, world - 1, world)
+    counts = [epoch * rows.rows_per_epoch for rows in stream.sources]
+    state = {name: {"count": n, "left": False, "position": None} for name, n in zip(stream.names, counts, strict=True)}
+    stream.load_state_dict({"drawn": 0, "sources": state})
+    stream.take(16)
+    began = time.process_time()
+    for _ in range(steps):
+        stream.take(16)
+    return 16 * steps / (time.process_time() - began)
+
+
+def as_parquet(shards: Path, folder: Path) -> Path:
+    """The same rows as an earlier version wrote them: one file under many names."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    manifest = json.loads((shards / "manifest.json").read_text())
+    names = [Path(entry["file"]).stem + ".parquet" for entry in manifest["shards"]]
+    table = pa.ipc.open_file(shards / manifest["shards"][0]["file"]).read_all().drop_columns("held_out")
+    pq.write_table(table, folder / names[0], row_group_size=1024)
+    for name in names[1:]:
+        (folder / name).hardlink_to(folder / names[0])
+    manifest |= {"format": 1, "shards": [{"file": name, "rows": len(table)} for name in names]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def measure_start(args: argparse.Namespace) -> dict:
+    """Seconds and megabytes of a process, from its imports to the first rows of `args.shards` shards of 8 rows."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:  # 16 files under many names each
+        shards = write_shards(Path(folder) / "new", 128, 0, per_shard=8, links=max(1, args.shards // 16))
+        for _ in range(args.rounds):
+            child = [sys.executable, __file__, str(shards)]
+            found.append(json.loads(subprocess.run(child, stdout=subprocess.PIPE, check=True, text=True).stdout))
+    values = {f"start_{key}": spread([each[key] for each in found]) for key in found[0]}
+    return {"ratios": {}, "values": {"start_shards": args.shards} | values}
+
+
+def start(shards: str) -> dict:
+    """Seconds and megabytes from the imports to the first rows, and to the validation rows as well.
+
+    The data are opened as `toto pretrain` does.
+    """
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from modeling_toto import TotoConfig
+    from training.args import Source
+    from training.rows.mixture import RowStream, check_tokenizers, open_rows, open_validation
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+    config, source = TotoConfig.from_preset("tiny"), Source(shards)
+    before, began = resident(), time.perf_counter()
+    stream = RowStream([open_rows(source, config, 0, 64, None)], 0)
+    check_tokenizers([source], None)
+    _ = stream.fingerprints
+    stream.take(16)
+    rows = time.perf_counter() - began
+    open_validation(source, config, 64, None, 256)
+    return {"rows_s": rows, "rows_and_validation_s": time.perf_counter() - began, "mb": resident() - before}
+
+
+WORLDS = (1, 64, 256)
+PARTS = {"rows": measure_rows, "ranks": measure_ranks, "start": measure_start, "resize": measure_resizing}
+
+if __name__ == "__main__":
+    print(json.dumps(start(sys.argv[1])))

@@ -78,6 +78,20 @@ def image_rows(codes, end: bool = True) -> torch.LongTensor:
     return _rows(codes, IMAGE_START_ID, end)
 
 
+def fill_row(row: np.ndarray, start: int, pieces: list[np.ndarray]) -> None:
+    """Write one row in place: what `video_rows` or `image_rows` returns, several times faster for a single row.
+
+    Args:
+        row: int64 (1 + n + 1,), overwritten. start: VIDEO_START_ID or IMAGE_START_ID.
+        pieces: codes uint16, flat, whose lengths add up to n.
+    """
+    row[0], row[-1], place = start, END_ID, 1
+    for codes in pieces:
+        row[place : place + len(codes)] = codes
+        place += len(codes)
+    row[1:-1] += CODE_OFFSET
+
+
 def prompted_rows(codes, prompt_id: int, end: bool = True) -> torch.LongTensor:
     """Rows of frames that are examples of a task: start token, the task's prompt id, codes, end token.
 

@@ -1,4 +1,4 @@
-"""`toto tokenize`: encodes videos or images once, into shuffled parquet shards with a manifest.
+"""`toto tokenize`: encodes videos or images once, into shuffled shards with a manifest.
 
 The work is split into parts that any number of processes share (`parts.py`). It happens in `<output>.partial`, which is
 renamed once the manifest is written: a folder that exists is complete, and a run that was killed resumes after its
@@ -16,6 +16,7 @@ from pathlib import Path
 from transformers.hf_argparser import HfArgumentParser
 
 from tokenization.sampling import Sampling, TimeStepArgs
+from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
 
 # Processes may finish hours apart and wait for each other.
@@ -23,7 +24,7 @@ TIMEOUT = timedelta(days=30)
 # Files or rows of a part: a few minutes of work at most, and thousands of parts for millions of files.
 VIDEOS_PER_PART, IMAGES_PER_PART = 16, 1024
 # Flags that set where and how the work is done and do not change the shards.
-NOT_SETTINGS = {"output", "verify", "decode_threads", "push_to_hub", "private", "tokenizer"}
+NOT_SETTINGS = {"output", "verify", "convert", "decode_threads", "push_to_hub", "private", "tokenizer"}
 DESCRIPTION = """\
 Turn videos or images into shards of visual tokens. After a kill, the same command resumes the run. Several processes
 can share the work: accelerate launch -m tokenization.tokenize_dataset ..., or on CPUs ACCELERATE_USE_CPU=true torchrun
@@ -73,7 +74,7 @@ class TokenizeArgs(TimeStepArgs):
         metadata={"help": "number of clips to take, from the start (default: all; 2000 of the endless toyworld)"},
     )
     seed: int = field(default=0, metadata={"help": "seed of the crops, the order of the rows, and toyworld"})
-    rows_per_shard: int = field(default=4096, metadata={"help": "rows of a parquet file"})
+    rows_per_shard: int = field(default=4096, metadata={"help": "rows of a file"})
     batch_frames: int | None = field(
         default=None, metadata={"help": "frames encoded at a time, across clips (default: 8 on a CPU, 64 on a GPU)"}
     )
@@ -104,10 +105,18 @@ class TokenizeArgs(TimeStepArgs):
         default=None,
         metadata={"help": "check this folder of shards instead of writing one (--push_to_hub then pushes it)"},
     )
+    convert: str | None = field(
+        default=None,
+        metadata={
+            "help": "rewrite the parquet shards of this folder, of an earlier version, as shards that are read row by "
+            "row; nothing may read it meanwhile, and after a kill the same command continues"
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.verify is None and (self.dataset is None or self.output is None):
+        reads = self.verify is not None or self.convert is not None
+        if not reads and (self.dataset is None or self.output is None):
             raise ValueError("There is nothing to tokenize; pass --dataset and --output, or --verify DIR.")
         counts = ("num_frames", "crops", "rows_per_shard", "batch_frames", "max_clips", "detail")
         for name in (*counts, "items_per_part", "decode_threads"):
@@ -121,7 +130,9 @@ class TokenizeArgs(TimeStepArgs):
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         if self.push_to_hub is None:
             _refuse(changed, {"private"}, "without --push_to_hub")
-        if self.verify is not None:
+        if self.convert is not None:
+            _refuse(changed, changed - {"convert"}, "with --convert, which rewrites shards only")
+        elif self.verify is not None:
             _refuse(changed, changed - {"verify", "push_to_hub", "private"}, "with --verify, which reads shards only")
         elif self.dataset.split(":")[0] == "toyworld":
             idle = {"stride", "fps", "resize", "image_column", "kind", "config_name"}
@@ -291,7 +302,8 @@ def _finish(partial: Path, output: Path) -> dict:
         except OSError as error:
             raise OSError(f"{output} is no longer empty; empty it and run the same command again.") from error
     shutil.rmtree(partial / "parts", ignore_errors=True)
-    for file in partial.glob("*.partial"):  # of a run that was killed
+    # of a run that was killed, perhaps one of an earlier version
+    for file in [*partial.glob("*.partial"), *partial.glob(f"*{OLD_SUFFIX}")]:
         file.unlink()
     partial.rename(output)
     (output / "settings.json").unlink()
@@ -343,6 +355,11 @@ def _leave_processes() -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(TokenizeArgs, prog="toto tokenize", description=DESCRIPTION)
     (args,) = parser.parse_args_into_dataclasses(argv)
+    if args.convert is not None:
+        from tokenization.shards.convert import convert
+
+        print(convert(args.convert))
+        return
     if args.verify is None:
         tokenize(args)
         _leave_processes()

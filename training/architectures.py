@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, pad
 from tokenization.sequences import code_positions
 from training.engine.device import in_own_memory
 from training.flags import require
+from training.rows.mixture import stacked
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -162,7 +163,7 @@ def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses
         codes = torch.ones(patches.shape[:2], dtype=torch.bool)
         return Losses(outputs.loss / accumulation, outputs.token_losses.detach(), codes, ~codes)
 
-    ids = torch.stack(rows)
+    ids = stacked(rows)
     on_device = ids.to(device, non_blocking=True)
     predictions = accumulation * len(ids) * (ids.shape[1] - 1)  # in the whole step, on this rank
     if _is_toto(model):

@@ -63,10 +63,10 @@ def test_a_folder_of_shards_loads_by_its_card(flags, tmp_path):
     make_image(Path(flags[1]) / "red" / "bad.png", (0, 0, 0)).write_bytes(b"noise")
     main([*flags, "--output", str(tmp_path / "out")])
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(rows) == 3 and rows.column_names == ["codes", "source", "start", "fps"]
+    assert len(rows) == 3 and rows.column_names == ["codes", "source", "start", "fps", "held_out"]
     card = (tmp_path / "out" / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
-    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "train-*.parquet"}]
+    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "train-*.arrow"}]
     manifest = read_manifest(tmp_path / "out")
     assert manifest["tokenizer"]["fingerprint"] in card and "of which 3 gave rows and 1 were skipped" in card
     assert "`my_images`" in card and "`my_tokenizer`" in card and str(Path(flags[1]).parent) not in card
@@ -104,8 +104,8 @@ def test_shards_go_to_the_hub_and_come_back(flags, tmp_path):
         finally:
             hub.terminate()
     assert there["private"] and done.stdout.count("pushed to") == 2
-    shards = {name for name in there["files"] if name.endswith(".parquet")}
-    assert shards == {"train-00000.parquet"}, "the three shards of the first push are gone"
+    shards = {name for name in there["files"] if name.endswith(".arrow")}
+    assert shards == {"train-00000.arrow"}, "the three shards of the first push are gone"
     assert {"README.md", "processor/processor_config.json", "processor/visual_tokenizer/model.safetensors"} <= set(
         there["files"]
     )

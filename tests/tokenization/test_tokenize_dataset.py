@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 import torch
 from datasets import load_dataset
@@ -54,21 +54,21 @@ def test_the_manifest_says_what_was_done(shards, videos, tokenizer):
     fingerprint = TotoProcessor.from_visual_tokenizer(tokenizer).fingerprint
     assert manifest["tokenizer"] == {"name": str(tokenizer), "class": "TotoVQGANModel", "fingerprint": fingerprint}
     expected = {
-        "format": 1, "kind": "video", "split": "train", "dataset": str(videos), "num_codes": 32, "grid": [4, 4],
+        "format": 2, "kind": "video", "split": "train", "dataset": str(videos), "num_codes": 32, "grid": [4, 4],
         "num_frames": 4, "stride": 2, "fps": None, "resolution": 16, "crops": 1, "seed": 0, "num_sequences": 10,
         "num_tokens": 10 * 64, "sources": 3, "kept": 2, "skipped_count": 1, "label_names": {"label": ["run", "sit"]},
         "processor": "processor",
     }  # fmt: skip
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["skipped"][0]["source"] == "sit/short.mp4" and "too short" in manifest["skipped"][0]["why"]
-    assert [(shard["file"], shard["rows"]) for shard in manifest["shards"]] == [("train-00000.parquet", 10)]
+    assert [(shard["file"], shard["rows"]) for shard in manifest["shards"]] == [("train-00000.arrow", 10)]
     assert TotoProcessor.from_pretrained(shards / "processor").num_frames == 4
 
 
 def test_rows_hold_the_codes_of_their_clip(shards, videos):
-    table = pq.read_table(shards / "train-00000.parquet")
-    assert str(table.schema.field("codes").type) == "fixed_size_list<element: uint16>[64]"
-    assert table.schema.names == ["codes", "source", "start", "fps", "label"]
+    table = pa.ipc.open_file(pa.memory_map(str(shards / "train-00000.arrow"))).read_all()
+    assert str(table.schema.field("codes").type) == "fixed_size_list<item: uint16>[64]"
+    assert table.schema.names == ["codes", "source", "start", "fps", "label", "held_out"]
     processor = TotoProcessor.from_pretrained(shards / "processor")
     rows = sorted(table.to_pylist(), key=lambda row: (row["source"], row["start"]))
     assert [(row["source"], row["start"]) for row in rows[:4]] == [
@@ -81,7 +81,7 @@ def test_rows_hold_the_codes_of_their_clip(shards, videos):
 
 
 def test_datasets_reads_them_as_uint16(shards, tmp_path):
-    rows = load_dataset("parquet", data_files=str(shards / "*.parquet"), split="train", cache_dir=str(tmp_path))
+    rows = load_dataset("arrow", data_files=str(shards / "*.arrow"), split="train", cache_dir=str(tmp_path))
     assert rows.with_format("numpy")[0]["codes"].shape == (64,) and rows.features["codes"].feature.dtype == "uint16"
 
 
@@ -107,12 +107,9 @@ def test_many_shards_images_crops_and_sizes(tokenizer, tmp_path):
 def test_toyworld_with_the_labels_of_its_truth(tokenizer, tmp_path):
     flags = ("--max_clips", 3, "--split", "validation", "--resolution", 32)
     manifest = run("toyworld", tmp_path / "out", tokenizer, *flags)
-    assert manifest["num_sequences"] == 3 and manifest["shards"][0]["file"] == "validation-00000.parquet"
-    assert pq.read_table(tmp_path / "out" / "validation-00000.parquet").schema.names[4:] == [
-        "digit",
-        "texture",
-        "motion",
-    ]
+    assert manifest["num_sequences"] == 3 and manifest["shards"][0]["file"] == "validation-00000.arrow"
+    schema = pa.ipc.open_file(tmp_path / "out" / "validation-00000.arrow").schema
+    assert schema.names[4:] == ["digit", "texture", "motion", "held_out"]
 
 
 def test_what_a_folder_holds_is_printed_and_kept(tokenizer, tmp_path, capsys):
@@ -157,8 +154,8 @@ def test_verify_prints_one_line(shards, capsys):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: (f / "train-00000.parquet").write_bytes(b"x"), "is damaged"),
-        (lambda f: (f / "train-00000.parquet").unlink(), "is missing"),
+        (lambda f: (f / "train-00000.arrow").write_bytes(b"x"), "is damaged"),
+        (lambda f: (f / "train-00000.arrow").unlink(), "is missing"),
         (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
         (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
         (lambda f: edit(f, format=9), "has format 9"),
@@ -225,7 +222,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(shards, videos, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pq, "write_table", full)
+        patch.setattr(assembling, "write_shard", full)
         with pytest.raises(OSError, match=r"The disk is full .* run the same command again"):
             run(videos, tmp_path / "out", tokenizer)
         patch.setattr(PartWriter, "close", full)

@@ -91,14 +91,14 @@ def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             main([*args, str(tmp_path / "out")])
     left = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out.partial/parts/*-*.*")}
-    left |= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out.partial/*.parquet")}
+    left |= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out.partial/*.arrow")}
     assert left and not (tmp_path / "out").exists()
 
     finish, kept = tokenize_dataset._finish, {}
 
     def look(partial, output):
         for name in left:
-            file = partial / name if name.endswith(".parquet") else partial / "parts" / name
+            file = partial / "parts" / name if (partial / "parts" / name).exists() else partial / name
             kept[name] = file.stat().st_mtime_ns
         return finish(partial, output)
 

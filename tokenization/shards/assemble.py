@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-from tokenization.files import sha256, write_whole
+from tokenization.files import write_whole
 from tokenization.sampling import Sampling
 from tokenization.shards.code_parts import gather, plan
+from tokenization.shards.files import SUFFIX, describe, write_shard
 from tokenization.shards.format import FORMAT
 from tokenization.shards.parts import finished_parts, on_main, part_name
 
@@ -102,21 +103,19 @@ def write_shards(
     Args:
         parts: [(name, rows)] in the order of the source, as `code_parts.plan` returns them; the same on every rank.
     Returns:
-        [{"file", "rows", "sha256"}] of the shards whose number is rank (mod world). Shards that exist are not written
+        `files.describe` of the shards whose number is rank (mod world). Shards that exist are not written
         again.
     """
     import numpy as np
-    import pyarrow.parquet as pq
 
     order = np.random.default_rng(seed).permutation(sum(rows for _, rows in parts))
     shards = []
     for number in range(rank, -(-len(order) // rows_per_shard), world):
         rows = order[number * rows_per_shard : (number + 1) * rows_per_shard]
-        file = folder / f"{split}-{number:05d}.parquet"
+        file = folder / f"{split}-{number:05d}{SUFFIX}"
         if not file.is_file():
-            table = gather(parts_folder, parts, rows)
-            write_whole(file, lambda path, table=table: pq.write_table(table, path, row_group_size=1024))
-        shards.append({"file": file.name, "rows": len(rows), "sha256": sha256(file)})
+            write_shard(file, gather(parts_folder, parts, rows))
+        shards.append(describe(file))
     return shards
 
 

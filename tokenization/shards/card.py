@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tokenization.markdown import markdown_template
+from tokenization.shards.files import OLD_SUFFIX, SUFFIX, is_old
 from tokenization.shards.format import read_manifest
 
 
@@ -20,7 +21,8 @@ def shard_card(manifest: dict, repo: str) -> str:
     import yaml
 
     is_video, split, (h, w) = manifest["kind"] == "video", manifest["split"], manifest["grid"]
-    files = [{"split": split, "path": f"{split}-*.parquet"}]
+    suffix = OLD_SUFFIX if any(map(is_old, manifest["shards"])) else SUFFIX
+    files = [{"split": split, "path": f"{split}-*{suffix}"}]
     header = {
         "tags": ["toto", "visual-tokens", manifest["kind"]],
         "size_categories": [_size_category(manifest["num_sequences"])],
@@ -91,7 +93,9 @@ def push_shards(folder: str | Path, repo_id: str, private: bool = False) -> str:
     files["manifest.json"] = (json.dumps(public, indent=2) + "\n").encode()
     files["README.md"] = shard_card(public, repo_id).encode()
     there = HfApi().list_repo_files(repo_id, repo_type="dataset")
-    operations = [CommitOperationDelete(path) for path in there if path.endswith(".parquet") and path not in files]
+    operations = [
+        CommitOperationDelete(path) for path in there if path.endswith((SUFFIX, OLD_SUFFIX)) and path not in files
+    ]
     operations += [CommitOperationAdd(path, content) for path, content in files.items()]
     message = f"Upload {manifest['num_sequences']:,} rows"
     return str(HfApi().create_commit(repo_id, operations, commit_message=message, repo_type="dataset").commit_url)

@@ -1,11 +1,14 @@
-"""The format of a folder of token shards: parquet files and a manifest, written by `toto tokenize`."""
+"""The format of a folder of token shards: their files and a manifest, written by `toto tokenize`."""
 
+import hashlib
 import json
 from pathlib import Path
 
 from tokenization.files import sha256
+from tokenization.shards.files import describe, is_old, read_column
 
-FORMAT = 1
+# 1: parquet shards, of earlier versions, which are still read. 2: shards of `files.py`.
+FORMAT, FORMATS = 2, (1, 2)
 
 
 def read_manifest(folder: str | Path) -> dict:
@@ -19,14 +22,20 @@ def read_manifest(folder: str | Path) -> dict:
         raise FileNotFoundError(f"{folder} is not a folder of token shards: it has no manifest.json.")
     try:
         manifest = json.loads(file.read_text())
-        known = manifest["format"] == FORMAT
+        known = manifest["format"] in FORMATS
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged; write the shards again with toto tokenize.") from error
     if not known:
         raise ValueError(
-            f"{file} has format {manifest['format']}, but this version reads {FORMAT}; write the shards again."
+            f"{file} has format {manifest['format']}, but this version reads 1 and {FORMAT}; write the shards again."
         )
     return manifest
+
+
+def fingerprint(manifest: dict) -> str:
+    """16 hex digits that change when the rows do; a folder that was converted keeps those of its parquet files."""
+    kept = manifest.get("fingerprint")
+    return kept or hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def verify(folder: str | Path) -> str:
@@ -38,7 +47,6 @@ def verify(folder: str | Path) -> str:
         ValueError, FileNotFoundError: the first check that fails.
     """
     import numpy as np
-    import pyarrow.parquet as pq
 
     from tokenization.processing_toto import TotoProcessor
 
@@ -51,18 +59,20 @@ def verify(folder: str | Path) -> str:
             raise FileNotFoundError(f"{file} is missing; write the shards again with toto tokenize.")
         if sha256(file) != shard["sha256"]:
             raise ValueError(f"{file} is damaged (its sha256 differs from the manifest's); write the shards again.")
-        codes = pq.read_table(file, columns=["codes"])["codes"].combine_chunks()
-        values = codes.flatten().to_numpy()
-        if len(codes) != shard["rows"] or len(values) != len(codes) * width:
+        codes = read_column(file, "codes")
+        if codes.shape != (shard["rows"], width):
             raise ValueError(
-                f"{file} holds {len(codes)} rows of {len(values) // max(1, len(codes))} codes, but its manifest lists "
-                f"{shard['rows']} of {width}; write the shards again."
+                f"{file} holds {len(codes)} rows of {codes.shape[1]} codes, but its manifest lists {shard['rows']} of "
+                f"{width}; write the shards again."
             )
-        if values.max(initial=np.uint16(0)) >= manifest["num_codes"]:
+        if codes.max(initial=np.uint16(0)) >= manifest["num_codes"]:
             raise ValueError(
-                f"{file} holds code {values.max()}, but the tokenizer has {manifest['num_codes']} codes; write the "
+                f"{file} holds code {codes.max()}, but the tokenizer has {manifest['num_codes']} codes; write the "
                 "shards again."
             )
+        if not is_old(shard) and (found := describe(file)) != shard:
+            unlike = " and ".join(key for key in found if shard.get(key) != found[key])
+            raise ValueError(f"{file} has another {unlike} than its manifest lists; write the shards again.")
         rows += len(codes)
     if rows != manifest["num_sequences"] or rows * width != manifest["num_tokens"]:
         raise ValueError(

@@ -60,7 +60,8 @@ def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[
         OSError: there is no space for a checkpoint.
     """
     loop = _Loop(run, learner, args, optim)
-    with Preemption() as preemption:
+    ahead = learner.stream.reading_ahead(pin=run.accelerator.device.type == "cuda")
+    with ahead, Preemption() as preemption:
         while loop.step < loop.max_steps and not loop.preempted:
             has_rows = loop.take_step(preemption)
             if loop.clock.steps and loop.is_due(args.logging_steps):

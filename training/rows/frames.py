@@ -155,23 +155,38 @@ def clips(
 
 
 def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
-    """Run a generator in a thread, `depth` items ahead; exceptions are raised in the caller."""
+    """Run a generator in a thread, `depth` items ahead; exceptions are raised in the caller.
+
+    The thread ends with its items, or soon after the returned generator is closed or dropped.
+    """
     ready: queue.Queue = queue.Queue(depth)
-    end = object()
+    end, stop = object(), threading.Event()
+
+    def put(item) -> bool:
+        """False once the caller has stopped."""
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
 
     def work():
         try:
-            for batch in batches:
-                ready.put(batch)
-            ready.put(end)
+            if all(map(put, batches)):
+                put(end)
         except BaseException as error:
-            ready.put(error)
+            put(error)
 
-    threading.Thread(target=work, daemon=True).start()
-    while (item := ready.get()) is not end:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
+    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
 
 
 def held_out_frames(

@@ -7,22 +7,62 @@ is shards. The rows of a run and their order are then the same for any number of
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from training.args import Source
 from training.flags import require
+from training.rows.frames import prefetch
 from training.rows.pixel_rows import Ended, PixelRows
 from training.rows.shard_rows import ShardRows, check_fit, read_manifest, validation_rows
 
-# Number of draws made at a time.
-BLOCK = 4096
+# Draws from one generator, and how many such blocks are drawn at a time at most: counts have 16 bits (`Draws`).
+BLOCK, MOST_BLOCKS = 4096, 8
+# Steps whose rows are read ahead.
+AHEAD = 2
+
+
+class Position(NamedTuple):
+    """Draws so far of all processes, by source the rows drawn, and which sources have left the mixture."""
+
+    drawn: int
+    counts: tuple[int, ...]
+    left: tuple[bool, ...]
+
+
+class Draws(NamedTuple):
+    """The draws from `begin.drawn` to `end`, in which no source leaves the mixture.
+
+    Fields:
+        begin: position before them. end: number of the first draw after them.
+        drawn: int64 (sources / 4, draws), rows of every source up to and with each draw: four sources share a number,
+            of which each has 16 bits, so that one sum counts them all.
+        mine: [(source, number of the row in it)] of this process, of which the first is draw `first`.
+        ends: the source whose rows end with the draw `end`, None if it is only the end of a block.
+    """
+
+    begin: Position
+    end: int
+    drawn: np.ndarray
+    first: int
+    mine: list[tuple[int, int]]
+    ends: int | None
+
+    def at(self, drawn: int) -> Position:
+        """The position before draw number `drawn`, which is one of these or the first after them."""
+        if drawn == self.begin.drawn:
+            return self.begin
+        totals = self.drawn[:, drawn - self.begin.drawn - 1].tolist()
+        counts = (n + (totals[s // 4] >> 16 * (s % 4) & 0xFFFF) for s, n in enumerate(self.begin.counts))
+        return Position(drawn, tuple(counts), self.begin.left)
 
 
 class RowStream:
@@ -38,9 +78,14 @@ class RowStream:
             if not rows.is_indexed:
                 rows.share(rank, world)
         self.seed, self.rank, self.world = seed, rank, world
-        self.drawn, self.counts, self.left = 0, [0] * len(sources), [False] * len(sources)
-        self._uniforms = lru_cache(maxsize=2)(self._draws)
+        self.position = Position(0, (0,) * len(sources), (False,) * len(sources))
         self._bounds = lru_cache(maxsize=2)(self._shares_up_to)
+        numbers = np.arange(len(sources))
+        self._lanes = np.where(numbers // 4 == numbers[: -(-len(sources) // 4), None], 1 << 16 * (numbers % 4), 0)
+        self._draws: Draws | None = None
+        self._are_shards = all(isinstance(rows, ShardRows) for rows in self.sources)
+        self._reads_ahead, self._pins, self._ahead_count = False, False, 0
+        self._ahead: Iterator | None = None
 
     @property
     def names(self) -> list[str]:
@@ -60,9 +105,6 @@ class RowStream:
         """Whether the rows and their order are the same for any number of processes."""
         return all(rows.is_indexed for rows in self.sources)
 
-    def _draws(self, block: int) -> list[float]:
-        return np.random.default_rng([self.seed, block]).random(BLOCK).tolist()
-
     def _shares_up_to(self, left: tuple[bool, ...]) -> list[float]:
         """Cumulative shares of the sources. left: which sources have left the mixture."""
         pairs = zip(self.settings, left, strict=True)
@@ -71,40 +113,134 @@ class RowStream:
         bounds[np.flatnonzero(weights)[-1] :] = 1.0  # exactly, in spite of rounding
         return bounds.tolist()
 
-    def _choose(self) -> int:
-        """The source of the next row of the run, for any process. Raises Ended if there is none."""
-        while not all(self.left):
-            draw = self._uniforms(self.drawn // BLOCK)[self.drawn % BLOCK]
-            source = bisect_right(self._bounds(tuple(self.left)), draw)
-            setting, rows = self.settings[source], self.sources[source]
-            is_over = rows.is_indexed and self.counts[source] >= rows.rows_per_epoch
-            if is_over and setting.at_end == "leave":
-                self.left[source] = True
-            elif is_over and setting.at_end == "stop":
-                raise Ended(setting.name)
-            else:
-                return source
-        raise Ended("every source")
+    def _draw(self, begin: Position, turn: int) -> Draws:
+        """The draws from `begin` to the end of a block, or to the one at which a source ends.
+
+        Every process draws for all, so that all know the counts; whole blocks at a time, since with 256 processes there
+        are 256 draws to a row.
+
+        Args:
+            turn: remainder of the numbers of this process's draws by the number of processes.
+        Raises:
+            Ended: there are no rows.
+        """
+        if all(begin.left):
+            raise Ended("every source")
+        block, inside = divmod(begin.drawn, BLOCK)
+        blocks = range(block, block + min(MOST_BLOCKS, max(1, self.world // 32)))
+        which = np.zeros(len(blocks) * BLOCK - inside, np.int8 if len(self.sources) < 128 else np.int64)
+        bounds = [bound for bound in self._bounds(begin.left)[:-1] if bound > 0]
+        which += len(self.sources) - 1 - len(bounds)
+        if any(bound < 1 for bound in bounds):
+            # as default_rng, in a quarter of its time
+            generators = (np.random.Generator(np.random.PCG64([self.seed, each])) for each in blocks)
+            uniforms = np.concatenate([generator.random(BLOCK) for generator in generators])[inside:]
+            for bound in bounds:
+                which += uniforms >= bound
+        drawn = np.cumsum(self._lanes[:, which], axis=1)
+        end, ends = len(which), None
+        for source, (setting, rows) in enumerate(zip(self.settings, self.sources, strict=True)):
+            if rows.is_indexed and setting.at_end != "repeat" and not begin.left[source]:
+                places = np.flatnonzero(which == source)
+                fresh = max(0, rows.rows_per_epoch - begin.counts[source])
+                if fresh < len(places) and places[fresh] < end:
+                    end, ends = int(places[fresh]), source
+        first = (turn - begin.drawn) % self.world
+        own = np.arange(first, end, self.world)
+        mine = which[own].astype(np.int64)
+        numbers = np.array(begin.counts)[mine] + (drawn[mine // 4, own] >> 16 * (mine % 4) & 0xFFFF) - 1
+        mine = list(zip(mine.tolist(), numbers.tolist(), strict=True))
+        return Draws(begin, begin.drawn + end, drawn, begin.drawn + first, mine, ends)
+
+    def _after(self, draws: Draws) -> Position:
+        """The position at the end of these draws, for those that follow. Raises Ended if the training is over."""
+        position = draws.at(draws.end)
+        if draws.ends is None:
+            return position
+        if self.settings[draws.ends].at_end == "stop":
+            raise Ended(self.settings[draws.ends].name)
+        return position._replace(left=tuple(has or n == draws.ends for n, has in enumerate(position.left)))
+
+    def _choose(
+        self, position: Position, count: int, draws: Draws | None
+    ) -> tuple[list[tuple[int, int]], Position, Draws]:
+        """The next `count` rows of this process.
+
+        Args:
+            draws: those that an earlier call returned, if it ended at `position`.
+        Returns:
+            ([(source, number of the row in it)], the position after them, draws for the next call).
+        Raises:
+            Ended: the training is over before.
+        """
+        found, drawn, last = [], position.drawn, position.drawn + count * self.world
+        turn = (drawn + self.rank) % self.world  # of this process
+        if draws is None:
+            draws = self._draw(position, turn)
+        while True:
+            until = min(last, draws.end)
+            begin, end = (max(0, -(-(at - draws.first) // self.world)) for at in (drawn, until))
+            found += draws.mine[begin:end]
+            drawn = until
+            if drawn == last:
+                return found, draws.at(drawn), draws
+            draws = self._draw(self._after(draws), turn)
+
+    def _read(
+        self, position: Position, count: int, draws: Draws | None = None, pin: bool = False
+    ) -> tuple[list[tuple[int, object]] | None, Position, Draws | None]:
+        """(what `take` returns, the position after it, draws for the next call)."""
+        try:
+            mine, after, draws = self._choose(position, count, draws)
+            if not self._are_shards:
+                return [(source, self.sources[source].row(k)) for source, k in mine], after, draws
+        except Ended:
+            return None, position, None
+        # One tensor for all, so that they reach the device in one copy (`stacked`).
+        batch = torch.empty(count, self.sources[0].row_length, dtype=torch.long, pin_memory=pin)
+        for (source, k), ids in zip(mine, batch.numpy(), strict=True):
+            self.sources[source].fill(k, ids)
+        return [(source, row) for (source, _), row in zip(mine, batch, strict=True)], after, draws
 
     def take(self, count: int) -> list[tuple[int, object]] | None:
         """The next `count` rows of this process; None if the training is over.
 
         All processes return None at the same step, unless a source of pixels has ended.
         """
-        found = []
+        if not self._reads_ahead:
+            rows, self.position, self._draws = self._read(self.position, count, self._draws)
+            return rows
+        if self._ahead is None or self._ahead_count != count:
+            self._ahead, self._ahead_count = prefetch(self._following(self.position, count), AHEAD), count
         try:
-            for _ in range(count):
-                for rank in range(self.world):  # every process draws for all, so that all know the counts
-                    source = self._choose()
-                    k = self.counts[source]
-                    self.counts[source] += 1
-                    self.drawn += 1
-                    if rank == self.rank:
-                        mine = source, k
-                found.append((mine[0], self.sources[mine[0]].row(mine[1])))
-        except Ended:
-            return None
-        return found
+            rows, self.position = next(self._ahead, (None, self.position))
+        except BaseException:
+            self._ahead = None  # another call meets the same error, not the end of the rows
+            raise
+        return rows
+
+    def _following(self, position: Position, count: int) -> Iterator[tuple[list | None, Position]]:
+        """(what `take` returns, the position after it), again and again. It changes nothing that others see."""
+        draws, rows = None, []
+        while rows is not None:
+            rows, position, draws = self._read(position, count, draws, self._pins)
+            yield rows, position
+
+    @contextlib.contextmanager
+    def reading_ahead(self, pin: bool) -> Iterator[None]:
+        """Inside, a thread reads the rows of shards for the next calls of `take`, whose `count` should stay the same.
+
+        The position is that of the rows that were taken. Pixels and labelled media are tokenized on the device or
+        decoded by threads of their own, so mixtures with them are not read ahead.
+
+        Args:
+            pin: put the rows into pinned memory, from which a GPU copies while it computes.
+        """
+        self._reads_ahead, self._pins = self._are_shards, pin
+        try:
+            yield
+        finally:
+            self._reads_ahead, self._ahead, self._draws = False, None, None
 
     def __iter__(self) -> Iterator:
         """The rows, without their sources."""
@@ -116,31 +252,46 @@ class RowStream:
         return {
             setting.name: {
                 "rows": count,
-                "share": count / max(1, self.drawn),
+                "share": count / max(1, self.position.drawn),
                 "epochs": count / rows.rows_per_epoch if rows.rows_per_epoch else None,
             }
-            for setting, rows, count in zip(self.settings, self.sources, self.counts, strict=True)
+            for setting, rows, count in zip(self.settings, self.sources, self.position.counts, strict=True)
         }
 
     def state_dict(self) -> dict:
         """The position of the stream after `take`, as JSON."""
+        each = zip(self.settings, self.sources, self.position.counts, self.position.left, strict=True)
         return {
-            "drawn": self.drawn,
+            "drawn": self.position.drawn,
             "sources": {
                 setting.name: {"count": count, "left": left, "position": rows.state_dict()}
-                for setting, rows, count, left in zip(self.settings, self.sources, self.counts, self.left, strict=True)
+                for setting, rows, count, left in each
             },
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from this position; sources that are not in the state start from their beginning."""
-        self.drawn = state["drawn"]
+        counts, left = list(self.position.counts), list(self.position.left)
         for number, name in enumerate(self.names):
             if name in state["sources"]:
                 known = state["sources"][name]
-                self.counts[number], self.left[number] = known["count"], known["left"]
+                counts[number], left[number] = known["count"], known["left"]
                 if self.sources[number].is_indexed == (known["position"] is None):  # no, if pixels became shards
                     self.sources[number].load_state_dict(known["position"])
+        self.position = Position(state["drawn"], tuple(counts), tuple(left))
+        self._draws = self._ahead = None
+
+
+def stacked(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of ids (L,) as (B, L), without a copy if they follow each other in one tensor, which may be pinned."""
+    whole = rows[0]._base
+    if whole is None or whole.dim() != 2 or any(row._base is not whole for row in rows):
+        return torch.stack(rows)
+    length = whole.shape[1]
+    first = rows[0].storage_offset()
+    if [row.storage_offset() for row in rows] != [first + length * number for number in range(len(rows))]:
+        return torch.stack(rows)
+    return whole[first // length : first // length + len(rows)]
 
 
 def open_rows(

@@ -1,35 +1,28 @@
 """Rows of ids from token shards, accessed by number, in a new order in every epoch.
 
 Row k of a source is the same row for any number of processes and after any resume. Rows are shuffled when they are
-written. Every epoch shuffles the order of the shards and, from the second epoch on, the rows within each shard. A shard
-(tens of megabytes) is read as a whole, much faster than any model trains, so no worker processes are needed.
+written. Every epoch shuffles the order of the shards and, from the second epoch on, the rows within each shard. A row
+is read by itself, so its time hardly depends on the number of processes that share a shard; it is microseconds, and no
+worker processes are needed. Only shards of earlier versions (parquet) are decoded whole.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zlib
+import os
 from bisect import bisect_right
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from tokenization.sequences import CODE_OFFSET, image_rows, video_rows
-from tokenization.tokenize_dataset import read_manifest
+from tokenization.sequences import CODE_OFFSET, IMAGE_START_ID, VIDEO_START_ID, fill_row, image_rows, video_rows
+from tokenization.shards.files import HELD_OUT as HELD_OUT
+from tokenization.shards.files import OldShard, Shard, damaged, is_held_out, is_old, missing, read_column
+from tokenization.shards.format import fingerprint, read_manifest
 
-# Without separate validation data, one item in HELD_OUT of a source is used for validation: whole items, so that all
-# windows of a video are on the same side.
-HELD_OUT = 20
 # Enough for a mean within a hundredth of a nat, and a minute on a CPU.
 VALIDATION_ROWS = 256
-
-
-def is_held_out(source: str) -> bool:
-    """Whether an item is used for validation, in a dataset without separate validation data."""
-    return zlib.crc32(source.encode()) % HELD_OUT == 0
 
 
 def read_codes(shards: str | Path, which: str | None = None, limit: int | None = None) -> np.ndarray:
@@ -44,10 +37,11 @@ def read_codes(shards: str | Path, which: str | None = None, limit: int | None =
     frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
     found, count = [np.empty((0, frames * int(np.prod(manifest["grid"]))), np.uint16)], 0
     for shard in manifest["shards"]:
+        if which == "validation" and shard.get("held_out") == 0:
+            continue
         codes = read_column(shards / shard["file"], "codes")
         if which is not None:
-            held_out = np.array([is_held_out(source) for source in read_column(shards / shard["file"], "source")])
-            codes = codes[held_out == (which == "validation")]
+            codes = codes[held_out_rows(shards, shard) == (which == "validation")]
         found.append(codes)
         count += len(codes)
         if limit is not None and count >= limit:
@@ -55,20 +49,11 @@ def read_codes(shards: str | Path, which: str | None = None, limit: int | None =
     return np.concatenate(found)[:limit].reshape(-1, frames, *manifest["grid"])
 
 
-def read_column(file: Path, column: str) -> np.ndarray:
-    """A column of a shard: codes as uint16 (N, codes of a row), others (N,).
-
-    Raises:
-        FileNotFoundError: no such shard.
-    """
-    import pyarrow.parquet as pq  # what datasets reads parquet with; its load_dataset asks the Hub for every file
-
-    if not file.is_file():
-        raise FileNotFoundError(f"The shard {file} named by the manifest is missing; run toto tokenize again.")
-    values = pq.read_table(file, columns=[column])[column].combine_chunks()
-    if column != "codes":
-        return values.to_numpy(zero_copy_only=False)
-    return values.flatten().to_numpy().reshape(len(values), -1)
+def held_out_rows(folder: Path, shard: dict) -> np.ndarray:
+    """Which rows of a shard are held out, (N,) bool. shard: its entry in the manifest."""
+    if not is_old(shard):
+        return read_column(folder / shard["file"], "held_out")
+    return np.array([is_held_out(source) for source in read_column(folder / shard["file"], "source")])
 
 
 def check_fit(manifest: dict, config) -> None:
@@ -121,57 +106,72 @@ class ShardRows:
         self.manifest = read_manifest(self.folder)
         check_fit(self.manifest, config)
         self.seed, self.is_image = seed, self.manifest["kind"] == "image"
-        self.images_per_row = config.num_frames if self.is_image else 1
-        self._files = [self.folder / shard["file"] for shard in self.manifest["shards"]]
-        if hold_out:
-            self._kept = [
-                np.flatnonzero([not is_held_out(source) for source in read_column(file, "source")])
-                for file in self._files
-            ]
-        else:
-            self._kept = [np.arange(shard["rows"]) for shard in self.manifest["shards"]]
-        self._counts = np.array([len(kept) for kept in self._kept])
+        self.images_per_row, self.row_length = config.num_frames if self.is_image else 1, config.row_length()
+        self.hold_out, self._shards = hold_out, self.manifest["shards"]
+        self._width = (1 if self.is_image else self.manifest["num_frames"]) * int(np.prod(self.manifest["grid"]))
+        there = set(os.listdir(self.folder))
+        if absent := next((shard["file"] for shard in self._shards if shard["file"] not in there), None):
+            raise missing(self.folder / absent)
+        # Manifests of earlier versions do not say what is held out, so every one of their shards is opened.
+        self._kept_of_old = {
+            number: np.flatnonzero(~held_out_rows(self.folder, shard))
+            for number, shard in enumerate(self._shards)
+            if hold_out and is_old(shard)
+        }
+        self._counts = np.array([self._count(number) for number in range(len(self._shards))])
         self.rows_per_epoch = int(self._counts.sum()) // self.images_per_row
         if not self.rows_per_epoch:
             raise ValueError(f"{self.folder} holds no row to train on; tokenize more clips or images.")
         # One shard is in use at a time, or two if a pack spans both.
-        self._shard = lru_cache(maxsize=2)(self._read)
+        self._shard = lru_cache(maxsize=2)(self._open)
         self._order = lru_cache(maxsize=1)(self._shard_order)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when the shards do."""
-        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits that change when the rows do."""
+        return fingerprint(self.manifest)
 
     def row(self, k: int) -> torch.LongTensor:
         """The ids (L,) of row k = 0, 1, ... of an endless sequence."""
+        ids = np.empty(self.row_length, np.int64)
+        self.fill(k, ids)
+        return torch.from_numpy(ids)
+
+    def fill(self, k: int, ids: np.ndarray) -> None:
+        """Write row k into `ids`, int64 (L,)."""
         epoch, index = divmod(k, self.rows_per_epoch)
         order, ends = self._order(epoch)
         found = []
         for place in range(index * self.images_per_row, (index + 1) * self.images_per_row):
             turn = bisect_right(ends, place)
-            found.append(self._shard(epoch, order[turn])[place - (ends[turn - 1] if turn else 0)])
-        if self.is_image:
-            return image_rows(torch.stack(found).reshape(1, self.images_per_row, *self.manifest["grid"]))[0]
-        return found[0].long()
+            shard, rows = self._shard(epoch, order[turn])
+            found.append(shard.codes(rows[place - (ends[turn - 1] if turn else 0)]))
+        fill_row(ids, IMAGE_START_ID if self.is_image else VIDEO_START_ID, found)
+
+    def _count(self, number: int) -> int:
+        """Rows of a shard to train on."""
+        if number in self._kept_of_old:
+            return len(self._kept_of_old[number])
+        return self._shards[number]["rows"] - (self._shards[number]["held_out"] if self.hold_out else 0)
 
     def _shard_order(self, epoch: int) -> tuple[list[int], list[int]]:
         """(numbers of the shards in the order of the epoch, cumulative numbers of rows)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._files))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._shards))
         return order.tolist(), np.cumsum(self._counts[order]).tolist()
 
-    def _read(self, epoch: int, number: int) -> torch.IntTensor:
-        """The kept rows of a shard in the order of the epoch: ids (N, L) of videos, codes (N, h*w) of images."""
-        codes = read_column(self._files[number], "codes")
-        if len(codes) != self.manifest["shards"][number]["rows"]:
-            raise ValueError(f"{self._files[number]} is damaged; check it with toto tokenize --verify {self.folder}.")
-        kept = self._kept[number]
-        codes = codes[np.random.default_rng([self.seed, epoch, number]).permutation(kept) if epoch else kept]
-        if self.is_image:
-            return torch.from_numpy(codes.astype(np.int32))
-        # 64-bit ids would take four times the memory of the shard, so only a piece at a time is converted.
-        pieces = np.array_split(codes, len(codes) // 256 + 1)
-        return torch.cat([video_rows(piece).int() for piece in pieces])
+    def _open(self, epoch: int, number: int) -> tuple[Shard | OldShard, np.ndarray]:
+        """(a shard, the numbers of its kept rows in the order of the epoch)."""
+        entry = self._shards[number]
+        shard = (OldShard if is_old(entry) else Shard)(self.folder, entry, self._width)
+        if not self.hold_out:
+            kept = np.arange(entry["rows"])
+        else:
+            kept = self._kept_of_old[number] if number in self._kept_of_old else shard.kept()
+        if len(kept) != self._counts[number]:
+            raise damaged(shard.name)
+        # as default_rng, in a quarter of its time, which counts where a process reads a few rows of a shard
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, number])) if epoch else None
+        return shard, generator.permutation(kept) if epoch else kept
 
     def state_dict(self) -> None:
         """None, since a row depends only on its number."""
