@@ -21,16 +21,18 @@ DESCRIPTION = (
 # uses every fourth.
 PAPER_TOKENS = {"imagenet21k": 3.6e9, "kinetics600": 41.3e9 / 4, "ego4d": 103e9 / 4, "howto100m": 2560e9 / 4}
 PAPER_TOKENS |= {"imagenet1k": 1_281_167 * 256}
-# Not in the paper: 0.24 M training clips of ten seconds, of which four windows of 16 frames are used (docs/datasets.md).
+# Not in the paper: 0.24 M training clips of ten seconds, with four windows of 16 frames each (docs/datasets.md).
 PAPER_TOKENS |= {"kinetics400": 240e3 * 4 * 4096}
 ALL = ("tiny", "base", "large", "1b", "a1", "a2", "a3", "a4", "a5", "a6")
 # Usable share of the memory of a device; the rest is fragmentation, the CUDA context and NCCL buffers.
 USABLE = 0.9
-# Bytes per second at which a checkpoint is written, hashed and flushed to the disk, while all devices wait. Ours: hashing
-# ran at 1.4e9 on one core; the rest is a disk of ordinary speed.
+# Bytes per second at which a checkpoint is written, hashed and flushed to the disk, while all devices wait. Ours:
+# hashing ran at 1.4e9 on one core; the rest is a disk of ordinary speed.
 CHECKPOINT_SPEED = 0.4e9
 # Devices that are planned for without --gpus, if the rows of a step can be shared among so many.
 DEFAULT_GPUS = 8
+# Width below which a GPU's time goes into launching kernels, which the estimate leaves out. Ours.
+SMALL = 512
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
         "flops": flops * tokens,
         "mode": step.mode,
         "gradient_checkpointing": run.gradient_checkpointing,
+        "width": config.hidden_size,
         "mfu": flops / (peak * of_token),
+        "mfu_by_mode": None if args.mfu else _mfu_by_mode(step, device),
         "tokens_per_second": gpus / of_token,
         "hours_by_part": hours,
         "hours": total,
@@ -191,6 +195,17 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
             "sharding": args.sharding,
         },
     }
+
+
+def _mfu_by_mode(step: Step, device: Gpu) -> dict[str, float]:
+    """Mode, such as "eager, recomputed" -> estimated MFU."""
+    found = {}
+    for mode in MOVED:
+        for checkpointing in (False, True):
+            seconds = seconds_per_token(replace(step, mode=mode, checkpointing=checkpointing), device)
+            name = mode + (", recomputed" if checkpointing else "")
+            found[name] = step.flops_per_token / (1e12 * device.tflops * seconds)
+    return found
 
 
 def _fitting_gpus(data: DataArgs, tokens_per_row: int) -> int:
@@ -245,13 +260,15 @@ def page(found: dict) -> str:
     lines = [
         f"model      {found['preset']} ({found['architecture']}), {found['parameters'] / 1e6:,.1f} M parameters",
         f"training   {found['steps']:,} steps of {found['tokens_per_step']:,} tokens, "
-        f"{found['tokens'] / 1e9:,.1f} B in total",
+        f"{_amount(found['tokens'])} in total",
         f"compute    {found['flops_per_token'] / 1e9:.3g} GFLOPs per token (with attention and vocabulary), "
         f"{found['flops']:.2e} in total",
         f"step       {found['accumulation']} x {found['rows_per_device']} rows on each of {gpus} devices",
-        f"time       {found['hours']:,.1f} hours ({found['hours'] / 24:,.1f} days), {found['gpu_hours']:,.0f} GPU-hours",
+        f"time       {found['hours']:,.1f} hours ({found['hours'] / 24:,.1f} days), "
+        f"{_hours(found['gpu_hours'])} GPU-hours",
         f"           steps {parts['steps']:,.1f} ({found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.0%} MFU, "
         f"{_mode(found)}), checkpoints {parts['checkpoints']:,.1f}, validation {parts['validation']:,.1f}",
+        *_other_modes(found),
         f"memory     {total:.1f} GB per device of {assumed['memory_gb']:.0f}: {fit}",
         f"           {memory}",
     ]
@@ -259,7 +276,7 @@ def page(found: dict) -> str:
         lines.append(f"           {checkpointed:.1f} GB with --gradient_checkpointing")
     lines.append(f"checkpoint {found['checkpoint_gb']:.1f} GB, weights and moments")
     for source in found["sources"]:
-        held = f"{source['tokens_seen'] / 1e9:,.3g} B tokens needed"
+        held = f"{_amount(source['tokens_seen'])} tokens needed"
         if source["tokens"]:
             held = f"{source['tokens'] / 1e9:,.2f} B tokens ({source['shards_gb']:,.1f} GB as shards), "
             held += f"{source['epochs']:,.2f} epochs"
@@ -268,6 +285,20 @@ def page(found: dict) -> str:
         lines.append("           tokens unknown: give --source_tokens NAME=NUMBER for epochs and disk")
     lines += [f"assumed    {_assumptions(found)[0]}", *(f"           {line}" for line in _assumptions(found)[1:])]
     return "\n".join(lines)
+
+
+def _amount(tokens: float) -> str:
+    return f"{tokens / 1e9:,.1f} B" if tokens >= 1e8 else f"{tokens / 1e6:,.1f} M"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}"
+
+
+def _other_modes(found: dict) -> list[str]:
+    """A line with the MFU of every mode; none if the MFU was given, since it holds for one mode."""
+    others = ", ".join(f"{name} {mfu:.0%}" for name, mfu in (found["mfu_by_mode"] or {}).items())
+    return [f"           MFU by mode: {others}"] if others else []
 
 
 def _mode(found: dict) -> str:
@@ -287,20 +318,21 @@ def _assumptions(found: dict) -> list[str]:
     else:
         share, (of_width, of_mlp) = assumed["shares"], assumed["moved"]
         lines += [
-            f"MFU: estimated, not measured: matrix products at {share['products']:.0%} and attention at "
-            f"{share['attention']:.0%} of this peak,",
-            f"  memory at {share['traffic']:.0%} of its bandwidth, {of_width:g} bytes a unit of width and {of_mlp:g} a unit "
-            f"of MLP width per token and block",
-            f"  ({found['mode']}; counted in the code); docs/scaling.md compares it with published runs",
+            f"MFU: estimated, not measured: {share['products']:.0%} of this peak in matrix products, "
+            f"{share['attention']:.0%} in attention,",
+            f"  {share['traffic']:.0%} of the bandwidth elsewhere, where a block moves {of_width:g} bytes a unit of width "
+            f"and {of_mlp:g} a unit",
+            f"  of MLP width per token (counted, {found['mode']}); docs/scaling.md compares it with published runs",
         ]
         if found["gradient_checkpointing"]:
             lines.append("  recomputation: another forward pass of the blocks, a third of their cost")
+        if found["width"] < SMALL:
+            lines.append("  too high for a model this small, whose time goes into launching kernels")
     sharding = "every device holds all weights" if assumed["sharding"] == "ddp" else "weights sharded by FSDP2"
     lines += [
-        f"checkpoints: every {every[0]:,} steps at {assumed['checkpoint_gb_per_second']:g} GB/s, all devices waiting; "
-        f"validation: {assumed['val_rows']:,} rows",
-        f"  of each source every {every[1]:,} steps at a third of a step's cost; no time for exchanging gradients or "
-        "waiting for data",
+        f"checkpoints: every {every[0]:,} steps at {assumed['checkpoint_gb_per_second']:g} GB/s, all devices waiting",
+        f"validation: every {every[1]:,} steps, {assumed['val_rows']:,} rows of each source, a forward pass each",
+        "not counted: exchanging gradients, waiting for data, start-up",
         f"memory: {sharding}; float32 weights and moments; {USABLE:.0%} usable",
         "data: 2 bytes per token on disk; the paper's datasets by its Table 2, every 4th of 30 frames per second",
     ]
@@ -315,8 +347,8 @@ def table(found: dict[str, dict]) -> str:
     assumed = next(iter(found.values()))["assumed"]
     mfu = f"{assumed['mfu']:.1%} MFU" if assumed["mfu"] else "MFU estimated (see the plan of one recipe)"
     lines = [
-        f"devices of {assumed['peak_tflops']:,.4g} TFLOP/s {assumed['precision']}, {assumed['bandwidth_gbs']:,.0f} GB/s "
-        f"and {assumed['memory_gb']:.0f} GB, {assumed['sharding']}, {_mode(next(iter(found.values())))}; {mfu}",
+        f"devices of {assumed['peak_tflops']:,.4g} TFLOP/s {assumed['precision']}, {assumed['bandwidth_gbs']:,.0f} "
+        f"GB/s and {assumed['memory_gb']:.0f} GB, {assumed['sharding']}, {_mode(next(iter(found.values())))}; {mfu}",
         f"{'preset':<8}{'parameters':>12}{'B tokens':>10}{'FLOPs':>10}{'devices':>9}{'MFU':>6}{'hours':>9}"
         f"{'GPU-hours':>11}{'rows':>8}{'GB per device':>15}{'checkpoint':>12}",
     ]
@@ -346,12 +378,9 @@ def measured(run: Path, mfu: float | None) -> dict:
     if not metrics.is_file():
         raise FileNotFoundError(f"{run} is not a run folder, it holds no metrics.jsonl; give the folder of a run.")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    # The first includes the warm-up. In runs of earlier versions, "mfu" is the share of the measured peak.
-    rows = [
-        row if "measured_mfu" in row else row | {"measured_mfu": row["mfu"], "mfu": None}
-        for row in rows
-        if "mfu" in row
-    ][1:]
+    rows = [row for row in rows if "mfu" in row][1:]  # the first includes the warm-up
+    # In runs of earlier versions, "mfu" is the share of the measured peak.
+    rows = [row if "measured_mfu" in row else row | {"measured_mfu": row["mfu"], "mfu": None} for row in rows]
     require(bool(rows), f"{run} has logged too few steps; train longer, or set a lower --logging_steps.")
     key = "measured_mfu" if rows[-1]["mfu"] is None else "mfu"
     speed, reached = (median(row[name] for row in rows) for name in ("tokens_per_second", key))

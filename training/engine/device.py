@@ -16,6 +16,7 @@ from accelerate.utils import parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tokenization.precision import bf16_is_fast
+from training.engine.data_sheets import known_gpu
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
@@ -87,8 +88,22 @@ def require_free_port() -> None:
             raise ValueError(f"Port {port} (MASTER_PORT) is in use; choose another one for all processes.") from error
 
 
+def data_sheet_peak(accelerator: Accelerator) -> float | None:
+    """Dense FLOPs per second of one device by its data sheet: 100 % of MFU, as in `toto plan`.
+
+    None if the device is not listed (`data_sheets.GPUS`), and without bfloat16, of which the listed peaks are.
+    """
+    if accelerator.device.type != "cuda" or accelerator.mixed_precision != "bf16":
+        return None
+    gpu = known_gpu(torch.cuda.get_device_name(accelerator.device))
+    return gpu and 1e12 * gpu.tflops
+
+
 def matmul_peak(device: torch.device) -> float:
-    """Measured FLOPs per second of a large matmul in the dtype of training: 100 % of MFU."""
+    """Measured FLOPs per second of a large matmul in the dtype of training, which stand next to the data sheet's.
+
+    Other work on the device lowers them, so that a share of them is no stable number.
+    """
     dtype = torch.bfloat16 if bf16_is_fast(device) else torch.float32
     side = 4096 if device.type != "cpu" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

@@ -15,7 +15,7 @@ from training import find_model
 from training.args import OptimArgs, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import redistributed
-from training.engine.device import matmul_peak, surroundings
+from training.engine.device import data_sheet_peak, matmul_peak, surroundings
 from training.engine.objective import Objective
 from training.engine.optim import learning_rate, set_learning_rate
 from training.engine.progress import (
@@ -84,8 +84,9 @@ class _Loop:
         self.device, self.is_distributed = accelerator.device, accelerator.num_processes > 1
         self.plain = accelerator.unwrap_model(learner.model)  # its weights have the same names, sharded or not
         objective = learner.objective
-        peak = matmul_peak(self.device) * accelerator.num_processes
-        self.clock = Clock(peak, objective.flops_per_token, objective.tokens_per_step)
+        world, peak = accelerator.num_processes, data_sheet_peak(accelerator)
+        measured = world * matmul_peak(self.device)
+        self.clock = Clock(peak and world * peak, measured, objective.flops_per_token, objective.tokens_per_step)
         self.max_steps, self.step, self.tokens, self.skipped, self.in_a_row = run.max_steps, 0, 0, 0, 0
         self.since_log = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
         self.is_budgeted = args.max_minutes is None

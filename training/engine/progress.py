@@ -67,15 +67,21 @@ def finite(value: float) -> float | None:
 
 
 class Clock:
-    """The time of the steps since the last log line, and of the whole training, including before a resume."""
+    """The time of the steps since the last log line, and of the whole training, including before a resume.
 
-    def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
-        self.peak, self.tokens_per_step, self.flops_per_token = peak, tokens_per_step, flops_per_token
+    Args:
+        peak: FLOPs per second of all devices by their data sheet; None if it is not known.
+        measured: those of a large matrix product, measured at the start.
+    """
+
+    def __init__(self, peak: float | None, measured: float, flops_per_token: float, tokens_per_step: int):
+        self.peak, self.measured = peak, measured
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.seconds, self.taken = 0.0, 0
         self.reset()
 
     def reset(self) -> None:
-        self.steps, self.busy, self.waited = 0, 0.0, 0.0
+        self.steps, self.busy, self.waited, self.alone = 0, 0.0, 0.0, 0.0
 
     def start(self) -> None:
         self._began = time.perf_counter()
@@ -96,10 +102,11 @@ class Clock:
         return timedelta(seconds=round(steps * self.busy / self.steps))
 
     def figures(self) -> dict[str, float]:
-        speed = self.steps / self.busy
+        speed = self.steps * self.tokens_per_step / self.busy
         return {
-            "tokens_per_second": speed * self.tokens_per_step,
-            "mfu": speed * self.tokens_per_step * self.flops_per_token / self.peak,
+            "tokens_per_second": speed,
+            "mfu": self.peak and speed * self.flops_per_token / self.peak,
+            "measured_mfu": speed * self.flops_per_token / self.measured,
             "data_wait": self.waited / self.busy,
             "seconds": self.seconds,
         }
@@ -110,7 +117,9 @@ def log_line(row: dict) -> str:
     parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
     parts += [f"{name} {row[key]:.4f}" for key, name in SHOWN.items() if row.get(key)]
     parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
-    parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}", f"data wait {row['data_wait']:.1%}"]
+    mfu = "" if row["mfu"] is None else f"MFU {row['mfu']:.0%}, "
+    parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"{mfu}{row['measured_mfu']:.0%} of the measured peak"]
+    parts += [f"data wait {row['data_wait']:.1%}"]
     return " | ".join(parts + ([f"{row['skipped_steps']} steps skipped"] if row["skipped_steps"] else []))
 
 
