@@ -198,12 +198,12 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
 
 
 def _mfu_by_mode(step: Step, device: Gpu) -> dict[str, float]:
-    """Mode, such as "eager, recomputed" -> estimated MFU."""
+    """Mode, such as "eager recomputed" -> estimated MFU."""
     found = {}
     for mode in MOVED:
         for checkpointing in (False, True):
             seconds = seconds_per_token(replace(step, mode=mode, checkpointing=checkpointing), device)
-            name = mode + (", recomputed" if checkpointing else "")
+            name = mode + (" recomputed" if checkpointing else "")
             found[name] = step.flops_per_token / (1e12 * device.tflops * seconds)
     return found
 
@@ -320,9 +320,9 @@ def _assumptions(found: dict) -> list[str]:
         lines += [
             f"MFU: estimated, not measured: {share['products']:.0%} of this peak in matrix products, "
             f"{share['attention']:.0%} in attention,",
-            f"  {share['traffic']:.0%} of the bandwidth elsewhere, where a block moves {of_width:g} bytes a unit of width "
-            f"and {of_mlp:g} a unit",
-            f"  of MLP width per token (counted, {found['mode']}); docs/scaling.md compares it with published runs",
+            f"  {share['traffic']:.0%} of the bandwidth elsewhere; a block moves {of_width:g} bytes a unit of width",
+            f"  and {of_mlp:g} a unit of MLP width per token (counted, {found['mode']});",
+            "  docs/scaling.md compares it with published runs",
         ]
         if found["gradient_checkpointing"]:
             lines.append("  recomputation: another forward pass of the blocks, a third of their cost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import statistics
 import sys
 import time
 from datetime import timedelta
@@ -69,6 +70,9 @@ def finite(value: float) -> float | None:
 class Clock:
     """The time of the steps since the last log line, and of the whole training, including before a resume.
 
+    `waited` is the part spent waiting for data, `alone` the part before this process waits for others (with FSDP2,
+    which waits in every block, the data again).
+
     Args:
         peak: FLOPs per second of all devices by their data sheet; None if it is not known.
         measured: those of a large matrix product, measured at the start.
@@ -110,6 +114,28 @@ class Clock:
             "data_wait": self.waited / self.busy,
             "seconds": self.seconds,
         }
+
+
+def slowest_rank(times: list[list[float]], step: float) -> tuple[dict, str | None]:
+    """The slowest of several processes, for the metrics, and a line for the log if it keeps the others waiting.
+
+    Args:
+        times: for each process, the seconds of a step before it waits for others, and those of them spent on its data.
+        step: seconds of a whole step.
+    Returns:
+        ({"rank", "seconds", "median"}, the line or None). The line is there if the slowest takes a fifth longer than
+        the (lower) median and the difference is a twentieth of a step; both ours.
+    """
+    alone = [seconds for seconds, _ in times]
+    slowest, median = max(range(len(alone)), key=alone.__getitem__), statistics.median_low(alone)
+    seconds, waited = times[slowest]
+    found = {"rank": slowest, "seconds": seconds, "median": median}
+    if seconds < 1.2 * median or seconds - median < 0.05 * step:
+        return found, None
+    return found, (
+        f"rank {slowest} is slow: {seconds:.2g} s of a step before it meets the others ({waited:.2g} s waiting for "
+        f"data), the median rank {median:.2g} s"
+    )
 
 
 def log_line(row: dict) -> str:
