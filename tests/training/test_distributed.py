@@ -86,6 +86,28 @@ def test_gradients_meet_once_a_step(of_two):
         assert sharded == weights and float(share) == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_slow_rank_is_named_and_gradients_are_summed_in_bf16(shards, one_rank, tmp_path):
+    run, steps = tmp_path / "run", ["--max_steps", "6", "--save_steps", "6", "--gradient_reduction", "bf16"]
+    told = two_ranks("slow", *FLAGS, *LONG, *steps, "--shards", str(shards), "--output_dir", str(run))
+    assert len(re.findall(r"step [3-6]/6 \| rank 1 is slow: [\d.]+ s", told)) == 4, told
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    slowest = [row["slowest_rank"] for row in rows if "loss" in row]
+    assert all(each["rank"] == 1 and each["seconds"] > each["median"] + 0.25 for each in slowest[2:])
+    # In the second step DDP orders its buckets by the first, in which the processes wait for each other once more.
+    assert re.findall(r"(\d+) exchanges", told) == ["6"] * 2
+    assert losses(run) == pytest.approx(losses(one_rank)[:6], rel=1e-2)
+
+
+def test_a_rank_that_hangs_ends_the_others(shards, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(__file__).with_name("two_ranks.py")), "hang", *FLAGS, *LONG, "--shards", str(shards)]
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "run")], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0 and "Timed out waiting 5000ms" in done.stderr
+    assert len(losses(tmp_path / "run")) == 2
+
+
 def test_a_checkpoint_of_two_ranks_resumes_with_one(of_two, tmp_path, capsys):
     _, whole, _ = of_two
     run = tmp_path / "run"

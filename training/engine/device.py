@@ -74,13 +74,15 @@ def limit_collectives(limit: timedelta) -> None:
         dist.distributed_c10d._set_pg_timeout(limit, group)
 
 
-def make_accelerator(gradient_reduction: str = "fp32", **settings) -> Accelerator:
+def make_accelerator(gradient_reduction: str = "fp32", broadcast_buffers: bool = False, **settings) -> Accelerator:
     """An Accelerator, in bfloat16 if that is faster; fp16 or fp8 from `accelerate launch` is kept.
 
     The launcher sets `no` by default, so `no` counts as not set.
 
     Args:
         gradient_reduction: "fp32", or "bf16" to sum gradients over processes in bfloat16.
+        broadcast_buffers: DDP sends the first process's buffers to the others before each forward pass, where processes
+            wait for each other once more. Only the running statistics of a batch norm need it; RoPE's never change.
         settings: further arguments of `Accelerator`.
     """
     flush_denormals()
@@ -98,7 +100,9 @@ def make_accelerator(gradient_reduction: str = "fp32", **settings) -> Accelerato
         settings["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     # Gradients live in the buckets in which they are exchanged, instead of in a second copy.
     hook = DDPCommunicationHookType.BF16 if gradient_reduction == "bf16" else DDPCommunicationHookType.NO
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, comm_hook=hook)]
+    handlers = [
+        DistributedDataParallelKwargs(broadcast_buffers=broadcast_buffers, gradient_as_bucket_view=True, comm_hook=hook)
+    ]
     return Accelerator(kwargs_handlers=handlers, **settings)
 
 

@@ -144,6 +144,7 @@ def running(
     *,
     report_to: str | None = None,
     push_to: str | None = None,
+    broadcast_buffers: bool = False,
 ) -> Iterator[Run]:
     """The processes of a run, from their start to their end.
 
@@ -156,6 +157,7 @@ def running(
         report_to: Accelerate's trackers; see `tracker_names`.
         push_to: the repository that the run will be pushed to; created now, so that a missing token is reported before
             the training, not after it.
+        broadcast_buffers: see `make_accelerator`.
     Raises:
         ValueError: processes that would work alone, a port in use, an unknown tracker. OSError: a run folder or a
             repository that cannot be written. FileNotFoundError: every checkpoint is damaged.
@@ -167,7 +169,10 @@ def running(
     with contextlib.ExitStack() as stack:
         stack.enter_context(deterministic(getattr(args, "deterministic", False)))
         accelerator = make_accelerator(
-            getattr(args, "gradient_reduction", "fp32"), log_with=trackers or None, project_dir=str(beginning.folder)
+            getattr(args, "gradient_reduction", "fp32"),
+            broadcast_buffers,
+            log_with=trackers or None,
+            project_dir=str(beginning.folder),
         )
         stack.callback(accelerator.end_training)
         stack.callback(accelerator.free_memory)
