@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from training.engine.data_sheets import Gpu
 
 # Shares of the data sheet's peaks that are assumed to be reached by matrix products, by causal attention (half of the
-# square counted), and by everything that only moves memory. Ours; not measured here. Chosen so that the estimate for
-# base, compiled, is what nanochat reports for its d12, a model of this shape (33 % of an H100 in our count; see
-# docs/scaling.md).
+# square counted), and by everything that only moves memory. Ours, not measured here; a test compares the estimate with
+# runs that others have published (docs/scaling.md).
 PRODUCTS, ATTENTION, TRAFFIC = 0.6, 0.35, 0.8
 # Bytes per token and block that a training step moves beside its matrix products and attention, in bfloat16 with a
 # float32 residual stream: for each unit of the width, and of the MLP's width. Eager: all that the operations read and

@@ -1,6 +1,7 @@
 """`toto plan`: its arithmetic by hand, its memory against what a model keeps, its throughput against a run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +135,24 @@ def test_mfu_by_size_and_mode(capsys):
     assert modes["compiled"] > 1.5 * modes["eager"] > 1.8 * modes["eager recomputed"]
     larger = planned(capsys, "--recipe", "1b", "--gpus", "64")["mfu_by_mode"]
     assert all(larger[mode] > modes[mode] for mode in modes)
+
+
+@pytest.mark.parametrize(
+    "width, layers, length, rows, vocabulary, attention, mlp, mode, reported",
+    [  # attention, mlp: weights of a block in squares of the width. Reported: tokens/s on an H100, one of eight.
+        (768, 12, 2048, 32, 32768, 4, 8, "compiled", 0.41 * 989e12 / 0.887e9),  # nanochat d12, by its MFU
+        (1152, 18, 2048, 32, 32768, 4, 8, "compiled", 0.46 * 989e12 / 2.456e9),  # nanochat d18, by its MFU
+        (4096, 32, 8192, 1, 128256, 2.5, 10.5, "eager", 5762),  # torchtitan, Llama 3 8B
+        (4096, 32, 8192, 1, 128256, 2.5, 10.5, "compiled", 6667),
+    ],
+)
+def test_published_runs_are_within_a_fifth(width, layers, length, rows, vocabulary, attention, mlp, mode, reported):
+    fields = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": mlp * width // 3}
+    config = SimpleNamespace(max_position_embeddings=length, vocab_size=vocabulary, **fields)
+    weights = layers * (attention + mlp) * width**2 + 2 * vocabulary * width
+    flops = 6 * (weights - vocabulary * width) + 6 * layers * width * length
+    step = Step(config, weights, rows, 1, False, gpus=8, is_sharded=False, mode=mode, flops_per_token=flops)
+    assert 1 / seconds_per_token(step, GPUS["h100"]) == pytest.approx(reported, rel=0.2)
 
 
 def test_a_given_mfu_is_not_charged_for_recomputation_again(capsys):
