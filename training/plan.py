@@ -317,11 +317,12 @@ def _assumptions(found: dict) -> list[str]:
         lines.append(f"MFU: {assumed['mfu']:.1%} of this peak, as given")
     else:
         share, (of_width, of_mlp) = assumed["shares"], assumed["moved"]
+        how = "counted, eager" if found["mode"] == "eager" else "compiled, in the proportion of base"
         lines += [
             f"MFU: estimated, not measured: {share['products']:.0%} of this peak in matrix products, "
             f"{share['attention']:.0%} in attention,",
             f"  {share['traffic']:.0%} of the bandwidth elsewhere; a block moves {of_width:g} bytes a unit of width",
-            f"  and {of_mlp:g} a unit of MLP width per token (counted, {found['mode']});",
+            f"  and {of_mlp:g} a unit of MLP width per token ({how});",
             "  docs/scaling.md compares it with published runs",
         ]
         if found["gradient_checkpointing"]:
