@@ -104,7 +104,7 @@ def of_cost() -> str:
     flops = f"{cost['flops']:.1e}".replace("e+", "e")
     return (
         f"The {cost['tokens'] / 1e12:.2f} T tokens of the 1b model are {flops} FLOPs, "
-        f"or {round(cost['gpu_hours'], -2):,.0f} H100-hours at an assumed {100 * args.mfu:.0f} % MFU"
+        f"or {round(cost['gpu_hours'], -2):,.0f} H100-hours at an estimated {100 * cost['mfu']:.0f} % MFU"
     )
 
 

@@ -1,6 +1,8 @@
 """Whether bfloat16 is fast on a device, and copies of visual tokenizers that encode in bfloat16."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -25,6 +27,29 @@ def bf16_is_fast(device: torch.device) -> bool:
         amd = cpu.get("cpu_name", "").startswith("AMD")
         return bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
     return False
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, a GPU computes float32 products and convolutions in float32.
+
+    By default torch computes cuDNN's convolutions in TF32, whose mantissa has 10 bits: codes of near neighbours differ.
+    """
+    settings = [torch.backends.cuda.matmul]
+    if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9, which reads allow_tf32 only where this is not set
+        settings.append(torch.backends.cudnn.conv)
+        name, off = "fp32_precision", "ieee"
+    else:
+        settings.append(torch.backends.cudnn)
+        name, off = "allow_tf32", False
+    before = [getattr(setting, name) for setting in settings]
+    try:
+        for setting in settings:
+            setattr(setting, name, off)
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setattr(setting, name, value)
 
 
 def bf16_encoder(model: nn.Module) -> nn.Module:

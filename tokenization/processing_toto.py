@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from .image_processing_toto import TotoImageProcessor, list_of_images, name_in_package, resize_and_crop
 from .modeling_dvae import TotoDVAEModel
 from .modeling_vqgan import TotoVQGANModel
-from .precision import bf16_encoder
+from .precision import bf16_encoder, without_tf32
 from .sampling import Sampling
 from .sequences import END_ID, PAD_ID, codes_of, image_rows, video_rows
 from .tokenizer_base import SUBFOLDER
@@ -237,7 +237,7 @@ class TotoProcessor(ProcessorMixin):
         codes = []
         for batch in frames.split(batch_size or (8 if device.type == "cpu" else 64)):
             pixels = batch.to(device).permute(0, 3, 1, 2).float() / 255  # (B, 3, R, R), channels last in memory
-            with torch.inference_mode():
+            with torch.inference_mode(), without_tf32():
                 codes.append(tokenizer.encode(pixels).cpu())
         return torch.cat(codes)  # outside inference mode: an ordinary tensor that training can use
 

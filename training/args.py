@@ -221,11 +221,20 @@ class RunArgs:
     max_skipped_steps: int = option(10, "successive steps that may be skipped because of a loss that is not finite")
     compile: bool = option(False, "torch.compile every block (needs a C++ compiler on a CPU)")
     gradient_checkpointing: bool = option(False, "recompute the activations of the blocks, to save memory")
+    gradient_reduction: str = option(
+        "fp32",
+        "fp32 or bf16: precision in which the gradients of several processes are summed; bf16 halves the traffic",
+    )
+    deterministic: bool = option(
+        False, "only algorithms that give the same bits in every run, which a GPU has to be asked for; slower there"
+    )
+    profile: int | None = option(None, "write a torch profiler trace of this many steps to the run folder, then go on")
     seed: int = option(0, "seed of the weights and of the order of the rows")
 
     def __post_init__(self):
         require_positive(self, "max_steps", "save_steps", "logging_steps")
-        require_positive(self, "max_minutes", "keep_checkpoints", "eval_steps")
+        require_positive(self, "max_minutes", "keep_checkpoints", "eval_steps", "profile")
+        require_choice(self, "gradient_reduction", ("fp32", "bf16"))
         require_not_negative(self, "max_skipped_steps")
         require(not self.push_to_hub or self.hub_model_id, "--push_to_hub needs a repository; add --hub_model_id.")
 

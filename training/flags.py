@@ -152,7 +152,7 @@ def write_recipe(run: Path, *args) -> None:
     from tokenization.files import write_whole
 
     settings = {key: value for concern in args for key, value in asdict(concern).items()}
-    for key in ("recipe", "resume", "output_dir"):
+    for key in ("recipe", "resume", "output_dir", "profile"):
         settings.pop(key, None)
     if settings.get("sources"):
         settings["sources"] = [json.loads(source) for source in settings["sources"]]

@@ -8,33 +8,49 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs, Source
-from training.flags import option, parse, refuse_idle, require, typed_flags
+from training.costs import ATTENTION, MOVED, PRODUCTS, TRAFFIC, Step, memory_of, seconds_per_token
+from training.engine.data_sheets import GPUS, Gpu
+from training.flags import option, parse, refuse_idle, require, require_positive, typed_flags
 from training.tiny_scale import shrink
 
 DESCRIPTION = (
     "Estimate the cost of a recipe: parameters, epochs of every source, FLOPs, hours, memory per device, disk. "
     "All flags of toto pretrain are accepted and change the recipe in the same way."
 )
-# Dense bf16 peak in TFLOP/s and memory in GB, from the data sheets of the vendors.
-GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 141), "b200": (2250, 180)}
 # Tokens of the paper's datasets at 16 x 16 per frame (Table 2). It counts videos at 30 frames per second; training
 # uses every fourth.
 PAPER_TOKENS = {"imagenet21k": 3.6e9, "kinetics600": 41.3e9 / 4, "ego4d": 103e9 / 4, "howto100m": 2560e9 / 4}
 PAPER_TOKENS |= {"imagenet1k": 1_281_167 * 256}
+# Not in the paper: 0.24 M training clips of ten seconds, with four windows of 16 frames each (docs/datasets.md).
+PAPER_TOKENS |= {"kinetics400": 240e3 * 4 * 4096}
 ALL = ("tiny", "base", "large", "1b", "a1", "a2", "a3", "a4", "a5", "a6")
 # Usable share of the memory of a device; the rest is fragmentation, the CUDA context and NCCL buffers.
 USABLE = 0.9
+# Bytes per second at which a checkpoint is written, hashed and flushed to the disk, while all devices wait. Ours:
+# hashing ran at 1.4e9 on one core; the rest is a disk of ordinary speed.
+CHECKPOINT_SPEED = 0.4e9
+# Devices that are planned for without --gpus, if the rows of a step can be shared among so many.
+DEFAULT_GPUS = 8
+# Width below which a GPU's time goes into launching kernels, which the estimate leaves out. Ours.
+SMALL = 512
 
 
 @dataclass(frozen=True)
 class PlanArgs:
     """The devices to plan for, and what is assumed about them."""
 
-    gpus: int = option(8, "number of devices")
-    gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; overridden by --peak_tflops and --memory_gb")
+    gpus: int | None = option(
+        None, f"number of devices (default: {DEFAULT_GPUS}, or the largest smaller number that can share the rows)"
+    )
+    gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; for others, give the next three flags")
     peak_tflops: float | None = option(None, "dense peak of one device in --precision, in TFLOP/s")
     memory_gb: float | None = option(None, "memory of one device, in GB")
-    mfu: float = option(0.4, "share of the peak that training reaches (assumed; --measured reports that of a run)")
+    bandwidth_gbs: float | None = option(None, "memory bandwidth of one device, in GB/s")
+    mfu: float | None = option(
+        None,
+        "share of the data sheet's peak that training reaches, as a log reports it; recomputation is not charged again "
+        "(default: estimated by size, mode and device)",
+    )
     precision: str = option("bf16", "precision of products and activations: bf16, or fp32, which needs --peak_tflops")
     sharding: str = option(
         "ddp", "ddp: every device holds all weights; fsdp2: weights, gradients and moments are sharded"
@@ -42,16 +58,21 @@ class PlanArgs:
     source_tokens: list[str] = option([], "NAME=NUMBER: tokens of a source that has no shards and is not in the paper")
     all: bool = option(False, "print a table of all presets instead")
     json: bool = option(False, "print JSON")
-    measured: str | None = option(None, "run folder: print its measured tokens/s next to the predicted ones")
+    measured: str | None = option(
+        None, "run folder: print its measured tokens/s and MFU, and those that --mfu predicts"
+    )
 
     def __post_init__(self):
-        require(self.gpus > 0, "--gpus must be above 0.")
-        require(0 < self.mfu <= 1, "--mfu must lie between 0 and 1.")
+        require_positive(self, "gpus", "peak_tflops", "memory_gb", "bandwidth_gbs")
+        require(self.mfu is None or 0 < self.mfu <= 1, "--mfu must lie between 0 and 1.")
         require(self.sharding in ("ddp", "fsdp2"), f"--sharding must be ddp or fsdp2, not '{self.sharding}'.")
         require(self.precision in ("bf16", "fp32"), f"--precision must be bf16 or fp32, not '{self.precision}'.")
-        known = self.gpu in GPUS or (self.peak_tflops is not None and self.memory_gb is not None)
-        kinds = ", ".join(GPUS)
-        require(known, f"--gpu {self.gpu} is unknown; choose {kinds}, or give --peak_tflops and --memory_gb.")
+        known = self.gpu in GPUS or None not in (self.peak_tflops, self.memory_gb, self.bandwidth_gbs or self.mfu)
+        require(
+            known,
+            f"--gpu {self.gpu} is unknown; choose {', '.join(GPUS)}, or give --peak_tflops, --memory_gb, and "
+            "--bandwidth_gbs or --mfu.",
+        )
         fp32 = self.precision == "bf16" or self.peak_tflops is not None
         require(fp32, "The known peaks are those of bf16; give --peak_tflops for --precision fp32.")
         for pair in self.source_tokens:
@@ -60,14 +81,13 @@ class PlanArgs:
             require(bool(sound), f"--source_tokens '{pair}' must be NAME=NUMBER, such as ego4d=2.5e10.")
 
     @property
-    def peak(self) -> float:
-        """Peak FLOPs per second of one device."""
-        return 1e12 * (self.peak_tflops or GPUS[self.gpu][0])
-
-    @property
-    def memory(self) -> float:
-        """Memory of one device in bytes."""
-        return 1e9 * (self.memory_gb or GPUS[self.gpu][1])
+    def device(self) -> Gpu:
+        """The device of `--gpu`, with the numbers of the other flags."""
+        sheet = GPUS.get(self.gpu, Gpu(0, 0, 0, "", ""))
+        given = {"tflops": self.peak_tflops, "memory_gb": self.memory_gb, "bandwidth_gbs": self.bandwidth_gbs}
+        given = {key: value for key, value in given.items() if value is not None}
+        source = ", ".join([f"{', '.join(given)} as given"] * bool(given) + [sheet.source] * bool(sheet.source))
+        return replace(sheet, source=source, **given)
 
 
 def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: PretrainOptimArgs, args: PlanArgs) -> dict:
@@ -85,20 +105,37 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
     from training.pretrain import row_layout
     from training.rows.shard_rows import HELD_OUT
 
-    config, is_sharded = row_layout(model, None, False), args.sharding == "fsdp2"
+    config, is_sharded, device = row_layout(model, None, False), args.sharding == "fsdp2", args.device
     if optim.optimizer == "muon":
         require_muon_fits(model.architecture, config, is_sharded)
     with torch.device("meta"):
         net = make_model(model.architecture, config)
     count, flops = net.num_parameters(), training_flops(net, config)
     by_muon = sum(weight.numel() for weight in hidden_matrices(net)) if optim.optimizer == "muon" else 0
-    _require_equal_shares(data.tokens_per_step, config.num_frames * config.tokens_per_frame, args.gpus)
-    micro, accumulation = accumulation_steps(data, config.num_frames * config.tokens_per_frame, args.gpus)
+    row = config.num_frames * config.tokens_per_frame
+    gpus = args.gpus or _fitting_gpus(data, row)
+    _require_equal_shares(data.tokens_per_step, row, gpus)
+    micro, accumulation = accumulation_steps(data, row, gpus)
+    step = Step(
+        config=config,
+        parameters=count,
+        rows=micro,
+        accumulation=accumulation,
+        checkpointing=run.gradient_checkpointing,
+        gpus=gpus,
+        is_sharded=is_sharded,
+        precision=args.precision,
+        mode="compiled" if run.compile else "eager",
+        by_muon=by_muon,
+        flops_per_token=flops,
+        has_attention=model.architecture != "mamba",
+    )
+    memory = memory_of(step)
+    checkpointed = sum(memory_of(replace(step, checkpointing=True)).values())
+    peak = 1e12 * device.tflops
+    of_token = flops / (peak * args.mfu) if args.mfu else seconds_per_token(step, device)
     tokens = run.max_steps * data.tokens_per_step
-    speed = args.gpus * args.peak * args.mfu / flops
-    common = {"gpus": args.gpus, "is_sharded": is_sharded, "precision": args.precision, "by_muon": by_muon}
-    both = [memory_of(config, count, micro, accumulation, checkpointing=on, **common) for on in (False, True)]
-    memory = both[run.gradient_checkpointing]
+    checkpoint_gb = 12e-9 * count - 4e-9 * by_muon
     sources = []
     for source in data.mixture():
         held, seen = tokens_of(source, config.tokens_per_frame, args.source_tokens), source.weight * tokens
@@ -106,6 +143,15 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
         used = held and held * (1 if source.val_data or source.is_toyworld else 1 - 1 / HELD_OUT)
         fact = {"name": source.name, "weight": source.weight, "tokens": held, "tokens_seen": seen}
         sources.append(fact | {"epochs": seen / used if used else None, "shards_gb": 2e-9 * held if held else None})
+    # A validation is the forward pass, a third of a step, of all rows, in equal micro-batches on all devices.
+    validated = len(sources or [None]) * -(-data.val_rows // (micro * gpus)) * micro * row
+    hours = {
+        "steps": tokens * of_token / gpus,
+        "checkpoints": -(-run.max_steps // run.save_steps) * 1e9 * checkpoint_gb / CHECKPOINT_SPEED,
+        "validation": -(-run.max_steps // (run.eval_steps or run.save_steps)) * validated * of_token / 3,
+    }
+    hours = {name: seconds / 3600 for name, seconds in hours.items()}
+    total = sum(hours.values())
     return {
         "preset": model.preset,
         "architecture": model.architecture,
@@ -117,77 +163,62 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
         "accumulation": accumulation,
         "flops_per_token": flops,
         "flops": flops * tokens,
-        "tokens_per_second": speed,
-        "hours": tokens / speed / 3600,
-        "gpu_hours": args.gpus * tokens / speed / 3600,
+        "mode": step.mode,
         "gradient_checkpointing": run.gradient_checkpointing,
+        "width": config.hidden_size,
+        "mfu": flops / (peak * of_token),
+        "mfu_by_mode": None if args.mfu else _mfu_by_mode(step, device),
+        "tokens_per_second": gpus / of_token,
+        "hours_by_part": hours,
+        "hours": total,
+        "gpu_hours": gpus * total,
         "memory_gb": {name: size / 1e9 for name, size in memory.items()},
         "memory_total_gb": sum(memory.values()) / 1e9,
-        "memory_checkpointed_gb": sum(both[True].values()) / 1e9,
-        "fits": sum(memory.values()) < USABLE * args.memory,
-        "checkpoint_gb": 12e-9 * count - 4e-9 * by_muon,
+        "memory_checkpointed_gb": checkpointed / 1e9,
+        "fits": sum(memory.values()) < USABLE * 1e9 * device.memory_gb,
+        "checkpoint_gb": checkpoint_gb,
         "sources": sources,
         "assumed": {
-            "gpus": args.gpus,
-            "peak_tflops": args.peak / 1e12,
-            "memory_gb": args.memory / 1e9,
+            "gpus": gpus,
+            "peak_tflops": device.tflops,
+            "memory_gb": device.memory_gb,
+            "bandwidth_gbs": device.bandwidth_gbs,
+            "device_source": device.source,
             "mfu": args.mfu,
+            "shares": None if args.mfu else {"products": PRODUCTS, "attention": ATTENTION, "traffic": TRAFFIC},
+            "moved": None if args.mfu else MOVED[step.mode],
+            "checkpoint_gb_per_second": CHECKPOINT_SPEED / 1e9,
+            "save_steps": run.save_steps,
+            "eval_steps": run.eval_steps or run.save_steps,
+            "val_rows": data.val_rows,
             "precision": args.precision,
             "sharding": args.sharding,
         },
     }
 
 
-def block_bytes(config, precision: str) -> int:
-    """Bytes per token that a block stores for its backward pass (modeling_toto/block_toto.py).
+def _mfu_by_mode(step: Step, device: Gpu) -> dict[str, float]:
+    """Mode, such as "eager recomputed" -> estimated MFU."""
+    found = {}
+    for mode in MOVED:
+        for checkpointing in (False, True):
+            seconds = seconds_per_token(replace(step, mode=mode, checkpointing=checkpointing), device)
+            name = mode + (" recomputed" if checkpointing else "")
+            found[name] = step.flops_per_token / (1e12 * device.tflops * seconds)
+    return found
 
-    The residual stream before and after the attention is stored in float32; queries, keys, values, the output of the
-    attention, and the gate and up projections are stored in `precision` ("bf16" or "fp32").
-    """
-    size = 2 if precision == "bf16" else 4
-    return 4 * 2 * config.hidden_size + size * (4 * config.hidden_size + 2 * config.intermediate_size)
 
+def _fitting_gpus(data: DataArgs, tokens_per_row: int) -> int:
+    """The largest number of devices up to DEFAULT_GPUS that can share a step; 1 if none can, which is refused later."""
+    from training.engine.objective import accumulation_steps
 
-def memory_of(
-    config,
-    parameters: int,
-    rows: int,
-    accumulation: int,
-    *,
-    checkpointing: bool,
-    gpus: int,
-    is_sharded: bool,
-    precision: str,
-    by_muon: int = 0,
-) -> dict[str, float]:
-    """Bytes on one of `gpus` devices by purpose, for micro-batches of `rows` rows; computed, not measured on a GPU.
-
-    weights, moments: float32; AdamW has two moments, Muon one; Muon trains `by_muon` of the parameters.
-    gradients: float32, in the buckets of DDP; FSDP2 also holds them unsharded while it accumulates.
-    activations: `block_bytes` of every block; with gradient checkpointing, the residual stream between the blocks and
-        `block_bytes` of one block.
-    logits: 0, since the loss computes them in chunks.
-    work: allocations of the backward pass of one block (4 MLP widths and 5 widths in `precision`, 4 widths in float32),
-        the gradient of the head in float32, and the weights of one block cast to `precision`. FSDP2 prefetches the next
-        block, which adds the weights and gradients of two blocks, and the embeddings twice, all in float32.
-    """
-    d, width, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    is_sharded = is_sharded and gpus > 1
-    share = gpus if is_sharded else 1
-    tokens, size = rows * config.max_position_embeddings, 2 if precision == "bf16" else 4
-    block, head, kept = 4 * d * d + 3 * d * width, config.vocab_size * d, block_bytes(config, precision)
-    gradients = 4 * parameters / share
-    if is_sharded:
-        gradients += 4 * parameters if accumulation > 1 else 0
-    copies = size * block + (4 * (4 * block + 2 * head) if is_sharded else 0)
-    return {
-        "weights": 4 * parameters / share,
-        "gradients": gradients,
-        "moments": (8 * parameters - 4 * by_muon) / share,
-        "activations": tokens * (4 * layers * d + kept if checkpointing else layers * kept),
-        "logits": 0,
-        "work": tokens * (size * (4 * width + 5 * d) + 4 * 4 * d) + 4 * head + copies,
-    }
+    for gpus in range(DEFAULT_GPUS, 1, -1):
+        try:
+            accumulation_steps(data, tokens_per_row, gpus)
+        except ValueError:
+            continue
+        return gpus
+    return 1
 
 
 def _require_equal_shares(tokens_per_step: int, tokens_per_row: int, gpus: int) -> None:
@@ -220,22 +251,24 @@ def tokens_of(source: Source, tokens_per_frame: int, given: list[str]) -> float 
 
 def page(found: dict) -> str:
     """The plan of one recipe as text."""
-    assumed, gpus = found["assumed"], found["assumed"]["gpus"]
+    assumed, gpus, parts = found["assumed"], found["assumed"]["gpus"], found["hours_by_part"]
     memory = ", ".join(f"{name} {size:.1f}" for name, size in found["memory_gb"].items())
     total, checkpointed = found["memory_total_gb"], found["memory_checkpointed_gb"]
     fit = "fits"
     if not found["fits"]:
         fit = "DOES NOT FIT: lower --per_device_batch_size, or use --gradient_checkpointing or --sharding fsdp2"
-    sharding = "every device holds all weights" if assumed["sharding"] == "ddp" else "weights sharded by FSDP2"
     lines = [
         f"model      {found['preset']} ({found['architecture']}), {found['parameters'] / 1e6:,.1f} M parameters",
         f"training   {found['steps']:,} steps of {found['tokens_per_step']:,} tokens, "
-        f"{found['tokens'] / 1e9:,.1f} B in total",
+        f"{_amount(found['tokens'])} in total",
         f"compute    {found['flops_per_token'] / 1e9:.3g} GFLOPs per token (with attention and vocabulary), "
         f"{found['flops']:.2e} in total",
         f"step       {found['accumulation']} x {found['rows_per_device']} rows on each of {gpus} devices",
         f"time       {found['hours']:,.1f} hours ({found['hours'] / 24:,.1f} days), "
-        f"{found['gpu_hours']:,.0f} GPU-hours, {found['tokens_per_second']:,.0f} tokens/s",
+        f"{_hours(found['gpu_hours'])} GPU-hours",
+        f"           steps {parts['steps']:,.1f} ({found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.0%} MFU, "
+        f"{_mode(found)}), checkpoints {parts['checkpoints']:,.1f}, validation {parts['validation']:,.1f}",
+        *_other_modes(found),
         f"memory     {total:.1f} GB per device of {assumed['memory_gb']:.0f}: {fit}",
         f"           {memory}",
     ]
@@ -243,48 +276,98 @@ def page(found: dict) -> str:
         lines.append(f"           {checkpointed:.1f} GB with --gradient_checkpointing")
     lines.append(f"checkpoint {found['checkpoint_gb']:.1f} GB, weights and moments")
     for source in found["sources"]:
-        held = f"{source['tokens_seen'] / 1e9:,.3g} B tokens needed"
+        held = f"{_amount(source['tokens_seen'])} tokens needed"
         if source["tokens"]:
             held = f"{source['tokens'] / 1e9:,.2f} B tokens ({source['shards_gb']:,.1f} GB as shards), "
             held += f"{source['epochs']:,.2f} epochs"
         lines.append(f"source     {source['name']} {source['weight']:.0%}: {held}")
     if any(source["tokens"] is None for source in found["sources"]):
         lines.append("           tokens unknown: give --source_tokens NAME=NUMBER for epochs and disk")
+    lines += [f"assumed    {_assumptions(found)[0]}", *(f"           {line}" for line in _assumptions(found)[1:])]
+    return "\n".join(lines)
+
+
+def _amount(tokens: float) -> str:
+    return f"{tokens / 1e9:,.1f} B" if tokens >= 1e8 else f"{tokens / 1e6:,.1f} M"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}"
+
+
+def _other_modes(found: dict) -> list[str]:
+    """A line with the MFU of every mode; none if the MFU was given, since it holds for one mode."""
+    others = ", ".join(f"{name} {mfu:.0%}" for name, mfu in (found["mfu_by_mode"] or {}).items())
+    return [f"           MFU by mode: {others}"] if others else []
+
+
+def _mode(found: dict) -> str:
+    return found["mode"] + (", activations recomputed" if found["gradient_checkpointing"] else "")
+
+
+def _assumptions(found: dict) -> list[str]:
+    """What a plan assumes, a line each."""
+    assumed = found["assumed"]
+    every = assumed["save_steps"], assumed["eval_steps"]
+    lines = [
+        f"device: {assumed['peak_tflops']:,.4g} TFLOP/s dense {assumed['precision']}, {assumed['memory_gb']:.0f} GB, "
+        f"{assumed['bandwidth_gbs']:,.0f} GB/s ({assumed['device_source']})"
+    ]
+    if assumed["mfu"]:
+        lines.append(f"MFU: {assumed['mfu']:.1%} of this peak, as given")
+    else:
+        share, (of_width, of_mlp) = assumed["shares"], assumed["moved"]
+        how = "counted, eager" if found["mode"] == "eager" else "compiled, in the proportion of base"
+        lines += [
+            f"MFU: estimated, not measured: {share['products']:.0%} of this peak in matrix products, "
+            f"{share['attention']:.0%} in attention,",
+            f"  {share['traffic']:.0%} of the bandwidth elsewhere; a block moves {of_width:g} bytes a unit of width",
+            f"  and {of_mlp:g} a unit of MLP width per token ({how});",
+            "  docs/scaling.md compares it with published runs",
+        ]
+        if found["gradient_checkpointing"]:
+            lines.append("  recomputation: another forward pass of the blocks, a third of their cost")
+        if found["width"] < SMALL:
+            lines.append("  too high for a model this small, whose time goes into launching kernels")
+    sharding = "every device holds all weights" if assumed["sharding"] == "ddp" else "weights sharded by FSDP2"
     lines += [
-        f"assumed    {assumed['peak_tflops']:,.4g} TFLOP/s dense {assumed['precision']} per device at "
-        f"{assumed['mfu']:.0%} MFU; without validation, checkpoints and waiting;",
-        f"           {sharding}; float32 weights and moments; {USABLE:.0%} of the memory usable;",
-        "           2 bytes per token on disk; the paper's datasets by its Table 2, every 4th of 30 frames per second",
+        f"checkpoints: every {every[0]:,} steps at {assumed['checkpoint_gb_per_second']:g} GB/s, all devices waiting",
+        f"validation: every {every[1]:,} steps, {assumed['val_rows']:,} rows of each source, a forward pass each",
+        "not counted: exchanging gradients, waiting for data, start-up",
+        f"memory: {sharding}; float32 weights and moments; {USABLE:.0%} usable",
+        "data: 2 bytes per token on disk; the paper's datasets by its Table 2, every 4th of 30 frames per second",
     ]
     if found["architecture"] in ("gpt2", "mamba"):
-        lines.append(f"           memory is that of a Toto of this size: {found['architecture']} also stores logits")
-    return "\n".join(lines)
+        kind = found["architecture"]
+        lines.append(f"memory and memory traffic are those of a Toto of this size: {kind} also stores logits")
+    return lines
 
 
 def table(found: dict[str, dict]) -> str:
     """The plans of several presets as text, one line each."""
     assumed = next(iter(found.values()))["assumed"]
+    mfu = f"{assumed['mfu']:.1%} MFU" if assumed["mfu"] else "MFU estimated (see the plan of one recipe)"
     lines = [
-        f"{assumed['gpus']} devices of {assumed['peak_tflops']:,.4g} TFLOP/s {assumed['precision']} at "
-        f"{assumed['mfu']:.0%} MFU and {assumed['memory_gb']:.0f} GB, {assumed['sharding']}",
-        f"{'preset':<8}{'parameters':>12}{'B tokens':>10}{'FLOPs':>10}{'hours':>9}{'GPU-hours':>11}{'rows':>8}"
-        f"{'GB per device':>15}{'checkpoint':>12}",
+        f"devices of {assumed['peak_tflops']:,.4g} TFLOP/s {assumed['precision']}, {assumed['bandwidth_gbs']:,.0f} "
+        f"GB/s and {assumed['memory_gb']:.0f} GB, {assumed['sharding']}, {_mode(next(iter(found.values())))}; {mfu}",
+        f"{'preset':<8}{'parameters':>12}{'B tokens':>10}{'FLOPs':>10}{'devices':>9}{'MFU':>6}{'hours':>9}"
+        f"{'GPU-hours':>11}{'rows':>8}{'GB per device':>15}{'checkpoint':>12}",
     ]
     for name, p in found.items():
         rows = f"{p['accumulation']} x {p['rows_per_device']}"
         lines.append(
             f"{name:<8}{p['parameters'] / 1e6:>10,.1f} M{p['tokens'] / 1e9:>10,.0f}{p['flops']:>10.1e}"
-            f"{p['hours']:>9,.1f}{p['gpu_hours']:>11,.0f}{rows:>8}{p['memory_total_gb']:>15.1f}"
-            f"{p['checkpoint_gb']:>9.1f} GB"
+            f"{p['assumed']['gpus']:>9}{p['mfu']:>6.0%}{p['hours']:>9,.1f}{p['gpu_hours']:>11,.0f}{rows:>8}"
+            f"{p['memory_total_gb']:>15.1f}{p['checkpoint_gb']:>9.1f} GB"
             f"{'' if p['fits'] else '  DOES NOT FIT'}"
         )
     return "\n".join(lines)
 
 
-def measured(run: Path, mfu: float) -> dict:
-    """Measured tokens/s of a run, and the prediction for its device: MFU x peak / FLOPs per token.
+def measured(run: Path, mfu: float | None) -> dict:
+    """Measured tokens/s and MFU of a run, and what `mfu` of the same peak predicts for its device.
 
-    The peak is the one that the run measured at its start.
+    The peak is that of the device's data sheet; where the run knew none, the one that it measured at its start.
 
     Raises:
         ValueError: if the run has logged too few rows.
@@ -297,13 +380,32 @@ def measured(run: Path, mfu: float) -> dict:
         raise FileNotFoundError(f"{run} is not a run folder, it holds no metrics.jsonl; give the folder of a run.")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first includes the warm-up
+    # In runs of earlier versions, "mfu" is the share of the measured peak.
+    rows = [row if "measured_mfu" in row else row | {"measured_mfu": row["mfu"], "mfu": None} for row in rows]
     require(bool(rows), f"{run} has logged too few steps; train longer, or set a lower --logging_steps.")
-    speed, reached = (median(row[key] for row in rows) for key in ("tokens_per_second", "mfu"))
+    key = "measured_mfu" if rows[-1]["mfu"] is None else "mfu"
+    speed, reached = (median(row[name] for row in rows) for name in ("tokens_per_second", key))
     flops = rows[-1]["flops"] / rows[-1]["tokens"]
-    peak = median(row["tokens_per_second"] * flops / row["mfu"] for row in rows)
-    predicted = mfu * peak / flops
-    facts = {"peak_gflops": peak / 1e9, "flops_per_token": flops, "measured_mfu": reached, "assumed_mfu": mfu}
-    return facts | {"predicted": predicted, "measured": speed, "measured_over_predicted": speed / predicted}
+    peak = median(row["tokens_per_second"] * flops / row[key] for row in rows)
+    facts = {"peak_gflops": peak / 1e9, "peak_is": "measured" if key == "measured_mfu" else "of the data sheet"}
+    facts |= {"flops_per_token": flops, "measured_mfu": reached, "assumed_mfu": mfu, "measured": speed}
+    predicted = mfu and mfu * peak / flops
+    return facts | {"predicted": predicted, "measured_over_predicted": predicted and speed / predicted}
+
+
+def _measured_text(run: str, found: dict) -> str:
+    text = (
+        f"{run}: {found['measured']:,.0f} tokens/s measured, {found['flops_per_token'] / 1e6:.2f} MFLOPs per token: "
+        f"{found['measured_mfu']:.1%} MFU of {found['peak_gflops']:,.1f} GFLOP/s, the peak {found['peak_is']}"
+    )
+    if found["predicted"] is not None:
+        text += (
+            f"; {found['predicted']:,.0f} tokens/s predicted at {found['assumed_mfu']:.1%} MFU, ratio "
+            f"{found['measured_over_predicted']:.2f}"
+        )
+    if found["peak_is"] == "measured":
+        return f"{text}\nNot a number for --mfu, which refers to a data sheet's peak"
+    return f"{text}\nPlan runs of this size, mode and device with --mfu {found['measured_mfu']:.3f}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -318,12 +420,7 @@ def main(argv: list[str] | None = None) -> None:
     model, data, run, optim = shrink(*recipe) if recipe[2].scale == "tiny" else recipe
     if args.measured is not None:
         found = measured(Path(args.measured), args.mfu)
-        text = (
-            f"{args.measured}: {found['measured']:,.0f} tokens/s measured, {found['predicted']:,.0f} predicted at "
-            f"{found['assumed_mfu']:.1%} MFU of {found['peak_gflops']:,.1f} GFLOP/s and "
-            f"{found['flops_per_token'] / 1e6:.2f} MFLOPs per token: ratio {found['measured_over_predicted']:.2f}; "
-            f"the run reached {found['measured_mfu']:.1%} MFU"
-        )
+        text = _measured_text(args.measured, found)
     elif args.all:
         found = {preset: plan(replace(model, preset=preset, config="{}"), data, run, optim, args) for preset in ALL}
         text = table(found)

@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     config = tokenizer_config(args)
     # Before the training, so that a source without such a split is refused at once.
     held_out = read_held_out(args, config.resolution) if os.environ.get("RANK", "0") == "0" else {}
-    with running(beginning, args, changes, report_to=args.report_to) as run:
+    # The discriminator has batch norms.
+    with running(beginning, args, changes, report_to=args.report_to, broadcast_buffers=True) as run:
         last, preempted = train_tokenizer(run, config, held_out, settings)
     end_run(run, last, None if preempted else last)
 

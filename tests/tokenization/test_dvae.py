@@ -284,3 +284,19 @@ def test_where_bf16_is_fast(cpu, fast, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert bf16_is_fast(torch.device("cpu")) is fast
     assert cpu_bf16_is_fast() is fast
+
+
+def test_fp32_codes_are_computed_without_tf32(monkeypatch):
+    """A GPU's default is TF32 in convolutions; only the settings can be seen on a CPU."""
+    from training.tiny_scale import tiny_processor
+
+    def settings():
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+    processor, seen, before = tiny_processor("tiny-dvae", 16, 1), [], settings()
+    encode = type(processor.visual_tokenizer).encode
+    monkeypatch.setattr(
+        type(processor.visual_tokenizer), "encode", lambda *args: seen.append(settings()) or encode(*args)
+    )
+    processor.encode_frames(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    assert seen == [("ieee", "ieee")] and settings() == before and before[1] == "tf32"

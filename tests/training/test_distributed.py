@@ -33,10 +33,10 @@ def losses(run):
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def two_ranks(mode, *flags):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def two_ranks(mode, *flags, processes=2, **variables):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += [str(Path(__file__).with_name("two_ranks.py")), mode, *flags]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -84,6 +84,39 @@ def test_gradients_meet_once_a_step(of_two):
     else:
         sharded, weights, share = re.search(r"(\d+) of (\d+) weights sharded, ([\d.]+)", told).groups()
         assert sharded == weights and float(share) == pytest.approx(0.5, abs=0.02)
+
+
+def test_hsdp_gives_the_losses_of_one(shards, one_rank, tmp_path):
+    """Four processes: two copies of the weights, each sharded over two."""
+    run, flags = tmp_path / "run", [*FLAGS, *LONG, "--shards", str(shards), "--output_dir", str(tmp_path / "run")]
+    mesh = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}
+    mesh["PARALLELISM_CONFIG_DP_SHARD_SIZE"] = "2"
+    told = two_ranks("fsdp2", *flags, "--max_steps", "4", processes=4, **mesh)
+    assert re.findall(r"weights sharded, ([\d.]+)", told) == ["0.50"] * 4
+    # The schedule is shorter, but its warm-up is the same.
+    assert losses(run)[:3] == pytest.approx(losses(one_rank)[:3], rel=SAME_LOSS)
+
+
+def test_a_slow_rank_is_named_and_gradients_are_summed_in_bf16(shards, one_rank, tmp_path):
+    run, steps = tmp_path / "run", ["--max_steps", "6", "--save_steps", "6", "--gradient_reduction", "bf16"]
+    told = two_ranks("slow", *FLAGS, *LONG, *steps, "--shards", str(shards), "--output_dir", str(run))
+    assert len(re.findall(r"step [3-6]/6 \| rank 1 is slow: [\d.]+ s", told)) == 4, told
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    slowest = [row["slowest_rank"] for row in rows if "loss" in row]
+    assert all(each["rank"] == 1 and each["seconds"] > each["median"] + 0.25 for each in slowest[2:])
+    # In the second step DDP orders its buckets by the first, in which the processes wait for each other once more.
+    assert re.findall(r"(\d+) exchanges", told) == ["6"] * 2
+    assert losses(run)[:3] == pytest.approx(losses(one_rank)[:3], rel=1e-2)  # of another schedule, after its warm-up
+
+
+def test_a_rank_that_hangs_ends_the_others(shards, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(__file__).with_name("two_ranks.py")), "hang", *FLAGS, *LONG, "--shards", str(shards)]
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "run")], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0 and "Timed out waiting 5000ms" in done.stderr
+    assert len(losses(tmp_path / "run")) == 2
 
 
 def test_a_checkpoint_of_two_ranks_resumes_with_one(of_two, tmp_path, capsys):

@@ -22,7 +22,7 @@ def test_plans_are_as_printed(flags, shown, capsys):
 
 
 def test_plans_are_found():
-    assert len(PLANS) == 7
+    assert len(PLANS) == 8
 
 
 @pytest.mark.parametrize("page", ["scaling.md", "datasets.md"])

@@ -16,6 +16,8 @@ from training.tiny_scale import STEPS, shrink
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
 OURS = (
+    "base_4090",
+    "base_kinetics400",
     "tiny_cpu",
     "toto_nano",
     "toto_nano_more",

@@ -1,6 +1,8 @@
 """What torchrun starts in the tests of several processes: pre-training with DDP, or with FSDP2 sharding on a CPU.
 
-  torchrun --standalone --nproc-per-node 2 tests/training/two_ranks.py ddp|fsdp2 [flags of toto pretrain]
+  torchrun --standalone --nproc-per-node 2 tests/training/two_ranks.py ddp|fsdp2|slow|hang [flags of toto pretrain]
+
+slow: DDP, and the second rank waits for its rows in every step. hang: it never gets those of the third step.
 
 Accelerate shards on accelerators only: with the processes of a CPU it would train with DDP and not say so. What it asks
 is answered here, for the tests alone; the sharding is torch's own.
@@ -8,7 +10,9 @@ is answered here, for the tests alone; the sharding is torch's own.
 
 import os
 import sys
+import time
 import weakref
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -55,11 +59,43 @@ def count_gradient_syncs() -> list[int]:
     return syncs
 
 
+def count_bf16_sums() -> list[int]:
+    """Appended to at every exchange of a bucket of gradients in bfloat16 by DDP."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    hook, syncs = default_hooks.bf16_compress_hook, []
+
+    def counted(group, bucket):
+        syncs.append(bucket.index())
+        return hook(group, bucket)
+
+    default_hooks.bf16_compress_hook = counted
+    return syncs
+
+
+def hold_up_rank_1(mode: str) -> None:
+    import training.engine.loop as loop
+
+    take, taken = loop.RowStream.take, []
+
+    def late(self, count):
+        taken.append(count)
+        if os.environ["RANK"] == "1" and len(taken) > 1:
+            time.sleep(600 if mode == "hang" and len(taken) == 3 else 0.3)
+        return take(self, count)
+
+    loop.RowStream.take = late
+    if mode == "hang":
+        loop.STEP_LIMIT = timedelta(seconds=5)
+
+
 def main() -> None:
     mode, argv = sys.argv[1], sys.argv[2:]
     if mode == "fsdp2":
         shard_on_cpu()
-    syncs = count_gradient_syncs()
+    if mode in ("slow", "hang"):
+        hold_up_rank_1(mode)
+    syncs = count_bf16_sums() if mode == "slow" else count_gradient_syncs()
 
     import torch.distributed
 

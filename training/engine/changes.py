@@ -11,7 +11,8 @@ NOTHING = (
     *("save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "report_to", "push_to_hub", "hub_model_id"),
     *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "max_test", "decode", "eval_frames"),
 )
-ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing")
+ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing", "gradient_reduction")
+ROUNDING += ("deterministic",)
 DECIDED = ("init_from", "scale", "model")
 # Settings that are part of the checkpoint's model or moments: another value is refused.
 SETTLED = (

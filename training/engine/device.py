@@ -7,15 +7,22 @@ import platform
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DDPCommunicationHookType, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from tokenization.precision import bf16_is_fast
+from training.engine.data_sheets import known_gpu
+
+# How long processes wait for one that does not come: in the steps of a training, where ten minutes mean that it hangs;
+# while the first one writes a checkpoint; and while it evaluates, or everything is loaded and compiled.
+STEP_LIMIT, CHECKPOINT_LIMIT, EVALUATION_LIMIT = timedelta(minutes=10), timedelta(hours=1), timedelta(days=1)
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
@@ -32,26 +39,70 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
-def make_accelerator(**settings) -> Accelerator:
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, torch uses only algorithms that give the same bits in every run, if `wanted`.
+
+    An operation that has none raises a RuntimeError, which names it. cuBLAS reads its workspace from the environment
+    when CUDA starts, so this comes before it.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # all memory is written here before it is read
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def limit_collectives(limit: timedelta) -> None:
+    """Processes that wait for another one longer than this are ended from now on; nothing in a single process.
+
+    torch has this per group and under a private name only; torchtitan calls the same function.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    for group in dist.distributed_c10d._world.pg_map:  # those of this process, such as HSDP's
+        dist.distributed_c10d._set_pg_timeout(limit, group)
+
+
+def make_accelerator(gradient_reduction: str = "fp32", broadcast_buffers: bool = False, **settings) -> Accelerator:
     """An Accelerator, in bfloat16 if that is faster; fp16 or fp8 from `accelerate launch` is kept.
 
     The launcher sets `no` by default, so `no` counts as not set.
 
     Args:
+        gradient_reduction: "fp32", or "bf16" to sum gradients over processes in bfloat16.
+        broadcast_buffers: DDP sends the first process's buffers to the others before each forward pass, where processes
+            wait for each other once more. Only the running statistics of a batch norm need it; RoPE's never change.
         settings: further arguments of `Accelerator`.
     """
     flush_denormals()
-    # Before the Accelerator, whose precision and time limit cannot be changed later in the same process. The other
-    # processes wait while the first one evaluates.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=1))
+    # Before the Accelerator, whose precision cannot be changed later in the same process. The training loop lowers the
+    # time limit after its first step.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=EVALUATION_LIMIT)
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
         settings["mixed_precision"] = "bf16" if bf16_is_fast(state.device) else "no"
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2":
         # Accelerate would cast the residual stream and the sums of gradients to bfloat16. With this policy, bfloat16 is
         # used only where autocast uses it, as with DDP: the same numbers, at twice the traffic between devices.
-        settings["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+        # --gradient_reduction bf16 halves that of the gradients.
+        reduced = torch.bfloat16 if gradient_reduction == "bf16" else None
+        policy = MixedPrecisionPolicy(reduce_dtype=reduced)
+        settings["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     # Gradients live in the buckets in which they are exchanged, instead of in a second copy.
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    hook = DDPCommunicationHookType.BF16 if gradient_reduction == "bf16" else DDPCommunicationHookType.NO
+    handlers = [
+        DistributedDataParallelKwargs(broadcast_buffers=broadcast_buffers, gradient_as_bucket_view=True, comm_hook=hook)
+    ]
     return Accelerator(kwargs_handlers=handlers, **settings)
 
 
@@ -87,8 +138,22 @@ def require_free_port() -> None:
             raise ValueError(f"Port {port} (MASTER_PORT) is in use; choose another one for all processes.") from error
 
 
+def data_sheet_peak(accelerator: Accelerator) -> float | None:
+    """Dense FLOPs per second of one device by its data sheet: 100 % of MFU, as in `toto plan`.
+
+    None if the device is not listed (`data_sheets.GPUS`), and without bfloat16, of which the listed peaks are.
+    """
+    if accelerator.device.type != "cuda" or accelerator.mixed_precision != "bf16":
+        return None
+    gpu = known_gpu(torch.cuda.get_device_name(accelerator.device))
+    return gpu and 1e12 * gpu.tflops
+
+
 def matmul_peak(device: torch.device) -> float:
-    """Measured FLOPs per second of a large matmul in the dtype of training: 100 % of MFU."""
+    """Measured FLOPs per second of a large matmul in the dtype of training, which stand next to the data sheet's.
+
+    Other work on the device lowers them, so that a share of them is no stable number.
+    """
     dtype = torch.bfloat16 if bf16_is_fast(device) else torch.float32
     side = 4096 if device.type != "cpu" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

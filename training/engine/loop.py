@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,7 +18,15 @@ from training import find_model
 from training.args import OptimArgs, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import redistributed
-from training.engine.device import matmul_peak, surroundings
+from training.engine.device import (
+    CHECKPOINT_LIMIT,
+    EVALUATION_LIMIT,
+    STEP_LIMIT,
+    data_sheet_peak,
+    limit_collectives,
+    matmul_peak,
+    surroundings,
+)
 from training.engine.objective import Objective
 from training.engine.optim import learning_rate, set_learning_rate
 from training.engine.progress import (
@@ -26,6 +37,7 @@ from training.engine.progress import (
     flat,
     log_line,
     peak_memory,
+    slowest_rank,
     update_ratios,
     validation_line,
 )
@@ -56,14 +68,19 @@ def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[
     """Train to `run.max_steps`; returns the last checkpoint, and whether SIGTERM ended the training early.
 
     Raises:
-        ValueError: too many successive steps are not finite, or the data ends before the first step.
+        ValueError: too many successive steps are not finite, or the data ends before the first step, or there are too
+            few steps to profile.
         OSError: there is no space for a checkpoint.
     """
     loop = _Loop(run, learner, args, optim)
     ahead = learner.stream.reading_ahead(pin=run.accelerator.device.type == "cuda")
-    with ahead, Preemption() as preemption:
+    with ahead, Preemption() as preemption, _settled(), _profiler(run, loop, args.profile) as profiler:
         while loop.step < loop.max_steps and not loop.preempted:
             has_rows = loop.take_step(preemption)
+            if loop.clock.taken == 1:
+                loop.settle()
+            if profiler is not None:
+                profiler.step()
             if loop.clock.steps and loop.is_due(args.logging_steps):
                 loop.log()
             if not has_rows and loop.saved == loop.step:
@@ -76,6 +93,36 @@ def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[
     return loop.checkpoint, loop.preempted and loop.step < loop.max_steps
 
 
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """The garbage collector as it was, after a training that has frozen it (`_Loop.settle`)."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _profiler(run: Run, loop: _Loop, steps: int | None) -> contextlib.AbstractContextManager:
+    """A profiler of `steps` steps of the first process, from its third on; it writes RUN/trace_step_XXXXXX.json.gz.
+
+    The first steps compile and allocate. The trace opens in Perfetto and in chrome://tracing.
+    """
+    if steps is None:
+        return contextlib.nullcontext()
+    left = loop.max_steps - loop.step
+    require(left >= steps + 2, f"--profile {steps} needs {steps + 2} steps, but {left} are left; lower it.")
+    if not run.is_main:
+        return contextlib.nullcontext()
+    from torch.profiler import profile, schedule
+
+    def write(found: profile) -> None:
+        path = run.folder / f"trace_step_{loop.step:06d}.json.gz"
+        found.export_chrome_trace(str(path))
+        loop.bar.write(f"wrote {path}")
+
+    return profile(schedule=schedule(wait=1, warmup=1, active=steps, repeat=1), on_trace_ready=write)
+
+
 class _Loop:
     """The state of a training, and the actions at its steps."""
 
@@ -83,10 +130,12 @@ class _Loop:
         self.run, self.learner, self.args, self.optim = run, learner, args, optim
         self.accelerator = accelerator = run.accelerator
         self.device, self.is_distributed = accelerator.device, accelerator.num_processes > 1
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
         self.plain = accelerator.unwrap_model(learner.model)  # its weights have the same names, sharded or not
         objective = learner.objective
-        peak = matmul_peak(self.device) * accelerator.num_processes
-        self.clock = Clock(peak, objective.flops_per_token, objective.tokens_per_step)
+        world, peak = accelerator.num_processes, data_sheet_peak(accelerator)
+        measured = world * matmul_peak(self.device)
+        self.clock = Clock(peak and world * peak, measured, objective.flops_per_token, objective.tokens_per_step)
         self.max_steps, self.step, self.tokens, self.skipped, self.in_a_row = run.max_steps, 0, 0, 0, 0
         self.since_log = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
         self.is_budgeted = args.max_minutes is None
@@ -125,12 +174,15 @@ class _Loop:
         set_learning_rate(learner.optimizer, self.rate)
         rows = _take(self.accelerator, learner.stream, objective.micro * objective.accumulation)
         clock.waited += clock.running
+        if self.is_sharded:
+            clock.alone += clock.running
         if rows is None:
             require(self.step > 0, "The sources end before they fill one step; lower --tokens_per_step.")
             self.bar.write(f"The data end after step {self.step}, as set in the recipe.")
             self.max_steps = self.step
             return False
-        sums, self.preempted = _gradients(self.accelerator, learner, rows, preemption.asked)
+        own_time = None if self.is_sharded else clock  # a sharded model waits for the others in its forward pass
+        sums, self.preempted = _gradients(self.accelerator, learner, rows, preemption.asked, own_time)
         self.figures = objective.figures(sums.sum(0).tolist())
         limit = self.optim.max_grad_norm or math.inf
         self.norm = float(self.accelerator.clip_grad_norm_(learner.model.parameters(), limit))
@@ -166,9 +218,29 @@ class _Loop:
             fitting = self.step + self.clock.steps_in(self.args.max_minutes * 60)
             self.bar.total = self.max_steps = min(self.max_steps, broadcast_object_list([fitting])[0])
 
+    def settle(self) -> None:
+        """After the first step: everything is loaded and compiled, and what is alive now lives to the end.
+
+        The garbage collector need not look at it again, and a process that does not come hangs.
+        """
+        gc.collect()
+        gc.freeze()
+        self.accelerator.wait_for_everyone()
+        limit_collectives(STEP_LIMIT)
+
+    @contextlib.contextmanager
+    def _waiting(self, limit: timedelta) -> Iterator[None]:
+        """A block in which processes may wait this long for one of them; they leave it together."""
+        limit_collectives(limit)
+        yield
+        self.accelerator.wait_for_everyone()
+        limit_collectives(STEP_LIMIT)
+
     def log(self) -> None:
         clock, stream = self.clock, self.learner.stream
         ratios = update_ratios(self.plain, self.learner.optimizer)  # all ranks call it: weights may be sharded
+        times = [[seconds / clock.steps for seconds in (clock.alone, clock.waited)]]
+        times = gather_object(times) if self.is_distributed else times
         if self.metrics:
             row = {"step": self.step, "tokens": self.tokens, "flops": self.tokens * clock.flops_per_token}
             figures = {key: value for key, value in self.figures.items() if self.is_finite or key != "loss"}
@@ -176,7 +248,11 @@ class _Loop:
             row |= {"learning_rate": self.rate, "grad_norm": finite(self.norm)}
             row |= {"update_ratio": ratios, **clock.figures(), "peak_memory_mb": peak_memory(self.device)}
             row |= {"skipped_steps": self.skipped, "sources": _by_source(stream, self.since_log)}
+            slowest, slow = slowest_rank(times, clock.busy / clock.steps)
+            row |= {"slowest_rank": slowest} if self.is_distributed else {}
             self._write(row, f"{log_line(row)} | ETA {clock.left(self.max_steps - self.step)}")
+            if slow and self.is_distributed:
+                self.bar.write(f"step {self.step}/{self.max_steps} | {slow}")
             if row["data_wait"] > STARVED and not self.has_starved:
                 self.has_starved = True  # printed once; every row of the metrics has the share
                 self.bar.write(self.learner.objective.starved(row["data_wait"]))
@@ -185,13 +261,14 @@ class _Loop:
 
     def validate(self) -> None:
         learner = self.learner
-        row = learner.objective.validate(self.accelerator, learner.model, self.run.folder, self.step)
-        if self.metrics:
-            self._write({"step": self.step, "tokens": self.tokens} | row, f"validation {validation_line(row)}")
-        # a sharded model cannot be called by one process alone
-        if self.metrics and self.accelerator.trackers and self.accelerator.distributed_type != DistributedType.FSDP:
-            pictures = learner.objective.pictures(self.plain, learner.processor)
-            log_pictures(self.accelerator, pictures, self.step)
+        with self._waiting(EVALUATION_LIMIT):
+            row = learner.objective.validate(self.accelerator, learner.model, self.run.folder, self.step)
+            if self.metrics:
+                self._write({"step": self.step, "tokens": self.tokens} | row, f"validation {validation_line(row)}")
+            # a sharded model cannot be called by one process alone
+            if self.metrics and self.accelerator.trackers and not self.is_sharded:
+                pictures = learner.objective.pictures(self.plain, learner.processor)
+                log_pictures(self.accelerator, pictures, self.step)
 
     def _write(self, row: dict, line: str) -> None:
         self.metrics.write(row)
@@ -208,7 +285,7 @@ class _Loop:
         state |= learner.objective.state_dict(self.step)
         streams = gather_object([learner.stream.state_dict()])
         keep, wait, spared = self.args.keep_checkpoints, accelerator.wait_for_everyone, learner.objective.spared()
-        with learner.objective.saved_weights():
+        with self._waiting(CHECKPOINT_LIMIT), learner.objective.saved_weights():
             weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
             with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
                 inside = folder / find_model.STATE
@@ -224,12 +301,15 @@ class _Loop:
         self.checkpoint, self.saved = run.folder / "checkpoints" / f"step_{self.step:06d}", self.step
 
 
-def _gradients(accelerator, learner: Learner, rows: list, asked: bool) -> tuple[torch.Tensor, bool]:
+def _gradients(
+    accelerator, learner: Learner, rows: list, asked: bool, clock: Clock | None
+) -> tuple[torch.Tensor, bool]:
     """Compute the gradients of a step, which are means over the rows of all ranks.
 
     Args:
         rows: [(source, row)] of this rank.
         asked: whether SIGTERM has reached this rank.
+        clock: notes when the backward pass begins that exchanges gradients; the losses are on the host by then.
     Returns:
         (sums, preempted). sums: (sources, 4) float64 on the CPU, the objective's sums per source over all ranks.
         preempted: whether SIGTERM has reached any rank.
@@ -242,6 +322,8 @@ def _gradients(accelerator, learner: Learner, rows: list, asked: bool) -> tuple[
         # Gradients are exchanged once per step, in the last micro-batch.
         with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
             loss, of_rows = objective.losses(model, [row for _, row in batch], device)
+            if clock is not None and k == accumulation - 1:
+                clock.alone += clock.running
             accelerator.backward(loss)
         sums.index_add_(0, torch.tensor([source for source, _ in batch]), of_rows)
     if accelerator.num_processes == 1:

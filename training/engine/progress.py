@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import statistics
 import sys
 import time
 from datetime import timedelta
@@ -67,15 +68,24 @@ def finite(value: float) -> float | None:
 
 
 class Clock:
-    """The time of the steps since the last log line, and of the whole training, including before a resume."""
+    """The time of the steps since the last log line, and of the whole training, including before a resume.
 
-    def __init__(self, peak: float, flops_per_token: float, tokens_per_step: int):
-        self.peak, self.tokens_per_step, self.flops_per_token = peak, tokens_per_step, flops_per_token
+    `waited` is the part spent waiting for data, `alone` the part before this process waits for others (with FSDP2,
+    which waits in every block, the data again).
+
+    Args:
+        peak: FLOPs per second of all devices by their data sheet; None if it is not known.
+        measured: those of a large matrix product, measured at the start.
+    """
+
+    def __init__(self, peak: float | None, measured: float, flops_per_token: float, tokens_per_step: int):
+        self.peak, self.measured = peak, measured
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.seconds, self.taken = 0.0, 0
         self.reset()
 
     def reset(self) -> None:
-        self.steps, self.busy, self.waited = 0, 0.0, 0.0
+        self.steps, self.busy, self.waited, self.alone = 0, 0.0, 0.0, 0.0
 
     def start(self) -> None:
         self._began = time.perf_counter()
@@ -96,13 +106,36 @@ class Clock:
         return timedelta(seconds=round(steps * self.busy / self.steps))
 
     def figures(self) -> dict[str, float]:
-        speed = self.steps / self.busy
+        speed = self.steps * self.tokens_per_step / self.busy
         return {
-            "tokens_per_second": speed * self.tokens_per_step,
-            "mfu": speed * self.tokens_per_step * self.flops_per_token / self.peak,
+            "tokens_per_second": speed,
+            "mfu": self.peak and speed * self.flops_per_token / self.peak,
+            "measured_mfu": speed * self.flops_per_token / self.measured,
             "data_wait": self.waited / self.busy,
             "seconds": self.seconds,
         }
+
+
+def slowest_rank(times: list[list[float]], step: float) -> tuple[dict, str | None]:
+    """The slowest of several processes, for the metrics, and a line for the log if it keeps the others waiting.
+
+    Args:
+        times: for each process, the seconds of a step before it waits for others, and those of them spent on its data.
+        step: seconds of a whole step.
+    Returns:
+        ({"rank", "seconds", "median"}, the line or None). The line is there if the slowest takes a fifth longer than
+        the (lower) median and the difference is a twentieth of a step; both ours.
+    """
+    alone = [seconds for seconds, _ in times]
+    slowest, median = max(range(len(alone)), key=alone.__getitem__), statistics.median_low(alone)
+    seconds, waited = times[slowest]
+    found = {"rank": slowest, "seconds": seconds, "median": median}
+    if seconds < 1.2 * median or seconds - median < 0.05 * step:
+        return found, None
+    return found, (
+        f"rank {slowest} is slow: {seconds:.2g} s of a step before it meets the others ({waited:.2g} s waiting for "
+        f"data), the median rank {median:.2g} s"
+    )
 
 
 def log_line(row: dict) -> str:
@@ -110,7 +143,9 @@ def log_line(row: dict) -> str:
     parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
     parts += [f"{name} {row[key]:.4f}" for key, name in SHOWN.items() if row.get(key)]
     parts += [f"lr {row['learning_rate']:.2e}", f"norm {row['grad_norm'] or math.inf:.2f}"]
-    parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}", f"data wait {row['data_wait']:.1%}"]
+    mfu = "" if row["mfu"] is None else f"MFU {row['mfu']:.0%}, "
+    parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"{mfu}{row['measured_mfu']:.0%} of the measured peak"]
+    parts += [f"data wait {row['data_wait']:.1%}"]
     return " | ".join(parts + ([f"{row['skipped_steps']} steps skipped"] if row["skipped_steps"] else []))
 
 

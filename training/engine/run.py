@@ -21,7 +21,14 @@ from training import find_model
 from training.args import PREEMPTED, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import changed_settings, changed_surroundings
-from training.engine.device import make_accelerator, require_free_port, require_together, surroundings, versions
+from training.engine.device import (
+    deterministic,
+    make_accelerator,
+    require_free_port,
+    require_together,
+    surroundings,
+    versions,
+)
 from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
 
@@ -137,6 +144,7 @@ def running(
     *,
     report_to: str | None = None,
     push_to: str | None = None,
+    broadcast_buffers: bool = False,
 ) -> Iterator[Run]:
     """The processes of a run, from their start to their end.
 
@@ -145,10 +153,11 @@ def running(
     for that lock.
 
     Args:
-        args: has `max_steps` and `seed`.
+        args: has `max_steps` and `seed`; `gradient_reduction` and `deterministic` if the command has these flags.
         report_to: Accelerate's trackers; see `tracker_names`.
         push_to: the repository that the run will be pushed to; created now, so that a missing token is reported before
             the training, not after it.
+        broadcast_buffers: see `make_accelerator`.
     Raises:
         ValueError: processes that would work alone, a port in use, an unknown tracker. OSError: a run folder or a
             repository that cannot be written. FileNotFoundError: every checkpoint is damaged.
@@ -157,8 +166,16 @@ def running(
     trackers = tracker_names(report_to)
     if os.environ.get("RANK", "0") == "0":
         _require_writable(beginning.folder)
-    accelerator = make_accelerator(log_with=trackers or None, project_dir=str(beginning.folder))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(getattr(args, "deterministic", False)))
+        accelerator = make_accelerator(
+            getattr(args, "gradient_reduction", "fp32"),
+            broadcast_buffers,
+            log_with=trackers or None,
+            project_dir=str(beginning.folder),
+        )
+        stack.callback(accelerator.end_training)
+        stack.callback(accelerator.free_memory)
         require_together(accelerator.num_processes)
         folder = Path(broadcast_object_list([str(beginning.folder)])[0])  # a name with the time differs by process
         if push_to is not None and accelerator.is_main_process:
@@ -175,9 +192,6 @@ def running(
             print(f"{folder} has no checkpoint yet, so the run starts again.")
         set_seed(args.seed)
         yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes)
-    finally:
-        accelerator.free_memory()
-        accelerator.end_training()
 
 
 class Preemption:
