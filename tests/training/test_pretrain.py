@@ -57,12 +57,13 @@ def test_loss_falls_and_the_checkpoint_loads(whole_run):
 def test_the_logged_loss_is_the_mean_over_codes(whole_run, shards):
     """The validation loss of the log equals one computed from the logits, code tokens only."""
     from modeling_toto import TotoConfig, TotoForCausalLM
+    from training.engine.device import fast_autocast
     from training.rows.shard_rows import validation_rows
 
     last = find_model.latest(whole_run)
     rows = validation_rows(shards, None, TotoConfig.from_pretrained(last))
-    with torch.no_grad():
-        logits = TotoForCausalLM.from_pretrained(last)(rows).logits
+    with torch.no_grad(), fast_autocast(torch.device("cpu")):  # in the precision of the run
+        logits = TotoForCausalLM.from_pretrained(last)(rows).logits.float()
     nats = torch.nn.functional.cross_entropy(logits[:, :-2].flatten(0, 1), rows[:, 1:-1].flatten())
     assert losses(whole_run)[-1][2] == pytest.approx(nats.item(), abs=1e-5)
 

@@ -140,12 +140,14 @@ def wait_for(condition, seconds=10):
         time.sleep(0.02)
 
 
+@pytest.fixture
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    """Function that gives the reading threads that were started since; earlier tests may have left some."""
+    earlier = set(threading.enumerate())
+    return lambda: [each for each in threading.enumerate() if each.name == "prefetch" and each not in earlier]
 
 
-def test_the_thread_stops_at_the_end_and_its_errors_arrive(shards, tmp_path):
-    wait_for(lambda: not threads())
+def test_the_thread_stops_at_the_end_and_its_errors_arrive(shards, tmp_path, threads):
     (stream,) = streams([shards], 1, at_end="stop")
     with stream.reading_ahead(pin=False):
         rows = 0
@@ -171,8 +173,7 @@ def test_the_thread_stops_at_the_end_and_its_errors_arrive(shards, tmp_path):
     wait_for(lambda: not threads())
 
 
-def test_a_dropped_or_closed_prefetch_ends_and_keeps_its_order():
-    wait_for(lambda: not threads())
+def test_a_dropped_or_closed_prefetch_ends_and_keeps_its_order(threads):
     numbers = prefetch(iter(range(10**9)), depth=2)
     assert [next(numbers) for _ in range(1000)] == list(range(1000)) and threads()
     numbers.close()
