@@ -48,10 +48,10 @@ def steps(args: RobotsArgs) -> list[Step]:
 
 
 def publish(table: Path, output: Path) -> None:
-    """Copy a result and the Toto's videos; paths in it lose the work folder."""
+    """Copy a result and the Toto's videos; the work folder in it becomes out/robots."""
     from tokenization.files import write_json
 
-    text = table.read_text().replace(f"{table.parent}/", "")
+    text = table.read_text().replace(f"{table.parent}/", "out/robots/")
     write_json(output / table.name, json.loads(text))
     for seed in json.loads(text)["arms"]["toto"]["seeds"]:
         for video in seed.get("videos") or []:

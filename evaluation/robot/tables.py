@@ -69,11 +69,11 @@ def arms_table(result: ArmsResult) -> str:
         for name, versus in compared.items():
             low, high = (100 * bound for bound in versus.ci95)
             lines.append(
-                f"  {name[-23:]:<22}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: {versus.verdict}"
+                f"  {name[-23:]:<24}{100 * versus.difference:+6.0f} [{low:+.0f}, {high:+.0f}]: {versus.verdict}"
             )
     if result.curves:
         lines += ["", CURVE_TITLE]
-        lines += [f"  {name[-23:]:<22}{curve_line(curve)}" for name, curve in result.curves.items()]
+        lines += [f"  {name[-23:]:<24}{curve_line(curve)}" for name, curve in result.curves.items()]
     if result.errors:
         lines += ["", *(f"{name} has no score: {sentence}" for name, sentence in result.errors.items())]
     return "\n".join(lines)
