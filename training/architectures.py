@@ -139,7 +139,8 @@ class Losses:
     Fields:
         loss: () loss to back-propagate.
         token_losses: (B, L) nats, or squared errors of patches, without a gradient.
-        codes, ends: (B, L) booleans on the CPU; they select the predictions of codes (or patches) and of end tokens.
+        codes, ends: (B, L) booleans; they select the predictions of codes (or patches) and of end tokens. All are on
+            the model's device, so that the host does not wait for it.
     """
 
     loss: torch.Tensor
@@ -160,7 +161,7 @@ def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses
         patches = batch["patches"].to(device, non_blocking=True)
         labels = batch["codes"].to(device) if "codes" in batch else patches
         outputs = model(patches=patches, labels=labels, skip_logits=True)
-        codes = torch.ones(patches.shape[:2], dtype=torch.bool)
+        codes = torch.ones(patches.shape[:2], dtype=torch.bool, device=device)
         return Losses(outputs.loss / accumulation, outputs.token_losses.detach(), codes, ~codes)
 
     ids = stacked(rows)
@@ -173,7 +174,7 @@ def losses(model, rows: list, device: torch.device, accumulation: int) -> Losses
         logits = model(input_ids=on_device).logits[:, :-1].flatten(0, 1)
         nats = cross_entropy(logits.float(), on_device[:, 1:].flatten(), reduction="none")
         loss, token_losses = nats.sum() / predictions, pad(nats.detach().view(len(ids), -1), (1, 0))
-    codes, ends = code_positions(ids), ~code_positions(ids)
+    codes, ends = code_positions(on_device), ~code_positions(on_device)
     codes[:, 0] = ends[:, 0] = False  # the start is given, not predicted
     return Losses(loss, token_losses, codes, ends)
 

@@ -36,9 +36,9 @@ class NextTokens(Objective):
 
     def losses(self, model, rows: list, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         found = losses(model, rows, device, self.accumulation)
-        nats = found.token_losses.to("cpu", torch.float64)
-        sums = [(nats * found.codes).sum(1), found.codes.sum(1), (nats * found.ends).sum(1), found.ends.sum(1)]
-        return found.loss, torch.stack(sums, 1).double()
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which it does not have
+        nats, codes, ends = (part.to(exact) for part in (found.token_losses, found.codes, found.ends))
+        return found.loss, torch.stack([(nats * codes).sum(1), codes.sum(1), (nats * ends).sum(1), ends.sum(1)], 1)
 
     def figures(self, sums: list[float]) -> dict[str, float | None]:
         codes_sum, codes, ends_sum, ends = sums
@@ -93,10 +93,10 @@ def validate(accelerator, model, validation: dict[str, list], weights: list[floa
             batch = rows[start : start + batch_size * world][rank::world]
             found = losses(model, batch or rows[:1], accelerator.device, 1)
             if batch:
-                nats = found.token_losses.to("cpu", torch.float64)
-                sums[number, :places] += nats[found.codes].view(len(batch), places).sum(0)
-                sums[number, places] += nats[found.ends].sum()
-                sums[number, places + 1] += found.ends.sum()
+                nats, codes, ends = found.token_losses.to("cpu", torch.float64), found.codes.cpu(), found.ends.cpu()
+                sums[number, :places] += nats[codes].view(len(batch), places).sum(0)
+                sums[number, places] += nats[ends].sum()
+                sums[number, places + 1] += ends.sum()
     model.train()
     sums = accelerator.reduce(sums.to(accelerator.device, torch.float32), "sum").double().cpu()
     counts = torch.tensor([len(rows) for rows in validation.values()], dtype=torch.float64)

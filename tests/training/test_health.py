@@ -119,8 +119,8 @@ def test_a_run_that_waits_for_its_data_says_so_once(shards, tmp_path, capsys, mo
 
     from training.rows.shard_rows import ShardRows
 
-    row = ShardRows.row
-    monkeypatch.setattr(ShardRows, "row", lambda self, k: time.sleep(0.05) or row(self, k))
+    fill = ShardRows.fill
+    monkeypatch.setattr(ShardRows, "fill", lambda self, k, ids: time.sleep(0.05) or fill(self, k, ids))
     main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(tmp_path / "run")])
     assert capsys.readouterr().out.count("The data is too slow for the device") == 1
 

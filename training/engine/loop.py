@@ -309,23 +309,26 @@ def _gradients(
     Args:
         rows: [(source, row)] of this rank.
         asked: whether SIGTERM has reached this rank.
-        clock: notes when the backward pass begins that exchanges gradients; the losses are on the host by then.
+        clock: notes when the backward pass begins that exchanges gradients, for which the host waits for the device.
     Returns:
         (sums, preempted). sums: (sources, 4) float64 on the CPU, the objective's sums per source over all ranks.
         preempted: whether SIGTERM has reached any rank.
     """
     device, objective, model = accelerator.device, learner.objective, learner.model
     micro, accumulation = objective.micro, objective.accumulation
-    sums = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
+    sums, found = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64), []
     for k in range(accumulation):
         batch = rows[k * micro : (k + 1) * micro]
         # Gradients are exchanged once per step, in the last micro-batch.
         with accelerator.no_sync(model) if k < accumulation - 1 else contextlib.nullcontext():
             loss, of_rows = objective.losses(model, [row for _, row in batch], device)
             if clock is not None and k == accumulation - 1:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 clock.alone += clock.running
             accelerator.backward(loss)
-        sums.index_add_(0, torch.tensor([source for source, _ in batch]), of_rows)
+        found.append(of_rows)
+    sums.index_add_(0, torch.tensor([source for source, _ in rows]), torch.cat(found).to("cpu", torch.float64))
     if accelerator.num_processes == 1:
         return sums, asked
     shared = torch.cat([sums.flatten(), torch.tensor([asked], dtype=torch.float64)])

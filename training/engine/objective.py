@@ -34,7 +34,8 @@ class Objective:
 
         Returns:
             (loss, sums). loss: to back-propagate; the share of this micro-batch in the mean over the step. sums: (rows,
-            4) float64 on the CPU; the first two are the loss that is logged per source, and its count.
+            4) on any device, where the loop leaves them until the step's last backward pass has begun; the first two
+            are the loss that is logged per source, and its count.
         """
         raise NotImplementedError
 
