@@ -49,7 +49,7 @@ def pooled_interval(success, seed: int = 0) -> list[float]:
     if seeds > 1:
         below, above = np.percentile(two_way(success, seed), [2.5, 97.5])
         low, high = min(low, float(below)), max(high, float(above))
-    return [float(low), float(high)]
+    return [max(0.0, float(low)), min(1.0, float(high))]  # sums of fractions round
 
 
 def paired_interval(differences, seed: int = 0) -> list[float]:
