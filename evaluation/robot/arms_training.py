@@ -64,7 +64,8 @@ class Demonstrations:
 
     def __init__(self, args: ArmsArgs, command: str, progress: bool):
         from evaluation.robot.episodes.reading import open_episodes
-        from evaluation.robot.train import PATIENCE, recorded_settings, simulator_facts
+        from evaluation.robot.recording import recorded_settings, simulator_facts
+        from evaluation.robot.train import PATIENCE
 
         self.args, self.command, self.progress = args, command, progress
         self.folder = open_episodes(args.episodes)
@@ -119,7 +120,8 @@ class Demonstrations:
 
     def prepare(self, arm: str) -> Prepared:
         """Open what an arm sees with, choose its layer, and look at all demonstrations."""
-        from evaluation.robot.train import check_episodes, curve_of, frames_of, seen_of, sight_of
+        from evaluation.robot.recording import frames_of
+        from evaluation.robot.train import check_episodes, curve_of, seen_of, sight_of
 
         args = replace(self.train_args, arm=arm, model=self.args.model if arm in READ_MODEL else None)
         sight = sight_of(args)
