@@ -1,9 +1,10 @@
 """The table of what policies see, for simulated tasks, from demonstrations to docs/studies/robots/TASK.json.
 
 `python -m studies.robots --work out/robots --vision RUN ...` records demonstrations of every task and runs
-`toto robot arms` on them; each command is printed before it runs. What is finished is not run again. Vision models are
-to be trained before (`python -m studies.probing.run --only pretrain/images pretrain/mae`). Results are copied without
-the work folder's name, and one success and one failure of the Toto with them.
+`toto robot arms` on them; each command is printed before it runs. What is finished is not run again, and arms are added
+to a finished table. Vision models are to be trained before (`python -m studies.probing.run --only pretrain/images
+pretrain/mae`, `toto pretrain --recipe toto_robot`). Results are copied without the work folder's name, and one success
+and one failure of the Toto with them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ def steps(args: RobotsArgs) -> list[Step]:
     return found
 
 
+def is_done(step: Step) -> bool:
+    """Whether what it makes exists; of a table, whether it has every arm."""
+    if not step.made.exists() or not step.name.startswith("arms/"):
+        return step.made.exists()
+    named = step.command[step.command.index("--arms") + 1 : step.command.index("--output")]
+    return set(named) <= set(json.loads(step.made.read_text())["arms"])
+
+
 def publish(table: Path, output: Path) -> None:
     """Copy a result and the Toto's videos; the work folder in it becomes out/robots."""
     from tokenization.files import write_json
@@ -65,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = HfArgumentParser(RobotsArgs, description=__doc__).parse_args_into_dataclasses(argv)
     for step in steps(args):
         if args.show:
-            print(step.listed())
-        elif not step.made.exists():
+            print(step.listed(is_done(step)))
+        elif not is_done(step):
             try:
                 carry_out(step, Path(args.work), args.threads)
             except subprocess.CalledProcessError as error:

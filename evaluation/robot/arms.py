@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def compare(
     """Train and test all policies; writes the result file, its picture and videos.
 
     Every finished policy is kept next to the result file, so that a stopped run goes on; that file is deleted once
-    every arm has its score.
+    every arm has its score. A finished result of the same settings is gone on from: only policies that it lacks are
+    trained, and those that it has stay in it.
 
     Args:
         open_simulator: None: `simulator.open_simulator`.
@@ -74,12 +76,16 @@ class Table:
         from evaluation.robot.arms_training import Demonstrations
         from evaluation.robot.seeds import TEST_SEED
 
-        self.args, self.command, self.open_simulator, self.progress = args, command, open_simulator, progress
+        self.command, self.open_simulator, self.progress = command, open_simulator, progress
         self.starts = range(TEST_SEED, TEST_SEED + args.test_episodes)
         self.data = Demonstrations(args, command, progress)
         self.max_steps = self.data.max_steps
         settings = args.of_a_seed() | {"max_steps": self.max_steps, "lengths": self.data.lengths}
         self.done = Progress(args.output, settings)
+        # What a finished table has stays in it, and may need its model.
+        self.args = self.data.args = replace(args, model=self.done.settings.get("model", args.model))
+        self.arms = list(dict.fromkeys([*self.done.arms, *args.arms]))
+        self.seeds = max(args.seeds, self.done.seeds)
         self.errors: dict[str, str] = {}
 
     def run(self) -> None:
@@ -88,10 +94,12 @@ class Table:
 
         self.roll_out_bounds()
         jobs = []
-        for arm in self.args.arms:
+        for arm in self.arms:
             if not self.is_finished(arm) and (prepared := self.prepare(arm)) is not None:
                 jobs += [(prepared, row, seed) for row, seed in self.left(arm)]
         jobs.sort(key=lambda job: job[0].view)  # simulators of one view at a time
+        if self.done.policies and self.progress:
+            print(f"{self.done.policies} policies are finished and not run again.")
         if jobs and self.progress:
             print(self.estimate(jobs), flush=True)
         with tqdm(total=len(jobs), desc="policies", unit="policy", disable=not self.progress) as bar:
@@ -107,11 +115,11 @@ class Table:
         return min(self.args.parallel, len(self.starts))
 
     def rows_of(self, arm: str) -> list[Row]:
-        return self.data.rows_of(arm, self.done.curve(arm))
+        return self.data.rows_of(arm, self.done.curve(arm), self.done.layers(arm))
 
     def left(self, arm: str) -> list[tuple[Row, int]]:
         """Policies of an arm that have not been tested."""
-        every = [(row, seed) for row in self.rows_of(arm) for seed in range(self.args.seeds)]
+        every = [(row, seed) for row in self.rows_of(arm) for seed in range(self.seeds)]
         return [(row, seed) for row, seed in every if self.done.seed(row.name, seed) is None]
 
     def is_finished(self, arm: str) -> bool:
@@ -135,7 +143,7 @@ class Table:
     def prepare(self, arm: str) -> Prepared | None:
         """None if the arm failed."""
         try:
-            prepared = self.data.prepare(arm)
+            prepared = self.data.prepare(arm, self.done.layers(arm))
         except FAILURES as error:
             return self.fail(arm, error)
         if prepared.curve is not None:
@@ -218,12 +226,12 @@ class Table:
         from training.engine.device import versions
         from training.publish.media_seen import media_on_record
 
-        args, arms = self.args, [arm for arm in self.args.arms if arm not in self.errors]
+        args, arms = self.args, [arm for arm in self.arms if arm not in self.errors]
         if not arms:
             raise ValueError(f"No arm has a score. {next(iter(self.errors.values()))}")
-        reads_model = args.model is not None and any(arm in READ_MODEL for arm in args.arms)
+        reads_model = args.model is not None and any(arm in READ_MODEL for arm in arms)
         finished = {
-            row: [self.done.seed(row.name, seed) for seed in range(args.seeds)]
+            row: [self.done.seed(row.name, seed) for seed in range(self.seeds)]
             for arm in arms
             for row in self.rows_of(arm)
         }
@@ -238,7 +246,8 @@ class Table:
             random=self.done.bound("random"),
             arms=arm_scores(finished, args.model),
             curves={arm: curve for arm in arms if (curve := self.done.curve(arm)) is not None},
-            seeds={"policies": args.seeds, "first": self.starts.start, "episodes": len(self.starts)},
+            seeds={"policies": self.seeds, "first": self.starts.start, "episodes": len(self.starts)},
             versions=versions(default_device()),
+            settings=self.done.settings,
             errors=self.errors or None,
         )

@@ -11,7 +11,8 @@ DESCRIPTION = (
     "Compare what policies see, in one table: every arm is trained on the same demonstrations with several seeds, and "
     "all policies act from the same test starts, between the scripted expert and random actions. Layers are chosen on "
     "demonstrations, never on test episodes; the policy is that of the last epoch. A run that was stopped goes on when "
-    "it is called again. An analogue of the paper's robot experiments, not their benchmark."
+    "it is called again, and arms, seeds and layers that a finished table lacks are added to it. An analogue of the "
+    "paper's robot experiments, not their benchmark."
 )
 VISION = "vision:"
 READ_MODEL = ("toto", "untrained")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -105,21 +105,23 @@ class Demonstrations:
         """Whether an arm's layers are compared offline: to choose one, or to know which others to roll out."""
         return is_frozen(arm) and (self.args.layers == "auto" or (arm == "toto" and self.args.rollout_layers > 1))
 
-    def rows_of(self, arm: str, curve: list[LayerFit] | None) -> list[Row]:
-        """The rows of an arm; the first one has its own name."""
+    def rows_of(self, arm: str, curve: list[LayerFit] | None, more: Sequence[int] = ()) -> list[Row]:
+        """The rows of an arm; the first one has its own name. more: layers of a row each, besides --rollout_layers."""
         if not is_frozen(arm):
             return [Row(arm, arm, None)]
         from evaluation.robot.layer_curve import best_layer
 
         chosen = best_layer(curve) if self.args.layers == "auto" else int(self.args.layers)
-        rows, parts = [Row(arm, arm, chosen)], self.args.rollout_layers - 1
+        others, parts = set(more), self.args.rollout_layers - 1
         if arm == "toto" and parts:
-            others = sorted({round(part * curve[-1].layer / parts) for part in range(parts)} - {chosen})
-            rows += [Row(f"{arm}, layer {layer}", arm, layer) for layer in others]
-        return rows
+            others |= {round(part * curve[-1].layer / parts) for part in range(parts)}
+        return [
+            Row(arm, arm, chosen),
+            *(Row(f"{arm}, layer {layer}", arm, layer) for layer in sorted(others - {chosen})),
+        ]
 
-    def prepare(self, arm: str) -> Prepared:
-        """Open what an arm sees with, choose its layer, and look at all demonstrations."""
+    def prepare(self, arm: str, layers: Sequence[int] = ()) -> Prepared:
+        """Open what an arm sees with, choose its layer, and look at all demonstrations. layers: `more` of `rows_of`."""
         from evaluation.robot.recording import frames_of
         from evaluation.robot.train import check_episodes, curve_of, seen_of, sight_of
 
@@ -133,7 +135,7 @@ class Demonstrations:
         if self.reads_curve(arm):
             found.curve, watched = curve_of(sight, episodes, self.progress)
             found.seconds_per_frame = (time.perf_counter() - began) / sum(map(len, watched[0]))
-        for row in self.rows_of(arm, found.curve):
+        for row in self.rows_of(arm, found.curve, layers):
             seen = watched.get(row.layer, [])
             if len(seen) != len(episodes):
                 began = time.perf_counter()

@@ -106,6 +106,7 @@ class ArmsResult(Record):
         expert, random: scripted expert (ceiling) and uniform random actions (floor) from the same starts.
         arms: by name; "toto, layer N" is a layer of toto that was not chosen. curves: of each arm whose layer was.
         seeds: number of policies of each arm, first test start, number of test starts.
+        settings: flags and demonstrations that a policy's score depends on; with the same ones, arms can be added.
         errors: of arms that have no score, one sentence each.
     """
 
@@ -121,4 +122,5 @@ class ArmsResult(Record):
     curves: dict[str, list[LayerFit]]
     seeds: dict[str, int]
     versions: dict
+    settings: dict | None = None
     errors: dict[str, str] | None = None

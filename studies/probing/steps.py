@@ -37,13 +37,14 @@ class Step:
         """The command with its learning rate. Raises FileNotFoundError if the search is not done."""
         return self.command if self.rates is None else [*self.command, "--learning_rate", best_rate(self.rates)]
 
-    def listed(self) -> str:
-        """A line of --list: whether it is done, its name, its command."""
+    def listed(self, done: bool | None = None) -> str:
+        """A line of --list: whether it is done (None: whether `made` exists), its name, its command."""
         try:
             line = self.line()
         except FileNotFoundError:
             line = [*self.command, "--learning_rate", "<of the search>"]
-        return f"[{'done' if self.made.exists() else '    '}] {self.name:<32} {shlex.join(line)}"
+        done = self.made.exists() if done is None else done
+        return f"[{'done' if done else '    '}] {self.name:<32} {shlex.join(line)}"
 
 
 def validation_loss(run: Path) -> float:

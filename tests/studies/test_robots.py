@@ -27,7 +27,10 @@ def test_results_are_copied_without_the_work_folder(monkeypatch, tmp_path):
         if step.name.startswith("arms/"):
             (work / "t_toto_success_1.mp4").write_bytes(b"film")
             seeds = [{"videos": ["t_toto_success_1.mp4", "t_toto.png"]}, {"videos": None}]
-            step.made.write_text(json.dumps({"command": f"--output {work}/t.json", "arms": {"toto": {"seeds": seeds}}}))
+            arms = {
+                arm: {"seeds": seeds} for arm in [*study.ARMS, *(["vision:a"] if "vision:a" in step.command else [])]
+            }
+            step.made.write_text(json.dumps({"command": f"--output {work}/t.json", "arms": arms}))
         else:
             step.made.write_text("{}")
 
@@ -39,6 +42,9 @@ def test_results_are_copied_without_the_work_folder(monkeypatch, tmp_path):
     assert sorted(file.name for file in output.iterdir()) == ["t.json", "t_toto_success_1.mp4"]
     study.main(flags)
     assert run == ["collect/t", "arms/t"]  # finished steps are not run again
+    study.main([*flags, "--vision", "a"])
+    assert run == ["collect/t", "arms/t", "arms/t"]  # but an arm is added
+    assert "vision:a" in json.loads((output / "t.json").read_text())["arms"]
 
 
 def test_a_failed_step_is_named(monkeypatch, tmp_path):

@@ -123,6 +123,33 @@ def test_a_stopped_table_goes_on(flags, tmp_path, monkeypatch):
     assert not (tmp_path / "again.progress.json").exists()
 
 
+def test_a_finished_table_is_added_to(flags, tmp_path, monkeypatch):
+    """Arms, seeds and layers that it lacks are run; what it has is not run again and stays."""
+    run_seed, ran = Table.run_seed, []
+    monkeypatch.setattr(Table, "run_seed", lambda *given: ran.append((given[2].name, given[3])) or run_seed(*given))
+    args = ArmsArgs(**flags | {"output": str(tmp_path / "r.json"), "rollout_layers": 3, "videos": 0, "seeds": 1})
+    first = compare(args, "test", FakeSimulator, progress=False)
+    had = {name: arm.seeds[0] for name, arm in first.arms.items()}
+    assert set(ran) == {(name, 0) for name in had} and len(had) >= 3  # proprio, toto, other layers of toto
+
+    ran.clear()
+    more = dataclasses.replace(args, arms=["oracle"], seeds=2, rollout_layers=1)
+    result = compare(more, "test", FakeSimulator, progress=False)
+    assert list(result.arms) == [*had, "oracle"] and result.seeds["policies"] == 2
+    assert sorted(ran) == sorted([*((name, 1) for name in had), ("oracle", 0), ("oracle", 1)])
+    assert {name: result.arms[name].seeds[0] for name in had} == had and result.expert == first.expert
+    assert not (tmp_path / "r.progress.json").exists()
+
+    ran.clear()
+    again = without_times(compare(args, "test", FakeSimulator, progress=False).to_json())
+    assert again == without_times(result.to_json()) | {"settings": again["settings"]} and not ran
+    with pytest.raises(ValueError, match=r"r\.json was begun with other settings \(epochs\)"):
+        compare(dataclasses.replace(args, epochs=3), "test", FakeSimulator, progress=False)
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a table of arms"):
+        compare(args, "test", FakeSimulator, progress=False)
+
+
 def test_an_arm_that_fails_is_named(flags, tmp_path, capsys):
     args = ArmsArgs(**flags | {"arms": ["vision:./nowhere", "proprio"], "output": str(tmp_path / "r.json")})
     result = compare(args, "toto robot arms", FakeSimulator, progress=False)
@@ -132,7 +159,8 @@ def test_an_arm_that_fails_is_named(flags, tmp_path, capsys):
     )
     assert (tmp_path / "r.progress.json").exists()  # so that only that arm is left to do
     with pytest.raises(ValueError, match="No arm has a score"):
-        compare(dataclasses.replace(args, arms=["vision:./nowhere"]), "test", FakeSimulator, progress=False)
+        alone = dataclasses.replace(args, arms=["vision:./nowhere"], output=str(tmp_path / "alone.json"))
+        compare(alone, "test", FakeSimulator, progress=False)
 
 
 def test_an_arm_may_fail_at_last(flags, tmp_path, monkeypatch):
