@@ -131,7 +131,7 @@ class HistogramBackbone(Floor):
     def __init__(self, toto, device: torch.device | None = None):
         super().__init__(device)
         self.toto = toto
-        self.num_codes, self.offset = toto.model.config.num_codes, toto.model.config.code_offset
+        self.num_codes, self.offset = toto.processor.num_codes, toto.model.config.code_offset
 
     @property
     def reads(self) -> object:

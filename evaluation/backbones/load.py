@@ -6,9 +6,12 @@ import torch
 
 from evaluation.backbones.contract import Backbone
 from evaluation.backbones.token_models import TOKEN_BACKBONES
-from evaluation.backbones.toto import TotoBackbone
+from evaluation.backbones.toto import PatchBackbone, PeerBackbone, TotoBackbone
 from evaluation.backbones.vision_models import VISION_BACKBONES, FrameBackbone
 from training.find_model import resolve_model
+
+# What `toto pretrain --architecture` trains of transformers' own classes.
+PEER_BACKBONES = {"gpt2": PeerBackbone, "mamba": PeerBackbone}
 
 
 def load_backbone(
@@ -17,7 +20,7 @@ def load_backbone(
     rope_base: float | None = None,
     resolution: int | None = None,
 ) -> Backbone:
-    """A frozen backbone: Toto, or a vision model of transformers' own classes.
+    """A frozen backbone: Toto, what `toto pretrain` compares to it, or a vision model of transformers' own classes.
 
     Tested: ViT (DINO's and MoCo v3's weights), ViT-MAE, DINOv2 (with registers too), DINOv3, BEiT, AIMv2, I-JEPA,
     CLIP, Hiera, VideoMAE, V-JEPA 2, ImageGPT, Chameleon, Emu3, Janus. No code from the repository is run.
@@ -40,11 +43,13 @@ def load_backbone(
     import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
 
     path, device = resolve_model(str(name_or_path)), device and torch.device(device)
-    kind = AutoConfig.from_pretrained(path).model_type
-    if kind == "toto":
+    config = AutoConfig.from_pretrained(path)
+    if (kind := config.model_type) == "toto":
         changes = {} if rope_base is None else {"rope_theta": rope_base}
-        return TotoBackbone.from_pretrained(path, device, resolution, **changes)
+        reads_patches = config.architectures == ["TotoForPatchPrediction"]
+        adapter = PatchBackbone if reads_patches else TotoBackbone
+        return adapter.from_pretrained(path, device, resolution, **changes)
     if rope_base is not None:
         raise ValueError(f"{path} is not a Toto and has no RoPE base to change; leave --rope_base out.")
-    adapter = (VISION_BACKBONES | TOKEN_BACKBONES).get(kind, FrameBackbone)
+    adapter = (VISION_BACKBONES | TOKEN_BACKBONES | PEER_BACKBONES).get(kind, FrameBackbone)
     return adapter.from_pretrained(path, device, resolution)

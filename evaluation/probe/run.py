@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HOME
 from evaluation.backbones.extraction import ClipSet, Job
 from evaluation.backbones.floors import FLOORS
 from evaluation.backbones.load import load_backbone
-from evaluation.backbones.toto import TotoBackbone
+from evaluation.backbones.toto import CodeRowBackbone
 from evaluation.heads.bank import TOKEN_HEADS
 from evaluation.probe.args import ProbeArgs, choose_layers
 from evaluation.probe.fit import HeadSettings, LabelledFeatures, leave_groups_out, train_heads
@@ -73,8 +73,8 @@ def open_backbones(args: ProbeArgs, device: torch.device) -> dict[str, Job]:
     backbone = load_backbone(resolve_model(args.model), device, args.rope_base, args.resolution)
     layers = choose_layers(args.layers, backbone.depth, args.model)
     wanted = ["pixels", "untrained"] if args.baselines is None else [n for n in args.baselines if n != "none"]
-    if "histogram" in wanted and not isinstance(backbone, TotoBackbone):
-        raise ValueError("--baselines histogram counts the codes of a Toto, and the model is not a Toto; leave it out.")
+    if "histogram" in wanted and not isinstance(backbone, CodeRowBackbone):
+        raise ValueError("--baselines histogram counts codes, and the model does not read codes; leave it out.")
     few = args.max_tokens if any(head in TOKEN_HEADS for head in args.heads) else None
     jobs = {MODEL: Job(backbone, layers, few)}
     for name in wanted:
