@@ -83,8 +83,9 @@ class Selected(Record):
 class Predictions(Record):
     """Class numbers of the test items: true, predicted by the chosen row and by each baseline.
 
-    items: names; clips of one video share a name. selected: the best row of each head ("head=linear") and of the first
-    and last layer ("layer=0").
+    items: names; clips of one video share a name. groups: the recording of each item, by `--group_by`; intervals
+    resample whole ones. selected: the best row of each head ("head=linear") and of the first and last layer
+    ("layer=0").
     """
 
     items: list[str]
@@ -92,6 +93,7 @@ class Predictions(Record):
     predicted: list[int]
     baselines: dict[str, list[int]] | None
     selected: dict[str, Selected] | None
+    groups: list[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,11 @@ class Split(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeData(Record):
-    """The data of a probe. kind: "image" or "video". leave_one_group_out: the pattern of the groups."""
+    """The data of a probe.
+
+    kind: "image" or "video". leave_one_group_out: the pattern of the groups. groups: number of groups in test that
+    intervals resample as wholes; None where they resample clips, or videos.
+    """
 
     dataset: str | None
     kind: str | None
@@ -146,6 +152,7 @@ class ProbeData(Record):
     leave_one_group_out: str | None
     splits: dict[str, Split] | None
     skipped: list[dict] | None
+    groups: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ class ProbeArgs(TimeStepArgs):
         default=None,
         metadata={
             "help": "regular expression on the clips' names, such as '^[^_]+'; clips with the same match are never on "
-            "both sides of a carved split"
+            "both sides of a carved split, and intervals of test scores resample them as wholes"
         },
     )
     leave_one_group_out: bool = field(
@@ -202,11 +202,8 @@ def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
         refuse_idle(argv, ("stride", "fps", "resize", "image_column", "config_name"), "on toyworld, which is drawn")
 
 
-def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> list[str]:
-    """Sentences on typed flags that had no effect on these data or with these heads.
-
-    kind: "image" or "video". is_carved: some split was carved from another one.
-    """
+def idle_flags(args: ProbeArgs, argv: list[str], kind: str) -> list[str]:
+    """Sentences on typed flags that had no effect on data of this kind, "image" or "video", or with these heads."""
     from evaluation.heads.bank import TOKEN_HEADS
     from training.flags import idle
 
@@ -217,8 +214,6 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> 
         found.append(f"{flags}: no effect on images, each of which is one frame")
     if not set(args.heads) & set(TOKEN_HEADS) and (flags := idle(argv, "max_tokens")):
         found.append(f"{flags}: no effect without heads on tokens ({', '.join(TOKEN_HEADS)})")
-    if not is_carved and not args.leave_one_group_out and (flags := idle(argv, "group_by")):
-        found.append(f"{flags}: no effect, since no split was carved and no group is left out")
     return found
 
 

@@ -67,6 +67,8 @@ def described(result: ProbeResult) -> str:
     for label, task in result.tasks.items():
         lines += [] if task.class_names is None else [describe_classes(label, task.class_names)]
         lines.append(table(label, task, result.n_test, result.n_validation))
+        if result.data.groups is not None:
+            lines.append(f"  intervals resample the {result.data.groups:,} groups of --group_by in test as wholes")
     if len(result.tasks) > 1:
         lines.append(f"\nlabel with the largest margin over the baselines on validation: {result.label}")
     return "\n".join(lines)
@@ -98,7 +100,6 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
 
     from evaluation.probe.run import run_probe
-    from evaluation.probe.splits import is_carved
     from evaluation.report.figures import write_layer_plot
     from tokenization.files import write_json
 
@@ -107,8 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     state.destroy_process_group()
     if not state.is_main_process:
         return
-    carved = any(is_carved(split.split) for split in result.data.splits.values())
-    for sentence in idle_flags(args, argv, result.data.kind, carved):
+    for sentence in idle_flags(args, argv, result.data.kind):
         print(sentence)
     print(described(result))
     write_json(args.output, result.to_json())

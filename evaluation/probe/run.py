@@ -46,20 +46,20 @@ def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
     backbone = jobs[MODEL].backbone
     with cache_folder(args.feature_cache) as cache:
         splits = collect(args, jobs, cache)
-        tasks, n_test = fit_and_score(args, jobs, splits)
+        tasks, tested = fit_and_score(args, jobs, splits)
     return ProbeResult(
         command=command,
         model=args.model,
         depth=backbone.depth,
         media=media,
         control=f"RoPE base changed to {args.rope_base:g} without training" if args.rope_base else None,
-        data=describe(args, splits, backbone.resolution, args.num_frames or backbone.num_frames),
+        data=describe(args, splits, tested, backbone.resolution, args.num_frames or backbone.num_frames),
         versions=versions(backbone.device) | {"features": "bf16" if bf16_is_fast(backbone.device) else "fp32"},
         seeds={"heads": args.seed, "untrained": args.seed, "split": args.split_seed},
         label=widest_margin(tasks),
         n_train=len(splits[0]),
         n_validation=len(splits[1]),
-        n_test=n_test,
+        n_test=len(tested.items),
         tasks=tasks,
     )
 
@@ -112,14 +112,14 @@ def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]
     return read_splits(labelled, sampling, order, list(jobs.values()), cache, args.batch_size)
 
 
-def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) -> tuple[dict[str, TaskResult], int]:
+def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) -> tuple[dict[str, TaskResult], Tested]:
     """(the result of every label, number of test items). Text labels of the splits become class numbers, in place."""
     from_text = [column for column, values in splits[0].labels.items() if values.dtype.kind == "U"]
     classes = same_classes(splits)
     labels = [torch.from_numpy(np.stack([split.labels[c] for c in classes], axis=1)) for split in splits]
     average = args.average_clips or args.views is not None
     has_grid = any(grid_cells(names) is not None for names in classes.values())
-    tested = Tested.of_clips(splits[2].sources, labels[2], average, ranked=has_grid)
+    tested = Tested.of_clips(splits[2].sources, labels[2], average, ranked=has_grid, pattern=args.group_by)
     counts = [len(names) for names in classes.values()]
     settings = HeadSettings(args.epochs, args.batch_norm, args.seed)
     trained = {}
@@ -143,10 +143,10 @@ def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) 
             class_names=names if column in from_text else None,
             predictions=found.predictions if args.predictions else None,
         )
-    return tasks, len(tested.items)
+    return tasks, tested
 
 
-def describe(args: ProbeArgs, splits: list[ClipSet], resolution: int, num_frames: int) -> ProbeData:
+def describe(args: ProbeArgs, splits: list[ClipSet], tested: Tested, resolution: int, num_frames: int) -> ProbeData:
     """The part of the result that describes the data."""
     kind = splits[2].kind
     return ProbeData(
@@ -165,6 +165,7 @@ def describe(args: ProbeArgs, splits: list[ClipSet], resolution: int, num_frames
             for part, split in zip(("train", "validation", "test"), splits, strict=True)
         },
         skipped=[skip for split in splits for skip in split.skipped],
+        groups=len(set(tested.groups)) if tested.groups != tested.items else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from evaluation.heads.selection import Chosen
 from evaluation.metrics import BalancedAccuracy, Top1Accuracy, confusion_matrix, paired_difference, verdict
 from evaluation.results import Baseline, Best, Predictions, Row, Selected, TaskResult, Versus
+from tokenization.sources.labelled import group_of
 from training.scores import accuracy_interval, grid_cells, grid_l1, per_class_accuracy, top_accuracy
 
 MOST_CONFUSED = 100  # classes whose confusion matrix is kept in the result
@@ -27,27 +29,37 @@ class Trained:
 class Tested:
     """The test items that are scored: clips, or videos of several clips each.
 
-    items: their names; without averaging, clips of one video share a name and are resampled together in intervals.
-    labels: class numbers (M, tasks). numbers: the item of each test clip, (N,); None where clips are scored and only
-    their predicted classes are needed.
+    items: their names; without averaging, clips of one video share a name. labels: class numbers (M, tasks). groups:
+    the independent unit of each, (M,), which intervals resample as a whole: its recording, or its video. numbers: the
+    item of each test clip, (N,); None where clips are scored and only their predicted classes are needed.
     """
 
     items: list[str]
     labels: torch.Tensor
+    groups: list[str]
     numbers: torch.Tensor | None = None
 
     @classmethod
-    def of_clips(cls, sources: list[str], labels: torch.Tensor, average: bool, ranked: bool = False) -> Tested:
+    def of_clips(
+        cls,
+        sources: list[str],
+        labels: torch.Tensor,
+        average: bool,
+        ranked: bool = False,
+        pattern: str | None = None,
+    ) -> Tested:
         """Test clips by their sources (N,) and labels (N, tasks).
 
-        average: score the sources, not the clips. ranked: probabilities of classes are needed as well.
+        average: score the sources, not the clips. ranked: probabilities of classes are needed as well. pattern:
+        regular expression of the groups in the names (`--group_by`); a name without it is a group of its own.
         """
+        items = list(dict.fromkeys(sources)) if average else sources
+        groups = [group_of(name, pattern) if pattern and re.search(pattern, name) else name for name in items]
         if not average:
-            return cls(sources, labels, torch.arange(len(sources)) if ranked else None)
-        items = list(dict.fromkeys(sources))
+            return cls(items, labels, groups, torch.arange(len(sources)) if ranked else None)
         places = {name: place for place, name in enumerate(items)}
         numbers = torch.tensor([places[name] for name in sources])
-        return cls(items, torch.empty_like(labels[: len(items)]).index_copy_(0, numbers, labels), numbers)
+        return cls(items, torch.empty_like(labels[: len(items)]).index_copy_(0, numbers, labels), groups, numbers)
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,11 @@ class Scored:
 
 
 def score(
-    trained: Trained, task: int, references: np.ndarray, items: list[str], cells: np.ndarray | None = None
+    trained: Trained, task: int, references: np.ndarray, groups: list[str], cells: np.ndarray | None = None
 ) -> Scored:
     """Scores of all layers and heads for one label.
 
-    task: its number. references, items: of what is tested, (M,). cells: of classes that are cells of a grid, (C, 2).
+    task: its number. references, groups: of what is tested, (M,). cells: of classes that are cells of a grid, (C, 2).
 
     `Scored.selected` has what validation chooses among the rows of each head ("head=linear") and of the first and the
     last layer ("layer=0"), so that these can be compared on the same items.
@@ -85,7 +97,7 @@ def score(
                 val_accuracy=bank.val_accuracy[index, task].item(),
                 **Top1Accuracy().compute(predictions=predicted, references=references),
                 **BalancedAccuracy().compute(predictions=predicted, references=references),
-                ci95=accuracy_interval(predicted == references, items),
+                ci95=accuracy_interval(predicted == references, groups),
                 **_on_grid(predicted, bank.test_probabilities, (index, task), references, cells),
             )
             rows.append(row)
@@ -110,10 +122,10 @@ def _on_grid(predicted, probabilities, place: tuple[int, int], references, cells
 
 
 def compare(
-    predictions: np.ndarray, others: dict[str, np.ndarray], references: np.ndarray, items: list[str], seed: int
+    predictions: np.ndarray, others: dict[str, np.ndarray], references: np.ndarray, groups: list[str], seed: int
 ) -> dict[str, Versus]:
-    """Predictions minus those of each baseline on the same items. others: by baseline. items: as in `Tested`."""
-    groups = items if len(set(items)) < len(items) else None
+    """Predictions minus those of each baseline on the same items. others: by baseline. groups: as in `Tested`."""
+    groups = groups if len(set(groups)) < len(groups) else None
     result = {}
     for name, other in others.items():
         found = paired_difference(predictions, other, references, seed, groups=groups)
@@ -131,11 +143,11 @@ def score_task(
     """
     references = tested.labels[:, task].numpy()
     cells = grid_cells(names)
-    found = {who: score(each, task, references, tested.items, cells) for who, each in trained.items()}
+    found = {who: score(each, task, references, tested.groups, cells) for who, each in trained.items()}
     model = found.pop("model")
     others = {who: each.predictions for who, each in found.items()}
     layer_0 = {"layer 0": np.array(model.selected["layer=0"].predicted)} if _has_deeper_best(model) else {}
-    versus = compare(model.predictions, others | layer_0, references, tested.items, seed)
+    versus = compare(model.predictions, others | layer_0, references, tested.groups, seed)
     is_small = len(names) <= MOST_CONFUSED
     return TaskResult(
         classes=len(names),
@@ -148,6 +160,7 @@ def score_task(
         confusion=confusion_matrix(model.predictions, references, len(names)).tolist() if is_small else None,
         predictions=Predictions(
             items=tested.items,
+            groups=tested.groups if tested.groups != tested.items else None,
             label=references.tolist(),
             predicted=model.predictions.tolist(),
             baselines={who: other.tolist() for who, other in others.items()},

@@ -92,14 +92,15 @@ def on_test(probe: Probe, label: str, metric: str) -> dict:
     predicted, true = np.array(list(kept.values())).T
     return {
         "value": METRICS[metric](predicted, true),
-        "ci95": bootstrap_interval(predicted == true, true, groups=videos(kept)),
+        "ci95": bootstrap_interval(predicted == true, true, groups=units(probe, label)),
     }
 
 
-def videos(keys) -> list[str] | None:
-    """The items to resample as wholes if some have several clips, which are not independent; else None."""
-    items = [item for item, _ in keys]
-    return items if len(set(items)) < len(items) else None
+def units(probe: Probe, label: str) -> list[str] | None:
+    """What intervals resample as wholes, for each test clip: its recording or its video; None if each is one alone."""
+    kept = probe.tasks[label].predictions
+    found = kept.groups or kept.items
+    return found if len(set(found)) < len(found) else None
 
 
 def compare(probes: list[Probe], metric: str = "accuracy") -> list[dict]:
@@ -124,7 +125,7 @@ def compare(probes: list[Probe], metric: str = "accuracy") -> list[dict]:
                     ours, theirs = kept_predictions(first, label), kept_predictions(probe, label)
                     a = [theirs[key][0] for key in ours]
                     b, true = map(list, zip(*ours.values(), strict=True))
-                    result = paired_difference(a, b, true, metric=metric, groups=videos(ours))
+                    result = paired_difference(a, b, true, metric=metric, groups=units(first, label))
                 else:
                     result = unpaired_difference(mine["value"], mine["ci95"], base["value"], base["ci95"])
                 row |= {"versus": first.name, "difference": result["difference"], "difference_ci95": result["ci95"]}

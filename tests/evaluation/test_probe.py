@@ -1,6 +1,7 @@
 """`toto probe` from a saved model and a dataset to the result file, and what it says about bad input."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.metrics import paired_difference
 from evaluation.probe.args import ProbeArgs, idle_flags, refuse_idle_flags
 from evaluation.probe.command import main
 from training.publish.cards import model_card
+from training.scores import accuracy_interval, wilson_interval
 
 
 @pytest.fixture(scope="module")
@@ -394,21 +397,28 @@ def test_groups_are_left_out_one_by_one(checkpoint, tmp_path):
         probe(checkpoint, tmp_path / "data", tmp_path / "x.json", "--group_by", "zzz")
 
 
-def test_groups_without_an_effect_are_reported(checkpoint, tmp_path, capsys):
+def test_intervals_are_over_groups(checkpoint, tmp_path, capsys):
+    """16 test pictures of 4 recordings: their number is reported, and every interval is the bootstrap over them."""
+    rng = np.random.default_rng(0)
     for split in ("train", "validation", "test"):
-        for number in range(8):
-            path = tmp_path / split / "ab"[number % 2] / f"{split}_{number}.png"
+        for number in range(16):
+            path = tmp_path / split / "ab"[number % 2] / f"r{number // 4}_{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((32, 32, 3), 9 * number, np.uint8)).save(path)
-    flags = ("--group_by", r"(\w)_\d", "--baselines", "none", "--heads", "ridge", "--layers", "1")
-    said = "--group_by: no effect, since no split was carved and no group is left out"
-    probe(checkpoint, tmp_path, tmp_path / "r.json", *flags)
-    assert said in capsys.readouterr().out
-    for file in (tmp_path / "validation").rglob("*.png"):
-        file.unlink()
-    shutil.rmtree(tmp_path / "validation")
-    probe(checkpoint, tmp_path, tmp_path / "r.json", "--group_by", r"_(\d)", *flags[2:])
-    assert said not in capsys.readouterr().out
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(path)
+    flags = ("--baselines", "pixels", "--heads", "ridge", "--layers", "1", "--predictions")
+    grouped = probe(checkpoint, tmp_path, tmp_path / "r.json", *flags, "--group_by", r"r\d")
+    alone = probe(checkpoint, tmp_path, tmp_path / "s.json", *flags)
+    assert "resample the 4 groups of --group_by in test as wholes" in capsys.readouterr().out
+    assert grouped["data"]["groups"] == 4 and "groups" not in alone["data"]
+    kept = grouped["tasks"]["label"]["predictions"]
+    assert kept["groups"] == [re.search(r"r\d", item).group() for item in kept["items"]]
+    right = np.array(kept["predicted"]) == kept["label"]
+    assert grouped["best"]["ci95"] == accuracy_interval(right, kept["groups"]) != alone["best"]["ci95"]
+    assert alone["best"]["ci95"] == wilson_interval(right.sum(), 16)
+    versus = grouped["best"]["versus"]["pixels"]
+    pixels = kept["baselines"]["pixels"]
+    found = paired_difference(kept["predicted"], pixels, kept["label"], 0, groups=kept["groups"])
+    assert versus["ci95"] == found["ci95"] != alone["best"]["versus"]["pixels"]["ci95"]
 
 
 def test_the_chosen_row_is_kept_alone_whatever_its_head(checkpoint, pictures, tmp_path):
@@ -491,11 +501,11 @@ def test_another_rope_base_is_a_marked_control(checkpoint, pictures, tmp_path, c
 def test_flags_of_other_heads_and_media_are_said_to_have_no_effect(pictures):
     args = ProbeArgs(model="m", output="x.json", dataset=pictures, heads=["linear", "ridge"])
     argv = ["--max_tokens", "9", "--fps", "5", "--frame_order=reversed"]
-    assert idle_flags(args, argv, "image", is_carved=True) == [
+    assert idle_flags(args, argv, "image") == [
         "--fps, --frame_order: no effect on images, each of which is one frame",
         "--max_tokens: no effect without heads on tokens (attention, cross_attention_mlp)",
     ]
-    assert idle_flags(replace(args, heads=["attention"]), argv, "video", is_carved=True) == []
+    assert idle_flags(replace(args, heads=["attention"]), argv, "video") == []
     with pytest.raises(ValueError, match="--fps would have no effect on toyworld, which is drawn"):
         refuse_idle_flags(replace(args, dataset="toyworld:film"), ["--fps", "5"])
 
