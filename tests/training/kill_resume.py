@@ -3,9 +3,9 @@
   python tests/training/kill_resume.py --kills 200 --seed 0
 
 A trial draws what is trained on, the number of ranks, accumulation and one kill or two in a row. A kill comes after a
-drawn number of rows of metrics, and then some time within a step, so that a busy machine does not move it. The process that forks
-the runs has imported everything and computed nothing, so that a run costs a second or two instead of ten. Prints a JSON
-object; exits with 1 where a run differs or was lost.
+drawn number of rows of metrics, and then some time within a step, so that a busy machine does not move it. The process
+that forks the runs has imported everything and computed nothing, so that a run costs a second or two instead of ten.
+Prints a JSON object; exits with 1 where a run differs or was lost.
 """
 
 import argparse
