@@ -215,17 +215,18 @@ def test_layers_are_aligned_with_the_one_before_or_with_those_of_another_model(m
     turned = np.concatenate([-values[..., [2, 0, 1]] * [5, 1, 1], values[..., 3:]], -1).astype(np.float32)
     layers = {1: values[:, None], 2: turned[:, None]}
     monkeypatch.setattr("evaluation.visualize.pca.features_of", lambda *_: dict(layers))
+
+    def alike(a, b) -> bool:
+        return all(np.corrcoef(a[..., k].ravel(), b[..., k].ravel())[0, 1] > 0.95 for k in range(3))
+
     found = fit_layers(None, None, True, [1, 2], False)
-    assert np.allclose(found[1][1], found[2][1], atol=0.05)
-    assert found[1][0].position_mean is None
-    other = {k: (components, -scores[..., [1, 2, 0]]) for k, (components, scores) in found.items()}
+    assert alike(found[1][1], found[2][1]) and found[1][0].position_mean is None
+    # each as the other model's own layer, whatever the layer before is like
+    other = {1: (found[1][0], -found[1][1][..., [1, 2, 0]]), 2: (found[2][0], found[2][1][..., [2, 1, 0]])}
     again = fit_layers(None, None, True, [1, 2], True, reference=other)
     for k in (1, 2):
-        assert np.allclose(again[k][1], other[k][1], atol=0.3)
+        assert alike(again[k][1], other[k][1])
         assert np.allclose(again[k][0].position_mean, layers[k].mean((0, 1)), atol=1e-4)
-    # whatever the layer before is like
-    other[2] = other[2][0], -other[2][1]
-    assert np.allclose(fit_layers(None, None, True, [1, 2], True, reference=other)[2][1], other[2][1], atol=0.3)
 
 
 def test_pictures_of_features():
