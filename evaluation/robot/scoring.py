@@ -73,7 +73,7 @@ def paired_interval(differences, seed: int = 0) -> list[float]:
     if starts > 1:
         below, above = np.percentile(two_way(differences, seed), [2.5, 97.5])
         low, high = min(low, float(below)), max(high, float(above))
-    return [float(low), float(high)]
+    return [max(-1.0, float(low)), min(1.0, float(high))]  # as above
 
 
 def two_way(values: np.ndarray, seed: int) -> np.ndarray:

@@ -70,6 +70,15 @@ def test_the_same_items_are_paired_in_any_order(tmp_path):
     assert second["difference_ci95"] == pytest.approx(expected["ci95"], abs=0.01), "whole videos are resampled"
 
 
+def test_four_videos_of_fifty_clips_are_four_items(tmp_path):
+    """All clips right against none: two hundred items would be certain, four are not."""
+    names = [f"test/{k // 50}.mp4" for k in range(N)]
+    files = [write(tmp_path / f"{share}.json", share, items=names) for share in (0.0, 1.0)]
+    (_, second), (_, balanced) = (compare(read_results(files), metric) for metric in METRICS)
+    assert second["difference"] == 1 and second["difference_ci95"] == [0, 1]
+    assert balanced["difference"] == 1, "accuracy alone has an exact interval"
+
+
 def test_other_metrics_come_from_the_predictions(tmp_path):
     names = [f"{k}.png" for k in range(N)]
     files = [write(tmp_path / "a.json", 0.6, items=names), write(tmp_path / "b.json", 0.7, items=names)]

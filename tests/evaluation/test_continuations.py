@@ -14,13 +14,13 @@ from PIL import Image
 from evaluation.continuations import floors
 from evaluation.continuations.control import compare, without_returning
 from evaluation.continuations.likelihood import nats
-from evaluation.continuations.measures import CURVES, EVENTS, Drawn, Examiner, mean
+from evaluation.continuations.measures import CURVES, EVENTS, Drawn, Examiner, decibels, mean, share_of
 from evaluation.continuations.reading import _sums, read
 from evaluation.continuations.tables import table
 from evaluation.continuations.truth import bounces, periods, read_truth, returns
 from evaluation.generate import main, read_video
 from evaluation.predictors import Predictors
-from evaluation.results import CheckpointsResult, ContinuationResult
+from evaluation.results import CheckpointsResult, ContinuationResult, Curve
 from tokenization.sequences import video_rows
 from tokenization.toyworld import MotionRules, MotionWorld, motion, sprites
 
@@ -364,6 +364,11 @@ def test_intervals_are_over_clips(examiner, truth):
     doubled = replace(values, events=values.events | {"period": {"right": np.ones(len(period))}})
     assert examiner.scores(doubled).period.ci95 == [1.0, 1.0]
     _, few = make("", 1)
+    # of two clips, one has twenty cases that are right and one has one that is wrong
+    right = np.array([1.0] * 20 + [0.0])
+    assert share_of({"right": right}, np.array([0] * 20 + [1])).ci95 == [0, 1]
+    assert share_of({"right": right}, np.arange(21)).ci95[0] > 0.6
+    assert decibels(Curve(mean=[0.01], ci95=[[0.001, 0.1]], clips=[5])).ci95 == [[10, 30]]
     alone = few.scores(few.values(drawn(few.truth.drawn("video"))))
     assert alone.codes.ci95 == [None] * (FRAMES - PROMPT) and alone.codes.mean == [1.0] * (FRAMES - PROMPT)
 

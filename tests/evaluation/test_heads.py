@@ -295,6 +295,19 @@ def test_probabilities_of_each_clip(kind):
 
 
 @pytest.mark.parametrize("kind", HEADS)
+def test_test_clips_have_no_part_in_the_moments_that_standardise(kind):
+    """A clip is predicted alike whatever other clips are tested with it."""
+    sets = small_sets()
+    head = make_head(kind, [4, 3], epochs=2)
+    alone = head.run(*sets, items=torch.arange(25))
+    far = features(1000 + sets[4].pooled, None if sets[4].tokens is None else 1000 + sets[4].tokens.float())
+    both = Features([0, 1], torch.cat([sets[4].pooled, far.pooled], 1), torch.cat([sets[4].tokens, far.tokens], 1))
+    together = head.run(*sets[:4], both, items=torch.arange(50))
+    torch.testing.assert_close(together.test_probabilities[:, :, :25], alone.test_probabilities)
+    assert torch.equal(together.val_loss, alone.val_loss)
+
+
+@pytest.mark.parametrize("kind", HEADS)
 def test_memory_mapped_features_are_read_in_place(kind, tmp_path):
     sets = list(small_sets())
     expected = make_head(kind, [4, 3], epochs=2).run(*sets)

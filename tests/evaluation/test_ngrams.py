@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.ngrams import counting, measures
 from evaluation.ngrams.args import NgramsArgs
-from evaluation.ngrams.command import main, spaced
+from evaluation.ngrams.command import HOPELESS, main, spaced
 from evaluation.ngrams.counting import ORDERS, Spectrum, count
 from evaluation.ngrams.reading import open_frames
 from evaluation.ngrams.results import NgramsResult
@@ -205,6 +205,9 @@ def test_compression_is_that_of_the_codes():
     assert max(shares.values()) < 0.05
     taken, shares = measures.compression(random // 256, 512)  # one bit in nine
     assert taken == 12_800 and 1 / 9 < min(shares.values()) < 0.2
+    # three codes take two bits, of which 1.58 are needed
+    _, shares = measures.compression(random % 3, 3)
+    assert 1 <= min(shares.values()) < 1.2
 
 
 def test_points_are_log_spaced():
@@ -253,6 +256,12 @@ def test_shards_are_counted_and_written(codes, tmp_path, capsys):
             assert each.counts[0] == max(brute.values()) and each.ranks[-1] == each.distinct
             assert each.growth[-1] == each.distinct and len(each.growth) == len(of_clips.growth_frames)
             assert each.plain_entropy == pytest.approx(conditional(brute))
+            seen = count(codes[:6], K, order, each.n)
+            bits = measures.entropy(seen.spectrum) - measures.entropy(seen.prefixes)
+            assert each.entropy is None if each.unseen > HOPELESS else each.entropy == pytest.approx(bits)
+            singles = counting.code_counts(codes[:6], K)
+            (expected,) = measures.expected_distinct(singles, each.n, [each.total])
+            assert each.independent == each.growth_independent[-1] == pytest.approx(expected)
     assert [each.n for each in of_clips.orders["time"]] == [2, 3]  # a clip has three frames
     assert [each.n for each in of_clips.orders["raster"]] == [1, 2, 3, 4]
     assert of_clips.codes_used == 5 and result.command.startswith("toto ngrams --shards")

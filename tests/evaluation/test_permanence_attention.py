@@ -1,6 +1,7 @@
 """Attention to the last sighting: occlusions are what they say, controls are fair, and planted heads are found."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from evaluation.backbones.attention_maps import attention_rows
 from evaluation.permanence import blocking, looking
 from evaluation.permanence.attention import heads, main
 from evaluation.permanence.attention_results import AttentionResult
-from evaluation.permanence.sightings import NEAR, find_sightings, span, tokens_of
+from evaluation.permanence.sightings import NEAR, Sighting, find_sightings, span, tokens_of
 from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization.processing_toto import TotoProcessor
 from tokenization.toyworld import MotionRules, MotionWorld
@@ -129,6 +130,38 @@ def test_heads_are_chosen_on_one_half_and_reported_on_the_other():
     assert head.head == 0 and head.sighting.mean == 0
 
 
+def planted(monkeypatch) -> Sighting:
+    """Attention by hand: in block b and head h a query at place p gives 0.1 b + 0.01 h + p / 1e4 times a key's share.
+
+    The row is that of `video` or of `never`; a key has the share 1 in the one and 2 in the other, and key k, counted
+    with the start token, has 1 + k / 100 of it.
+    """
+    asked = []
+
+    def rows(model, ids, places):
+        asked.append(places)
+        share = ids * (1 + torch.arange(130) / 100)
+        heads = torch.tensor([[0.1, 0.11], [0.2, 0.21]])[..., None, None]
+        return (heads + torch.tensor(places)[:, None] / 1e4) * share
+
+    monkeypatch.setattr(looking, "attention_rows", rows)
+    monkeypatch.setattr(looking, "rows_of", lambda _, video: float(video))
+    monkeypatch.setattr(looking, "asked", asked, raising=False)
+    sets = [np.array([3, 5]), np.array([4, 8])]
+    return Sighting(0, 1, 0, 1, 1.0, 2.0, np.array([70, 72]), np.array([0, 2]), np.array([0, 2]), sets, sets[0])
+
+
+@pytest.mark.parametrize(("query", "places"), [("predicting", [70, 72]), ("token", [71, 73])])
+def test_a_look_by_hand(monkeypatch, query, places):
+    """A row begins with the start token: token n stands at place n + 1, and the place before predicts it."""
+    found = looking.look(None, None, planted(monkeypatch), query)
+    assert looking.asked == [places, places]
+    heads = np.array([[0.1, 0.11], [0.2, 0.21]]) + np.mean(places) / 1e4
+    wanted = {"sighting": 1.01 + 1.03, "never": 2 * (1.01 + 1.03), "matched": (1.04 + 1.06 + 1.05 + 1.09) / 2}
+    for name, share in wanted.items():
+        np.testing.assert_allclose(found[name], heads * share, rtol=1e-5, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
@@ -154,6 +187,61 @@ def test_blocking_hides_exactly_what_it_names(tiny, sightings):
     before = sighting.back * 64
     torch.testing.assert_close(shut[2][:, :before], free[2][:, :before], atol=1e-5, rtol=1e-4)
     assert (shut[2][:, before:] - free[2][:, before:]).abs().max() > 1e-3
+
+
+def test_costs_are_losses_of_the_objects_tokens_without_the_keys_that_are_named(tiny, sightings):
+    """From the frame of return on, or from the frame after the last sighting on."""
+    model, processor = tiny_model(), TotoProcessor.from_pretrained(tiny)
+    sighting = max(sightings, key=lambda each: each.back - each.last)
+    assert sighting.back > sighting.last + 1
+    ids = looking.rows_of(processor, sighting.video)
+    found = blocking.losses(model, processor, sighting, [])
+
+    def cost(keys, since):
+        mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        mask[since:, torch.from_numpy(keys) + 1] = False
+        with blocking.blocked(model, dict.fromkeys((1, 2, 3), mask[None, None])), torch.no_grad():
+            shares = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        # the token n stands at place n + 1 and is predicted at place n
+        return float(-np.mean([shares[n, ids[0, n + 1]].item() for n in sighting.queries]))
+
+    assert found["open"] == pytest.approx(cost(sighting.keys[:0], 0), abs=1e-5)
+    back, since = 64 * sighting.back, 64 * (sighting.last + 1)
+    for name, keys, place in (
+        ("sighting", sighting.keys, back),
+        ("all sightings", sighting.seen, back),
+        ("all sightings, from then on", sighting.seen, since),
+        ("matched to all, from then on", sighting.matched_seen, since),
+    ):
+        assert found[name] == pytest.approx(cost(keys, place), abs=5e-6), name
+    assert abs(cost(sighting.seen, since) - cost(sighting.seen, since - 64)) > 2e-5
+
+
+def test_what_is_reported_is_of_the_half_that_chose_no_head(tiny, tmp_path, monkeypatch):
+    """Sighting n has the attention n + 1 (n + 101 in the untrained model), and costs n when nothing is blocked."""
+    asked = []
+
+    def look_all(model, processor, sightings, query):
+        first = len(asked)
+        asked.append(model)
+        each = (np.arange(len(list(sightings))) + 1.0 + 100 * first)[:, None, None] * np.ones((1, 3, 4))
+        return {"sighting": each, "matched": each / 2, "never": each / 4}
+
+    def losses(model, processor, sighting, names):
+        return dict.fromkeys(("open", *blocking.TESTS), float(sighting.number))
+
+    numbered = [SimpleNamespace(number=number) for number in range(4)]
+    monkeypatch.setattr("evaluation.permanence.looking.look_all", look_all)
+    monkeypatch.setattr("evaluation.permanence.blocking.losses", losses)
+    monkeypatch.setattr("evaluation.permanence.sightings.find_sightings", lambda *_: numbered)
+    output = tmp_path / "a.json"
+    main(["--model", str(tiny), "--num_occlusions", "4", "--num_heads", "1", "--output", str(output)])
+    found = AttentionResult.from_json(json.loads(output.read_text()))
+    assert found.looks["sighting"][0][0] == 3 and found.untrained["sighting"][0][0] == 103  # of the second and fourth
+    assert found.chosen[0].sighting.mean == 3 and found.chosen[0].above_matched.mean == 1.5
+    assert found.chosen_untrained[0].sighting.mean == 103
+    assert found.costs["open"].loss.mean == 2 and found.above_control["sighting"].mean == 0
+    assert asked[0] is not asked[1]
 
 
 def test_all_heads_chosen_is_all_heads(tiny, sightings):

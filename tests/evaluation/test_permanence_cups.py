@@ -9,7 +9,16 @@ import torch
 from evaluation.backbones.load import load_backbone
 from evaluation.heads.selection import Chosen
 from evaluation.permanence.command import main
-from evaluation.permanence.cups import LAST_FRAME, MODEL, SHUFFLED, UNTRAINED, claim_of, predictors_of
+from evaluation.permanence.cups import (
+    LAST_FRAME,
+    MODEL,
+    SHUFFLED,
+    UNTRAINED,
+    claim_of,
+    jobs_of,
+    predictors_of,
+    ways_of_showing,
+)
 from evaluation.permanence.cups_args import CupsArgs
 from evaluation.permanence.cups_controls import LastFrame, ShuffledHistory, last_frame, truthful
 from evaluation.permanence.cups_results import CupsResult
@@ -62,6 +71,13 @@ def test_the_tokens_of_the_last_frame(tiny):
     assert not torch.equal(read.grids(read.prepare(other), [1])[1], last[1])
     alone = [read.grids(read.prepare(last_frame(each[0], "")[None]), [1])[1] for each in (frames, other)]
     assert torch.equal(*alone)
+
+
+def test_the_untrained_model_is_another_one(tiny):
+    backbone = load_backbone(tiny, torch.device("cpu"))
+    jobs = jobs_of([MODEL, UNTRAINED], CupsArgs(model="m", output="o.json"), backbone, [1])
+    assert jobs[0].backbone is backbone and jobs[1].backbone.fingerprint() != backbone.fingerprint()
+    assert [names for names, _ in ways_of_showing(0)] == [[MODEL, UNTRAINED], [SHUFFLED], [LAST_FRAME]]
 
 
 def test_shuffled_history_keeps_the_last_frame():
@@ -174,6 +190,11 @@ def test_the_command(tiny, tmp_path, capsys):
     last_seen = [world.clip(index)["last_seen"] for index in range(24)]
     assert result.predictors["last_seen"].predicted == last_seen
     assert result.clips == {"train": 40, "validation": 8, "test": 24} and result.num_frames == FRAMES
+    shown = open_world("cups:max_cups=2", "train", num_frames=FRAMES)
+    commonest = np.bincount([shown.clip(index)["cell"] for index in range(40)]).argmax()
+    assert set(result.predictors["majority"].predicted) == {commonest} != {np.bincount(result.cell).argmax()}
+    # clips that are shown in another way have features of their own: three ways of three parts
+    assert len(list((tmp_path / "cache").iterdir())) == 9
     assert result.command.startswith("toto permanence cups --model ")
     for each in result.predictors.values():
         right = [p == c for p, c in zip(each.predicted, result.cell, strict=True)]

@@ -33,6 +33,16 @@ def test_a_planted_direction_is_found_where_it_is():
     assert torch.allclose(found.test_probabilities.sum(-1), torch.ones(2, 1, 80))
 
 
+def test_a_clip_is_predicted_alike_whatever_is_tested_with_it():
+    """Tokens are standardised by the moments of the training clips."""
+    (train, a), (validation, b), (test, c) = (planted(n, seed, 3.0) for seed, n in enumerate((40, 20, 30)))
+    far = Features([0, 4], test.pooled, 50 + 9 * test.tokens)
+    both = Features([0, 4], torch.cat([test.pooled, far.pooled], 1), torch.cat([test.tokens, far.tokens], 1))
+    alone = point([train, validation, test], [a, b, c]).test_probabilities
+    together = point([train, validation, both], [a, b, torch.cat([c, c])]).test_probabilities
+    torch.testing.assert_close(together[:, :, :30], alone)
+
+
 def test_the_penalty_is_chosen_on_validation():
     """With few noisy clips a strong penalty is better; test labels change nothing."""
     (train, a), (validation, b), (test, c) = (planted(n, seed, 3.0) for seed, n in enumerate((20, 300, 50)))

@@ -14,6 +14,8 @@ from PIL import Image
 from evaluation.metrics import paired_difference
 from evaluation.probe.args import ProbeArgs, idle_flags, refuse_idle_flags
 from evaluation.probe.command import main
+from evaluation.probe.score import compare
+from evaluation.probe.splits import FrameOrder
 from training.publish.cards import model_card
 from training.scores import accuracy_interval, wilson_interval
 
@@ -154,12 +156,15 @@ def test_validation_is_not_the_test_split(checkpoint, tmp_path):
     """Where the test split is called validation, as in ImageNet's tasks, the layer is chosen on images of train."""
     for split in ("train", "validation"):
         for number in range(20):
-            path = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.png"
+            most = "a" if split == "train" else "b"  # of three pictures in four
+            label = most if number % 4 else "ab".replace(most, "")
+            path = tmp_path / "data" / split / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(path)
     flags = ("--task", "imagenet-1k", "--baselines", "none", "--heads", "ridge", "--layers", "1")
     results = probe(checkpoint, tmp_path / "data", tmp_path / "r.json", *flags)
     assert results["n_test"] == 20 and "carved from train" in results["data"]["splits"]["validation"]["split"]
+    assert results["majority"] == 0.25, "the class that most training clips have, which most test clips do not"
 
 
 def test_no_split_is_used_twice(checkpoint, pictures, tmp_path):
@@ -352,6 +357,29 @@ def test_views_of_images_are_their_crops(checkpoint, pictures, tmp_path):
         (tmp_path / "data" / f"{split}.parquet").write_bytes((tmp_path / "test.parquet").read_bytes())
     found = probe(checkpoint, tmp_path / "data", tmp_path / "c.json", *flags, "--views", "1", "3")
     assert min(row["n"] for row in found["per_class"]) > 3
+
+
+def test_orders_of_frames_by_hand():
+    frames = np.arange(5)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+
+    def order(name, source="a", seed=0):
+        return FrameOrder(name, seed)(frames, source)[:, 0, 0, 0].tolist()
+
+    assert order("ordered") == [0, 1, 2, 3, 4] and order("reversed") == [4, 3, 2, 1, 0] and order("middle") == [2]
+    shuffled = [order("shuffled", source, seed) for source in "abc" for seed in (0, 1)]
+    assert all(sorted(each) == [0, 1, 2, 3, 4] for each in shuffled) and len(set(map(tuple, shuffled))) > 3
+    assert order("shuffled") == shuffled[0]
+    facts = [FrameOrder(name, seed).facts() for name in ("reversed", "middle", "shuffled") for seed in (0, 1)]
+    assert len(set(map(str, facts))) == 4, "features of other orders have other keys in the cache"
+
+
+def test_differences_are_over_videos_where_they_have_several_clips():
+    """Right on all clips of four videos against none: a hundred clips would be certain, four videos are not."""
+    true, videos = np.zeros(100, int), [f"video {number // 25}" for number in range(100)]
+    found = [compare(true, {"pixels": 1 - true}, true, items, seed=0)["pixels"] for items in (videos, list(range(100)))]
+    assert [each.difference for each in found] == [1, 1]
+    assert [each.verdict for each in found] == ["no significant difference", "above"]
+    assert found[0].ci95[0] == 0 < 0.9 < found[1].ci95[0]
 
 
 def test_floors_and_orders_of_frames(checkpoint, tmp_path):

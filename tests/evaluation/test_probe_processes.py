@@ -15,6 +15,20 @@ FLAGS = ("--dataset", "toyworld", "--num_frames", "4", "--max_train", "150", "--
 FLAGS += ("--heads", "linear", "attention", "--label_column", "motion", "--baselines", "pixels", "--epochs", "4")
 
 
+# A probe that hangs after its first part of features.
+HANG = """
+import time
+from evaluation.backbones import extraction
+from evaluation.probe.command import main
+close = extraction._Part.close
+def hang(*given):
+    close(*given)
+    time.sleep(600)
+extraction._Part.close = hang
+main()
+"""
+
+
 def flags(checkpoint: str, folder) -> list[str]:
     folder.mkdir(exist_ok=True)
     where = ("--output", str(folder / "probe.json"), "--feature_cache", str(folder / "cache"))
@@ -30,7 +44,7 @@ def whole(checkpoint, tmp_path_factory) -> dict:
 
 
 def test_killed_while_features_are_made(checkpoint, whole, tmp_path):
-    command = [sys.executable, "-m", "evaluation.probe", *flags(checkpoint, tmp_path)]
+    command = [sys.executable, "-c", HANG, *flags(checkpoint, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(tmp_path.glob("cache/*/parts/*.json")) and process.poll() is None:
         time.sleep(0.01)

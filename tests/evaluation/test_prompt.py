@@ -15,6 +15,7 @@ from evaluation.prompt.figures import sheet
 from evaluation.prompt.measures import measure
 from evaluation.prompt.results import WAYS, PromptResult
 from evaluation.prompt.score import (
+    MEAN_SEED,
     PromptScoreArgs,
     labels_of,
     mean_map,
@@ -178,10 +179,16 @@ def test_another_prompt_has_the_other_labels_of_the_same_images(prompting, proce
     assert np.array_equal(found[1, np.flatnonzero(examples)[0]], first)
 
 
-def test_the_mean_map_looks_at_no_image(prompting):
+def test_the_mean_map_looks_at_no_image(prompting, monkeypatch):
     depth = mean_map("depth", prompting, 64)
     assert depth.shape == (1, 64, 64) and 1 < depth.min() < depth.max() <= 6
     assert not mean_map("segmentation", prompting, 64).any()
+    asked = []
+    monkeypatch.setattr(
+        "training.prompting.examples.WorldExamples", lambda *given: asked.append(given[1:]) or WorldExamples(*given)
+    )
+    mean_map("flow", prompting, 64)
+    assert asked == [("train", MEAN_SEED, 64, (4,))]
 
 
 def test_score_writes_a_table_with_all_controls(tuned, tmp_path, capsys):

@@ -79,6 +79,9 @@ def test_scores_of_known_errors():
     versus = measure.compare(right, wrong)
     assert versus.difference == 1 and versus.verdict == "above"
     assert measure.compare(right, right).verdict == "no significant difference"
+    # of two objects, one is right in all of fifty frames and one is wrong: frames of an object are not independent
+    one = np.array([[True] * 50, [False] * 50])
+    assert measure.compare(one, np.zeros((2, 50), bool)).ci95 == [0, 1]
 
 
 def test_psnr_is_capped():

@@ -13,12 +13,15 @@ from PIL import Image
 
 from evaluation.backbones.attention_maps import attention_of, attention_rows
 from evaluation.visualize import components as pca
+from evaluation.visualize.arrow import ArrowArgs, measure
 from evaluation.visualize.command import PICTURES, main
 from evaluation.visualize.likelihood import arrow_of, surprise_of
+from evaluation.visualize.pca import fit_layers
 from evaluation.visualize.results import ArrowResult
 from evaluation.visualize.tokens import code_pictures, errors, peak_ratio
 from tokenization.sequences import video_rows
 from training.flags import typed_flags
+from training.scores import exact_interval
 
 ROOT = Path(__file__).parents[2]
 FRAMES, GRID = 3, (4, 4)
@@ -131,6 +134,20 @@ def test_arrow_is_the_difference_of_log_likelihoods_in_reversed_frames(model, co
     assert torch.allclose(arrow_of(model, codes.flip(1)), -found)
 
 
+def test_intervals_of_the_arrow_are_over_videos(monkeypatch):
+    """Twenty clips of a video that run forwards and one of another that runs backwards are two videos."""
+    late = torch.tensor([1.0, 2.0, 3.0])  # a frame has its code's nats, and more the later it is read
+    monkeypatch.setattr("evaluation.visualize.likelihood.frame_surprise", lambda _, codes: codes[:, :, 0, 0] * late)
+    codes = np.array([[6, 2, 1]] * 20 + [[1, 2, 6]])[..., None, None]  # 13 nats forwards and 23 backwards, or reversed
+    args = ArrowArgs(model="m", dataset="toyworld", output="a.json", batch_size=4)
+    found = measure(None, codes, ["a"] * 20 + ["b"], args, "test")
+    assert found.differences == pytest.approx([10 / 3] * 20 + [-10 / 3])
+    assert found.forward == pytest.approx([(20 * 6 + 1) / 21, 4, (20 * 3 + 18) / 21])
+    assert found.ci95 == pytest.approx([-10 / 3, 10 / 3]) and found.positive == 20 / 21
+    assert found.positive_ci95 == exact_interval(20, 21)
+    assert measure(None, codes[:3], ["a"] * 3, args, "test").ci95 is None
+
+
 # --- components
 
 
@@ -190,6 +207,26 @@ def test_the_position_mean_is_removed():
     assert np.allclose(scores.mean(0), 0, atol=1e-3)  # no place has a colour of its own
     assert not np.allclose(pca.fit_components(values + place).scores(values + place).mean(0), 0, atol=0.1)
     assert np.allclose(abs(np.corrcoef(scores[..., 0].ravel(), values[..., 0].ravel())[0, 1]), 1, atol=0.02)
+
+
+def test_layers_are_aligned_with_the_one_before_or_with_those_of_another_model(monkeypatch):
+    """The components of the second layer are those of the first in another order, and flipped."""
+    values = features()
+    turned = np.concatenate([-values[..., [2, 0, 1]] * [5, 1, 1], values[..., 3:]], -1).astype(np.float32)
+    layers = {1: values[:, None], 2: turned[:, None]}
+    monkeypatch.setattr("evaluation.visualize.pca.features_of", lambda *_: dict(layers))
+
+    def alike(a, b) -> bool:
+        return all(np.corrcoef(a[..., k].ravel(), b[..., k].ravel())[0, 1] > 0.95 for k in range(3))
+
+    found = fit_layers(None, None, True, [1, 2], False)
+    assert alike(found[1][1], found[2][1]) and found[1][0].position_mean is None
+    # each as the other model's own layer, whatever the layer before is like
+    other = {1: (found[1][0], -found[1][1][..., [1, 2, 0]]), 2: (found[2][0], found[2][1][..., [2, 1, 0]])}
+    again = fit_layers(None, None, True, [1, 2], True, reference=other)
+    for k in (1, 2):
+        assert alike(again[k][1], other[k][1])
+        assert np.allclose(again[k][0].position_mean, layers[k].mean((0, 1)), atol=1e-4)
 
 
 def test_pictures_of_features():

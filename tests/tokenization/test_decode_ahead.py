@@ -43,7 +43,7 @@ def test_later_items_are_decoded_while_the_caller_is_busy_with_an_earlier_one():
     todo = [SimpleNamespace(item=Item(str(i), partial(decode, i))) for i in range(3)]
     clips = decode_ahead(iter(todo), 2, 3, 1)
     next(clips)
-    assert begun[1].wait(10) and begun[2].wait(10)
+    assert begun[1].wait(60) and begun[2].wait(60)
     clips.close()
 
 
@@ -96,7 +96,10 @@ def test_little_is_decoded_ahead_and_closing_ends_the_threads():
     clips = decode_ahead((endless(i) for i in range(10**9)), threads=3, in_flight=5, clips_each=2)
     for _ in range(4):
         next(clips)
-    time.sleep(0.3)
-    assert len(decoded) <= 4 + 3 * (2 + 1), "an item holds two clips, and one in the hand of its thread"
+    most, until = 4 + 3 * (2 + 1), time.monotonic() + 60
+    while len(decoded) < most and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)  # for a thread that goes too far
+    assert len(decoded) == most, "an item holds two clips, and one in the hand of its thread"
     clips.close()
     assert threading.active_count() == before

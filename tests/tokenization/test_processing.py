@@ -455,9 +455,9 @@ def encode(row):
     return {"ids": processor(images=np.array(row["image"], np.uint8)).input_ids[0].tolist()}
 def encode_with(row, processor):
     return {"ids": processor(images=np.array(row["image"], np.uint8)).input_ids[0].tolist()}
-began = time.time()
+began = time.process_time()
 hashes = [Hasher.hash(each) for each in (processor, alone, encode, partial(encode_with, processor=processor))]
-assert time.time() - began < 20, time.time() - began
+assert time.process_time() - began < 20, "seconds of the processor, whatever else runs"
 ids = rows.map(encode)["ids"]
 assert hashes == [Hasher.hash(each) for each in (processor, alone, encode, partial(encode_with, processor=processor))]
 assert ids == rows.map(encode, num_proc=2, new_fingerprint="two")["ids"]

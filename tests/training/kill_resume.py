@@ -1,10 +1,11 @@
-"""Runs killed at random instants and resumed, against the same runs left alone: every loss, bit for bit.
+"""Runs killed at random places and resumed, against the same runs left alone: every loss, bit for bit.
 
   python tests/training/kill_resume.py --kills 200 --seed 0
 
-A trial draws what is trained on, the number of ranks, accumulation and one kill or two in a row. The process that forks
-the runs has imported everything and computed nothing, so that a run costs a second or two instead of ten. Prints a JSON
-object; exits with 1 where a run differs or was lost.
+A trial draws what is trained on, the number of ranks, accumulation and one kill or two in a row. A kill comes after a
+drawn number of rows of metrics, and then some time within a step, so that a busy machine does not move it. The process
+that forks the runs has imported everything and computed nothing, so that a run costs a second or two instead of ten.
+Prints a JSON object; exits with 1 where a run differs or was lost.
 """
 
 import argparse
@@ -102,6 +103,15 @@ def written(run: Path) -> tuple:
     return losses, (run / "checkpoints" / f"step_{STEPS:06d}" / "model.safetensors").read_bytes()
 
 
+def wait_for_rows(run: Path, rows: int, pids: list[int]) -> None:
+    """Wait until a run has logged so many rows, or all its processes have ended."""
+    file, ended = run / "metrics.jsonl", os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not (file.is_file() and file.read_text().count("\n") >= rows):
+        if all(os.waitid(os.P_PID, pid, ended) for pid in pids):
+            return
+        time.sleep(0.002)
+
+
 def trial(draw: random.Random, folder: Path, whole: dict) -> dict:
     """One run, killed once or twice and resumed; what came of it."""
     from training import find_model
@@ -117,12 +127,13 @@ def trial(draw: random.Random, folder: Path, whole: dict) -> dict:
     expected, seconds = whole[choice]
     run, kills, argv = folder / "run", [], [*flags, "--output_dir", str(folder / "run")]
     for _ in range(draw.choice((1, 2))):
-        pids, after = start(argv, ranks, log), draw.uniform(0.1, 1.1) * seconds
-        time.sleep(after)
+        pids, rows = start(argv, ranks, log), draw.randrange(len(expected[0]))
+        wait_for_rows(run, rows, pids)
+        time.sleep(draw.random() * seconds / len(expected[0]))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         wait(pids)
-        kills.append(round(after / seconds, 3))
+        kills.append(rows)
         if not find_model.steps(run):  # nothing was written yet, so nothing is lost: the run starts again
             shutil.rmtree(run, ignore_errors=True)
         else:

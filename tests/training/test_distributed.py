@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import held_up
 import pytest
 import torch
 from tiny_run import FLAGS
@@ -152,22 +152,17 @@ def test_a_sharded_run_is_a_plain_checkpoint(of_two, tmp_path):
 
 def test_sigterm_checkpoints_and_says_so_by_its_exit_code(shards, one_rank, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "training.pretrain", *FLAGS, *LONG, "--save_steps", "1000"]
-    process = subprocess.Popen(
-        [*command, "--shards", str(shards), "--output_dir", str(run)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.time() + 200
-    while time.time() < deadline and not ((run / "metrics.jsonl").is_file() and len(losses(run)) > 2):
-        time.sleep(0.002)
+    flags = [*FLAGS, *LONG, "--save_steps", "1000", "--shards", str(shards), "--output_dir", str(run)]
+    go = tmp_path / "go"
+    process = held_up.start("training.pretrain", 3, go, flags, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    held_up.wait_for_rows(run, 3, process)
     process.send_signal(signal.SIGTERM)
+    go.touch()
     told, _ = process.communicate(timeout=200)
     assert process.returncode == PREEMPTED == 75
     assert f"stopped by SIGTERM; resume with: toto pretrain --resume {run}" in told
     (checkpoint,) = (run / "checkpoints").iterdir()
-    assert checkpoint.name == f"step_{len(losses(run)):06d}" and len(losses(run)) < STEPS
+    assert checkpoint.name == f"step_{len(losses(run)):06d}" == "step_000004"
     main(["--resume", str(run)])
     assert losses(run) == losses(one_rank)
 

@@ -6,9 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import held_up
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,10 @@ from tiny_run import CONFIG, SIDE, save_tokenizer
 
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
-from training import find_model
+from training import classification, find_model
 from training.architectures import load_model
-from training.classification import load_classifier
-from training.engine.optim import layer_factors
+from training.classification import Classify, load_classifier
+from training.engine.optim import Average, layer_factors
 from training.finetune import main
 from training.finetune_args import AugmentArgs
 from training.results import FinetuneResult
@@ -127,15 +128,10 @@ def test_a_checkpoint_is_a_classifier_with_its_processor_and_names(plain, pictur
 def test_kill_and_resume_gives_the_same_numbers(varied, pretrained, pictures, tmp_path):
     """Crops, mixing, drop path and averaged weights; killed by SIGKILL after a checkpoint."""
     run = tmp_path / "killed"
-    command = [sys.executable, "-m", "training.finetune", "--model", str(pretrained), "--dataset", str(pictures)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command += ["--output_dir", str(run), *STEPS, *FAST, *VARIED]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) >= 7:
-            break
-        time.sleep(0.005)
+    flags = ["--model", str(pretrained), "--dataset", str(pictures), "--output_dir", str(run), *STEPS, *FAST, *VARIED]
+    options = {"env": {**os.environ, "HF_HUB_OFFLINE": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = held_up.start("training.finetune", 7, tmp_path / "go", flags, **options)
+    held_up.wait_for_rows(run, 7, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert find_model.steps(run) and not (run / "results.json").exists()
@@ -216,6 +212,30 @@ def test_averages_are_those_of_torch():
     assert torch.allclose(average.put_aside()["weight"], before + 9 / 11)
 
 
+def test_micro_batches_add_up_and_averages_are_validated(pretrained, monkeypatch):
+    """AdamW would hardly notice a loss that is not divided; averages of zeros would be noticed."""
+    model = TotoForImageClassification.from_pretrained(pretrained, feature_layer=2, num_labels=3).eval()
+    clips = SimpleNamespace(codes=np.zeros((1, 1, 4, 4), np.uint16), kind="image")
+    options = {"is_mixed": False, "drop_path": None, "ema_decay": 0.5}
+    draw = np.random.default_rng(0)
+    rows = [{"codes": draw.integers(0, 32, (1, 4, 4)), "target": np.eye(3, dtype=np.float32)[k % 3]} for k in range(4)]
+    rows = [row | {"number": k} for k, row in enumerate(rows)]
+    whole = Classify(model, None, clips, (4, 1), 4, **options).losses(model, rows, torch.device("cpu"))[0]
+    halves = Classify(model, None, clips, (2, 2), 4, **options)
+    parts = [halves.losses(model, rows[k : k + 2], torch.device("cpu"))[0] for k in (0, 2)]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-5)
+
+    torch._foreach_zero_(halves.average.averages)
+    seen = []
+    monkeypatch.setattr(
+        classification,
+        "score",
+        lambda *_: seen.append(model.classifier.weight.abs().sum().item()) or {"loss": 1.0, "correct": 1, "total": 2},
+    )
+    halves.validate(None, model, None, 1)
+    assert seen == [0] and model.classifier.weight.any()
+
+
 def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     run = finetune(tmp_path / "run", pretrained, pictures, "--save_steps", "1", "--keep_checkpoints", "1")
     best = json.loads((run / "results.json").read_text())["best"]["step"]
@@ -243,7 +263,7 @@ def test_the_rotation_never_drops_the_best(pretrained, pictures, tmp_path):
     ],
     ids=["full", "prefix and next tokens", "stop gradient"],
 )
-def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, flags):
+def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, monkeypatch, flags):
     toyworld = [
         "--label_column",
         "digit",
@@ -256,7 +276,10 @@ def test_clips_with_every_attention_and_both_joint_losses(pretrained, tmp_path, 
         "--max_steps",
         "2",
     ]
+    update, steps = Average.update, []
+    monkeypatch.setattr(Average, "update", lambda self, step: steps.append(step) or update(self, step))
     run = finetune(tmp_path / "run", pretrained, "toyworld", *toyworld, *flags)
+    assert steps == ([1, 2] if "--ema_decay" in flags else [])
     model = TotoForVideoClassification.from_pretrained(find_model.latest(run))
     assert model.config.num_labels == 10 and model.config.problem_type == "single_label_classification"
     assert model.config.attention_mode == (flags[1] if flags[0] == "--attention_mode" else "causal")
@@ -413,6 +436,41 @@ def test_rows_are_the_same_for_any_number_of_processes(pretrained, pictures):
         assert ours["number"] == theirs["number"]
         assert np.array_equal(ours["frames"], theirs["frames"]) and np.array_equal(ours["target"], theirs["target"])
     assert all(row["target"].sum() == pytest.approx(1, abs=1e-5) for row in expected)
+
+
+class Numbered:
+    """Twelve clips of one value each, of three classes."""
+
+    labels, sources = np.arange(12) % 3, list(map(str, range(12)))
+    codes = np.arange(12)[:, None, None, None] * np.ones((1, 1, 4, 4), int)
+
+    def __len__(self):
+        return 12
+
+    def pixels(self, index):
+        return np.full((1, 8, 8, 3), 20 * index, np.uint8), int(self.labels[index])
+
+
+def test_targets_orders_and_partners_by_hand():
+    from training.rows.labelled_rows import LabelledRows
+
+    rows = LabelledRows(Numbered(), 3, AugmentArgs(augment="none", label_smoothing=0.3), None, 5)
+    epochs = [[rows.row(12 * epoch + k) for k in range(12)] for epoch in range(2)]
+    orders = [[int(row["codes"].flat[0]) for row in epoch] for epoch in epochs]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12)) and orders[0] != orders[1]
+    wanted = [[0.8 if k == clip % 3 else 0.1 for k in range(3)] for clip in orders[0]]
+    np.testing.assert_allclose([row["target"] for row in epochs[0]], wanted, rtol=1e-6)
+
+    draws = []
+
+    def augment(frames, generator):
+        draws.append(generator.random())
+        return frames
+
+    mixed = LabelledRows(Numbered(), 3, AugmentArgs(augment="crop", mixup=0.8), augment, 5)
+    found = [mixed.row(k) for k in range(12)]
+    assert len(set(draws)) == 24, "a clip and its partner are varied anew in every row"
+    assert len({row["target"].round(3).tobytes() for row in found}) > 9, "and so are the partner and the shares"
 
 
 def test_splits_share_no_file_and_small_classes_keep_their_numbers(tmp_path):

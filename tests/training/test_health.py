@@ -1,6 +1,8 @@
 """Health of a run: what is logged is what happened; infinite steps change nothing and are limited."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from training import find_model
 from training.architectures import flops_per_token
 from training.args import OptimArgs
 from training.engine.device import fast_autocast
+from training.engine.loop import _Loop
 from training.engine.optim import make_optimizer, set_learning_rate
-from training.engine.progress import peak_memory, update_ratios
+from training.engine.progress import Clock, peak_memory, update_ratios
 from training.pretrain import main
+from training.rows.mixture import RowStream
 from training.rows.shard_rows import validation_rows
 
 CONFIG = TotoConfig.from_preset("tiny", **CONFIG)
@@ -56,6 +60,7 @@ def test_the_log_adds_up(run):
     trained = [row for row in rows_of(run) if "loss" in row]
     last = trained[-1]
     assert last["flops"] / last["tokens"] == flops_per_token(CONFIG)
+    assert [row["tokens"] for row in trained] == [256 * step for step in range(1, 9)]
     assert 0 < last["data_wait"] < 1 and last["skipped_steps"] == 0
     assert 50 < last["peak_memory_mb"] <= peak_memory(torch.device("cpu"))
     assert last["sources"]["train"]["rows"] == 8 * 4 and last["sources"]["train"]["share"] == 1
@@ -115,14 +120,37 @@ def test_too_many_infinite_steps_end_the_run(shards, tmp_path, monkeypatch):
 
 
 def test_a_run_that_waits_for_its_data_says_so_once(shards, tmp_path, capsys, monkeypatch):
-    import time
+    """Rows are as late as the step before them took, however busy the machine is."""
+    take, before = RowStream.take, []
 
-    from training.rows.shard_rows import ShardRows
+    def late(self, count):
+        if before:
+            time.sleep(time.perf_counter() - before[-1])
+        rows = take(self, count)
+        before.append(time.perf_counter())
+        return rows
 
-    fill = ShardRows.fill
-    monkeypatch.setattr(ShardRows, "fill", lambda self, k, ids: time.sleep(0.05) or fill(self, k, ids))
+    monkeypatch.setattr(RowStream, "take", late)
     main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(tmp_path / "run")])
     assert capsys.readouterr().out.count("The data is too slow for the device") == 1
+
+
+def test_minutes_become_steps_once(monkeypatch):
+    monkeypatch.setattr("training.engine.loop.broadcast_object_list", lambda values: values)
+    clock = Clock(None, 1.0, 1.0, 1)
+    clock.seconds, clock.last, clock.taken = 30.0, 2.0, 2  # what is left of two minutes takes 45 steps more
+    assert clock.steps_in(120) == 45 and clock.steps_in(20) == 1
+    loop = _Loop.__new__(_Loop)
+    loop.clock, loop.args, loop.bar = clock, SimpleNamespace(max_minutes=2), SimpleNamespace(total=100)
+    loop.step, loop.max_steps, loop.is_budgeted = 4, 100, False
+    loop._budget()  # the first steps are slower
+    assert loop.max_steps == 100
+    loop.step = 5
+    loop._budget()
+    assert loop.max_steps == loop.bar.total == 50 and loop.is_budgeted
+    clock.last = 20.0
+    loop._budget()
+    assert loop.max_steps == 50
 
 
 def test_sources_that_end_end_the_run(shards, tmp_path, capsys):

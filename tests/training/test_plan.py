@@ -126,6 +126,10 @@ def test_time_of_a_token_by_hand():
     attention = 6 * 12 * 768 * 4098 / (ATTENTION * 989e12)
     moved = (12 * (565 * 768 + 45 * 3072) + 20 * 8256 + 64 * 119.6e6 / 16392) / (TRAFFIC * 3350e9)
     assert seconds_per_token(step, h100) == pytest.approx(products + attention + moved)
+    assert seconds_per_token(base_step(precision="fp32"), h100) == pytest.approx(products + attention + 2 * moved)
+    once = 40 * 119.6e6 / 16392 / (TRAFFIC * 3350e9)  # of the step, which four micro-batches share
+    shared = Step(**vars(step) | {"accumulation": 4})
+    assert seconds_per_token(shared, h100) == pytest.approx(products + attention + moved - 3 / 4 * once)
     again = products - 6 * 8256 * 768 / (PRODUCTS * 989e12) + attention + 12 * 572_160 / (TRAFFIC * 3350e9)
     recomputed = seconds_per_token(base_step(checkpointing=True), h100)
     assert recomputed == pytest.approx(products + attention + moved + again / 3)

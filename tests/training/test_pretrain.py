@@ -5,9 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 
+import held_up
 import pytest
 import torch
 from tiny_run import FLAGS, save_tokenizer, tokenize
@@ -70,19 +69,13 @@ def test_the_logged_loss_is_the_mean_over_codes(whole_run, shards):
 
 def test_kill_and_resume_is_bit_exact(whole_run, shards, tmp_path):
     run = tmp_path / "killed"
-    command = [sys.executable, "-m", "training.pretrain", *FLAGS, *STEPS]
+    flags = [*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(run)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [*command, "--shards", str(shards), "--output_dir", str(run)], env=environment, stdout=subprocess.DEVNULL
-    )
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").is_file() and len(losses(run)) >= 7:
-            break
-        time.sleep(0.005)
+    process = held_up.start("training.pretrain", 7, tmp_path / "go", flags, env=environment, stdout=subprocess.DEVNULL)
+    held_up.wait_for_rows(run, 7, process)  # six steps and a validation
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert find_model.steps(run), "killed before its first checkpoint"
+    assert [path.name for path in find_model.steps(run)] == ["step_000004"]
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')  # as a kill inside a write leaves it
     main(["--resume", str(run)])
@@ -95,8 +88,10 @@ def test_shards_behind_a_link_are_validated_too(shards, tmp_path):
     (tmp_path / "latest").symlink_to(shards)
     run = tmp_path / "run"
     flags = [*FLAGS, *STEPS, "--max_steps", "4", "--shards", str(tmp_path / "latest"), "--output_dir", str(run)]
-    main(flags)
-    validation = next(row for row in map(json.loads, (run / "metrics.jsonl").open()) if "val_loss" in row)
+    main([*flags, "--eval_steps", "2"])
+    rows = list(map(json.loads, (run / "metrics.jsonl").open()))
+    assert [row["step"] for row in rows if "val_loss" in row] == [2, 4], "more often than checkpoints"
+    validation = next(row for row in rows if "val_loss" in row)
     assert validation["val_loss"] == pytest.approx(*validation["val_losses"].values(), rel=1e-6)
 
 

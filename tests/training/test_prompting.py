@@ -129,6 +129,7 @@ def test_episodes_of_the_world_share_no_clip(name):
     episodes = [world.episode(k) for k in range(4)]
     names = [each.name.split(":")[0] for episode in episodes for each in episode]
     assert len(set(names)) == len(names) == 4 * task.groups
+    assert len({each.name.split(":")[-1] for episode in episodes for each in episode}) > 2, "of several moments"
     for episode in episodes:
         for each in episode:
             assert each.images.shape == (task.inputs, 64, 64, 3)
@@ -200,6 +201,18 @@ def test_the_loss_counts_label_tokens_only(start):
     assert torch.allclose(loss, nats[counted].mean(), atol=1e-4)
     assert torch.allclose(sums[:, 0], (nats * counted).sum(1).double(), atol=1e-2)
     assert sums[:, 1].tolist() == [256, 256, 192]
+    # a micro-batch is its share of the step
+    halves = LabelTokens(model, prompting, {}, (2, 2), 4)
+    parts = [halves.losses(model, rows[:1], torch.device("cpu"))[0] for _ in range(2)]
+    assert torch.allclose(sum(parts), nats[:1][counted[:1]].mean(), atol=1e-4)
+    # a task counts as much as another, whatever the number of its rows and tokens
+    validation = {"depth": [rows[0]] * 3, "segmentation": rows[2:]}
+    found = LabelTokens(model, prompting, validation, (2, 1), 2).validate(
+        SimpleNamespace(device=torch.device("cpu")), model, None, 1
+    )
+    means = [nats[k][counted[k]].mean().item() for k in (0, 2)]
+    assert list(found["val_losses"].values()) == pytest.approx(means, abs=1e-4) and found["val_rows"] == 4
+    assert found["val_loss"] == pytest.approx(sum(means) / 2, abs=1e-5)
 
 
 def test_prompt_json_holds_everything(tmp_path):

@@ -109,14 +109,15 @@ def test_any_world_reads_the_same_rows_of_both_formats(shards, old, world):
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_stream_that_reads_ahead_resumes_in_the_middle(shards, ahead):
+def test_a_stream_that_reads_ahead_resumes_in_the_middle(shards, ahead, monkeypatch):
     """The position is that of the rows that were taken, not of those that were read."""
     whole = in_order(streams([shards, shards], 1), 192)
     (stream,) = streams([shards, shards], 1)
+    fill, read = ShardRows.fill, []
+    monkeypatch.setattr(ShardRows, "fill", lambda self, k, ids: read.append(k) or fill(self, k, ids))
     with stream.reading_ahead(pin=False):
         assert in_order([stream], 64) == whole[:64]
-        wait_for(lambda: stream._ahead is not None)
-        time.sleep(0.1)  # the thread is ahead by now
+        wait_for(lambda: len(read) > 64)  # the thread is ahead
         state = json.loads(json.dumps(stream.state_dict()))
         assert state["drawn"] == 64 and sum(fact["rows"] for fact in stream.shares().values()) == 64
         assert in_order([stream], 32) == whole[64:96]  # another number of rows restarts it
@@ -133,7 +134,7 @@ def test_a_stream_that_reads_ahead_resumes_in_the_middle(shards, ahead):
         assert in_order(resumed, count) == whole[64 : 64 + count]
 
 
-def wait_for(condition, seconds=10):
+def wait_for(condition, seconds=60):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen"

@@ -7,8 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
+import held_up
 import numpy as np
 import pytest
 import torch
@@ -199,12 +199,11 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, settings, flags, whole, tmp_
 def test_a_killed_command_leaves_whole_files_and_resumes(vqgan, tmp_path):
     run = tmp_path / "run"
     flags = command("vqgan", VQGAN, run)
-    process = subprocess.Popen([sys.executable, "-m", "training.train_tokenizer", *flags])
-    deadline = time.time() + 120
-    while not (run / "checkpoints" / "step_000008").exists() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.01)
+    process = held_up.start("training.train_tokenizer", 3, tmp_path / "go", flags)
+    held_up.wait_for_rows(run, 3, process)  # of steps 4, 8 and 12
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert [path.name for path in find_model.steps(run)] == ["step_000008"]
     main(["--resume", str(run)])
     assert (run / "model.safetensors").read_bytes() == (vqgan / "model.safetensors").read_bytes()
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(vqgan)]
@@ -219,15 +218,11 @@ def test_sigterm_writes_a_checkpoint_from_which_the_run_resumes_exactly(
 ):
     whole, run = request.getfixturevalue(whole), tmp_path / "run"
     arguments = [*command(kind, settings, run), *flags, "--save_steps", "1000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.train_tokenizer", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").is_file() and rows(run):
-            break
-        time.sleep(0.002)
+    go = tmp_path / "go"
+    process = held_up.start("training.train_tokenizer", 1, go, arguments, stdout=subprocess.PIPE, text=True)
+    held_up.wait_for_rows(run, 1, process)
     process.send_signal(signal.SIGTERM)
+    go.touch()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == PREEMPTED == 75
     assert f"stopped by SIGTERM; resume with: toto train-tokenizer --resume {run}" in printed
@@ -246,17 +241,19 @@ def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
     here |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     arguments = [*command("vqgan", VQGAN, run), "--max_steps", "1000", "--logging_steps", "1", "--save_steps", "2000"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "training.train_tokenizer", *arguments],
+        held_up.start(
+            "training.train_tokenizer",
+            1,
+            tmp_path / "go",
+            arguments,
             env=os.environ | here | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
         )
         for rank in range(2)
     ]
-    deadline = time.time() + 200
-    while time.time() < deadline and not ((run / "metrics.jsonl").is_file() and rows(run)):
-        time.sleep(0.01)
+    held_up.wait_for_rows(run, 1, processes[0])
     processes[1].send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
     assert [process.wait(timeout=200) for process in processes] == [PREEMPTED, PREEMPTED]
     (checkpoint,) = find_model.steps(run)
     state = checkpoints.load_loop(checkpoint)

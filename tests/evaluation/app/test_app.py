@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -281,6 +282,32 @@ def test_a_zip_is_probed_next_to_its_floors(loaded, tmp_path):
     right = (result.probe.predictions == result.true).sum()
     assert [said.endswith(": right") for _, said in shown] == [False] * (4 - right) + [True] * right
     assert all(said.split(":")[0].split(",")[0] in COLOURS for _, said in shown)
+
+
+def test_floors_by_hand(loaded, monkeypatch):
+    """Of seven photos and eight, five and four are trained on, and one and two tested."""
+    read, labels = [], ["a"] * 7 + ["b"] * 8
+    photos = [probe.Photo(label, str(k), lambda side, k=k: np.full((side, side, 3), k, np.uint8)) for k, label in
+              enumerate(labels)]  # fmt: skip
+
+    def fit(train, train_labels, validation, validation_labels, test, test_labels, head):
+        assert [len(each) for each in (train_labels, validation_labels, test_labels)] == [9, 3, 3]
+        return SimpleNamespace(predictions=np.array(["a", "b", "b"]) if len(read) == 1 else np.array(["a"] * 3))
+
+    monkeypatch.setattr(probe, "extract_features", lambda reader, _: read.append(reader) or SimpleNamespace(take=id))
+    monkeypatch.setattr(probe, "fit_probe", fit)
+    result = last(probe.probed(loaded, photos))
+    assert sorted(result.true) == ["a", "b", "b"] and result.parts == (9, 3, 3)
+    assert result.floors["always the commonest class"] == (1, 3), "of the photos that are trained on"
+    assert result.floors["raw pixels"] == result.floors["the same model, random weights"] == (1, 3)
+    own, twin, pixels = read
+    assert own.fingerprint() != twin.fingerprint() and isinstance(pixels, probe.PixelBackbone)
+
+
+def test_wrong_photos_come_first():
+    found = SimpleNamespace(predictions=np.array(list("abab")))
+    result = probe.Probed(found, {}, {}, (1, 1, 4), np.zeros((4, 8, 8, 3), np.uint8), np.array(list("aaab")), [], 0.0)
+    assert [said for _, said in probe.gallery(result)] == ["a, not b", "a: right", "a: right", "b: right"]
 
 
 def test_a_fifth_of_every_class_is_test_and_none_is_in_two_parts():

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -143,8 +142,8 @@ def test_a_bad_upload_is_a_sentence_in_the_page(browser, tmp_path):
     root = browser.send("DOM.getDocument")["root"]["nodeId"]
     node = browser.send("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
     browser.send("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "bad.mp4")])
-    browser.wait("document.body.textContent.includes('bad.mp4') || document.body.textContent.includes('bad')")
-    time.sleep(0.5)  # until the upload has ended
+    # which is there once the upload has ended
+    browser.wait("[...document.querySelectorAll('.file-preview')].some(each => each.textContent.includes('bad'))")
     browser.run("document.getElementById('open').click()")
     browser.wait("document.body.textContent.includes('bad.mp4: the file cannot be opened as a video')")
     assert not browser.run("document.body.textContent.includes('Traceback')")
@@ -161,8 +160,7 @@ def test_it_fits_a_phone(browser):
     browser.resize(390, 844)
     for tab in ("Tokens", "Continuation", "Inside", "Prompt", "Probe"):
         choose(browser, tab)
-        time.sleep(0.3)
-        assert browser.run("document.documentElement.scrollWidth") <= 390, tab
+        browser.wait(f"innerWidth === 390 && document.documentElement.scrollWidth <= 390 // {tab}")
     browser.resize(1280, 1600)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.robot import fit as fitting
 from evaluation.robot.fit import FitSettings, Samples, fit_policy, new_network, squared_error
 from training.engine.optim import learning_rate, make_optimizer
 
@@ -48,6 +49,13 @@ def test_a_seed_gives_the_same_bits_and_global_generators_stay():
     assert torch.equal(before, torch.random.get_rng_state()) and first[1] == again[1]
     for a, b, c in zip(*(made[0].parameters() for made in (first, again, other)), strict=True):
         assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_seed_draws_the_order_too(monkeypatch):
+    """Of networks that begin alike."""
+    monkeypatch.setattr(fitting, "new_network", lambda train, seed: new_network(train, 0))
+    first, again, other = (fit(samples(), seed=seed, epochs=1)[0].actor[0].weight for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_published_numbers():

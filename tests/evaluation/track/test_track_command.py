@@ -1,5 +1,6 @@
 """`toto track`: floors, resuming, several frames a row, pictures, and the scores of the official evaluation."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from evaluation.track.command import main
 from evaluation.track.floors import places, raw_patches
 from evaluation.track.reading import davis_sequences
 from evaluation.track.results import ObjectScore, SequenceScores, TrackResult
-from evaluation.track.run import Tracker
-from evaluation.track.settings import DINO
+from evaluation.track.run import Finished, Tracker
+from evaluation.track.settings import DINO, STC
 from evaluation.track.summary import paired_interval
 
 SIZE = (36, 48)
@@ -122,6 +123,29 @@ def test_a_killed_run_goes_on_after_its_finished_sequences(checkpoint, davis, tm
     assert len(tracked) == 5
 
 
+def test_what_is_finished_is_of_these_frames_and_this_tracker(checkpoint, davis, tmp_path):
+    (sequence,) = davis_sequences(davis, None, ["left"])[0]
+    backbone = load_backbone(checkpoint, "cpu")
+    keys = {
+        Tracker(backbone, twin, layers, setting, floors, row).key()
+        for twin, layers, setting, floors, row in (
+            (None, [1], DINO, [], 1),
+            (backbone, [1], DINO, [], 1),
+            (None, [2], DINO, [], 1),
+            (None, [1], STC, [], 1),
+            (None, [1], DINO, ["copy"], 1),
+            (None, [1], DINO, [], 2),
+        )
+    }
+    assert len(keys) == 6
+    scores = SequenceScores(name="left", frames=FRAMES, size=list(SIZE), seconds=0.0, scores={})
+    finished = Finished(tmp_path, "key")
+    finished.write(sequence, scores, with_pictures=False)
+    assert finished.read(sequence, with_pictures=False) == scores and finished.read(sequence, True) is None
+    assert Finished(tmp_path, "other").read(sequence, False) is None
+    assert finished.read(dataclasses.replace(sequence, fingerprint="other frames"), False) is None
+
+
 def test_scores_are_those_of_the_official_evaluation(checkpoint, davis, tmp_path):
     """Frames, objects, void and statistics: its reader of masks, its measures, and ours of the same predictions."""
     official = pytest.importorskip("segmetric.dataset", reason="the PyPI package esdft-segmetric is not installed")
@@ -163,6 +187,7 @@ def test_frames_of_a_row_and_attention_change_features_and_nothing_is_read_ahead
     assert torch.equal(double[4], features(2, frames[3:])[1])  # a frame and the one before it
     assert not torch.allclose(single[4], double[4]) and not torch.allclose(double[4], features(2, frames[4:])[0])
     assert not torch.allclose(single[4], features(1, frames, "full")[4])
+    assert torch.equal(double[0], features(2, [frames[0], frames[0]])[1])  # the first one is preceded by itself
 
 
 def test_floors_without_a_model():
