@@ -28,6 +28,7 @@ from training.engine.device import (
     matmul_peak,
     surroundings,
 )
+from training.engine.hangs import Stacks, stacks
 from training.engine.moments import load_moments, moments, own_part
 from training.engine.objective import Objective
 from training.engine.optim import learning_rate, set_learning_rate
@@ -78,12 +79,22 @@ def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[
     loop = _Loop(run, learner, args, optim)
     ahead = learner.stream.reading_ahead(pin=run.accelerator.device.type == "cuda")
     profiling = _profiler(run, loop, args.profile)
-    with ahead, Preemption() as preemption, _settled(), profiling as profiler, loop.writer as writer:
+    watching = stacks(run.folder, run.accelerator.process_index, run.accelerator.num_processes)
+    with (
+        ahead,
+        Preemption() as preemption,
+        _settled(),
+        profiling as profiler,
+        watching as loop.stacks,
+        loop.writer as writer,
+    ):
         while loop.step < loop.max_steps and not loop.preempted:
             writer.check()
             has_rows = loop.take_step(preemption)
             if loop.clock.taken == 1:
                 loop.settle()
+            elif loop.stacks:
+                loop.stacks.expect(STEP_LIMIT)
             if profiler is not None:
                 profiler.step()
             if loop.clock.steps and loop.is_due(args.logging_steps):
@@ -153,6 +164,7 @@ class _Loop:
             total=self.max_steps, initial=self.step, desc=objective.verb, unit="step", disable=not run.is_main
         )
         say = self.bar.write if run.is_main else lambda line: None
+        self.stacks: Stacks | None = None
         self.writer = Writer(accelerator, args.async_checkpoints, say)
 
     @property
@@ -239,15 +251,20 @@ class _Loop:
         gc.collect()
         gc.freeze()
         self.accelerator.wait_for_everyone()
-        limit_collectives(STEP_LIMIT)
+        self._limit(STEP_LIMIT)
+
+    def _limit(self, limit: timedelta) -> None:
+        limit_collectives(limit)
+        if self.stacks:
+            self.stacks.expect(limit)
 
     @contextlib.contextmanager
     def _waiting(self, limit: timedelta) -> Iterator[None]:
         """A block in which processes may wait this long for one of them; they leave it together."""
-        limit_collectives(limit)
+        self._limit(limit)
         yield
         self.accelerator.wait_for_everyone()
-        limit_collectives(STEP_LIMIT)
+        self._limit(STEP_LIMIT)
 
     def log(self) -> None:
         clock, stream = self.clock, self.learner.stream

@@ -60,7 +60,7 @@ def own_part(tensors: dict[str, torch.Tensor], rank: int = 0, world: int = 1) ->
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as local_shape_and_offset
 
     found, offsets, loads = {}, {}, [0] * world
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):  # a resumed run has them in another order
         tensor = tensor.detach()
         if isinstance(tensor, DTensor):
             mesh, placements = tensor.device_mesh, tensor.placements
