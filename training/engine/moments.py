@@ -47,7 +47,7 @@ class Part:
             return
         folder.mkdir(parents=True, exist_ok=True)
         layout = {name: {"saved_offsets": list(offset)} for name, offset in self.offsets.items()}
-        metadata = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(layout)}
+        metadata = {"DCP_SHARDING_INFO": json.dumps(layout)}  # alone: safetensors writes several in any order
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         save_file(tensors, folder / f"part-{self.rank:05d}.safetensors", metadata=metadata)
 
