@@ -198,9 +198,12 @@ def test_a_copy_is_a_copy_and_tied_weights_stay_tied():
     weight = torch.arange(6.0).view(2, 3)
     named = {"embedding": weight, "head": weight, "transposed": weight.t()}
     part = own_part({"moment": weight.t()})
-    copied = Snapshot(1, named, {"optimizer": part}, {"best": {"step": 1}}, set()).copied(torch.device("cpu"))
+    state = {"best": {"step": 1}}
+    copied = Snapshot(1, named, {"optimizer": part}, state, {1}).copied(torch.device("cpu"))
     expected = weight.clone()
     weight.zero_()
+    state["best"]["step"] = 2
+    assert copied.state == {"best": {"step": 1}} and copied.spared == {1}
     assert torch.equal(copied.weights["embedding"], expected) and torch.equal(
         copied.weights["transposed"], expected.t()
     )

@@ -94,6 +94,8 @@ def test_hsdp_gives_the_losses_of_one(shards, one_rank, tmp_path):
     mesh["PARALLELISM_CONFIG_DP_SHARD_SIZE"] = "2"
     told = two_ranks("fsdp2", *flags, "--max_steps", "4", processes=4, **mesh)
     assert re.findall(r"weights sharded, ([\d.]+)", told) == ["0.50"] * 4
+    moments = run / "checkpoints" / "step_000004" / "training_state" / "optimizer"
+    assert len(list(moments.iterdir())) == 2  # of the first copy alone
     # The schedule is shorter, but its warm-up is the same.
     assert losses(run)[:3] == pytest.approx(losses(one_rank)[:3], rel=SAME_LOSS)
 

@@ -15,6 +15,7 @@ from tiny_run import FLAGS
 
 import training.engine.loop
 from training.engine.device import (
+    CHECKPOINT_GROUP,
     CHECKPOINT_LIMIT,
     EVALUATION_LIMIT,
     STEP_LIMIT,
@@ -63,9 +64,10 @@ def test_limits_reach_the_group_of_processes():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=EVALUATION_LIMIT)
     try:
         subgroup = dist.new_group([0], timeout=EVALUATION_LIMIT)
+        writers = dist.new_group([0], timeout=CHECKPOINT_LIMIT, group_desc=CHECKPOINT_GROUP)
         limit_collectives(STEP_LIMIT)
-        for group in (dist.group.WORLD, subgroup):
-            assert group._get_backend(torch.device("cpu")).options._timeout == STEP_LIMIT
+        for group, limit in ((dist.group.WORLD, STEP_LIMIT), (subgroup, STEP_LIMIT), (writers, CHECKPOINT_LIMIT)):
+            assert group._get_backend(torch.device("cpu")).options._timeout == limit
     finally:
         dist.destroy_process_group()
 
