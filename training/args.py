@@ -211,6 +211,9 @@ class RunArgs:
     )
     save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
     keep_checkpoints: int | None = option(None, "number of checkpoints to keep, the newest ones (default: all)")
+    async_checkpoints: bool = option(
+        True, "copy the state to host memory and write the checkpoint from there, while the training goes on"
+    )
     logging_steps: int = option(10, "steps between log lines and rows of metrics.jsonl")
     eval_steps: int | None = option(None, "steps between validations (default: save_steps)")
     report_to: str | None = option(

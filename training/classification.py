@@ -17,8 +17,8 @@ from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoCl
 from tokenization import TotoProcessor
 from tokenization.sequences import image_rows, video_rows
 from training.architectures import DropPath
-from training.engine import checkpoints
 from training.engine.device import in_own_memory
+from training.engine.moments import load_tensors
 from training.engine.objective import Objective
 from training.engine.optim import Average
 from training.engine.progress import finite
@@ -208,15 +208,14 @@ class Classify(Objective):
     def saved_weights(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.average is None else self.average.applied()
 
-    def save(self, folder: Path, distributed: bool) -> None:
-        if self.average is not None:
-            checkpoints.save_tensors(folder / "weights", self.average.put_aside(), distributed)
+    def saved_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {} if self.average is None else {"weights": self.average.put_aside()}
 
     def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
         self.best = loop_state["best"]
         if (folder / "weights").is_dir():  # the model files hold averages
             weights = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
-            checkpoints.load_tensors(folder / "weights", weights, distributed)
+            load_tensors(folder / "weights", weights, distributed)
 
     def state_dict(self, step: int) -> dict:
         is_new = self.validated is not None and self.validated["step"] == step

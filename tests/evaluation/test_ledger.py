@@ -96,6 +96,21 @@ def test_a_run_saw_its_shards_but_not_what_it_held_out(tmp_path):
     assert all_of_it.items == set(NAMES)
 
 
+def test_no_more_shards_are_read_than_it_takes_to_name_every_item(tmp_path, monkeypatch):
+    from training.rows import shard_rows
+
+    names = [f"train[{number}]" for number in range(30)]
+    shards = write_shards(tmp_path / "shards", names=names * 2)  # two, each with all names
+    manifest, files, read = json.loads((shards / "manifest.json").read_text()), [], shard_rows.read_column
+    monkeypatch.setattr(shard_rows, "read_column", lambda file, column: files.append(file) or read(file, column))
+    run = write_run(tmp_path / "run", shards=str(shards))
+    for known, opened in (({"kept": 30}, 1), ({"kept": 31}, 2), ({}, 2)):
+        (shards / "manifest.json").write_text(json.dumps(manifest | known))
+        files.clear()
+        (seen,) = media_seen(run)
+        assert seen.items == {name for name in names if not is_held_out(name)} and len(files) == opened
+
+
 def test_a_mixture_has_a_medium_a_source_with_its_share(tmp_path):
     clips = write_shards(tmp_path / "clips", "pretrain_clips", names=["train/a.mp4", "train/lart_b.mp4"], kind="video")
     sources = [

@@ -61,6 +61,7 @@ def of_two(request, shards, tmp_path_factory):
 def test_two_ranks_give_the_losses_of_one(of_two, one_rank):
     mode, run, told = of_two
     assert "on 2 x cpu" in told and told.count("2 processes") == 2
+    assert not list(run.glob("stacks_rank_*"))  # none has hung
     assert ("DistributedDataParallel" if mode == "ddp" else "FSDPTotoForCausalLM") in told
     ours, theirs = losses(run), losses(one_rank)
     assert len(ours) == STEPS and ours[-1] < ours[0] - 1  # it has learnt, so that a wrong gradient would show
@@ -93,6 +94,8 @@ def test_hsdp_gives_the_losses_of_one(shards, one_rank, tmp_path):
     mesh["PARALLELISM_CONFIG_DP_SHARD_SIZE"] = "2"
     told = two_ranks("fsdp2", *flags, "--max_steps", "4", processes=4, **mesh)
     assert re.findall(r"weights sharded, ([\d.]+)", told) == ["0.50"] * 4
+    moments = run / "checkpoints" / "step_000004" / "training_state" / "optimizer"
+    assert len(list(moments.iterdir())) == 2  # of the first copy alone
     # The schedule is shorter, but its warm-up is the same.
     assert losses(run)[:3] == pytest.approx(losses(one_rank)[:3], rel=SAME_LOSS)
 
@@ -117,6 +120,10 @@ def test_a_rank_that_hangs_ends_the_others(shards, tmp_path):
     )
     assert done.returncode != 0 and "Timed out waiting 5000ms" in done.stderr
     assert len(losses(tmp_path / "run")) == 2
+    waits, hangs = ((tmp_path / "run" / f"stacks_rank_0000{rank}.txt").read_text() for rank in range(2))
+    assert all(found.startswith("Timeout (0:00:05)!") for found in (waits, hangs))
+    assert " in late\n" in hangs and " in take_step\n" in hangs  # where the rows do not come
+    assert " in _gradients\n" in waits and " in late\n" not in waits
 
 
 def test_a_checkpoint_of_two_ranks_resumes_with_one(of_two, tmp_path, capsys):

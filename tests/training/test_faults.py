@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny_run import FLAGS
 
 import training.engine.loop
 from training.engine.device import (
+    CHECKPOINT_GROUP,
     CHECKPOINT_LIMIT,
     EVALUATION_LIMIT,
     STEP_LIMIT,
@@ -21,6 +23,7 @@ from training.engine.device import (
     limit_collectives,
     make_accelerator,
 )
+from training.engine.hangs import RECORDER, set_flight_recorder
 from training.engine.progress import slowest_rank
 from training.pretrain import main
 
@@ -61,11 +64,28 @@ def test_limits_reach_the_group_of_processes():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=EVALUATION_LIMIT)
     try:
         subgroup = dist.new_group([0], timeout=EVALUATION_LIMIT)
+        writers = dist.new_group([0], timeout=CHECKPOINT_LIMIT, group_desc=CHECKPOINT_GROUP)
         limit_collectives(STEP_LIMIT)
-        for group in (dist.group.WORLD, subgroup):
-            assert group._get_backend(torch.device("cpu")).options._timeout == STEP_LIMIT
+        for group, limit in ((dist.group.WORLD, STEP_LIMIT), (subgroup, STEP_LIMIT), (writers, CHECKPOINT_LIMIT)):
+            assert group._get_backend(torch.device("cpu")).options._timeout == limit
     finally:
         dist.destroy_process_group()
+
+
+def test_the_flight_recorder_writes_to_the_run_unless_the_user_set_it(tmp_path, monkeypatch):
+    for names in RECORDER:
+        for name in names[:2]:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "7")
+    monkeypatch.setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
+    monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", "")  # so that it is restored
+    monkeypatch.delenv("TORCH_FR_DUMP_TEMP_FILE")
+    set_flight_recorder(tmp_path)
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/flight_recorder_rank_"
+    assert "TORCH_FR_BUFFER_SIZE" not in os.environ and os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "0"
+    header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d"
+    known = "".join((header / name).read_text() for name in ("FlightRecorder.hpp", "ProcessGroupNCCL.hpp"))
+    assert all(name in known for names in RECORDER[:2] for name in names[:2])
 
 
 def test_deterministic_refuses_what_is_not(monkeypatch):

@@ -2,8 +2,8 @@
 
 A checkpoint is a Hugging Face folder (model, processor) that also holds the training state:
 checkpoints/step_000500/{config.json, model.safetensors, processor_config.json, visual_tokenizer/, training_state/}.
-The optimiser's moments are safetensors too, named after the weights. If the weights are sharded, every process writes
-its own part, and any number of processes can read them.
+The optimiser's moments are safetensors too (moments.py). Every process writes its own part of them, and any number of
+processes can read them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -186,71 +185,3 @@ def load_state(checkpoint: Path) -> tuple[dict, dict]:
     loop_state = load_loop(checkpoint)
     state = torch.load(checkpoint / STATE / "state.pt", map_location="cpu", weights_only=True)
     return state, loop_state
-
-
-def save_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """Write the moments of AdamW and Muon to `folder`; see `save_tensors`."""
-    save_tensors(folder, _moments(model, optimizer), distributed)
-
-
-def save_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
-    """Write named tensors to `folder`; every process of a distributed run calls this and writes its own shards.
-
-    Raises:
-        OSError: the disk is full. RuntimeError: another failure of a process.
-    """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    try:
-        with _quiet():
-            dcp.save(tensors, storage_writer=writer, no_dist=not distributed)
-    except CheckpointException as error:  # a BaseException, which the callers would not catch
-        causes = [cause for cause, _ in error.failures.values()]
-        if any(_disk_is_full(cause) for cause in causes):
-            raise OSError(errno.ENOSPC, "No space left on device") from error
-        raise RuntimeError(str(causes[0])) from error
-
-
-def load_optimizer(folder: Path, model, optimizer, distributed: bool) -> None:
-    """Read the moments of `save_optimizer` into a new optimiser; any number of processes may have written them."""
-    import torch
-
-    from training.engine.optim import is_muon
-
-    for group in optimizer.param_groups:
-        names = ("momentum_buffer",) if is_muon(group) else ("exp_avg", "exp_avg_sq")
-        for parameter in group["params"]:
-            state = {name: torch.zeros_like(parameter) for name in names}
-            if not is_muon(group):
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            optimizer.state[parameter] = state
-    load_tensors(folder, _moments(model, optimizer), distributed)
-
-
-def load_tensors(folder: Path, tensors: dict, distributed: bool) -> None:
-    """Fill the tensors with those of `save_tensors`; any number of processes may have written them."""
-    import torch.distributed.checkpoint as dcp
-
-    with _quiet():
-        reader = dcp.HuggingFaceStorageReader(str(folder))
-        dcp.load(tensors, storage_reader=reader, no_dist=not distributed)
-
-
-def _moments(model, optimizer) -> dict:
-    """ "name of the weight:name of the moment" -> tensor, which loading fills in place."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}:{moment}": value
-        for parameter, state in optimizer.state.items()
-        for moment, value in state.items()
-    }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # torch warns about every call without a process group, which is how a single process calls it.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(not initialized|single process|no_dist).*")
-        yield

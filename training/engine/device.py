@@ -23,6 +23,8 @@ from training.engine.data_sheets import known_gpu
 # How long processes wait for one that does not come: in the steps of a training, where ten minutes mean that it hangs;
 # while the first one writes a checkpoint; and while it evaluates, or everything is loaded and compiled.
 STEP_LIMIT, CHECKPOINT_LIMIT, EVALUATION_LIMIT = timedelta(minutes=10), timedelta(hours=1), timedelta(days=1)
+# The group in which the threads that write a checkpoint wait for each other; it always has CHECKPOINT_LIMIT.
+CHECKPOINT_GROUP = "checkpoints"
 
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
@@ -66,11 +68,15 @@ def deterministic(wanted: bool) -> Iterator[None]:
 def limit_collectives(limit: timedelta) -> None:
     """Processes that wait for another one longer than this are ended from now on; nothing in a single process.
 
+    Threads that write a checkpoint keep their own limit.
+
     torch has this per group and under a private name only; torchtitan calls the same function.
     """
     if not dist.is_available() or not dist.is_initialized():
         return
     for group in dist.distributed_c10d._world.pg_map:  # those of this process, such as HSDP's
+        if group.group_desc == CHECKPOINT_GROUP:
+            continue
         dist.distributed_c10d._set_pg_timeout(limit, group)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from training.engine.device import (
     matmul_peak,
     surroundings,
 )
+from training.engine.hangs import Stacks, stacks
+from training.engine.moments import load_moments, moments, own_part
 from training.engine.objective import Objective
 from training.engine.optim import learning_rate, set_learning_rate
 from training.engine.progress import (
@@ -42,6 +45,7 @@ from training.engine.progress import (
     validation_line,
 )
 from training.engine.run import Preemption, Run
+from training.engine.snapshot import Snapshot, Writer
 from training.engine.trackers import log_pictures
 from training.flags import require
 from training.rows.mixture import RowStream
@@ -70,15 +74,27 @@ def train(run: Run, learner: Learner, args: RunArgs, optim: OptimArgs) -> tuple[
     Raises:
         ValueError: too many successive steps are not finite, or the data ends before the first step, or there are too
             few steps to profile.
-        OSError: there is no space for a checkpoint.
+        OSError: there was no space for a checkpoint; one that a thread writes is reported at the next step.
     """
     loop = _Loop(run, learner, args, optim)
     ahead = learner.stream.reading_ahead(pin=run.accelerator.device.type == "cuda")
-    with ahead, Preemption() as preemption, _settled(), _profiler(run, loop, args.profile) as profiler:
+    profiling = _profiler(run, loop, args.profile)
+    watching = stacks(run.folder, run.accelerator.process_index, run.accelerator.num_processes)
+    with (
+        ahead,
+        Preemption() as preemption,
+        _settled(),
+        profiling as profiler,
+        watching as loop.stacks,
+        loop.writer as writer,
+    ):
         while loop.step < loop.max_steps and not loop.preempted:
+            writer.check()
             has_rows = loop.take_step(preemption)
             if loop.clock.taken == 1:
                 loop.settle()
+            elif loop.stacks:
+                loop.stacks.expect(STEP_LIMIT)
             if profiler is not None:
                 profiler.step()
             if loop.clock.steps and loop.is_due(args.logging_steps):
@@ -139,7 +155,7 @@ class _Loop:
         self.max_steps, self.step, self.tokens, self.skipped, self.in_a_row = run.max_steps, 0, 0, 0, 0
         self.since_log = torch.zeros(len(learner.stream.names), 4, dtype=torch.float64)
         self.is_budgeted = args.max_minutes is None
-        self.checkpoint, self.saved, self.preempted, self.has_starved = run.checkpoint, None, False, False
+        self.saved, self.preempted, self.has_starved = None, False, False
         if run.checkpoint is not None:
             self._load(run.checkpoint)
         self.metrics = MetricsFile(run.folder / "metrics.jsonl", self.step) if run.is_main else None
@@ -147,11 +163,19 @@ class _Loop:
         self.bar = tqdm(
             total=self.max_steps, initial=self.step, desc=objective.verb, unit="step", disable=not run.is_main
         )
+        say = self.bar.write if run.is_main else lambda line: None
+        self.stacks: Stacks | None = None
+        self.writer = Writer(accelerator, args.async_checkpoints, say)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint that is complete."""
+        return self.writer.written or self.run.checkpoint
 
     def _load(self, checkpoint: Path) -> None:
         learner, state = self.learner, checkpoints.load_loop(checkpoint)
         folder = checkpoint / find_model.STATE
-        checkpoints.load_optimizer(folder / "optimizer", self.plain, learner.optimizer, self.is_distributed)
+        load_moments(folder / "optimizer", self.plain, learner.optimizer, self.is_distributed)
         self.step, self.tokens, self.clock.seconds = (state[key] for key in ("step", "tokens", "seconds"))
         self.is_budgeted, self.saved = state["is_budgeted"], state["step"]
         self.skipped, self.in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
@@ -204,6 +228,7 @@ class _Loop:
 
     def _refuse_many(self) -> None:
         if self.in_a_row > self.args.max_skipped_steps:
+            self.writer.finish()
             good = f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "there is no checkpoint yet"
             raise ValueError(
                 f"The loss or its gradient is not finite at step {self.step + 1} (loss {self.figures['loss']}, norm "
@@ -226,15 +251,20 @@ class _Loop:
         gc.collect()
         gc.freeze()
         self.accelerator.wait_for_everyone()
-        limit_collectives(STEP_LIMIT)
+        self._limit(STEP_LIMIT)
+
+    def _limit(self, limit: timedelta) -> None:
+        limit_collectives(limit)
+        if self.stacks:
+            self.stacks.expect(limit)
 
     @contextlib.contextmanager
     def _waiting(self, limit: timedelta) -> Iterator[None]:
         """A block in which processes may wait this long for one of them; they leave it together."""
-        limit_collectives(limit)
+        self._limit(limit)
         yield
         self.accelerator.wait_for_everyone()
-        limit_collectives(STEP_LIMIT)
+        self._limit(STEP_LIMIT)
 
     def log(self) -> None:
         clock, stream = self.clock, self.learner.stream
@@ -276,29 +306,30 @@ class _Loop:
         self.bar.write(f"step {self.step}/{self.max_steps} | {line}")
 
     def save(self) -> None:
-        """Write a checkpoint; every rank calls it."""
-        accelerator, learner, run, is_distributed = self.accelerator, self.learner, self.run, self.is_distributed
+        """Write a checkpoint, or let a thread write it while the training goes on; every rank calls it."""
+        self.writer.finish(f"; --save_steps {self.args.save_steps} is less than it takes")
+        accelerator, learner, run = self.accelerator, self.learner, self.run
         state = {"step": self.step, "max_steps": self.max_steps, "seconds": self.clock.seconds}
         state |= {"skipped_steps": self.skipped, "skipped_in_a_row": self.in_a_row}
         state |= {"tokens": self.tokens, "is_budgeted": self.is_budgeted, "asked_steps": self.args.max_steps}
         state |= {"since_log": dict(zip(learner.stream.names, self.since_log.tolist(), strict=True))}
         state |= learner.objective.state_dict(self.step)
         streams = gather_object([learner.stream.state_dict()])
-        keep, wait, spared = self.args.keep_checkpoints, accelerator.wait_for_everyone, learner.objective.spared()
+        if run.is_main:
+            state |= {"world": accelerator.num_processes, "fingerprints": learner.stream.fingerprints}
+            state |= {"versions": surroundings(accelerator), "streams": streams}
+        rank, world, spared = accelerator.process_index, accelerator.num_processes, learner.objective.spared()
         with self._waiting(CHECKPOINT_LIMIT), learner.objective.saved_weights():
             weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
-            with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
-                inside = folder / find_model.STATE
-                checkpoints.save_optimizer(inside / "optimizer", self.plain, learner.optimizer, is_distributed)
-                learner.objective.save(inside, is_distributed)
-                if run.is_main:
-                    self.plain.save_pretrained(folder, state_dict=weights)
-                    if learner.processor is not None:
-                        learner.processor.save_pretrained(folder)
-                    state |= {"world": accelerator.num_processes, "fingerprints": learner.stream.fingerprints}
-                    state |= {"versions": surroundings(accelerator), "streams": streams}
-                    checkpoints.save_loop(folder, state)
-        self.checkpoint, self.saved = run.folder / "checkpoints" / f"step_{self.step:06d}", self.step
+            tensors = {"optimizer": moments(self.plain, learner.optimizer)} | learner.objective.saved_tensors()
+            parts = {name: own_part(named, rank, world) for name, named in tensors.items()}
+            snapshot = Snapshot(self.step, weights if run.is_main else {}, parts, state, spared)
+            if self.writer.in_background:
+                snapshot = snapshot.copied(self.device)
+            how = (run.folder, self.args.keep_checkpoints, self.plain, learner.processor, run.is_main, self.writer.wait)
+            target = run.folder / "checkpoints" / f"step_{self.step:06d}"
+            self.writer.start(self.step, target, functools.partial(snapshot.write, *how))
+        self.saved = self.step
 
 
 def _gradients(

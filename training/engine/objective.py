@@ -66,11 +66,12 @@ class Objective:
         """A context in which the model has the weights to be saved in a checkpoint's model files."""
         return contextlib.nullcontext()
 
-    def save(self, folder: Path, distributed: bool) -> None:
-        """Write tensors that resuming needs, besides model files and moments; called inside `saved_weights()`."""
+    def saved_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Folder -> named tensors that resuming needs, besides weights and moments; called inside `saved_weights()`."""
+        return {}
 
     def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
-        """Restore the state that `save` and `state_dict` saved."""
+        """Restore what `saved_tensors` and `state_dict` returned."""
 
     def state_dict(self, step: int) -> dict:
         """The part of the state that is JSON; called before a checkpoint of this step is written."""

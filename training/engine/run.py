@@ -29,6 +29,7 @@ from training.engine.device import (
     surroundings,
     versions,
 )
+from training.engine.hangs import set_flight_recorder
 from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
 
@@ -167,6 +168,8 @@ def running(
     if os.environ.get("RANK", "0") == "0":
         _require_writable(beginning.folder)
     with contextlib.ExitStack() as stack:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            set_flight_recorder(beginning.folder)
         stack.enter_context(deterministic(getattr(args, "deterministic", False)))
         accelerator = make_accelerator(
             getattr(args, "gradient_reduction", "fp32"),

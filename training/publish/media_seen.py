@@ -270,7 +270,7 @@ def _last_shares(run: Path) -> tuple[dict, float | None]:
 
 def _of_source(source) -> Media:
     """The media of one source of a mixture (`training.args.Source`)."""
-    from training.rows.shard_rows import is_held_out, read_column, read_manifest
+    from training.rows.shard_rows import is_held_out, read_manifest
 
     if not source.is_shards:  # pixels, tokenized while training
         return Media(*identify(source.data, source.split), kind="video" if source.is_toyworld else source.kind)
@@ -278,11 +278,25 @@ def _of_source(source) -> Media:
     dataset, split = identify(manifest["dataset"], manifest["split"])
     if dataset == "toyworld":  # endless; its splits share no picture, so the split is enough
         return Media(dataset, split, manifest["kind"])
-    files = [Path(source.data) / shard["file"] for shard in manifest["shards"]]
-    names = {name for file in files for name in read_column(file, "source").tolist()}
+    names = _names(Path(source.data), manifest)
     if source.val_data is None:
         names = {name for name in names if not is_held_out(name)}
     return Media(dataset, split, manifest["kind"], of_split(names, manifest["split"], split))
+
+
+def _names(folder: Path, manifest: dict) -> set[str]:
+    """The names of the items in a folder of shards.
+
+    The manifest has their number, and rows are in random order: where items have many rows, few shards name them all.
+    """
+    from training.rows.shard_rows import read_column
+
+    names: set[str] = set()
+    for shard in manifest["shards"]:
+        if len(names) == manifest.get("kept"):
+            break
+        names.update(read_column(folder / shard["file"], "source"))
+    return names
 
 
 def of_split(names: Iterable[str], typed: str, split: str) -> frozenset[str]:
