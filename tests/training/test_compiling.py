@@ -94,10 +94,12 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(shards, tmp_path, monkeyp
     monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
     for name, flags in (("compiled", ["--compile"]), ("eager", [])):
         run = tmp_path / name
-        steps = ["--max_steps", "3", "--logging_steps", "1", "--val_rows", "0"]
+        steps = ["--max_steps", "3", "--logging_steps", "1", "--val_rows", "2", "--report_to", "tensorboard"]
         main([*FLAGS, *steps, *flags, "--shards", str(shards), "--output_dir", str(run)])
-        kept[name] = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
+        rows = map(json.loads, (run / "metrics.jsonl").open())
+        kept[name] = [row.get("loss", row.get("val_loss")) for row in rows]
         told = capsys.readouterr().out
         assert ("blocks are compiled" in told and str(tmp_path / "kernels") in told) is (name == "compiled")
-    assert len(graphs) == 1  # all blocks of all steps share one
+    # all blocks of all steps share one, as do those of the validation; pictures are drawn without
+    assert len(graphs) == 2 and len(kept["eager"]) == 4
     assert kept["compiled"] == pytest.approx(kept["eager"], rel=1e-3)
