@@ -45,7 +45,7 @@ def configs(args):
     return config, llama
 
 
-def make_side(name: str, args, compiled: bool = False):
+def make_side(name: str, args, compiled: bool = False, device: str = "cpu", backend: str = "inductor"):
     """(model, step) of "toto" or "llama"; step(ids) makes an optimisation step and returns the loss."""
     import torch
     from transformers import LlamaForCausalLM
@@ -54,19 +54,19 @@ def make_side(name: str, args, compiled: bool = False):
 
     config, llama = configs(args)
     torch.manual_seed(0)
-    model = (TotoForCausalLM(config) if name == "toto" else LlamaForCausalLM(llama)).train()
+    model = (TotoForCausalLM(config) if name == "toto" else LlamaForCausalLM(llama)).train().to(device)
     # The peer has the same fused optimiser; one group is enough, as rates and decay do not matter here.
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = {"skip_logits": True} if name == "toto" else {}
     call = model
     if compiled and name == "toto":  # as `toto pretrain --compile`: block by block
         for layer in model.model.layers:
-            layer.compile(dynamic=False)
+            layer.compile(dynamic=False, backend=backend)
     elif compiled:
-        call = torch.compile(model, dynamic=False)
+        call = torch.compile(model, dynamic=False, backend=backend)
 
     def step(ids):
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=args.precision == "bf16"):
             loss = call(input_ids=ids, labels=ids, use_cache=False, **forward).loss
         loss.backward()
         optimizer.step()
@@ -192,38 +192,68 @@ def curve(args) -> dict:
     }
 
 
-def graphs(args) -> tuple[dict, dict]:
-    """Graphs and breaks of a step of the whole model, and bytes per token that a compiled block reads and writes.
+def compiled_bytes(block, llama, length: int) -> tuple[float, float]:
+    """Bytes that a compiled block reads and writes for a row of `length` tokens, forward and backward.
 
-    The bytes are inductor's own count of the kernels that it makes for a CPU, forward and backward, with products,
-    attention and the block's weights (read once for all tokens of a row).
+    Returns:
+        (all, those beside products and attention): inductor's own count of the kernels that it makes for a CPU. The
+        kernels are neither compiled nor run, so that this takes seconds.
     """
+    from unittest.mock import patch
+
     import torch
     from torch._inductor import config as inductor
     from torch._inductor import metrics
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.scheduler import ExternKernelSchedulerNode
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    torch._dynamo.reset()
+    metrics.reset()
+    torch._logging.set_logs(inductor_metrics=True)  # without it nothing is counted
+    hidden = torch.zeros(1, length, llama.hidden_size, requires_grad=True)
+    tables = LlamaRotaryEmbedding(llama)(hidden, torch.arange(length)[None])
+    try:
+        with (
+            inductor.patch(force_disable_caches=True),
+            patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: None),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            torch.compile(block, fullgraph=True, dynamic=False)(hidden, position_embeddings=tables).sum().backward()
+    finally:
+        torch._logging.set_logs()
+        torch._dynamo.reset()
+    elementwise = [count for node, count in metrics.nodes_num_elem if not isinstance(node, ExternKernelSchedulerNode)]
+    return metrics.num_bytes_accessed, 4 * sum(elementwise)  # counts are of four bytes each
+
+
+def graphs(args) -> tuple[dict, dict]:
+    """Graphs and breaks of a step of the whole model, and bytes per token that a compiled block reads and writes.
+
+    With products, attention and the block's weights (read once for all tokens of a row); and without them, by the
+    difference of two lengths of the row.
+    """
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     from modeling_toto.block_toto import TotoDecoderLayer
 
     config, llama = configs(args)
     values, length = {}, min(1024, config.row_length())
-    torch._logging.set_logs(inductor_metrics=True)  # without it nothing is counted
     for name, kind in (("toto", TotoDecoderLayer), ("llama", LlamaDecoderLayer)):
-        torch._dynamo.reset()
-        metrics.reset()
-        block, hidden = kind(llama, 0).train(), torch.randn(1, length, config.hidden_size, requires_grad=True)
-        tables = LlamaRotaryEmbedding(llama)(hidden, torch.arange(length)[None])
-        with inductor.patch(force_disable_caches=True), torch.autocast("cpu", torch.bfloat16):
-            torch.compile(block, fullgraph=True, dynamic=False)(hidden, position_embeddings=tables).sum().backward()
-        values[f"{name}_compiled_bytes_per_token_and_layer"] = metrics.num_bytes_accessed / length
-    torch._logging.set_logs()
-    torch._dynamo.reset()
+        block = kind(llama, 0).train()
+        whole, half = (compiled_bytes(block, llama, tokens) for tokens in (length, length // 2))
+        values[f"{name}_compiled_bytes_per_token_and_layer"] = whole[0] / length
+        values[f"{name}_compiled_bytes_beside_products"] = (whole[1] - half[1]) / (length - length // 2)
     model, _ = make_side("toto", argparse.Namespace(**vars(args) | {"preset": "tiny", "config": "{}"}))
     ids = random_ids(model.config, 1)
     found = torch._dynamo.explain(model)(input_ids=ids, labels=ids, use_cache=False, skip_logits=True)
     values |= {"toto_graphs": found.graph_count, "toto_graph_breaks": found.graph_break_count}
-    ours, theirs = (values[f"{name}_compiled_bytes_per_token_and_layer"] for name in ("toto", "llama"))
-    return {"compiled_bytes_vs_llama": ours / theirs}, values
+    ratios = {}
+    for ratio, value in (("", "per_token_and_layer"), ("_beside_products", "beside_products")):
+        ours, theirs = (values[f"{name}_compiled_bytes_{value}"] for name in ("toto", "llama"))
+        ratios[f"compiled_bytes{ratio}_vs_llama"] = ours / theirs
+    return ratios, values
 
 
 def measure(args) -> dict:

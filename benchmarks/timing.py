@@ -3,17 +3,28 @@
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 
-def alternate(sides: dict, rounds: int) -> dict:
-    """Seconds of each side's calls, alternating after one unmeasured round: {name: [seconds, ...]}."""
+def alternate(sides: dict, rounds: int, wait: Callable[[], object] | None = None, first: dict | None = None) -> dict:
+    """Seconds of each side's calls, alternating after one unmeasured round: {name: [seconds, ...]}.
+
+    Args:
+        wait: called after each call, until the device has done its work.
+        first: receives the seconds of the unmeasured round, {name: seconds}.
+    """
     seconds = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, call in sides.items():
             began = time.perf_counter()
             call()
+            if wait is not None:
+                wait()
+            taken = time.perf_counter() - began
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(taken)
+            elif first is not None:
+                first[name] = taken
         print(f"round {turn}/{rounds}", file=sys.stderr)
     return seconds
 

@@ -270,8 +270,11 @@ class FrameWindow:
         if seen == 0 or seen + self.dropped != end - 1:  # the first pass, or frames to be encoded again
             return self.plain_logits(end, 1)[:, -1, self.model.config.code_offset :]
         if self.step is None:
-            self.step = DecodeStep(self.model, self.cache)
+            self.step = self.make_step()
         return self.step(self.ids[:, end - 1])
+
+    def make_step(self) -> DecodeStep:
+        return DecodeStep(self.model, self.cache)
 
 
 def window_size(config, total: int) -> int:

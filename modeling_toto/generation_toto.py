@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
 from .decoding_toto import FrameWindow, frames_to_drop, why_not_fast
+from .graph_toto import StaticWindow
 from .parallel_toto import ParallelWindow
 
 
@@ -73,6 +74,7 @@ class FrameGenerationMixin:
         recompute: bool = False,
         parallel: int | None = None,
         compiled: bool = False,
+        graph: bool | None = None,
     ) -> torch.LongTensor:
         """Continue every row by `num_frames` frames, as the paper does from real frames (App. A.10).
 
@@ -97,11 +99,16 @@ class FrameGenerationMixin:
                 floats, unless the temperature is 0.
             compiled: Use torch.compile for a step whose shapes do not depend on the length. It reads the whole context
                 at every step and is meant for GPUs. One compilation serves all calls of equal B and `parallel`.
+            graph: Replay the steps of ordinary decoding as CUDA graphs, over keys whose number is a power of two (see
+                graph_toto). By default on CUDA, where the model allows it; False switches it off. True on another
+                device takes the same step without a graph, for checks. Logits are those of ordinary decoding up to
+                rounding.
         Returns:
             Ids (B, L + num_frames * tokens_per_frame), including dropped frames.
         Raises:
             ValueError: If the prompt cannot be continued, attention is full or has a prefix longer than the prompt, an
-                option is out of range, or `parallel` or `compiled` is set for a model with other layers than Toto's.
+                option is out of range, or `parallel`, `compiled` or `graph` is set for a model with other layers than
+                Toto's, or with options that exclude it.
         """
         config = self.config
         length, total = input_ids.shape[1], input_ids.shape[1] + num_frames * config.tokens_per_frame
@@ -116,11 +123,17 @@ class FrameGenerationMixin:
         at_once = parallel is not None or compiled
         if at_once:
             check_parallel(self, parallel, use_cache)
+        if graph is None:
+            graph = input_ids.device.type == "cuda" and use_cache and not at_once and why_not_fast(self) is None
+        elif graph:
+            check_graph(self, at_once, use_cache)
 
         ids = torch.empty(input_ids.shape[0], total, dtype=torch.long, device=input_ids.device)
         ids[:, :length] = input_ids
         if at_once:
             window = ParallelWindow(self, ids, drop_frames, recompute, parallel or 1, compiled)
+        elif graph:
+            window = StaticWindow(self, ids, drop_frames, recompute)
         else:
             window = FrameWindow(self, ids, drop_frames, recompute, use_cache)
         choose = partial(pick, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -199,6 +212,17 @@ def check_parallel(model, parallel: int | None, use_cache: bool) -> None:
         raise ValueError(
             f"parallel and compiled apply the weights of plain layers themselves, but the model has {reason}; leave "
             "both out, or merge the adapters."
+        )
+
+
+def check_graph(model, at_once: bool, use_cache: bool) -> None:
+    """Raise ValueError if ordinary decoding with `graph` is impossible."""
+    if at_once or not use_cache:
+        raise ValueError("graph is an option of ordinary decoding with the cache; leave it out, or the other options.")
+    if reason := why_not_fast(model):
+        raise ValueError(
+            f"graph applies the weights of plain layers itself, but the model has {reason}; leave it out, or merge the "
+            "adapters."
         )
 
 

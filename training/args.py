@@ -246,6 +246,13 @@ class RunArgs:
 class PretrainRunArgs(RunArgs):
     """How long a run is, where it is written, what it logs, and the flags that only pre-training has."""
 
+    compile: bool | None = option(
+        None,
+        "torch.compile every block (default: on CUDA, for llama and patches without --liger; on a CPU it needs a C++ "
+        "compiler). Kernels are kept in TORCHINDUCTOR_CACHE_DIR, by default ~/.cache/toto/inductor",
+        nargs="?",  # --compile alone is --compile true
+        const=True,
+    )
     scale: str = option("full", "full; or tiny, which shrinks any recipe to seconds on a laptop, on toyworld")
     liger: bool = option(False, "Liger's Triton kernels in the blocks (GPU only; pip install 'modeling-toto[liger]')")
 

@@ -168,6 +168,7 @@ def finetune(run: Run, inputs: Inputs, settings: Settings, facts: dict) -> tuple
     """
     from training.architectures import DropPath
     from training.classification import Classify, load_classifier, name_classes
+    from training.engine.compiling import compile_blocks
     from training.engine.loop import Learner, train
     from training.engine.optim import layer_factors, make_optimizer
 
@@ -185,8 +186,7 @@ def finetune(run: Run, inputs: Inputs, settings: Settings, facts: dict) -> tuple
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.compile:
-        for layer in model.model.layers:
-            layer.compile(dynamic=False)
+        compile_blocks(model, run.is_main)
     run.announce(description(run, inputs, settings, model), *settings.all)
     optimizer = make_optimizer(model, optim, layer_factors(model, depth, optim.layer_decay))
     model, optimizer = accelerator.prepare(model, optimizer)

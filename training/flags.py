@@ -199,11 +199,12 @@ def config_fields(text: str) -> dict:
     return json_fields(text, "--config", ["hidden_size", *TotoConfig.__dataclass_fields__, "rope_theta"])
 
 
-def option(default, help: str):
-    """A dataclass field that is a flag: its default and its help text."""
+def option(default, help: str, **parsing):
+    """A dataclass field that is a flag: its default and its help text. parsing: further options of add_argument."""
+    metadata = {"help": help, **parsing}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def require(condition: bool, sentence: str) -> None:

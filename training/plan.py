@@ -100,6 +100,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
 
     from modeling_toto.mup import hidden_matrices
     from training.architectures import make_model, training_flops
+    from training.engine.compiling import compiles_by_default
     from training.engine.objective import accumulation_steps
     from training.engine.optim import require_muon_fits
     from training.pretrain import row_layout
@@ -108,6 +109,9 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
     config, is_sharded, device = row_layout(model, None, False), args.sharding == "fsdp2", args.device
     if optim.optimizer == "muon":
         require_muon_fits(model.architecture, config, is_sharded)
+    # every device that is planned for is a CUDA device
+    by_default = compiles_by_default(model.architecture, run.liger, is_cuda=True)
+    compiled = by_default if run.compile is None else run.compile
     with torch.device("meta"):
         net = make_model(model.architecture, config)
     count, flops = net.num_parameters(), training_flops(net, config)
@@ -125,7 +129,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
         gpus=gpus,
         is_sharded=is_sharded,
         precision=args.precision,
-        mode="compiled" if run.compile else "eager",
+        mode="compiled" if compiled else "eager",
         by_muon=by_muon,
         flops_per_token=flops,
         has_attention=model.architecture != "mamba",

@@ -189,6 +189,7 @@ def pretrain(
 def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: PretrainRunArgs):
     """The model to train, with the options that the flags set; not yet prepared by the accelerator."""
     from training.architectures import load_model, make_model, use_liger
+    from training.engine.compiling import compile_blocks, wants_compile
 
     start = run.checkpoint or inputs.start
     if start:
@@ -199,9 +200,8 @@ def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: Pretrain
         model.gradient_checkpointing_enable()
     if args.liger:
         use_liger(model, run.accelerator.device)
-    if args.compile:
-        for layer in getattr(model.base_model, "layers", None) or model.base_model.h:  # GPT-2's name
-            layer.compile(dynamic=False)
+    if wants_compile(args.compile, model_args.architecture, args.liger, run.accelerator.device):
+        compile_blocks(model, run.is_main)
     return model
 
 

@@ -33,6 +33,10 @@ def losses(run):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+def first_ratios(run):
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["update_ratio"]
+
+
 def two_ranks(mode, *flags, processes=2, **variables):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += [str(Path(__file__).with_name("two_ranks.py")), mode, *flags]
@@ -68,6 +72,7 @@ def test_two_ranks_give_the_losses_of_one(of_two, one_rank):
     assert ours == pytest.approx(theirs, rel=SAME_LOSS)
     ours, theirs = (json.loads((r / "metrics.jsonl").read_text().splitlines()[-1])["val_loss"] for r in (run, one_rank))
     assert ours == pytest.approx(theirs, rel=SAME_LOSS)
+    assert first_ratios(run) == pytest.approx(first_ratios(one_rank), rel=0.02)
 
 
 def test_a_run_ends_without_waiting_for_itself(of_two):
@@ -98,6 +103,7 @@ def test_hsdp_gives_the_losses_of_one(shards, one_rank, tmp_path):
     assert len(list(moments.iterdir())) == 2  # of the first copy alone
     # The schedule is shorter, but its warm-up is the same.
     assert losses(run)[:3] == pytest.approx(losses(one_rank)[:3], rel=SAME_LOSS)
+    assert first_ratios(run) == pytest.approx(first_ratios(one_rank), rel=0.02)
 
 
 def test_a_slow_rank_is_named_and_gradients_are_summed_in_bf16(shards, one_rank, tmp_path):

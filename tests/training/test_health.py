@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_run import CONFIG, FLAGS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import training.next_tokens
 from modeling_toto import TotoConfig, TotoForCausalLM
 from training import find_model
 from training.architectures import flops_per_token
-from training.args import OptimArgs
+from training.args import OptimArgs, PretrainOptimArgs
 from training.engine.device import fast_autocast
 from training.engine.loop import _Loop
 from training.engine.optim import make_optimizer, set_learning_rate
@@ -47,6 +48,31 @@ def test_update_ratios_are_how_far_the_step_went():
             moved = sum((new - old).square().sum() for old, new in parts) ** 0.5
             size = sum(new.square().sum() for _, new in parts) ** 0.5
             assert found[part] == pytest.approx((moved / size).item(), rel=2e-3)
+
+
+class Readings(TorchDispatchMode):
+    """The number of times that the host reads a number from a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optim", [OptimArgs(), PretrainOptimArgs(optimizer="muon")], ids=["adamw", "muon"])
+def test_update_ratios_read_no_number_of_a_parameter(optim):
+    """On a GPU each reading waits for the device. The table of all parts is copied whole, which is no such reading."""
+    model = TotoForCausalLM(CONFIG)
+    optimizer = make_optimizer(model, optim)
+    ids = torch.randint(64, 96, (2, 66))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    with Readings() as readings:
+        float(torch.ones(()))
+        assert readings.count == 1
+        assert len(update_ratios(model, optimizer)) == 4
+    assert readings.count == 1
 
 
 @pytest.fixture(scope="module")

@@ -297,7 +297,8 @@ class _Loop:
                 self._write({"step": self.step, "tokens": self.tokens} | row, f"validation {validation_line(row)}")
             # a sharded model cannot be called by one process alone
             if self.metrics and self.accelerator.trackers and not self.is_sharded:
-                pictures = learner.objective.pictures(self.plain, learner.processor)
+                with torch.compiler.set_stance("force_eager"):  # a roll-out has other shapes, compiled one by one
+                    pictures = learner.objective.pictures(self.plain, learner.processor)
                 log_pictures(self.accelerator, pictures, self.step)
 
     def _write(self, row: dict, line: str) -> None:

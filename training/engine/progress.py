@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from tokenization.files import write_whole
 from training.engine.optim import is_muon
@@ -162,27 +163,40 @@ def update_ratios(model, optimizer) -> dict[str, float]:
     """Part of the model -> size of the last step divided by the size of its weights, both as root mean squares.
 
     Computed from the moments after the step, so that no copy of the weights is needed. About 1e-3 is usual with AdamW.
-    A much larger ratio points to divergence, a much smaller one to a learning rate that is too low.
+    A much larger ratio points to divergence, a much smaller one to a learning rate that is too low. The host reads one
+    tensor for all parameters, so that it waits for the device once. Sharded weights are summed over their processes in
+    one exchange, so all of them call this.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, list[torch.Tensor]] = {}
+    shards = None
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            update = (_of_muon if is_muon(group) else _of_adamw)(group, state, parameter)
-            update += group["weight_decay"] * parameter
+            if hasattr(parameter, "device_mesh"):  # FSDP2 shards all weights alike
+                shards = parameter
+            state, weight = {key: _local(value) for key, value in state.items()}, _local(parameter)
+            update = (_of_muon if is_muon(group) else _of_adamw)(group, state, weight)
+            update += group["weight_decay"] * weight
             part = next((part for part, signs in PARTS.items() if any(s in names[parameter] for s in signs)), "other")
-            found = sums.setdefault(part, [0.0, 0.0])
-            found[0] += (group["lr"] * _norm(update)) ** 2
-            found[1] += _norm(parameter) ** 2
-    return {part: (update / weight) ** 0.5 for part, (update, weight) in sums.items() if weight}
+            found = torch.stack([_square(update) * group["lr"] ** 2, _square(weight)])
+            sums[part] = sums[part] + found if part in sums else found
+    if not sums:
+        return {}
+    table = torch.stack(list(sums.values()))  # (parts, 2)
+    if shards is not None:
+        for dim, placement in enumerate(shards.placements):
+            if placement.is_shard():
+                dist.all_reduce(table, group=shards.device_mesh.get_group(dim))
+    rows = zip(sums, table.tolist(), strict=True)
+    return {part: (update / weight) ** 0.5 for part, (update, weight) in rows if weight}
 
 
 def _of_adamw(group: dict, state: dict, parameter: torch.Tensor) -> torch.Tensor:
     """AdamW's last step without its decay, at a learning rate of 1."""
-    (beta1, beta2), step = group["betas"], float(state["step"])
+    (beta1, beta2), step = group["betas"], state["step"]  # a tensor of the device with the fused AdamW
     scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
     return state["exp_avg"] / (1 - beta1**step) / scale
 
@@ -199,9 +213,14 @@ def _of_muon(group: dict, state: dict, parameter: torch.Tensor) -> torch.Tensor:
     return -moved.detach()
 
 
-def _norm(tensor: torch.Tensor) -> float:
-    norm = tensor.float().norm()
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+def _local(tensor):
+    """This process's part of a sharded tensor; anything else as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _square(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the squares, () on the tensor's device."""
+    return tensor.float().norm().square()
 
 
 def peak_memory(device: torch.device) -> float:

@@ -143,6 +143,7 @@ def open_rows(name: str, data: PromptDataArgs, prompting: Prompting, processor, 
 def tune(run: Run, inputs: Inputs, settings: tuple) -> tuple[Path, bool]:
     """Train the model of a run; returns the last checkpoint, and whether SIGTERM ended the training early."""
     from training.architectures import load_model, make_model
+    from training.engine.compiling import compile_blocks
     from training.engine.loop import Learner, train
     from training.engine.optim import make_optimizer
     from training.prompting.objective import LabelTokens
@@ -159,8 +160,7 @@ def tune(run: Run, inputs: Inputs, settings: tuple) -> tuple[Path, bool]:
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.compile:
-        for layer in model.base_model.layers:
-            layer.compile(dynamic=False)
+        compile_blocks(model, run.is_main)
     inputs.processor.to(accelerator.device)
     began = "new weights" if model_args.from_scratch else f"the weights of {inputs.start}"
     run.announce(
