@@ -82,6 +82,9 @@ class TotoBackbone(Backbone):
         codes = codes.view(batch, time, *self.grid)
         return image_rows(codes[:, 0], end=False) if image else video_rows(codes, end=False)
 
+    def describe_inputs(self) -> dict:
+        return {"tokenizer": self.processor.fingerprint, "grid": self.grid}
+
     def forward(self, inputs: torch.Tensor):
         def to_grid(_layer: int, hidden: torch.Tensor) -> torch.Tensor:
             return hidden[:, 1:].unflatten(1, (-1, *self.grid))  # without the start token

@@ -26,7 +26,7 @@ from evaluation.probe.splits import FrameOrder, Labelled, read_splits, same_clas
 from evaluation.results import ProbeData, ProbeResult, Split, TaskResult
 from tokenization.precision import bf16_is_fast
 from tokenization.sampling import Sampling
-from training.engine.device import flush_denormals, require_together, versions
+from training.engine.device import EVALUATION_LIMIT, flush_denormals, require_together, versions
 from training.find_model import resolve_model
 from training.publish.media_seen import media_on_record
 from training.scores import grid_cells
@@ -37,7 +37,8 @@ MODEL = "model"  # the backbone itself among the jobs; the others are its baseli
 def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
     """The whole probe: features of all clips, heads on them, and their scores for every label."""
     flush_denormals()
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # processes wait for the first one while it merges features, which can take hours
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=EVALUATION_LIMIT)
     require_together(state.num_processes)
     if state.num_processes > 1 and args.feature_cache == "none":
         raise ValueError("Several processes share features through a folder; name one with --feature_cache.")
