@@ -21,6 +21,7 @@ from tokenization.files import write_json, write_whole
 from tokenization.shards.parts import on_main
 
 MEMORY_SHARE = 0.5  # of the free memory, for weights, gradients and moments of heads
+SAVING_SHARE = 10  # times as long as saving takes, at least, until the next time
 COPIES = 4  # of every weight: itself, its gradient and two moments
 
 
@@ -77,7 +78,7 @@ class PassState:
     def due(self) -> bool:
         """The same in all processes: whether enough time has passed for what saving costs."""
         waited = time.monotonic() - self._saved
-        return on_main(self.processes, lambda: waited >= max(SAVE_SECONDS, 10 * self._took))
+        return on_main(self.processes, lambda: waited >= max(SAVE_SECONDS, SAVING_SHARE * self._took))
 
     def save(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """All processes save what they train after `step` updates; the older files are deleted."""

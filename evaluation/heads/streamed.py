@@ -166,8 +166,9 @@ class _Streamed:
         most = max(sum(sizes[layer] for layer in group) for group in passes)
         print(
             f"streamed: {' and '.join(self.banks)} heads of {len(layers)} layers of {self.data.job.backbone.name} in "
-            f"{len(passes)} pass{'es' * (len(passes) > 1)} of {epochs} epochs, {clips:,} clips through the backbone in "
-            f"all, a {world}th of them in each process; its heads take {most / 1e9:.2f} GB of memory",
+            f"{len(passes)} pass{'es' * (len(passes) > 1)} of {epochs} epochs, {clips:,} clips through the backbone"
+            f"{f', a share of 1 / {world} in each process' * (world > 1)}; heads in training take "
+            f"{most / 1e6:,.0f} MB of memory{' in each' * (world > 1)}",
             flush=True,
         )
         plan = {"run": facts, "passes": passes}

@@ -182,7 +182,7 @@ class ProbeArgs(TimeStepArgs):
             raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
         kept = [head for head in self.heads if head not in BANKS]
         if self.stream and kept:
-            raise ValueError(f"--stream keeps no features, which the heads {', '.join(kept)} read; leave one out.")
+            raise ValueError(f"--stream keeps no features, which the heads {', '.join(kept)} read; leave out either.")
         if self.stream and self.leave_one_group_out:
             raise ValueError("--leave_one_group_out trains on kept features only; leave --stream out.")
         if self.rope_base is not None and not self.rope_base > 0:
