@@ -145,6 +145,10 @@ class Backbone:
         """uint8 frames (B, T, R, R, 3), images (T = 1) or clips -> input of `grids`, a row per clip, on the CPU."""
         return torch.as_tensor(frames)
 
+    def describe_inputs(self) -> dict:
+        """Everything that determines the output of `prepare` apart from the frames."""
+        return {"reads": "frames", "resolution": self.resolution}
+
     def forward(self, inputs: torch.Tensor) -> tuple[Callable[[], object], Callable]:
         """(function that runs the model on prepared inputs, to_grid(k, hidden (*, N, D)) -> (B, T', h, w, D))."""
         raise NotImplementedError

@@ -34,6 +34,7 @@ from tokenization.sources.cater import folder_of
 from tokenization.sources.folders import Tree, walk
 from tokenization.sources.open import ClipSource
 from tokenization.video import Clip
+from training.engine.device import EVALUATION_LIMIT
 
 FORMAT = 2  # of the cache; to be raised when its contents change, or what is read of a folder
 PART_ROWS = 256  # pictures of a part, or frames of its clips
@@ -49,14 +50,17 @@ class Job:
     max_tokens: int | None
 
     def key(self) -> str:
-        device = self.backbone.device
-        made_on = {"device": device.type, "bf16": bf16_is_fast(device), "format": FORMAT}
-        return _key(made_on | {"of": self.backbone.fingerprint(), "layers": self.layers, "tokens": self.max_tokens})
+        facts = {"of": self.backbone.fingerprint(), "layers": self.layers, "tokens": self.max_tokens}
+        return job_key(self.backbone.device, facts)
+
+    def made(self, inputs: torch.Tensor) -> dict[int, tuple[torch.Tensor, torch.Tensor | None]]:
+        """{layer: (pooled (B, P) float32, tokens (B, n, D) float16 or None)} of prepared inputs, on the device."""
+        made = self.backbone.grids(inputs, self.layers, lambda grid: self.backbone.summarise(grid, self.max_tokens))
+        return {k: (mean.float(), None if few is None else few.half()) for k, (mean, few) in made.items()}
 
     def run(self, inputs: torch.Tensor) -> dict[int, tuple[torch.Tensor, torch.Tensor | None]]:
-        """{layer: (pooled (B, P) float32, tokens (B, n, D) float16 or None)} of prepared inputs, on the CPU."""
-        made = self.backbone.grids(inputs, self.layers, lambda grid: self.backbone.summarise(grid, self.max_tokens))
-        return {k: (mean.float().cpu(), None if few is None else few.half().cpu()) for k, (mean, few) in made.items()}
+        """As `made`, on the CPU."""
+        return {k: (mean.cpu(), None if few is None else few.cpu()) for k, (mean, few) in self.made(inputs).items()}
 
 
 @dataclass
@@ -94,6 +98,9 @@ class ClipSet:
 
 
 def _take(features: Features, rows: torch.Tensor, folder: Path | None) -> Features:
+    if not isinstance(features, Features):  # the inputs of a streamed probe, which are not copied
+        return features.take(rows)
+
     def select(kept: torch.Tensor | None) -> torch.Tensor | None:
         if kept is None:
             return None
@@ -112,6 +119,11 @@ def _take(features: Features, rows: torch.Tensor, folder: Path | None) -> Featur
 
 def _key(facts: dict) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def job_key(device: torch.device, facts: dict) -> str:
+    """The name of the folder of what is computed from these facts on a device."""
+    return _key({"device": device.type, "bf16": bf16_is_fast(device), "format": FORMAT} | facts)
 
 
 def dataset_fingerprint(dataset: str) -> str | None:
@@ -167,7 +179,7 @@ def extract(
     Raises:
         ValueError: no clip could be read.
     """
-    state = PartialState()
+    state = PartialState(timeout=EVALUATION_LIMIT)
     folders = [folder / job.key() for job in jobs]
     # jobs of equal weights, such as an untrained model and its untrained twin, share a folder
     missing = [k for k, at in enumerate(folders) if not (at / "done.json").is_file() and at not in folders[:k]]

@@ -46,6 +46,9 @@ class PixelBackbone(Floor):
     def reads(self) -> object:
         return "pixels"
 
+    def describe_inputs(self) -> dict:
+        return {"reads": "pixels", "side": self.side}
+
     def prepare(self, frames: np.ndarray | torch.Tensor, image: bool = False) -> torch.Tensor:
         """uint8 (B, T, R, R, 3) -> uint8 (B, T, 32, 32, 3)."""
         frames = torch.as_tensor(frames)
@@ -136,6 +139,9 @@ class HistogramBackbone(Floor):
     @property
     def reads(self) -> object:
         return self.toto.reads
+
+    def describe_inputs(self) -> dict:
+        return self.toto.describe_inputs()
 
     def prepare(self, frames, image: bool = False) -> torch.Tensor:
         return self.toto.prepare(frames, image)

@@ -69,6 +69,9 @@ class CodeRowBackbone(Backbone):
         codes = codes.view(batch, time, *self.grid)
         return image_rows(codes[:, 0], end=False) if image else video_rows(codes, end=False)
 
+    def describe_inputs(self) -> dict:
+        return {"tokenizer": self.processor.fingerprint, "grid": self.grid}
+
     def forward(self, inputs: torch.Tensor):
         def to_grid(_layer: int, hidden: torch.Tensor) -> torch.Tensor:
             return hidden[:, 1:].unflatten(1, (-1, *self.grid))  # without the start token
@@ -178,7 +181,7 @@ class PatchBackbone(Backbone):
         return self.patches
 
     def prepare(self, frames: np.ndarray | torch.Tensor, image: bool = False) -> torch.Tensor:
-        """uint8 (B, T, R, R, 3) -> float32 (B, 1 + T * h * w, patch_dim); the first one repeats the start id."""
+        """uint8 (B, T, R, R, 3) -> uint8 (B, 1 + T, R, R, 3); the first frame repeats the start token's id."""
         frames = torch.as_tensor(frames)
         config = self.model.config
         most = config.context_frames
@@ -187,12 +190,15 @@ class PatchBackbone(Backbone):
                 f"{self.name} reads at most {most} frames, and the clips have {frames.shape[1]}; pass --num_frames "
                 f"{most}."
             )
-        values = self.patches.encode(frames.permute(0, 1, 4, 2, 3).float() / 255).values.flatten(1, 3)
         start = config.image_start_token_id if image else config.bos_token_id
-        return torch.cat([torch.full_like(values[:, :1], start), values], 1)
+        return torch.cat([torch.full_like(frames[:, :1], start), frames], 1)
+
+    def describe_inputs(self) -> dict:
+        return super().describe_inputs() | {"start": "first frame"}
 
     def forward(self, inputs: torch.Tensor):
-        start, patches = inputs[:, 0, 0].long().to(self.device), inputs[:, 1:].to(self.device)
+        start, frames = inputs[:, 0, 0, 0, 0].long().to(self.device), inputs[:, 1:].to(self.device)
+        patches = self.patches.encode(frames.permute(0, 1, 4, 2, 3).float() / 255).values.flatten(1, 3)
 
         def to_grid(_layer: int, hidden: torch.Tensor) -> torch.Tensor:
             return hidden[:, 1:].unflatten(1, (-1, *self.grid))  # without the start token

@@ -44,6 +44,7 @@ EPOCHS = {"linear": 60, "attention": 30, "cross_attention_mlp": 20}
 BANKS = tuple(LEARNING_RATES)
 TOKEN_HEADS = ("attention", "cross_attention_mlp")
 HEADS = (*BANKS, *CLOSED_FORMS)
+Heads = LinearHeads | AttentionHeads | CrossAttentionHeads
 
 
 class HeadBank:
@@ -87,6 +88,11 @@ class HeadBank:
         self.device = torch.device(device)
         return self
 
+    def facts(self) -> dict:
+        """Everything that the results depend on apart from the data."""
+        names = ("kind", "classes", "settings", "epochs", "batch_size", "batch_norm", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def run(
         self,
         train: Features,
@@ -116,92 +122,121 @@ class HeadBank:
         for part, array, values in zip(("train", "validation"), arrays, labels, strict=False):
             check_labels(values, self.classes, array.shape[1], part)
         units = [slice(None)] if self.kind == "linear" else [slice(k, k + 1) for k in range(len(arrays[0]))]
-        about = {
-            name: getattr(self, name) for name in ("kind", "classes", "settings", "epochs", "batch_size", "batch_norm")
-        }
-        about |= {"seed": self.seed}
-        saved = HeadCheckpoint(checkpoint, about | (fingerprint(arrays, [*labels, items]) if checkpoint else {}))
+        saved = HeadCheckpoint(checkpoint, self.facts() | (fingerprint(arrays, [*labels, items]) if checkpoint else {}))
 
-        steps = self.epochs * self._steps_per_epoch(arrays[0].shape[1])
+        steps = self.epochs * self.steps_per_epoch(arrays[0].shape[1])
         done = len(saved.finished) * steps + saved.steps
         bar = tqdm(total=len(units) * steps, initial=done, desc=f"{self.kind} heads", unit="step", disable=not progress)
         for unit in units[len(saved.finished) :]:
             sets = [array[unit] for array in arrays]
-            heads = self._build(sets[0])
+            heads = self.build(*train_moments(sets[0], self.moment_axes))
             self._fit(heads, sets[0], train_labels, saved, bar.update)
             saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], items))
         bar.close()
         results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
         return Chosen(self.settings, **results)
 
-    def _build(self, train: Array) -> LinearHeads | AttentionHeads | CrossAttentionHeads:
-        counts = (len(self.classes), len(self.settings), max(self.classes))
+    @property
+    def moment_axes(self) -> tuple[int, ...]:
+        """The axes of (L, N, P) or (1, N, n, D) over which features are standardised."""
+        return (1,) if self.kind == "linear" else (0, 1, 2)
+
+    def build(self, mean: torch.Tensor, std: torch.Tensor, settings: slice = slice(None)) -> Heads:
+        """New heads for some of the settings. mean, std: of the training set, over `moment_axes`, which are kept."""
+        counts = (len(self.classes), len(self.settings[settings]), max(self.classes))
         if self.kind == "linear":
-            heads = LinearHeads(*train_moments(train, (1,)), *counts, self.batch_norm)
+            heads = LinearHeads(mean, std, *counts, self.batch_norm)
         else:
-            mean, std = (moment.flatten() for moment in train_moments(train, (0, 1, 2)))
             kinds = {"attention": AttentionHeads, "cross_attention_mlp": CrossAttentionHeads}
-            heads = kinds[self.kind](mean, std, *counts, self.seed)
+            heads = kinds[self.kind](mean.flatten(), std.flatten(), *counts, self.seed)
         return heads.to(self.device)
+
+    def optimiser(self, heads: Heads, settings: slice = slice(None)) -> StackedAdamW:
+        """The optimiser of heads that were built for these settings."""
+        chosen = self.settings[settings]
+        rates, decays = (torch.tensor([s[key] for s in chosen]) for key in ("lr", "weight_decay"))
+        return StackedAdamW(heads, rates.to(self.device), decays.to(self.device))
+
+    def steps_per_epoch(self, count: int) -> int:
+        """Updates in an epoch of `count` clips."""
+        return math.ceil(count / self._size(count))
 
     def _size(self, count: int) -> int:
         """Number of clips in a batch; there are at least eight updates per epoch, so that small sets converge too."""
         return min(self.batch_size, max(8, count // 8))
 
-    def _steps_per_epoch(self, count: int) -> int:
-        return math.ceil(count / self._size(count))
+    def batches(self, count: int, epoch: int) -> tuple[torch.Tensor, ...]:
+        """The clips of each batch of an epoch, by number.
 
-    def _fit(self, heads, train: Array, labels: torch.Tensor, saved: HeadCheckpoint, update: Callable) -> None:
+        The order depends only on the epoch's number, so that resuming needs no generator state.
+        """
+        order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(count, generator=order).split(self._size(count))
+
+    def _fit(self, heads: Heads, train: Array, labels: torch.Tensor, saved: HeadCheckpoint, update: Callable) -> None:
         count = train.shape[1]
-        per_epoch = self._steps_per_epoch(count)
-        total = self.epochs * per_epoch
-        rates, decays = (torch.tensor([s[key] for s in self.settings]) for key in ("lr", "weight_decay"))
-        optimiser = StackedAdamW(heads, rates.to(self.device), decays.to(self.device))
+        per_epoch = self.steps_per_epoch(count)
+        optimiser = self.optimiser(heads)
         if saved.steps:
             optimiser.load(saved.state, saved.steps)
-        missing = missing_classes(self.classes)[:, None].to(self.device)  # (T, 1, C)
         heads.train()
         for epoch in range(optimiser.steps // per_epoch, self.epochs):
-            # the order of an epoch depends only on its number, so that resuming needs no generator state
-            order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            batches = torch.randperm(count, generator=order).split(self._size(count))
-            for batch in batches[optimiser.steps - epoch * per_epoch :]:
+            for batch in self.batches(count, epoch)[optimiser.steps - epoch * per_epoch :]:
                 rows = _of_this_rank(batch).sort().values  # a memory-mapped file is read in its own order
-                logits = heads(clips(train, rows).to(self.device))  # (L, B, T, S, C)
-                # the gradient of the cross-entropy, summed over heads and averaged over the batch: each head gets the
-                # gradient that it would get alone, even if another one diverges
-                gradient = _softmax(logits.detach().masked_fill(missing, float("-inf")))
-                wanted = labels[rows].to(self.device)[None, :, :, None, None].expand(*gradient.shape[:-1], 1)
-                gradient.scatter_add_(-1, wanted, torch.full((), -1.0, device=self.device).expand(wanted.shape))
-                logits.backward(gradient.div_(len(batch)))
+                self.backward(heads, clips(train, rows).to(self.device), labels[rows], len(batch))
                 _sum_gradients(heads)
-                optimiser.step(0.5 * (1 + math.cos(math.pi * optimiser.steps / total)))
+                optimiser.step(self.schedule(optimiser.steps, count))
                 update()
                 if saved.due():
                     saved.save(optimiser.state(), optimiser.steps)
 
+    def backward(self, heads: Heads, x: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+        """Adds the gradients of the heads' losses on features x. labels: (B, T). size: clips of the whole batch.
+
+        The gradient of the cross-entropy is summed over heads and averaged over the batch: each head gets the gradient
+        that it would get alone, even if another one diverges.
+        """
+        logits = heads(x)  # (L, B, T, S, C)
+        gradient = _softmax(logits.detach().masked_fill(self._missing(), float("-inf")))
+        wanted = labels.to(self.device)[None, :, :, None, None].expand(*gradient.shape[:-1], 1)
+        gradient.scatter_add_(-1, wanted, torch.full((), -1.0, device=self.device).expand(wanted.shape))
+        logits.backward(gradient.div_(size))
+
+    def schedule(self, steps: int, count: int) -> float:
+        """The factor on the rates after `steps` of the updates on `count` clips: half a cosine."""
+        return 0.5 * (1 + math.cos(math.pi * steps / (self.epochs * self.steps_per_epoch(count))))
+
+    def _missing(self) -> torch.Tensor:
+        return missing_classes(self.classes)[:, None].to(self.device)  # (T, 1, C)
+
+    def log_probabilities(self, heads: Heads, x: torch.Tensor) -> torch.Tensor:
+        """(L, B, T, S, C) of features x."""
+        return heads(x).masked_fill(self._missing(), float("-inf")).log_softmax(-1)
+
+    @torch.no_grad()
+    def judge(self, heads: Heads, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over clips with labels (B, T): (right predictions, losses), float64 (L, T, S)."""
+        scores = self.log_probabilities(heads, x)
+        wanted = labels.to(self.device)[None, :, :, None]  # (1, B, T, 1)
+        right = (scores.argmax(-1) == wanted).sum(1, dtype=torch.float64)
+        loss = -scores.gather(-1, wanted[..., None].expand(*scores.shape[:-1], 1))[..., 0].double().sum(1)
+        return right, loss
+
     @torch.no_grad()
     def _choose(self, heads, validation: Array, labels: torch.Tensor, test: Array, items: torch.Tensor | None) -> dict:
         heads.eval()
-        missing = missing_classes(self.classes)[:, None].to(self.device)
-
-        def log_probabilities(array: Array, rows: torch.Tensor) -> torch.Tensor:
-            logits = heads(clips(array, rows).to(self.device)).masked_fill(missing, float("-inf"))
-            return logits.log_softmax(-1)  # (L, B, T, S, C)
-
         right = loss = 0
         for batch in torch.arange(validation.shape[1]).split(self.batch_size):
             rows = _of_this_rank(batch)
-            scores = log_probabilities(validation, rows)
-            wanted = labels[rows].to(self.device)[None, :, :, None]  # (1, B, T, 1)
-            right = right + (scores.argmax(-1) == wanted).sum(1, dtype=torch.float64)
-            loss = loss - scores.gather(-1, wanted[..., None].expand(*scores.shape[:-1], 1))[..., 0].double().sum(1)
+            its_right, its_loss = self.judge(heads, clips(validation, rows).to(self.device), labels[rows])
+            right, loss = right + its_right, loss + its_loss
         accuracy, loss = (sum_over_ranks(x).cpu() / validation.shape[1] for x in (right, loss))  # (L, T, S)
         best = choose(accuracy, loss, validation.shape[1])
         heads.keep(best.to(self.device))
         predictions, likely, counts = [], None, None if items is None else items.bincount()
         for rows in torch.arange(test.shape[1]).split(self.batch_size):
-            scores = log_probabilities(test, rows)[..., 0, :].transpose(1, 2).cpu()  # (L, T, B, C)
+            scores = self.log_probabilities(heads, clips(test, rows).to(self.device))
+            scores = scores[..., 0, :].transpose(1, 2).cpu()  # (L, T, B, C)
             if items is None:
                 predictions.append(scores.argmax(-1))
             else:

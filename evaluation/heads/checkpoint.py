@@ -29,6 +29,17 @@ def fingerprint(arrays: list[Array], labels: list[torch.Tensor | None]) -> dict:
     return {"shapes": [list(array.shape) for array in arrays], "data": digest.hexdigest()}
 
 
+def require_same_run(file: Path, was: dict, now: dict) -> None:
+    """Raises ValueError if a file is of a run `was`, as its JSON has it, that differs from this one."""
+    now = json.loads(json.dumps(now))
+    if was != now:
+        key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
+        raise ValueError(
+            f"{file} belongs to another run: its {key} is {was.get(key)}, not {now.get(key)}; delete it, or name "
+            "another file."
+        )
+
+
 class HeadCheckpoint:
     """A safetensors file with JSON in its header, written atomically; nothing is written if `file` is None.
 
@@ -52,14 +63,7 @@ class HeadCheckpoint:
     def _read(self, file: Path) -> None:
         with safe_open(file, "pt") as opened:
             header = opened.metadata()
-            was = json.loads(header["run"])
-            now = json.loads(json.dumps(self.run))
-            if was != now:
-                key = next(key for key in (*now, *was) if was.get(key) != now.get(key))
-                raise ValueError(
-                    f"{file} belongs to another run: its {key} is {was.get(key)}, not {now.get(key)}; delete it, or "
-                    "name another file."
-                )
+            require_same_run(file, json.loads(header["run"]), self.run)
             tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         self.steps, self.finished = int(header["steps"]), [{} for _ in range(int(header["finished"]))]
         for name, tensor in tensors.items():

@@ -8,6 +8,7 @@ import torch
 from evaluation.backbones.contract import Features
 
 Array = torch.Tensor | np.ndarray
+MOMENTS_CHUNK = 512  # clips that are standardised at a time
 
 
 @dataclass
@@ -82,27 +83,39 @@ def features_of(kind: str, of_tokens: bool, *sets: Features) -> list[Array]:
     return arrays
 
 
-def train_moments(array: Array, axes: tuple[int, ...], chunk: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation over `axes` (1 among them) of (L, N, ...), some clips at a time; axes are kept.
+class Moments:
+    """Mean and standard deviation over `axes` (1 among them) of (L, N, ...), of which `add` takes some clips at a time.
 
     A deviation that is 0 up to rounding counts as 1, so that a constant feature stays 0.
-    Raises:
-        ValueError: values that are not finite.
     """
-    count, mean, square = 0, 0.0, 0.0
-    for start in range(0, array.shape[1], chunk):
-        part = clips(array, slice(start, start + chunk))
-        variance, centre = (x.double() for x in torch.var_mean(part, axes, correction=0, keepdim=True))
+
+    def __init__(self, axes: tuple[int, ...]):
+        self.axes, self.count, self.mean, self.square = axes, 0, 0.0, 0.0
+
+    def add(self, part: torch.Tensor) -> None:
+        """part: float32 (L, n, ...)."""
+        variance, centre = (x.double() for x in torch.var_mean(part, self.axes, correction=0, keepdim=True))
         size = part.numel() // variance.numel()
         # joins the moments of two sets without the cancellation of a mean of squares
-        count, shift, share = count + size, centre - mean, size / (count + size)
-        mean = mean + share * shift
-        square = square + size * variance + (count - size) * share * shift**2
-    std = (square / count).sqrt()
-    if not (std.isfinite().all() and mean.isfinite().all()):
-        raise ValueError("The features of a layer contain NaN or infinity; check the backbone's outputs.")
-    std = std.masked_fill(std <= 1e-6 * (1 + mean.abs()), 1.0)
-    return mean.float(), std.float()
+        self.count, shift, share = self.count + size, centre - self.mean, size / (self.count + size)
+        self.mean = self.mean + share * shift
+        self.square = self.square + size * variance + (self.count - size) * share * shift**2
+
+    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mean, deviation), float32, with the reduced axes kept. Raises ValueError for values that are not finite."""
+        std = (self.square / self.count).sqrt()
+        if not (std.isfinite().all() and self.mean.isfinite().all()):
+            raise ValueError("The features of a layer contain NaN or infinity; check the backbone's outputs.")
+        std = std.masked_fill(std <= 1e-6 * (1 + self.mean.abs()), 1.0)
+        return self.mean.float(), std.float()
+
+
+def train_moments(array: Array, axes: tuple[int, ...], chunk: int = MOMENTS_CHUNK) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `Moments` of all clips of an array, read some clips at a time."""
+    moments = Moments(axes)
+    for start in range(0, array.shape[1], chunk):
+        moments.add(clips(array, slice(start, start + chunk)))
+    return moments.result()
 
 
 def check_labels(labels: torch.Tensor, classes: list[int], count: int, part: str) -> None:

@@ -74,6 +74,7 @@ class LinearHeads(nn.Module):
 
     settings_axis = 3
     decayed = ("weight",)
+    whole_batches = False  # whether every rank trains its own heads on whole batches, not all heads on a part
 
     def __init__(self, mean, std, tasks: int, settings: int, classes: int, batch_norm: bool = False):
         super().__init__()
@@ -90,7 +91,10 @@ class LinearHeads(nn.Module):
         return torch.baddbmm(self.bias.flatten(2), x, self.weight.flatten(2)).unflatten(-1, self.shape)
 
     def _batch_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the whole batch, of which each rank has a part."""
+        """Mean and deviation of the whole batch, of which each rank has a part unless `whole_batches`."""
+        if self.whole_batches:
+            variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+            return mean, (variance + 1e-6).sqrt()
         count = sum_over_ranks(torch.tensor(float(x.shape[1]), device=x.device))
         mean = sum_over_ranks(x.sum(1, keepdim=True)) / count
         variance = sum_over_ranks((x - mean).square().sum(1, keepdim=True)) / count

@@ -140,6 +140,13 @@ class ProbeArgs(TimeStepArgs):
         default=None,
         metadata={"help": "folder that keeps features between probes (default: toto_features in HF_HOME), or none"},
     )
+    stream: bool = field(
+        default=False,
+        metadata={
+            "help": "keep token ids, not features, and run the backbone again in every epoch of the heads: the same "
+            "numbers up to rounding, for data whose features fit on no disk"
+        },
+    )
     batch_size: int = field(default=8, metadata={"help": "clips in one forward pass of the backbone"})
     seed: int = field(default=0, metadata={"help": "seed of the heads, their batches and the untrained model"})
     split_seed: int = field(
@@ -148,7 +155,7 @@ class ProbeArgs(TimeStepArgs):
     )
 
     def __post_init__(self):
-        from evaluation.heads.bank import HEADS
+        from evaluation.heads.bank import BANKS, HEADS
 
         super().__post_init__()
         if self.compare is None:
@@ -173,6 +180,11 @@ class ProbeArgs(TimeStepArgs):
             raise ValueError("--average_clips averages all windows, and --views only some; leave one of them out.")
         if self.leave_one_group_out and self.group_by is None:
             raise ValueError("--leave_one_group_out needs --group_by, which says what a group is.")
+        kept = [head for head in self.heads if head not in BANKS]
+        if self.stream and kept:
+            raise ValueError(f"--stream keeps no features, which the heads {', '.join(kept)} read; leave out either.")
+        if self.stream and self.leave_one_group_out:
+            raise ValueError("--leave_one_group_out trains on kept features only; leave --stream out.")
         if self.rope_base is not None and not self.rope_base > 0:
             raise ValueError(f"--rope_base is {self.rope_base:g}; it must be above 0.")
         counts = ("max_train", "max_eval", "max_tokens", "batch_size", "resolution", "detail", "num_frames", "epochs")

@@ -12,6 +12,7 @@ from evaluation.backbones.contract import Features
 from evaluation.backbones.extraction import ClipSet
 from evaluation.heads.bank import make_head
 from evaluation.heads.selection import Chosen, join_layers, merge_folds
+from evaluation.heads.streamed import StreamedData, train_streamed
 from tokenization.sources.labelled import group_of
 from training.scores import wilson_interval
 
@@ -70,6 +71,13 @@ def train_heads(
             parts.append(bank.run(train, data.labels[0], validation, data.labels[1], test, **options))
         found[head] = join_layers(parts)
     return found
+
+
+def stream_heads(data: StreamedData, heads: Sequence[str], settings: HeadSettings, folder: Path) -> dict[str, Chosen]:
+    """As `train_heads`, on features that are computed again in every epoch. folder: of half-trained heads."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    banks = {head: make_head(head, data.classes, device=device, **vars(settings)) for head in heads}
+    return train_streamed(data, banks, folder, progress=True)
 
 
 def leave_groups_out(

@@ -19,14 +19,15 @@ from evaluation.backbones.floors import FLOORS
 from evaluation.backbones.load import load_backbone
 from evaluation.backbones.toto import CodeRowBackbone
 from evaluation.heads.bank import TOKEN_HEADS
+from evaluation.heads.streamed import StreamedData
 from evaluation.probe.args import ProbeArgs, choose_layers
-from evaluation.probe.fit import HeadSettings, LabelledFeatures, leave_groups_out, train_heads
+from evaluation.probe.fit import HeadSettings, LabelledFeatures, leave_groups_out, stream_heads, train_heads
 from evaluation.probe.score import Tested, Trained, score_task, widest_margin
 from evaluation.probe.splits import FrameOrder, Labelled, read_splits, same_classes
 from evaluation.results import ProbeData, ProbeResult, Split, TaskResult
 from tokenization.precision import bf16_is_fast
 from tokenization.sampling import Sampling
-from training.engine.device import flush_denormals, require_together, versions
+from training.engine.device import EVALUATION_LIMIT, flush_denormals, require_together, versions
 from training.find_model import resolve_model
 from training.publish.media_seen import media_on_record
 from training.scores import grid_cells
@@ -37,7 +38,8 @@ MODEL = "model"  # the backbone itself among the jobs; the others are its baseli
 def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
     """The whole probe: features of all clips, heads on them, and their scores for every label."""
     flush_denormals()
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # processes wait for the first one while it merges features, which can take hours
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=EVALUATION_LIMIT)
     require_together(state.num_processes)
     if state.num_processes > 1 and args.feature_cache == "none":
         raise ValueError("Several processes share features through a folder; name one with --feature_cache.")
@@ -109,7 +111,7 @@ def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]
         split_seed=args.split_seed,
     )
     order = FrameOrder(args.frame_order, args.seed)
-    return read_splits(labelled, sampling, order, list(jobs.values()), cache, args.batch_size)
+    return read_splits(labelled, sampling, order, list(jobs.values()), cache, args.batch_size, args.stream)
 
 
 def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) -> tuple[dict[str, TaskResult], Tested]:
@@ -124,9 +126,14 @@ def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) 
     settings = HeadSettings(args.epochs, args.batch_norm, args.seed)
     trained = {}
     for index, (name, job) in enumerate(jobs.items()):
-        data = LabelledFeatures([split.features[index] for split in splits], labels, counts, tested.numbers)
+        features = [split.features[index] for split in splits]
+        data = LabelledFeatures(features, labels, counts, tested.numbers)
         state = Path(args.output).with_suffix(".partial") / name
-        if args.leave_one_group_out:
+        if args.stream:
+            inputs = [each[0] for each in features]
+            streamed = StreamedData(job, inputs, labels[:2], counts, tested.numbers, args.batch_size)
+            heads = stream_heads(streamed, args.heads, settings, state.with_name(f"{name}-streamed"))
+        elif args.leave_one_group_out:
             heads = leave_groups_out(data, splits, args.group_by, args.heads, settings, state)
         else:
             heads = train_heads(data, args.heads, settings, state, progress=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.backbones.extraction import ClipSet, Job, data_key, dataset_fingerprint, extract
+from evaluation.backbones.inputs import InputJob, input_jobs, with_inputs
+from evaluation.probe.plan import check_disk
 from tokenization.sampling import Sampling
 from tokenization.sources.labelled import (
     Opened,
@@ -102,13 +104,15 @@ class Labelled:
 class _Reader:
     """Opens the parts of a dataset and runs their clips through the backbones.
 
-    most: maximum number of clips of each part. samplings: of each part.
+    most: maximum number of clips of each part. samplings: of each part. stream: keep inputs in place of features.
     Raises:
         ValueError: several processes, and a dataset whose version is not known.
     """
 
-    def __init__(self, labelled: Labelled, sampling: Sampling, order: FrameOrder, jobs: list[Job], cache: Path):
-        self.labelled, self.order, self.jobs, self.cache = labelled, order, jobs, cache
+    def __init__(
+        self, labelled: Labelled, sampling: Sampling, order: FrameOrder, jobs: list[Job], cache: Path, stream: bool
+    ):
+        self.labelled, self.order, self.jobs, self.cache, self.stream = labelled, order, jobs, cache, stream
         views = sampling.views or (1,)
         most = labelled.max_eval
         self.most = {"train": labelled.max_train, "validation": max(1, most // 4), "test": most * math.prod(views)}
@@ -145,19 +149,42 @@ class _Reader:
             check_first(source, split, columns, f"--{part}_split", labelled.dataset)
         return found, columns
 
-    def collect(self, part: str, opened: Opened, columns: list[str], batch_size: int) -> ClipSet:
-        """The clips of an opened split with their features, and with checked labels of these columns."""
+    def jobs_for(self, source: ClipSource) -> list[Job] | list[InputJob]:
+        """What is kept of a source for each backbone."""
+        return input_jobs([job.backbone for job in self.jobs], source) if self.stream else self.jobs
+
+    def folder(self, part: str, opened: Opened) -> Path | None:
+        """Where what is kept of an opened split goes; None if the version of the data is unknown."""
         split, source = opened
         sampled = asdict(self.samplings[part])
         if sampled["resize"] == Sampling.resize:
             del sampled["resize"]  # features of earlier versions, which had no choice, keep their key
         read = self.options | sampled | {"limit": source.limit} | self.order.facts()
         read |= {"text_labels": source.text_labels} if source.text_labels else {}
-        key = self.fingerprint and data_key(self.fingerprint, split, read)
+        return self.cache / data_key(self.fingerprint, split, read) if self.fingerprint else None
+
+    def check_disk(self, opened: dict[str, Opened | None]) -> None:
+        """As `plan.check_disk`, for these splits."""
+        parts = {}
+        for part, each in opened.items():
+            if each:
+                views = self.samplings[part].views
+                clips = None if views is None else views[1] if each[1].kind == "image" else math.prod(views)
+                parts[part] = each[1], self.folder(part, each), clips
+        sampling = self.samplings["train"]
+        sampling = replace(sampling, num_frames=1) if self.order.name == "middle" else sampling
+        check_disk(self.jobs, parts, sampling, self.cache, self.stream)
+
+    def collect(self, part: str, opened: Opened, columns: list[str], batch_size: int) -> ClipSet:
+        """The clips of an opened split with their features, and with checked labels of these columns."""
+        split, source = opened
         change = None if self.order.name == "ordered" else self.order
+        jobs = self.jobs_for(source)
         with tempfile.TemporaryDirectory(dir=self.cache) as unkept:  # where the version of the data is unknown
-            folder = self.cache / key if key else Path(unkept)
-            found = extract(source, split, self.jobs, folder, change=change, batch_size=batch_size)
+            folder = self.folder(part, opened) or Path(unkept)
+            found = extract(source, split, jobs, folder, change=change, batch_size=batch_size)
+        if self.stream:
+            with_inputs(found, jobs, source, change)
         found.labels = {column: np.array(found.labels[column].tolist()) for column in columns}
         for column, labels in found.labels.items():
             check_labels(labels, found.label_names.get(column), column, f"split {found.split}", found.sources)
@@ -165,7 +192,13 @@ class _Reader:
 
 
 def read_splits(
-    labelled: Labelled, sampling: Sampling, order: FrameOrder, jobs: list[Job], cache: Path, batch_size: int = 8
+    labelled: Labelled,
+    sampling: Sampling,
+    order: FrameOrder,
+    jobs: list[Job],
+    cache: Path,
+    batch_size: int = 8,
+    stream: bool = False,
 ) -> list[ClipSet]:
     """[train, validation, test], each clip decoded, tokenised and run through all backbones once.
 
@@ -174,10 +207,13 @@ def read_splits(
 
     Args:
         sampling: of the clips; its views are those of test clips. jobs: the backbones. cache: folder of the features.
-        batch_size: clips in one forward pass.
+        batch_size: clips in one forward pass. stream: keep the `Inputs` of each backbone in the place of its features.
+    Raises:
+        ValueError: the disk is too small for what would be kept.
     """
-    reader = _Reader(labelled, sampling, order, jobs, cache)
+    reader = _Reader(labelled, sampling, order, jobs, cache, stream)
     opened, columns = reader.open_parts()
+    reader.check_disk(opened)
     found = {part: reader.collect(part, each, columns, batch_size) for part, each in opened.items() if each}
     train, most = found["train"], reader.most
     how = {"seed": labelled.split_seed, "pattern": labelled.group_by, "folder": cache}

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from evaluation.backbones.contract import normalise
 from evaluation.backbones.load import load_backbone
 from modeling_toto import TotoConfig, TotoForPatchPrediction
+from tokenization.patches import Patches
 from training.architectures import peer_config
 from training.engine.device import fast_autocast
 
@@ -58,7 +59,8 @@ def test_patches_are_where_their_pixels_are(saved):
     deepest = backbone.depth
     grids = backbone.grids(inputs, [0, deepest])
     with torch.no_grad(), fast_autocast(CPU):
-        expected = normalise(model.patch_embedding(inputs[:, 1:])).view(2, 4, 4, 4, -1)
+        patches = Patches(8).encode(CLIPS.permute(0, 1, 4, 2, 3).float() / 255).values
+        expected = normalise(model.patch_embedding(patches))
     torch.testing.assert_close(grids[0], expected, rtol=1e-3, atol=1e-3)
     changed = CLIPS.clone()
     changed[:, 2, 8:16, 16:24] = 255 - changed[:, 2, 8:16, 16:24].flip(1)  # row 1, column 2 of the third frame

@@ -96,8 +96,17 @@ class ClipSource:
         self.text_labels, self.no_labels = text_labels or [], no_labels or {}
         self.split_name, self.listed = (None, None) if rows is None else (rows.split, rows.count)
         self.found, self.left = ([], {}) if rows is None else (rows.found, rows.left)
+        self._rows = rows
         self.skipped: list[dict[str, str]] = []
         self.items = 0
+
+    def count_items(self) -> int | None:
+        """The number of items, from names of files or from the ends of tables; None if neither has it."""
+        if self._rows is None:
+            return self.expected
+        if self._rows.count is None and self._rows.tables:
+            return sum(map(count_rows, self._rows.tables))
+        return self._rows.count
 
     def __iter__(self) -> Iterator[Clip]:
         self.skipped, self.items, count = [], 0, 0
