@@ -24,6 +24,7 @@ setup(
         "tokenization.originals",
         "tokenization.shards",
         "tokenization.sources",
+        "tokenization.storage",
         "tokenization.toyworld",
         "training",
         "training.engine",

@@ -231,12 +231,13 @@ def reading(architecture: str, data: DataArgs, layout):
         ValueError: patches from shards, which hold no pixels.
     """
     from tokenization import TotoProcessor
+    from tokenization.shards.format import processor_folder
     from training.rows.pixel_rows import patch_row, token_row
     from training.tiny_scale import tiny_processor
 
     mixture = data.mixture()
     side = math.isqrt(layout.tokens_per_frame)
-    folders = [Path(source.data) / "processor" for source in mixture if source.is_shards]
+    folders = [source.data for source in mixture if source.is_shards]
     needs_codes = architecture != "patches" or layout.prediction_target == "code"
     processor = None
     if data.tokenizer in ("tiny-dvae", "tiny-vqgan"):  # of --scale tiny
@@ -244,7 +245,8 @@ def reading(architecture: str, data: DataArgs, layout):
     elif data.tokenizer is not None:
         processor = TotoProcessor.from_visual_tokenizer(data.tokenizer)
     elif folders:
-        processor = TotoProcessor.from_pretrained(folders[0]) if folders[0].is_dir() else None
+        inside = processor_folder(folders[0])
+        processor = None if inside is None else TotoProcessor.from_pretrained(inside)
     elif needs_codes:
         processor = TotoProcessor.default()
     if architecture == "patches":

@@ -73,7 +73,7 @@ def identify(recorded: str, split: str) -> tuple[str, str]:
     `split`, since such a folder or file is read whatever split is given ("media/k400/val",
     "test-00000-of-00001.parquet").
     """
-    recorded = recorded.removeprefix("cater:")
+    recorded = recorded.removeprefix("cater:").rpartition("://")[2]
     parts = [part for part in recorded.split(":")[0].split("/") if part not in ("", ".", "..")]
     while len(parts) > 1:
         is_file = PurePosixPath(parts[-1]).suffix in FILES
@@ -270,6 +270,7 @@ def _last_shares(run: Path) -> tuple[dict, float | None]:
 
 def _of_source(source) -> Media:
     """The media of one source of a mixture (`training.args.Source`)."""
+    from tokenization.storage.remote import is_remote
     from training.rows.shard_rows import is_held_out, read_column, read_manifest
 
     if not source.is_shards:  # pixels, tokenized while training
@@ -277,6 +278,8 @@ def _of_source(source) -> Media:
     manifest = read_manifest(source.data)
     dataset, split = identify(manifest["dataset"], manifest["split"])
     if dataset == "toyworld":  # endless; its splits share no picture, so the split is enough
+        return Media(dataset, split, manifest["kind"])
+    if is_remote(source.data):  # every shard would have to be fetched; without items, the whole dataset counts
         return Media(dataset, split, manifest["kind"])
     files = [Path(source.data) / shard["file"] for shard in manifest["shards"]]
     names = {name for file in files for name in read_column(file, "source").tolist()}
