@@ -19,6 +19,7 @@ from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
+from tokenization.sources.remote import Unreachable
 from tokenization.storage.remote import is_remote
 
 # Processes may finish hours apart and wait for each other.
@@ -230,6 +231,8 @@ def tokenize(args: TokenizeArgs) -> dict:
             if state.is_main_process:
                 _print_figures(figures)
         manifest = on_main(state, lambda: _finish(partial, output))
+    except Unreachable as error:
+        raise OSError(f"{error} Finished parts are kept; run the same command again.") from error
     except BaseException as error:
         finished = any(partial.glob("parts/*.json")) or (partial / "manifest.json").exists()
         if state.num_processes == 1 and not is_resumed and not finished:

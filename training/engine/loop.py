@@ -286,6 +286,7 @@ class _Loop:
         streams = gather_object([learner.stream.state_dict()])
         keep, wait, spared = self.args.keep_checkpoints, accelerator.wait_for_everyone, learner.objective.spared()
         with self._waiting(CHECKPOINT_LIMIT), learner.objective.saved_weights():
+            run.before_checkpoint()
             weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
             with checkpoints.writing(run.folder, self.step, keep, run.is_main, wait, spared) as folder:
                 inside = folder / find_model.STATE
@@ -298,6 +299,7 @@ class _Loop:
                     state |= {"world": accelerator.num_processes, "fingerprints": learner.stream.fingerprints}
                     state |= {"versions": surroundings(accelerator), "streams": streams}
                     checkpoints.save_loop(folder, state)
+            run.after_checkpoint(keep, spared)
         self.checkpoint, self.saved = run.folder / "checkpoints" / f"step_{self.step:06d}", self.step
 
 

@@ -16,6 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from tokenization.files import write_whole
+from tokenization.storage.copies import local_copy
+from tokenization.storage.remote import Remote, is_remote, join
 
 MEDIA_FILE = "media.json"
 FORMAT = 1
@@ -95,6 +97,8 @@ def media_seen(model: str | Path) -> list[Media] | None:
         FileNotFoundError: if the shards of the run no longer exist and it has no media.json.
         ValueError: if media.json is damaged or has another format.
     """
+    if is_remote(model):
+        return _read_media(local_copy(join(model, MEDIA_FILE))) if Remote(model).info(MEDIA_FILE) else None
     path = Path(model)
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     if (run / "recipe.yaml").is_file():
@@ -270,7 +274,6 @@ def _last_shares(run: Path) -> tuple[dict, float | None]:
 
 def _of_source(source) -> Media:
     """The media of one source of a mixture (`training.args.Source`)."""
-    from tokenization.storage.remote import is_remote
     from training.rows.shard_rows import is_held_out, read_column, read_manifest
 
     if not source.is_shards:  # pixels, tokenized while training
