@@ -113,7 +113,7 @@ def contents(url: str, folder: Path, run) -> dict[str, bytes]:
 
 
 def report(files: dict[str, bytes]) -> dict:
-    """What is compared of a run: its losses, its last weights and moments, the names of its files, and which checkpoints are there."""
+    """What is compared of a run: losses, last weights and moments, which checkpoints there are, names of its files."""
     import safetensors.numpy
 
     rows = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]

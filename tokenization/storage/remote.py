@@ -15,6 +15,8 @@ from pathlib import Path
 # Two letters at least, so that C:// on Windows is none.
 PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]+)://")
 READ_ONLY = ("http", "https")
+# Says that nothing at all can be there, unlike an error about a file.
+NO_BUCKET = re.compile(r"bucket (does not|doesn't) exist|no ?such ?bucket", re.IGNORECASE)
 # Objects of this name are written and deleted to see whether a place can be written, and are never data.
 PROBE = ".toto-write-test-"
 # What file systems say about the version of a file; the first that is there decides.
@@ -74,7 +76,7 @@ class Remote:
             try:
                 found = self.fs.find(place, detail=True)
             except FileNotFoundError as error:
-                if "bucket" in str(error).lower():
+                if NO_BUCKET.search(str(error)):
                     raise
                 found = {}
         start = len(place.rstrip("/")) + 1
@@ -88,7 +90,7 @@ class Remote:
                 self.fs.invalidate_cache()
                 info = self.fs.info(self.at(name))
             except FileNotFoundError as error:
-                if "bucket" in str(error).lower():
+                if NO_BUCKET.search(str(error)):
                     raise
                 return None
         return info if info["type"] == "file" else None
