@@ -8,6 +8,10 @@ from setuptools import setup
 demo = ["matplotlib", "scikit-image", "scikit-video"]
 app = ["gradio>=6,<7"]
 robots = ["metaworld>=3.1", "gymnasium>=1.1"]
+# Object storage; versions of both follow fsspec's.
+remote = ["s3fs>=2025.3", "gcsfs>=2025.3"]
+# The S3 server of the tests. moto[server] would add a dozen packages for other services.
+s3_server = ["s3fs>=2025.3", "moto[s3]>=5.1", "flask>=3", "flask-cors>=5"]
 
 setup(
     name="modeling-toto",
@@ -24,6 +28,7 @@ setup(
         "tokenization.originals",
         "tokenization.shards",
         "tokenization.sources",
+        "tokenization.storage",
         "tokenization.toyworld",
         "training",
         "training.engine",
@@ -63,6 +68,8 @@ setup(
         "av>=15",
         "datasets>=5.0.1",
         "evaluate>=0.4.3",
+        "filelock>=3.15",
+        "fsspec>=2025.3",
         "huggingface-hub>=1.0",
         "jinja2>=3.1",
         "numpy>=1.26",
@@ -79,8 +86,9 @@ setup(
         "app": app,
         "demo": demo,
         "liger": ["liger-kernel"],
+        "remote": remote,
         "robots": robots,
-        "test": [*app, *demo, *robots, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
+        "test": [*app, *demo, *robots, *s3_server, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

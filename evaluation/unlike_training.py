@@ -44,7 +44,7 @@ def trained_on(checkpoint: str | Path) -> Trained | None:
                 found[name].add(value)
 
     for source in DataArgs(**settings).mixture():
-        if (Path(source.data) / "manifest.json").is_file():
+        if _are_there(source):
             manifest = read_manifest(source.data)
             add(tokenizers=manifest["tokenizer"]["fingerprint"], resolutions=manifest.get("resolution"))
             if manifest["kind"] == "video" and manifest["dataset"].split(":")[0] != "toyworld":
@@ -52,6 +52,14 @@ def trained_on(checkpoint: str | Path) -> Trained | None:
         elif source.kind == "video":  # pixels, tokenized while training
             add(strides=None if source.fps else source.stride, rates=source.fps)
     return Trained(**{name: frozenset(values) for name, values in found.items()})
+
+
+def _are_there(source) -> bool:
+    """Whether a source is shards that can be read; a URL may be out of reach."""
+    try:
+        return source.is_shards
+    except OSError:
+        return False
 
 
 def unlike_training(

@@ -18,6 +18,9 @@ from transformers.hf_argparser import HfArgumentParser
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
+from tokenization.shards.upload import refuse_url, tokenize_to_url
+from tokenization.sources.remote import Unreachable
+from tokenization.storage.remote import is_remote
 
 # Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)
@@ -39,8 +42,8 @@ class TokenizeArgs(TimeStepArgs):
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, folder, .parquet, .arrow or .tar (webdataset) file, toyworld, toyworld:cluttered, "
-            "toyworld:film or toyworld:photos"
+            "help": "Hub id, folder, .parquet, .arrow or .tar (webdataset) file, a URL of either (s3://, gs://, "
+            "hf://, https://), toyworld, toyworld:cluttered, toyworld:film or toyworld:photos"
         },
     )
     split: str = field(
@@ -56,7 +59,10 @@ class TokenizeArgs(TimeStepArgs):
     )
     output: str | None = field(
         default=None,
-        metadata={"help": "folder to write; it must be new or empty (unfinished work is kept in DIR.partial)"},
+        metadata={
+            "help": "folder to write, or a URL (s3://, gs://, hf://datasets/USER/NAME); it must be new or empty "
+            "(unfinished work is kept in DIR.partial, for a URL in ~/.cache/toto, see docs/datasets.md)"
+        },
     )
     num_frames: int = field(default=16, metadata={"help": "frames per clip (paper: 16); an image is one frame"})
     resolution: int | None = field(
@@ -103,7 +109,7 @@ class TokenizeArgs(TimeStepArgs):
     private: bool = field(default=False, metadata={"help": "make that repository private when it is created"})
     verify: str | None = field(
         default=None,
-        metadata={"help": "check this folder of shards instead of writing one (--push_to_hub then pushes it)"},
+        metadata={"help": "check this folder or URL of shards instead of writing one (--push_to_hub then pushes it)"},
     )
     convert: str | None = field(
         default=None,
@@ -129,7 +135,11 @@ class TokenizeArgs(TimeStepArgs):
             raise ValueError(f"--kind is {self.kind}; it must be video or image.")
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         if self.push_to_hub is None:
-            _refuse(changed, {"private"}, "without --push_to_hub")
+            is_repository = (self.output or "").startswith("hf://datasets/")
+            _refuse(changed, set() if is_repository else {"private"}, "without --push_to_hub")
+        refuse_url(self.convert, "convert", "copy the shards, convert them, and upload them")
+        if self.push_to_hub is not None:
+            refuse_url(self.verify, "verify", "copy the shards before they are pushed, or leave out --push_to_hub")
         if self.convert is not None:
             _refuse(changed, changed - {"convert"}, "with --convert, which rewrites shards only")
         elif self.verify is not None:
@@ -159,6 +169,8 @@ def tokenize(args: TokenizeArgs) -> dict:
         ValueError: the dataset holds nothing usable, --output is not empty, or --output.partial has other settings.
         OSError: there is no such dataset, the disk is full, or there is no token for the Hub.
     """
+    if is_remote(args.output):
+        return tokenize_to_url(args, tokenize, NOT_SETTINGS)
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} is not empty; name a new folder, or delete this one.")
@@ -219,6 +231,8 @@ def tokenize(args: TokenizeArgs) -> dict:
             if state.is_main_process:
                 _print_figures(figures)
         manifest = on_main(state, lambda: _finish(partial, output))
+    except Unreachable as error:
+        raise OSError(f"{error} Finished parts are kept; run the same command again.") from error
     except BaseException as error:
         finished = any(partial.glob("parts/*.json")) or (partial / "manifest.json").exists()
         if state.num_processes == 1 and not is_resumed and not finished:

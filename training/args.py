@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tokenization.sampling import RESIZE, Sampling
+from tokenization.shards.format import found_shards, has_manifest
 from training.flags import (
     absolute,
     json_fields,
@@ -98,7 +99,8 @@ class Source:
     """A source of a mixture; a mapping in the `sources` of a recipe.
 
     Fields:
-        data: a folder written by `toto tokenize`, or one of its inputs: Hub id, folder, parquet or tar file, toyworld.
+        data: a folder written by `toto tokenize`, or one of its inputs: Hub id, folder, parquet or tar file, toyworld;
+            folders and files may be URLs, and a Hub id may name shards.
         weight: probability of this source for every row; the weights of a mixture sum to 1 (paper Sec. 3.3).
         name: name in the log; by default the last part of `data`.
         at_end: at the end of the source, "repeat" starts it again; "leave" gives its share to the others, in
@@ -139,8 +141,8 @@ class Source:
 
     @property
     def is_shards(self) -> bool:
-        """Whether it is a folder of token shards, not of pixels."""
-        return (Path(self.data) / "manifest.json").is_file()
+        """Whether it is a folder or URL of token shards, not of pixels."""
+        return has_manifest(self.data)
 
     @property
     def is_toyworld(self) -> bool:
@@ -152,7 +154,11 @@ class Source:
 class DataArgs:
     """Which rows to train and validate on."""
 
-    shards: str | None = option(None, "folder written by `toto tokenize`; replaces the sources of a recipe")
+    shards: str | None = option(
+        None,
+        "folder written by `toto tokenize`, a URL of one (s3://, gs://, hf://, https://), or a Hub id; replaces the "
+        "sources of a recipe",
+    )
     val_shards: str | None = option(None, "validation shards; by default one item in 20 of --shards is held out")
     sources: list[str] = option(
         [],
@@ -181,10 +187,12 @@ class DataArgs:
         require(twice is None, f"Two sources are called '{twice}'; give each a 'name' of its own.")
 
     def absolute(self) -> DataArgs:
-        """The same settings with absolute paths."""
-        named = {name: absolute(getattr(self, name)) for name in ("shards", "val_shards", "tokenizer")}
+        """The same settings with absolute paths, and URLs of the shards that are named by a Hub id."""
+        named = {name: found_shards(absolute(getattr(self, name))) for name in ("shards", "val_shards")}
+        named["tokenizer"] = absolute(self.tokenizer)
         sources = [json.loads(source) for source in self.sources]
-        paths = [{key: absolute(source[key]) for key in ("data", "val_data") if key in source} for source in sources]
+        keys = ("data", "val_data")
+        paths = [{key: found_shards(absolute(source[key])) for key in keys if key in source} for source in sources]
         return replace(self, **named, sources=[json.dumps(s | p) for s, p in zip(sources, paths, strict=True)])
 
     def mixture(self) -> list[Source]:
@@ -203,8 +211,10 @@ class RunArgs:
     """How long a run is, where it is written, and what it logs."""
 
     recipe: str | None = option(None, "YAML file, or a name in training/recipes, with defaults for these flags")
-    output_dir: str | None = option(None, "run folder (default: runs/<recipe>-<time>); must be new or empty")
-    resume: str | None = option(None, "continue this run folder exactly; needs no other flag")
+    output_dir: str | None = option(
+        None, "run folder, or a URL (s3://, gs://) for it (default: runs/<recipe>-<time>); must be new or empty"
+    )
+    resume: str | None = option(None, "continue this run folder, or URL, exactly; needs no other flag")
     max_steps: int = option(1_000_000, "optimiser steps (paper: 1M)")
     max_minutes: float | None = option(
         None, "wall-clock budget: max_steps is lowered to fit it, judging by the first steps (not exactly repeatable)"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from tokenization.storage.copies import local_folder
+from tokenization.storage.remote import Remote, is_remote
 
 STATE, SUMS = "training_state", "checksums.json"
 STEP = re.compile(r"step_(\d+)$")
+# Under a URL, a checkpoint is whole once its list of checksums is there, which is uploaded last.
+MARKER = f"{STATE}/{SUMS}"
 
 
 def steps(run: str | Path) -> list[Path]:
@@ -35,6 +41,18 @@ def is_valid(checkpoint: Path) -> bool:
     except (SafetensorError, OSError):
         return False
     return True
+
+
+def step_of(name: str) -> int | None:
+    """The step of the checkpoint that a file of a run is in, by its name in the run; None if it is in none."""
+    parts = name.split("/")
+    found = STEP.fullmatch(parts[1]) if parts[0] == "checkpoints" and len(parts) > 2 else None
+    return found and int(found[1])
+
+
+def whole_steps(names: Iterable[str]) -> list[int]:
+    """The steps whose checkpoints are whole, ascending. names: of all files of a run under a URL."""
+    return sorted(step for name in names if name.endswith(f"/{MARKER}") and (step := step_of(name)) is not None)
 
 
 def latest(run: str | Path) -> Path:
@@ -80,11 +98,14 @@ def lineage(run: str | Path) -> list[list[Path]]:
 def resolve_model(model: str) -> str:
     """The model folder or Hub id for `--model`, which may be a run folder, a Hugging Face folder or a Hub id.
 
-    A run folder gives its newest valid checkpoint, or that named in its results.json if it is a tested fine-tuning.
+    A run folder gives its newest valid checkpoint, or that named in its results.json if it is a tested fine-tuning. Of
+    a URL, what is needed is copied to this machine.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no model.
     """
+    if is_remote(model):
+        return str(_fetched(model))
     path = Path(model)
     if not path.is_dir():
         if path.exists() or model.startswith((".", "/")) or model.count("/") > 1:
@@ -95,6 +116,22 @@ def resolve_model(model: str) -> str:
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{model} is neither a run folder (checkpoints/) nor a model folder (config.json).")
     return str(path)
+
+
+def _fetched(url: str) -> Path:
+    """A copy of the model folder under a URL, or of the checkpoint of a run that `resolve_model` takes."""
+    remote = Remote(url)
+    names, url = remote.files(), url.rstrip("/")
+    if "config.json" not in names:
+        whole = whole_steps(names)
+        if not whole:
+            raise FileNotFoundError(f"{url} is neither a model (config.json) nor a run with a whole checkpoint.")
+        named = json.loads(remote.read("results.json")).get("checkpoint") if "results.json" in names else None
+        found = STEP.search(named or "")
+        step = int(found[1]) if found and int(found[1]) in whole else whole[-1]
+        url = f"{url}/checkpoints/step_{step:06d}"
+        names = [name.split("/", 2)[2] for name in names if step_of(name) == step]
+    return local_folder(url, [name for name in names if not name.startswith(f"{STATE}/")])
 
 
 def _tested(run: Path) -> Path | None:

@@ -11,6 +11,8 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from tokenization.storage.remote import is_remote
+
 
 def parse(
     types: tuple[type, ...], argv: list[str] | None, prog: str, description: str, retired: dict | None = None
@@ -131,15 +133,21 @@ def find_recipe(name: str) -> Path:
 def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
     """(flags, run folder of `--resume`, if any); the flags then start with the folder's own recipe.yaml.
 
+    Of a URL, what the run needs is brought to a local folder, which is returned (`RemoteRun.fetch`).
+
     Args:
         argv: None takes the command line.
     Raises:
-        FileNotFoundError: `--resume` does not name a run folder.
+        FileNotFoundError: `--resume` does not name a run folder. OSError: its URL cannot be read and written.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = argparse.ArgumentParser(add_help=False)
     finder.add_argument("--resume")
     run = finder.parse_known_args(argv)[0].resume
+    if is_remote(run):
+        from training.engine.remote_run import RemoteRun
+
+        run = str(RemoteRun(run).fetch())
     if run is not None and not (Path(run) / "recipe.yaml").is_file():
         raise FileNotFoundError(f"{run} is not a run folder: it holds no recipe.yaml.")
     return (argv, None) if run is None else (["--recipe", str(Path(run) / "recipe.yaml"), *argv], Path(run))

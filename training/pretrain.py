@@ -46,19 +46,19 @@ def pretrain_model(
     output_dir: str | Path | None = None,
     resume: str | Path | None = None,
     **flags: Any,
-) -> Path:
+) -> Path | str:
     """Pre-train a Toto on token shards, as `toto pretrain` does; returns the run folder.
 
     Args:
-        shards: folder that `tokenization.tokenize` wrote; takes the place of a recipe's sources.
+        shards: folder or URL that `tokenization.tokenize` wrote; takes the place of a recipe's sources.
         recipe: YAML file, or a name in training/recipes such as "tiny_cpu", with defaults for all flags.
-        output_dir: run folder, new or empty; None: runs/<recipe>-<time>.
+        output_dir: run folder or URL, new or empty; None: runs/<recipe>-<time>.
         resume: continue this run folder exactly; needs no other argument.
         flags: other flags of the verb by name, such as max_steps=600, learning_rate=1e-3 or seed=1; `config` and the
             members of `sources` are mappings. `toto pretrain --help` lists them.
     Returns:
-        The folder with recipe.yaml, versions.json, metrics.jsonl and checkpoints/step_XXXXXX/; `training.load_run`
-        loads the newest of them.
+        The folder with recipe.yaml, versions.json, metrics.jsonl and checkpoints/step_XXXXXX/, of which
+        `training.load_run` loads the newest; its URL, if `output_dir` or `resume` is one.
     Raises:
         ValueError: an unknown flag (the nearest valid one is offered), or settings and data that do not fit together.
         FileNotFoundError: no such recipe, shards or run.
@@ -71,8 +71,10 @@ def pretrain_model(
     return execute(with_flags(parse(TYPES, argv, "toto pretrain", DESCRIPTION), flags), resumed)
 
 
-def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs], resumed: Path | None) -> Path:
-    """Start or resume the run that the settings describe; returns its folder."""
+def execute(
+    settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs], resumed: Path | None
+) -> Path | str:
+    """Start or resume the run that the settings describe; returns its folder, or its URL."""
     if settings[2].scale == "tiny" and resumed is None:  # the recipe of a tiny run is tiny already
         settings = shrink(*settings)
     model_args, data, args, optim = settings
@@ -96,7 +98,7 @@ def execute(settings: tuple[ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimA
         last, preempted = pretrain(run, inputs, settings)
     end_run(run, last, None if preempted else last)
     publish(run, last, push_to)
-    return run.folder
+    return beginning.remote.url if beginning.remote else run.folder
 
 
 @dataclass(frozen=True)
@@ -231,12 +233,13 @@ def reading(architecture: str, data: DataArgs, layout):
         ValueError: patches from shards, which hold no pixels.
     """
     from tokenization import TotoProcessor
+    from tokenization.shards.format import processor_folder
     from training.rows.pixel_rows import patch_row, token_row
     from training.tiny_scale import tiny_processor
 
     mixture = data.mixture()
     side = math.isqrt(layout.tokens_per_frame)
-    folders = [Path(source.data) / "processor" for source in mixture if source.is_shards]
+    folders = [source.data for source in mixture if source.is_shards]
     needs_codes = architecture != "patches" or layout.prediction_target == "code"
     processor = None
     if data.tokenizer in ("tiny-dvae", "tiny-vqgan"):  # of --scale tiny
@@ -244,7 +247,8 @@ def reading(architecture: str, data: DataArgs, layout):
     elif data.tokenizer is not None:
         processor = TotoProcessor.from_visual_tokenizer(data.tokenizer)
     elif folders:
-        processor = TotoProcessor.from_pretrained(folders[0]) if folders[0].is_dir() else None
+        inside = processor_folder(folders[0])
+        processor = None if inside is None else TotoProcessor.from_pretrained(inside)
     elif needs_codes:
         processor = TotoProcessor.default()
     if architecture == "patches":

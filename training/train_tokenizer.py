@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     idle = [key for key, value in asdict(unused).items() if value != asdict(type(unused)())[key]]
     require(not idle, f"--{', --'.join(idle)} has no effect on a {args.kind}; leave it out.")
 
-    from training.engine.run import begin, end_run, running
+    from training.engine.run import begin, close_remote, end_run, running
 
     beginning = begin("train-tokenizer", args, resumed, name=f"tokenizer-{args.kind}")
     changes = beginning.changes(*settings, settled=settled(beginning, settings))
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     with running(beginning, args, changes, report_to=args.report_to, broadcast_buffers=True) as run:
         last, preempted = train_tokenizer(run, config, held_out, settings)
     end_run(run, last, None if preempted else last)
+    close_remote(run)
 
 
 def settled(beginning: Beginning, settings: tuple) -> tuple[str, ...]:

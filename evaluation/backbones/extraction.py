@@ -33,6 +33,7 @@ from tokenization.shards.parts import finished_parts, work_in_parts
 from tokenization.sources.cater import folder_of
 from tokenization.sources.folders import Tree, walk
 from tokenization.sources.open import ClipSource
+from tokenization.storage.remote import Remote, is_remote, version
 from tokenization.video import Clip
 from training.engine.device import EVALUATION_LIMIT
 
@@ -139,6 +140,9 @@ def dataset_fingerprint(dataset: str) -> str | None:
         digest.update(dataset.encode())
         for file in sorted(Path(tokenization.__file__).parent.glob("toyworld/*.py")):
             digest.update(file.read_bytes())
+    elif is_remote(dataset):
+        for name, info in Remote(dataset).files().items():
+            digest.update(f"{name} {version(info)}\n".encode())
     elif path.exists():
         tree = walk(path) if path.is_dir() else Tree(str(path.parent), [path.name])
         for name in tree.files:

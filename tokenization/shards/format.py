@@ -2,24 +2,28 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from tokenization.files import sha256
 from tokenization.shards.files import describe, is_old, read_column
+from tokenization.storage.copies import local_copy, local_folder
+from tokenization.storage.remote import Remote, is_remote, join
 
 # 1: parquet shards, of earlier versions, which are still read. 2: shards of `files.py`.
 FORMAT, FORMATS = 2, (1, 2)
 
 
 def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a folder of shards.
+    """The manifest of a folder of shards, which may be a URL.
 
     Raises:
         FileNotFoundError: there is no manifest. ValueError: it is damaged, or of another format.
     """
-    file = Path(folder) / "manifest.json"
-    if not file.is_file():
+    file = join(folder, "manifest.json")
+    if not has_manifest(folder):
         raise FileNotFoundError(f"{folder} is not a folder of token shards: it has no manifest.json.")
+    file = local_copy(file)
     try:
         manifest = json.loads(file.read_text())
         known = manifest["format"] in FORMATS
@@ -30,6 +34,42 @@ def read_manifest(folder: str | Path) -> dict:
             f"{file} has format {manifest['format']}, but this version reads 1 and {FORMAT}; write the shards again."
         )
     return manifest
+
+
+def has_manifest(folder: str | Path) -> bool:
+    """Whether a folder or URL holds token shards."""
+    if is_remote(folder):
+        return Remote(folder).info("manifest.json") is not None
+    return Path(folder, "manifest.json").is_file()
+
+
+def found_shards(name: str | None) -> str | None:
+    """The hf:// URL of the token shards that are a data set of the Hub; any other name as it is."""
+    parts = (name or "").split("/")
+    is_id = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts)
+    if not is_id or Path(name).exists():
+        return name
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        has = HfApi().file_exists(name, "manifest.json", repo_type="dataset")
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):  # whoever opens it reports that
+        return name
+    return f"hf://datasets/{name}" if has else name
+
+
+def shard_file(folder: str | Path, entry: dict) -> Path:
+    """A shard on this machine, fetched if the folder is a URL. entry: of the manifest."""
+    return local_copy(join(folder, entry["file"]), entry["sha256"])
+
+
+def processor_folder(folder: str | Path) -> Path | None:
+    """The processor of a folder of shards, on this machine; None if it has none."""
+    inside = join(folder, "processor")
+    if is_remote(inside):
+        return local_folder(inside) if Remote(inside).files() else None
+    return inside if inside.is_dir() else None
 
 
 def fingerprint(manifest: dict) -> str:
@@ -50,11 +90,11 @@ def verify(folder: str | Path) -> str:
 
     from tokenization.processing_toto import TotoProcessor
 
-    folder, manifest = Path(folder), read_manifest(folder)
+    manifest = read_manifest(folder)
     h, w = manifest["grid"]
     width, rows = manifest["num_frames"] * h * w, 0
     for shard in manifest["shards"]:
-        file = folder / shard["file"]
+        file = shard_file(folder, shard)
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; write the shards again with toto tokenize.")
         if sha256(file) != shard["sha256"]:
@@ -78,7 +118,7 @@ def verify(folder: str | Path) -> str:
         raise ValueError(
             f"{folder} holds {rows} rows, but its manifest lists {manifest['num_sequences']}; write the shards again."
         )
-    fingerprint = TotoProcessor.from_pretrained(folder / manifest["processor"]).fingerprint
+    fingerprint = TotoProcessor.from_pretrained(local_folder(join(folder, manifest["processor"]))).fingerprint
     if fingerprint != manifest["tokenizer"]["fingerprint"]:
         raise ValueError(
             f"{folder} holds the tokenizer {fingerprint}, but its manifest names "

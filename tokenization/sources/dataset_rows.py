@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tokenization.sources.kinds import PICTURES, VIDEOS, suffix_of
 from tokenization.sources.metadata import choose_config
+from tokenization.sources.remote import fetched
 from tokenization.sources.tars import columns_of
 
 # Integer columns that are not labels: a token shard's own columns, and facts about the media.
@@ -176,11 +177,13 @@ def name_of(media, row: dict, dataset: str, split: str | None, index: int | str)
 
 
 def content_of(media) -> bytes | str:
-    """The bytes of a file, or its local path."""
+    """The bytes of a file, or its local path; a file under a URL is copied to this machine."""
     if media is None:
         raise ValueError("the row is empty.")
     if isinstance(media, bytes):
         return media
+    if isinstance(media, dict) and media.get("url"):
+        return fetched(media["url"])
     if not isinstance(media, dict) or (media.get("bytes") is None and not media.get("path")):
         raise ValueError("the row holds no file.")
     if media.get("bytes") is not None:

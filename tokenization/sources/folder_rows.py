@@ -20,6 +20,7 @@ from tokenization.sources.folders import (
 from tokenization.sources.kinds import (
     ARCHIVES,
     PICTURES,
+    SAMPLE,
     TABLES,
     TARS,
     VIDEOS,
@@ -31,7 +32,9 @@ from tokenization.sources.kinds import (
     of_kind,
     suffix_of,
 )
-from tokenization.sources.metadata import config_files, read_metadata
+from tokenization.sources.metadata import METADATA, config_files, read_metadata
+from tokenization.storage.copies import local_copy
+from tokenization.storage.remote import is_remote
 
 # Classes that are named in the report.
 MOST_TOLD = 6
@@ -39,17 +42,24 @@ MOST_TOLD = 6
 ALIKE = (*SPLITS, "training", "testing", "eval", "evaluation")
 # Tables whose columns are looked at; of more, the first one stands for all.
 MOST_SCHEMAS = 256
+# Pictures under a URL that are fetched to see whether most of them move.
+REMOTE_SAMPLE = 16
 
 
 def table_rows(files: list[str], split: str, features: dict | None = None) -> Rows:
-    """The rows of parquet or arrow files. features: of columns whose type the files do not have."""
+    """The rows of parquet or arrow files, paths or URLs. features: of columns whose type the files do not have."""
     return Rows(
-        dict(tables.features_of(files[0])) | (features or {}),
-        lambda shard, wanted: tables.read_rows(files[shard], wanted),
+        dict(tables.features_of(at_hand(files[0]))) | (features or {}),
+        lambda shard, wanted: tables.read_rows(at_hand(files[shard]), wanted),
         split,
         num_shards=len(files),
-        tables=files,
+        tables=[] if is_remote(files[0]) else files,  # drawing random rows of URLs would fetch every file
     )
+
+
+def at_hand(file: str) -> str:
+    """The path of a file, or of a copy of what is under this URL."""
+    return str(local_copy(file)) if is_remote(file) else file
 
 
 def choose(dataset: str, splits: list[str], asked: str | None, others: list[str] = ()) -> str:
@@ -76,7 +86,10 @@ class Folder:
         self.dataset, self.tree, self.config, self.asked = dataset, tree, config, split
         self.kind, self.image_column = kind, image_column
         # Names of items start at the folder that was given, even if a configuration is a folder inside it.
-        inside = os.path.relpath(tree.root, os.path.abspath(dataset)).replace(os.sep, "/")
+        if is_remote(dataset):
+            inside = tree.root[len(dataset.rstrip("/")) :].strip("/") or "."
+        else:
+            inside = os.path.relpath(tree.root, os.path.abspath(dataset)).replace(os.sep, "/")
         self.prefix = "" if inside == "." else f"{inside}/"
         self.read, self.metadata, self.left, self.told = [], [], {}, []
         self.what = "file"
@@ -105,7 +118,9 @@ class Folder:
     def _tables_of_media(self) -> list[str]:
         """The parquet and arrow files that have a column of media; others, such as lists of files, are not data."""
         found = [name for name in self.files if suffix_of(name) in TABLES]
-        looked_at = found if len(found) <= MOST_SCHEMAS else found[:1]
+        if is_remote(self.tree.root):  # looking at a table fetches it
+            found = [name for name in found if name.rpartition("/")[2] not in METADATA]
+        looked_at = found if len(found) <= MOST_SCHEMAS and not is_remote(self.tree.root) else found[:1]
         usable = []
         for name in looked_at:
             features = {**tables.features_of(self.tree.path(name)), **(self.config.get("features") or {})}
@@ -170,20 +185,23 @@ class Folder:
         chosen, _, _ = self._choose(names, has_classes=False)
         if not self.read:
             raise ValueError(f"The split {chosen} of {self.dataset} holds no files.")
-        paths = [self.tree.path(name) for name in self.read]
+        paths = [self.tree.where(name) for name in self.read]
         if suffix_of(paths[0]) in TABLES:
             return table_rows(paths, chosen, self.config.get("features"))
-        features = tars.features_of(paths[0])
-        first = next(tars.read_tar(paths[0], []), {})
+        features = tars.features_of(at_hand(paths[0]))
+        first = next(tars.read_tar(at_hand(paths[0]), []), {})
         if "/" in first.get("__key__", "") and features.keys() == {"__key__", *media_columns(features)}:
             self.told.append("no labels: folders inside tar files are no classes; unpack them")
-        return Rows(features, lambda shard, wanted: tars.read_tar(paths[shard], wanted), chosen, num_shards=len(paths))
+        return Rows(
+            features, lambda shard, wanted: tars.read_tar(at_hand(paths[shard]), wanted), chosen, num_shards=len(paths)
+        )
 
     def _media_rows(self) -> Rows:
         """Rows of videos or images, with the labels of their metadata or of their class folders."""
         from datasets import ClassLabel, Image, Video
 
-        kind = self.kind or main_kind(self.media, self.tree.path)
+        few = REMOTE_SAMPLE if is_remote(self.tree.root) else SAMPLE
+        kind = self.kind or main_kind(self.media, self.tree.path, few)
         columns, described, files = read_metadata(self.tree)
         if any(isinstance(row["file_name"], list) for row in described):
             return self._listed_clips(columns, described, files)
@@ -220,7 +238,7 @@ class Folder:
         return []
 
     def _media_row(self, name: str, kind: str) -> dict:
-        return {kind: {"path": self.tree.path(name), "bytes": None}, "__key__": self.prefix + name}
+        return {kind: self.tree.medium(name), "__key__": self.prefix + name}
 
     def _labelled_rows(self, names: list[str], kind: str, number: dict[str, int], _shard, _wanted) -> Iterator[dict]:
         for name in names:
@@ -266,8 +284,8 @@ class Folder:
 
         def read(_shard, _wanted) -> Iterator[dict]:
             for row in rows:
-                paths = [{"path": self.tree.path(name), "bytes": None} for name in row["file_name"]]
-                yield row | {"frames": paths, "__key__": self.prefix + row["file_name"][0]}
+                frames = [self.tree.medium(name) for name in row["file_name"]]
+                yield row | {"frames": frames, "__key__": self.prefix + row["file_name"][0]}
 
         return Rows({"frames": List(Image())} | columns, read, chosen, lists_paths=True, count=len(rows))
 

@@ -38,6 +38,14 @@ class Tree:
         """The path of a file by its name in the folder."""
         return os.path.join(self.root, self.odd.get(name, name))
 
+    def where(self, name: str) -> str:
+        """What `storage.copies.local_copy` takes for a file: its path, or its URL."""
+        return self.path(name)
+
+    def medium(self, name: str) -> dict:
+        """A video or an image in a row, as `dataset_rows.content_of` reads it."""
+        return {"path": self.path(name), "bytes": None}
+
 
 def walk(folder: str | os.PathLike) -> Tree:
     """Lists a folder. Linked folders are followed unless they contain the link.

@@ -62,10 +62,10 @@ def is_code(path: str) -> bool:
     return not (start[:1] == b"G" and start[188:189] in (b"G", b""))
 
 
-def main_kind(names: Sequence[str], path_of) -> str | None:
+def main_kind(names: Sequence[str], path_of, most: int = SAMPLE) -> str | None:
     """The kind of most files, "video" or "image"; videos win a tie. None if there are neither.
 
-    path_of: name -> path. Pictures that may move count as what they are, judged by a sample of them.
+    path_of: name -> path. Pictures that may move count as what they are, judged by a sample of `most`.
     """
     suffixes = Counter(map(suffix_of, names))
     videos, stills = (sum(suffixes[suffix] for suffix in kinds) for kinds in (VIDEOS, STILLS))
@@ -73,7 +73,7 @@ def main_kind(names: Sequence[str], path_of) -> str | None:
     if not videos + stills + len(may_move):
         return None
     if abs(videos - stills) <= len(may_move):  # else they decide nothing
-        sample = may_move[:: max(1, len(may_move) // SAMPLE)]
+        sample = may_move[:: max(1, len(may_move) // most)]
         share = sum(is_animated(path_of(name)) for name in sample) / max(1, len(sample))
         videos, stills = videos + share * len(may_move), stills + (1 - share) * len(may_move)
     return "video" if videos >= stills else "image"

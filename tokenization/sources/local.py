@@ -12,6 +12,10 @@ from tokenization.sources.folder_rows import Folder, choose, table_rows
 from tokenization.sources.folders import walk
 from tokenization.sources.kinds import ARCHIVES, TABLES, TARS, is_media, kind_of, suffix_of
 from tokenization.sources.metadata import read_config
+from tokenization.sources.remote import RemoteTree
+from tokenization.sources.remote import is_file as is_remote_file
+from tokenization.storage.copies import local_copy
+from tokenization.storage.remote import is_remote, join
 
 
 def open_local(
@@ -21,16 +25,19 @@ def open_local(
     image_column: str | None = None,
     config_name: str | None = None,
 ) -> Rows:
-    """The rows of a split of a local folder or file; arguments as in `open.open_source`.
+    """The rows of a split of a folder or file, here or under a URL; arguments as in `open.open_source`.
 
     Raises:
         FileNotFoundError: the folder is empty. ValueError: nothing in it can be read, or there is no such split.
     """
-    if os.path.isfile(dataset):
+    if is_remote(dataset):
+        if is_remote_file(dataset):
+            return open_local(str(local_copy(dataset)), split, kind, image_column, config_name)
+    elif os.path.isfile(dataset):
         if config_name is not None:
             raise ValueError(f"{dataset} is one file and has no configurations; leave config_name out.")
         return _one_file(dataset, split or "train")
-    if saved := _saved_splits(dataset):
+    if not is_remote(dataset) and (saved := _saved_splits(dataset)):
         if config_name is not None:
             raise ValueError(f"{dataset} was saved by datasets and has no configurations; leave config_name out.")
         chosen = choose(dataset, list(saved), split)
@@ -41,7 +48,10 @@ def open_local(
         raise ValueError(
             f"The README.md of {dataset} has the data_dir {inside}, which is outside the folder; correct it."
         )
-    tree = walk(os.path.join(dataset, inside))
+    if is_remote(dataset):
+        tree = RemoteTree(dataset if inside == "." else join(dataset, inside.replace(os.sep, "/")))
+    else:
+        tree = walk(os.path.join(dataset, inside))
     if not tree.files:
         raise FileNotFoundError(f"The folder {dataset} is empty; put videos, images, parquet or tar files into it.")
     return Folder(dataset, tree, config, split, kind, image_column).rows()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import re
 from pathlib import Path
 
 from tokenization.sources.folders import Tree
+from tokenization.sources.remote import readme_of
+from tokenization.storage.remote import is_remote
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -76,9 +79,9 @@ def read_config(folder: str, config_name: str | None) -> dict:
     Raises:
         ValueError: no such configuration, or several and none is named.
     """
-    readme = Path(folder) / "README.md"
+    readme = readme_of(folder) if is_remote(folder) else Path(folder) / "README.md"
     configs, infos = {}, {}
-    if readme.is_file():
+    if readme is not None and readme.is_file():
         import yaml
         from datasets import DatasetInfo
         from huggingface_hub import DatasetCard
@@ -119,7 +122,13 @@ def config_files(tree: Tree, data_files) -> dict[str, list[str]]:
         patterns = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
         found = set()
         for pattern in patterns:
-            matched = glob.iglob(pattern.replace("/**.", "/**/*."), root_dir=tree.root, recursive=True)
+            pattern = pattern.replace("/**.", "/**/*.")
+            if is_remote(tree.root):
+                from fsspec.utils import glob_translate
+
+                found |= set(filter(re.compile(glob_translate(pattern)).match, tree.files))
+                continue
+            matched = glob.iglob(pattern, root_dir=tree.root, recursive=True)
             found |= {posixpath.normpath(path.replace(os.sep, "/")) for path in matched} & known
         splits[str(entry["split"])] = sorted(found)
     return splits

@@ -29,6 +29,7 @@ from tokenization.sources.kinds import MAY_MOVE, suffix_of
 from tokenization.sources.local import open_local
 from tokenization.sources.pictures import frame_windows, image_crops
 from tokenization.sources.tables import count_rows, random_rows
+from tokenization.storage.remote import is_remote
 from tokenization.video import Clip, read_windows
 
 ENDLESS_LIMIT = 2000
@@ -142,7 +143,8 @@ def open_source(
             "cater:FOLDER" (CATER's localisation task, see `cater.open_cater`), a folder (of videos or images, with
             or without class folders, splits, metadata or a README with configurations; of parquet or tar files; or
             saved by `datasets.save_to_disk`), a .parquet, .arrow or webdataset .tar file, one video or image file, or
-            a Hub id. Names are data: docs/datasets.md says what is read of a folder.
+            a Hub id. A folder or file may be under a URL (s3://, gs://, hf://, https://). Names are data:
+            docs/datasets.md says what is read of a folder.
         split: its name; None takes the only split. Of a folder, a direct subfolder: train, validation (also as val,
             valid or dev), test, or any other that is named here. A folder without such subfolders is the split train.
         sampling: which frames and pixels. Toyworld ignores stride and fps, and supports neither views nor detail.
@@ -173,7 +175,7 @@ def open_source(
         if config_name is not None:
             raise ValueError(f"{dataset} has no configurations; leave config_name out.")
         rows = open_cater(folder, split)
-    elif Path(dataset).exists():
+    elif is_remote(dataset) or Path(dataset).exists():
         rows = open_local(dataset, split, kind, image_column, config_name)
     elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or Path(dataset).suffix:
         raise FileNotFoundError(f"There is no folder or file {dataset}; check the path.")

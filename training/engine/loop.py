@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import math
 from collections.abc import Iterator
@@ -321,15 +320,20 @@ class _Loop:
             state |= {"versions": surroundings(accelerator), "streams": streams}
         rank, world, spared = accelerator.process_index, accelerator.num_processes, learner.objective.spared()
         with self._waiting(CHECKPOINT_LIMIT), learner.objective.saved_weights():
+            run.before_checkpoint()
             weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
             tensors = {"optimizer": moments(self.plain, learner.optimizer)} | learner.objective.saved_tensors()
             parts = {name: own_part(named, rank, world) for name, named in tensors.items()}
             snapshot = Snapshot(self.step, weights if run.is_main else {}, parts, state, spared)
             if self.writer.in_background:
                 snapshot = snapshot.copied(self.device)
-            how = (run.folder, self.args.keep_checkpoints, self.plain, learner.processor, run.is_main, self.writer.wait)
-            target = run.folder / "checkpoints" / f"step_{self.step:06d}"
-            self.writer.start(self.step, target, functools.partial(snapshot.write, *how))
+            keep, target = self.args.keep_checkpoints, run.folder / "checkpoints" / f"step_{self.step:06d}"
+
+            def write() -> None:
+                snapshot.write(run.folder, keep, self.plain, learner.processor, run.is_main, self.writer.wait)
+                run.after_checkpoint(keep, snapshot.spared)
+
+            self.writer.start(self.step, target, write)
         self.saved = self.step
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from tokenization.files import write_whole
+from tokenization.storage.remote import is_remote, join
 from training import find_model
 from training.args import PREEMPTED, RunArgs
 from training.engine import checkpoints
@@ -30,6 +31,7 @@ from training.engine.device import (
     versions,
 )
 from training.engine.hangs import set_flight_recorder
+from training.engine.remote_run import RemoteRun
 from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
 
@@ -41,12 +43,14 @@ class Beginning:
     Fields:
         is_resumed: `--resume` named the folder.
         checkpoint: the newest valid checkpoint of a resumed run; None if training starts at step 0.
+        remote: the URL to which the folder is uploaded; None for an ordinary run.
     """
 
     verb: str
     folder: Path
     is_resumed: bool
     checkpoint: Path | None
+    remote: RemoteRun | None = None
 
     def changes(self, *settings, **which) -> list[str]:
         """`changed_settings` of a resumed run; none of a run that starts at step 0."""
@@ -61,13 +65,18 @@ def begin(verb: str, args, resumed: Path | None, name: str | None = None) -> Beg
         resumed: the folder that `--resume` names.
         name: of a new folder without a recipe; by default the verb.
     Raises:
-        ValueError: the output folder is not empty, or `accelerate launch` was given fp16.
+        ValueError: the output folder is not empty, or `accelerate launch` was given fp16. OSError: its URL cannot be
+            written.
     """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     require(precision != "fp16", "fp16 needs a loss scale, which checkpoints do not keep; train in bf16 or no.")
     if resumed is not None:
         found = find_model.steps(resumed)
-        return Beginning(verb, resumed, True, found[-1] if found else None)
+        return Beginning(verb, resumed, True, found[-1] if found else None, RemoteRun.of(resumed))
+    if is_remote(args.output_dir):
+        remote = RemoteRun(args.output_dir)
+        remote.begin()
+        return Beginning(verb, remote.folder, False, None, remote)
     name = Path(args.recipe).stem if args.recipe else name or verb
     run = Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
     occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
@@ -85,6 +94,7 @@ class Run:
             stopped. None if training starts at step 0.
         max_steps: of the schedule.
         changes: sentences of `Beginning.changes`.
+        remote: of `Beginning`, in the first process; None in the others.
     """
 
     verb: str
@@ -93,6 +103,22 @@ class Run:
     checkpoint: Path | None
     max_steps: int
     changes: list[str]
+    remote: RemoteRun | None = None
+
+    @property
+    def place(self) -> str:
+        """The URL of the run, or its folder: what `--resume` and `--model` take."""
+        return self.remote.url if self.remote else str(self.folder)
+
+    def before_checkpoint(self) -> None:
+        """Wait until no file of an earlier checkpoint is read; called before another is written."""
+        if self.remote:
+            self.remote.settle()
+
+    def after_checkpoint(self, keep: int | None = None, spared: Iterable[int] = ()) -> None:
+        """Upload the run, if it has a URL; called when a checkpoint is whole. keep, spared: as in `writing`."""
+        if self.remote:
+            self.remote.saved(keep, spared)
 
     @property
     def is_main(self) -> bool:
@@ -130,7 +156,8 @@ class Run:
             write_recipe(self.folder, *settings)
             text = json.dumps(versions(self.accelerator.device), indent=2) + "\n"
             write_whole(self.folder / "versions.json", lambda path: path.write_text(text))
-            print(f"{self.folder}: {what}", flush=True)
+            print(f"{self.place}: {what}", flush=True)
+            self.after_checkpoint()  # recipe.yaml and versions.json
         tracked = [asdict(concern) for concern in settings if not isinstance(concern, RunArgs)]
         start_trackers(
             self.accelerator, self.folder, {key: value for concern in tracked for key, value in concern.items()}
@@ -194,7 +221,10 @@ def running(
         elif beginning.is_resumed and accelerator.is_main_process:
             print(f"{folder} has no checkpoint yet, so the run starts again.")
         set_seed(args.seed)
-        yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes)
+        remote = beginning.remote if accelerator.is_main_process else None
+        yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes, remote)
+        if remote:
+            remote.finish()
 
 
 class Preemption:
@@ -226,11 +256,11 @@ def end_run(run: Run, last: Path, best: Path | None) -> None:
         SystemExit: with PREEMPTED, after SIGTERM.
     """
     if run.is_main:
-        print(f"wrote {last}")
+        print(f"wrote {_named(run, last)}")
         if best is None:
-            print(f"stopped by SIGTERM; resume with: toto {run.verb} --resume {run.folder}")
+            print(f"stopped by SIGTERM; resume with: toto {run.verb} --resume {run.place}")
         elif best != last:
-            print(f"best on validation, and used by `--model {run.folder}`: {best}")
+            print(f"best on validation, and used by `--model {run.place}`: {_named(run, best)}")
     if best is None:
         raise SystemExit(PREEMPTED)
 
@@ -249,6 +279,19 @@ def publish(run: Run, best: Path, push_to: str | None) -> None:
         from training.publish.push import push_folder
 
         print(f"pushed {push_folder(best, push_to)}")
+    close_remote(run)
+
+
+def close_remote(run: Run) -> None:
+    """Upload the rest of a finished run that has a URL, and delete the local folder."""
+    if run.remote:
+        run.remote.finish()
+        run.remote.discard()
+
+
+def _named(run: Run, path: Path) -> str:
+    """A path inside the run, as `place` names the run."""
+    return str(join(run.place, *path.relative_to(run.folder).parts))
 
 
 def _newest_sound(accelerator: Accelerator, folder: Path) -> Path:

@@ -16,6 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from tokenization.files import write_whole
+from tokenization.storage.copies import local_copy
+from tokenization.storage.remote import Remote, is_remote, join
 
 MEDIA_FILE = "media.json"
 FORMAT = 1
@@ -73,7 +75,7 @@ def identify(recorded: str, split: str) -> tuple[str, str]:
     `split`, since such a folder or file is read whatever split is given ("media/k400/val",
     "test-00000-of-00001.parquet").
     """
-    recorded = recorded.removeprefix("cater:")
+    recorded = recorded.removeprefix("cater:").rpartition("://")[2]
     parts = [part for part in recorded.split(":")[0].split("/") if part not in ("", ".", "..")]
     while len(parts) > 1:
         is_file = PurePosixPath(parts[-1]).suffix in FILES
@@ -95,6 +97,8 @@ def media_seen(model: str | Path) -> list[Media] | None:
         FileNotFoundError: if the shards of the run no longer exist and it has no media.json.
         ValueError: if media.json is damaged or has another format.
     """
+    if is_remote(model):
+        return _read_media(local_copy(join(model, MEDIA_FILE))) if Remote(model).info(MEDIA_FILE) else None
     path = Path(model)
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     if (run / "recipe.yaml").is_file():
@@ -277,6 +281,8 @@ def _of_source(source) -> Media:
     manifest = read_manifest(source.data)
     dataset, split = identify(manifest["dataset"], manifest["split"])
     if dataset == "toyworld":  # endless; its splits share no picture, so the split is enough
+        return Media(dataset, split, manifest["kind"])
+    if is_remote(source.data):  # every shard would have to be fetched; without items, the whole dataset counts
         return Media(dataset, split, manifest["kind"])
     names = _names(Path(source.data), manifest)
     if source.val_data is None:

@@ -8,10 +8,12 @@ worker processes are needed. Only shards of earlier versions (parquet) are decod
 
 from __future__ import annotations
 
+import contextlib
 import os
 from bisect import bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ import torch
 from tokenization.sequences import CODE_OFFSET, IMAGE_START_ID, VIDEO_START_ID, fill_row, image_rows, video_rows
 from tokenization.shards.files import HELD_OUT as HELD_OUT
 from tokenization.shards.files import OldShard, Shard, damaged, is_held_out, is_old, missing, read_column
-from tokenization.shards.format import fingerprint, read_manifest
+from tokenization.shards.format import fingerprint, read_manifest, shard_file
+from tokenization.storage.remote import Remote, is_remote, join
 
 # Enough for a mean within a hundredth of a nat, and a minute on a CPU.
 VALIDATION_ROWS = 256
@@ -32,14 +35,13 @@ def read_codes(shards: str | Path, which: str | None = None, limit: int | None =
         which: "train" or "validation" part, by a hash of the items' names; None takes every row.
         limit: number of rows at most.
     """
-    shards = Path(shards)
     manifest = read_manifest(shards)
     frames = manifest["num_frames"] if manifest["kind"] == "video" else 1
     found, count = [np.empty((0, frames * int(np.prod(manifest["grid"]))), np.uint16)], 0
     for shard in manifest["shards"]:
         if which == "validation" and shard.get("held_out") == 0:
             continue
-        codes = read_column(shards / shard["file"], "codes")
+        codes = read_column(shard_file(shards, shard), "codes")
         if which is not None:
             codes = codes[held_out_rows(shards, shard) == (which == "validation")]
         found.append(codes)
@@ -49,11 +51,11 @@ def read_codes(shards: str | Path, which: str | None = None, limit: int | None =
     return np.concatenate(found)[:limit].reshape(-1, frames, *manifest["grid"])
 
 
-def held_out_rows(folder: Path, shard: dict) -> np.ndarray:
+def held_out_rows(folder: str | Path, shard: dict) -> np.ndarray:
     """Which rows of a shard are held out, (N,) bool. shard: its entry in the manifest."""
     if not is_old(shard):
-        return read_column(folder / shard["file"], "held_out")
-    return np.array([is_held_out(source) for source in read_column(folder / shard["file"], "source")])
+        return read_column(shard_file(folder, shard), "held_out")
+    return np.array([is_held_out(source) for source in read_column(shard_file(folder, shard), "source")])
 
 
 def check_fit(manifest: dict, config) -> None:
@@ -93,6 +95,7 @@ class ShardRows:
     A row is a video, or a pack of `config.num_frames` images; images that do not fill a pack are left out of an epoch.
 
     Args:
+        folder: may be a URL; a shard is then copied to the cache when its first row is read, and the next one ahead.
         hold_out: leave out the items that `validation_rows` takes.
     Raises:
         FileNotFoundError: there are no shards. ValueError: they do not fit the model, or hold too few rows.
@@ -102,16 +105,16 @@ class ShardRows:
     is_indexed = True
 
     def __init__(self, folder: str | Path, config, seed: int, hold_out: bool = True):
-        self.folder = Path(folder)
+        self.folder = folder if is_remote(folder) else Path(folder)
         self.manifest = read_manifest(self.folder)
         check_fit(self.manifest, config)
         self.seed, self.is_image = seed, self.manifest["kind"] == "image"
         self.images_per_row, self.row_length = config.num_frames if self.is_image else 1, config.row_length()
         self.hold_out, self._shards = hold_out, self.manifest["shards"]
         self._width = (1 if self.is_image else self.manifest["num_frames"]) * int(np.prod(self.manifest["grid"]))
-        there = set(os.listdir(self.folder))
+        there = Remote(folder).files() if is_remote(folder) else set(os.listdir(self.folder))
         if absent := next((shard["file"] for shard in self._shards if shard["file"] not in there), None):
-            raise missing(self.folder / absent)
+            raise missing(join(self.folder, absent))
         # Manifests of earlier versions do not say what is held out, so every one of their shards is opened.
         self._kept_of_old = {
             number: np.flatnonzero(~held_out_rows(self.folder, shard))
@@ -162,7 +165,11 @@ class ShardRows:
     def _open(self, epoch: int, number: int) -> tuple[Shard | OldShard, np.ndarray]:
         """(a shard, the numbers of its kept rows in the order of the epoch)."""
         entry = self._shards[number]
-        shard = (OldShard if is_old(entry) else Shard)(self.folder, entry, self._width)
+        folder = self.folder
+        if is_remote(folder):
+            folder = shard_file(folder, entry).parent
+            self._fetch_ahead(epoch, number)
+        shard = (OldShard if is_old(entry) else Shard)(folder, entry, self._width)
         if not self.hold_out:
             kept = np.arange(entry["rows"])
         else:
@@ -172,6 +179,17 @@ class ShardRows:
         # as default_rng, in a quarter of its time, which counts where a process reads a few rows of a shard
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch, number])) if epoch else None
         return shard, generator.permutation(kept) if epoch else kept
+
+    def _fetch_ahead(self, epoch: int, number: int) -> None:
+        """Copy the shard that follows in the order of the epoch to this machine, in a thread."""
+        order, _ = self._order(epoch)
+        turn = order.index(number) + 1
+        if turn < len(order):
+            Thread(target=self._fetch, args=(self._shards[order[turn]],), daemon=True).start()
+
+    def _fetch(self, entry: dict) -> None:
+        with contextlib.suppress(OSError, ValueError):  # reading it meets the same error
+            shard_file(self.folder, entry)
 
     def state_dict(self) -> None:
         """None, since a row depends only on its number."""

@@ -159,7 +159,9 @@ class TokenizerLoop:
             loop_state = {"step": self.step, "seconds": self.seconds, "streams": streams, "usage": usage.tolist()}
             loop_state |= {"world": accelerator.num_processes, "versions": surroundings(accelerator)}
             saved = (self.steps.model, None, state, loop_state)
+            run.before_checkpoint()
             checkpoints.save(run.folder, self.step, *saved, self.args.keep_checkpoints)
+            run.after_checkpoint(self.args.keep_checkpoints)
         accelerator.wait_for_everyone()
 
     @torch.inference_mode()
