@@ -13,10 +13,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokenization.sampling import Sampling
-from tokenization.shards.assemble import write_shards
 from tokenization.shards.code_parts import PartWriter, plan
 from tokenization.shards.encode import Encoder, encode_parts
-from tokenization.shards.parts import finished_parts, steps
+from tokenization.shards.parts import FinishedParts, steps
+from tokenization.shards.shuffle import write_shards
 from tokenization.sources.open import open_source
 from tokenization.video import Clip
 
@@ -62,7 +62,7 @@ def make_parts(source, encoder, folder, limit=None, ranks=(0,)):
         encode_parts(source, encoder, folder, tqdm(disable=True), **sizes, rank=rank, world=len(ranks))
     parts, counts = plan(folder, source.num_shards, limit)
     (folder / "out").mkdir()
-    (shard,) = write_shards(folder, folder / "out", parts, "train", 100, seed=0)
+    (shard,) = write_shards(folder, folder / "out", parts, "train", 100, seed=0, width=16)
     return counts, pa.ipc.open_file(folder / "out" / shard["file"]).read_all()
 
 
@@ -80,7 +80,7 @@ def test_parts_hold_the_rows_of_the_source_in_its_order(source, encoder, tmp_pat
     assert table["codes"].to_pylist() == [codes[row] for row in order]
     files = ["000000-000000", "000000-000001", "000000-000002", "000001-000000"]
     files += ["000002-000000", "000002-000001", "000002-000002"]
-    assert sorted(finished_parts(tmp_path / "parts")) == files, "no part lies in two files"
+    assert sorted(FinishedParts(tmp_path / "parts")) == files, "no part lies in two files"
 
 
 @pytest.mark.parametrize("ranks", [[0, 1], [3, 2, 1, 0]])  # fewer than the files, and more
@@ -94,13 +94,13 @@ def test_who_makes_them_does_not_matter(source, encoder, tmp_path, ranks):
 
 def test_a_limit_encodes_no_more_than_it_needs(source, encoder, tmp_path):
     make_parts(source, encoder, tmp_path / "parts", limit=7)
-    assert sum(info["rows"] for info in finished_parts(tmp_path / "parts").values()) == 7
+    assert sum(info["rows"] for info in FinishedParts(tmp_path / "parts").values()) == 7
 
 
 def test_ranks_share_the_items_and_read_only_their_files(source, monkeypatch):
     opened = []
     list_items = source.list_items
-    monkeypatch.setattr(source, "list_items", lambda shard: opened.append(shard) or list_items(shard))
+    monkeypatch.setattr(source, "list_items", lambda shard, wanted: opened.append(shard) or list_items(shard, wanted))
 
     def share(rank, world, finished):
         return [(step.part, step.index) for step in steps(source, 3, rank, world, finished)]
@@ -127,7 +127,7 @@ def peak_memory(folder, rows, width=1024):
             writer.add(start, Clip(None, "video", start), np.full(width, start, np.uint16))
         writer.close(rows, shard_ends=True)
         parts, _ = plan(folder / "parts", 1, None)
-        write_shards(folder / "parts", folder, parts, "train", 500, seed=0)
+        write_shards(folder / "parts", folder, parts, "train", 500, seed=0, width=width, bucket_bytes=2**21)
         return tracemalloc.get_traced_memory()[1] + pool.max_memory()
     finally:
         tracemalloc.stop()

@@ -67,8 +67,8 @@ def test_images_are_packed(shards, tmp_path):
     """A folder of single frames becomes rows of `num_frames` images behind one image start."""
     import numpy as np
 
-    from tokenization.shards.assemble import write_shards
     from tokenization.shards.code_parts import PartWriter, plan
+    from tokenization.shards.shuffle import write_shards
     from tokenization.video import Clip
 
     folder, parts = tmp_path / "images", tmp_path / "parts"
@@ -78,7 +78,7 @@ def test_images_are_packed(shards, tmp_path):
     for i in range(20):
         writer.add(i, Clip(None, f"{i}"), np.full(16, i, dtype=np.uint16))
     writer.close(20, shard_ends=True)
-    listed = write_shards(parts, folder, plan(parts, 1, None)[0], "train", 16, 0)
+    listed = write_shards(parts, folder, plan(parts, 1, None)[0], "train", 16, 0, width=16)
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest |= {"kind": "image", "num_frames": 1, "shards": listed}
     (folder / "manifest.json").write_text(json.dumps(manifest))

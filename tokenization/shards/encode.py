@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenization.shards.code_parts import PartWriter
-from tokenization.shards.parts import finished_parts, part_name, work_in_parts
+from tokenization.shards.parts import FinishedParts, part_name, work_in_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,11 +129,11 @@ def encode_parts(
         OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
     """
     ahead = 2 * -(-encoder.batch_frames // num_frames) + 1  # clips of two batches
-    clips, skipped = 0, 0
+    clips, skipped, finished = 0, 0, FinishedParts(folder)
     done = work_in_parts(
         source,
         lambda name: PartEncoder(encoder, folder, name, list(source.label_names), num_frames),
-        lambda: finished_parts(folder),
+        finished.look,
         items_per_part=items_per_part,
         limit=limit,
         threads=threads,
