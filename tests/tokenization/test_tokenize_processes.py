@@ -86,7 +86,7 @@ def images(tmp_path):
 
 @pytest.mark.parametrize("step", ["_encode", "deal", "fill", "write_shard", "_finish"])
 def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch, step):
-    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 128)  # a shard of 4 rows of 16 codes
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 512)  # a shard of 4 rows of 64 codes
     args = [*images, "--tokenizer", str(tokenizer), "--output"]
     main([*args, str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
