@@ -342,6 +342,7 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
             rank=rank,
             world=world,
         )
+    encoder.close()
     return gather_object([{"frames": encoder.frames, "seconds": encoder.wall_seconds, "busy": encoder.seconds}])
 
 

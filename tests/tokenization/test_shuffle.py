@@ -99,9 +99,7 @@ def test_every_row_is_read_twice_and_in_order(parts_folder, tmp_path, monkeypatc
     assert rows * ROW_BYTES < passes["parts"] < (rows + units * BATCH_ROWS) * ROW_BYTES * 1.1
     assert rows * ROW_BYTES < passes[shuffle.DEALT] < rows * ROW_BYTES * 1.2
     assert bodies["parts"] <= sum(-(-count // BATCH_ROWS) for count in ROWS) + units
-    assert bodies[shuffle.DEALT] <= units**2 < rows / 20, (
-        "a piece of every stretch for every bucket, not a read per row"
-    )
+    assert bodies[shuffle.DEALT] <= units**2 < rows / 20, "a piece of every stretch for every bucket"
 
 
 def test_a_task_whose_input_another_has_used_up_goes_on_with_its_output(parts_folder, tmp_path, monkeypatch):
