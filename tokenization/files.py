@@ -3,17 +3,23 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 
+def temporary(file: Path) -> Path:
+    """A name beside `file` that no other process uses, on this machine or another that shares the disk."""
+    return file.with_name(f"{file.name}.{secrets.token_hex(6)}.partial")
+
+
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path, then rename it to `file`, so that `file` is complete whenever it exists."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    write(temporary)
-    with temporary.open("rb") as stream:
+    hidden = temporary(file)
+    write(hidden)
+    with hidden.open("rb") as stream:
         os.fsync(stream.fileno())
-    temporary.replace(file)
+    hidden.replace(file)
 
 
 def write_json(file: str | Path, content: dict) -> None:

@@ -154,22 +154,24 @@ class TotoDVAEModel(VisualTokenizer):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
             init.zeros_(module.bias)
 
-    def encode_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_logits(self, pixel_values: torch.Tensor, check_values: bool = True) -> torch.Tensor:
         """Logits of every code: pictures (B, 3, H, W) in [0, 1] -> fp32 (B, K, H / stride, W / stride).
+
+        check_values: see `check_pixels`.
 
         Raises:
             ValueError: wrong type, shape or range, or sides that are not multiples of the stride.
         """
-        check_pixels(pixel_values, self.config.stride)
+        check_pixels(pixel_values, self.config.stride, check_values)
         return self.encoder(map_pixels(pixel_values).to(self.dtype))
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def encode(self, pixel_values: torch.Tensor, check_values: bool = True) -> torch.LongTensor:
         """The most likely codes of pictures: (B, 3, H, W) floats in [0, 1] -> (B, H / stride, W / stride).
 
         Raises:
             ValueError: as `encode_logits`.
         """
-        return self.encode_logits(pixel_values).argmax(dim=1)
+        return self.encode_logits(pixel_values, check_values).argmax(dim=1)
 
     def _decoder_output(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.decoder is None:

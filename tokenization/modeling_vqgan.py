@@ -228,22 +228,24 @@ class TotoVQGANModel(VisualTokenizer):
         elif isinstance(module, nn.Embedding):
             init.uniform_(module.weight, -1.0 / self.config.num_codes, 1.0 / self.config.num_codes)
 
-    def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_latents(self, pixel_values: torch.Tensor, check_values: bool = True) -> torch.Tensor:
         """Vectors before quantisation: pictures (B, 3, H, W) in [0, 1] -> (B, embed_dim, h, w).
+
+        check_values: see `check_pixels`.
 
         Raises:
             ValueError: wrong type, shape or range, or sides that are not multiples of the stride.
         """
-        check_pixels(pixel_values, self.config.stride)
+        check_pixels(pixel_values, self.config.stride, check_values)
         return self.quant_conv(self.encoder(2 * pixel_values.to(self.dtype) - 1))
 
-    def encode(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def encode(self, pixel_values: torch.Tensor, check_values: bool = True) -> torch.LongTensor:
         """Nearest codes of pictures: (B, 3, H, W) floats in [0, 1] -> (B, H / stride, W / stride).
 
         Raises:
             ValueError: as `encode_latents`.
         """
-        return self.quantize(self.encode_latents(pixel_values))
+        return self.quantize(self.encode_latents(pixel_values, check_values))
 
     def decode(self, codes: torch.LongTensor) -> torch.Tensor:
         """Pictures of codes: (B, h, w) -> (B, 3, h * stride, w * stride), clipped to [0, 1].

@@ -231,15 +231,23 @@ class TotoProcessor(ProcessorMixin):
         frames = torch.as_tensor(frames)
         if not len(frames):
             return torch.empty(0, *self.grid, dtype=torch.long)
-        device = self.visual_tokenizer.device
+        batches = frames.split(batch_size or (8 if self.visual_tokenizer.device.type == "cpu" else 64))
+        # outside inference mode: an ordinary tensor that training can use
+        return torch.cat([self.encode_batch(batch, exact).cpu() for batch in batches])
+
+    def encode_batch(self, frames: torch.Tensor, exact: bool = True) -> torch.LongTensor:
+        """Codes (B, h, w) of a batch of frames, on the tokenizer's device, which is not waited for.
+
+        Args:
+            frames: uint8 (B, R, R, 3) on the CPU; from pinned memory the copy to a GPU does not wait either, and then
+                they must not change until the codes are there. exact: see `encode_frames`.
+        """
         self.visual_tokenizer.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU, with the same codes
         tokenizer = self.visual_tokenizer if exact else self._in_bf16()
-        codes = []
-        for batch in frames.split(batch_size or (8 if device.type == "cpu" else 64)):
-            pixels = batch.to(device).permute(0, 3, 1, 2).float() / 255  # (B, 3, R, R), channels last in memory
-            with torch.inference_mode(), without_tf32():
-                codes.append(tokenizer.encode(pixels).cpu())
-        return torch.cat(codes)  # outside inference mode: an ordinary tensor that training can use
+        frames = frames.to(self.visual_tokenizer.device, non_blocking=frames.is_pinned())
+        pixels = frames.permute(0, 3, 1, 2).float() / 255  # (B, 3, R, R), channels last in memory
+        with torch.inference_mode(), without_tf32():
+            return tokenizer.encode(pixels, check_values=False)  # which were bytes
 
     def _in_bf16(self) -> PreTrainedModel:
         """The bf16 copy of the visual tokenizer, copied again after its weights were moved or changed."""

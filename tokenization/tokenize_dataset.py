@@ -2,7 +2,9 @@
 
 The work is split into parts that any number of processes share (`parts.py`). It happens in `<output>.partial`, which is
 renamed once the manifest is written: a folder that exists is complete, and a run that was killed resumes after its
-finished parts. On one kind of machine, the shards are the same byte for byte for any number of processes and kills.
+finished parts. Processes of one launch share the work, or tasks that know nothing of each other (--rank and --world);
+the last of these makes the shards, with any others that are there. On one kind of machine, the shards are the same byte
+for byte for any number of processes, tasks and kills.
 """
 
 import errno
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArgumentParser
 
+from tokenization.files import write_whole
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
@@ -28,11 +31,14 @@ TIMEOUT = timedelta(days=30)
 VIDEOS_PER_PART, IMAGES_PER_PART = 16, 1024
 # Flags that set where and how the work is done and do not change the shards.
 NOT_SETTINGS = {"output", "verify", "convert", "decode_threads", "push_to_hub", "private", "tokenizer"}
+NOT_SETTINGS |= {"rank", "world"}
 DESCRIPTION = """\
 Turn videos or images into shards of visual tokens. After a kill, the same command resumes the run. Several processes
 can share the work: accelerate launch -m tokenization.tokenize_dataset ..., or on CPUs ACCELERATE_USE_CPU=true torchrun
---standalone --nproc-per-node 2 -m tokenization.tokenize_dataset ...; with several nodes, --output must be on a shared
-file system. Parquet and tar datasets with at least as many files as processes are split by file."""
+--standalone --nproc-per-node 2 -m tokenization.tokenize_dataset ...; or tasks on many nodes that do not wait for each
+other: --rank 0 --world 64, --rank 1 --world 64, ... (training/launch/tokenize.sbatch), of which the one that finds all
+parts finished makes the shards. With several nodes, --output must be on a shared file system. Parquet and tar datasets
+with at least as many files as processes are split by file."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,14 @@ class TokenizeArgs(TimeStepArgs):
         default=None,
         metadata={"help": "videos or images decoded at a time (default: this process's share of the CPUs)"},
     )
+    rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "number of this task, from 0, among --world tasks that are started one by one: it makes its own "
+            "parts and, if those of all others are finished, the shards"
+        },
+    )
+    world: int | None = field(default=None, metadata={"help": "number of these tasks; it may change between runs"})
     push_to_hub: str | None = field(
         default=None, metadata={"help": "user/name: push the shards to this dataset repository, with a card"}
     )
@@ -129,6 +143,12 @@ class TokenizeArgs(TimeStepArgs):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}; it must be at least 1.")
+        if (self.rank is None) != (self.world is None):
+            raise ValueError("--rank and --world are given together; pass both, or neither.")
+        if self.world is not None and not 0 <= self.rank < self.world:
+            raise ValueError(
+                f"--rank is {self.rank}; it must be from 0 to {self.world - 1}, with --world {self.world}."
+            )
         if self.precision not in (None, "fp32", "bf16"):
             raise ValueError(f"--precision is {self.precision}; it must be fp32 or bf16.")
         if self.kind not in (None, "video", "image"):
@@ -149,6 +169,12 @@ class TokenizeArgs(TimeStepArgs):
             _refuse(changed, idle, "on toyworld, which is drawn")
         elif self.fps is not None:
             _refuse(changed, {"stride"}, "next to --fps")
+        if self.world is not None:
+            refuse_url(self.output, "output", "name one that all tasks see, and upload the shards when they are made")
+        if self.world is not None and self.push_to_hub is not None:
+            raise ValueError(
+                "--push_to_hub cannot be shared by tasks; leave it out, and push the finished folder with --verify DIR."
+            )
 
     def sampling(self, resolution: int) -> Sampling:
         """How clips are sampled. resolution: side of the frames in pixels."""
@@ -162,8 +188,10 @@ def _refuse(changed: set[str], idle: set[str], where: str) -> None:
         raise ValueError(f"--{', --'.join(found)} would have no effect {where}; leave it out.")
 
 
-def tokenize(args: TokenizeArgs) -> dict:
+def tokenize(args: TokenizeArgs) -> dict | None:
     """Write the shards that `args` describes and return the manifest. Every process of a launch calls it.
+
+    A task of `args.world` that finds parts of other tasks unfinished returns None when its own are finished.
 
     Raises:
         ValueError: the dataset holds nothing usable, --output is not empty, or --output.partial has other settings.
@@ -172,6 +200,9 @@ def tokenize(args: TokenizeArgs) -> dict:
     if is_remote(args.output):
         return tokenize_to_url(args, tokenize, NOT_SETTINGS)
     output = Path(args.output)
+    if args.world is not None and (output / "manifest.json").is_file():  # a task that was started again, or late
+        print(f"{output} is complete")
+        return read_manifest(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} is not empty; name a new folder, or delete this one.")
 
@@ -180,8 +211,9 @@ def tokenize(args: TokenizeArgs) -> dict:
 
     from tokenization.precision import bf16_is_fast
     from tokenization.processing_toto import TotoProcessor
-    from tokenization.shards.assemble import assemble
+    from tokenization.shards.assemble import PLAN, assemble
     from tokenization.shards.card import create_repo
+    from tokenization.shards.code_parts import Unfinished
     from tokenization.shards.parts import on_main
     from tokenization.sources.open import open_source
 
@@ -192,6 +224,9 @@ def tokenize(args: TokenizeArgs) -> dict:
         raise ValueError(
             f"{launched} processes were launched, but each works alone; on CPUs, set ACCELERATE_USE_CPU=true."
         )
+    if args.world is not None and launched > 1:
+        raise ValueError(f"--rank is for tasks of one process, but {launched} were launched together; leave it out.")
+    rank, world = (state.process_index, launched) if args.world is None else (args.rank, args.world)
     if args.push_to_hub:
         on_main(state, lambda: create_repo(args.push_to_hub, args.private))
     if args.tokenizer is None:
@@ -224,18 +259,33 @@ def tokenize(args: TokenizeArgs) -> dict:
     partial = output.with_name(output.name + ".partial")
     is_resumed = partial.exists()  # the work of an earlier run must not be deleted
     try:
-        on_main(state, lambda: _prepare(partial, settings))
-        if not (partial / "manifest.json").is_file():  # else the last run was killed just before the rename
-            figures = _encode(args, source, processor.to(state.device), partial / "parts", precision, state)
-            assemble(args, source, processor, partial, precision, state)
+        on_main(state, lambda: _prepare(partial, settings, is_alone=args.world is None))
+        if not on_main(state, lambda: any((partial / name).is_file() for name in (PLAN, "manifest.json"))):
+            figures = _encode(
+                args, source, processor.to(state.device), partial / "parts", precision, state, rank, world
+            )
             if state.is_main_process:
                 _print_figures(figures)
+        try:
+            if not on_main(state, (partial / "manifest.json").is_file):  # else killed just before the rename
+                assemble(args, source, processor, partial, precision, state, rank, world)
+        except OSError:  # another task may have been faster, and have deleted what the shards are made of
+            if args.world is None or not any((folder / "manifest.json").is_file() for folder in (partial, output)):
+                raise
         manifest = on_main(state, lambda: _finish(partial, output))
     except Unreachable as error:
         raise OSError(f"{error} Finished parts are kept; run the same command again.") from error
+    except Unfinished as error:
+        if args.world is None:
+            raise
+        print(
+            f"the parts of task {rank} of {world} are finished; the task that finishes the last of the others makes "
+            f"the shards (missing now: {error.part}, ...)"
+        )
+        return None
     except BaseException as error:
         finished = any(partial.glob("parts/*.json")) or (partial / "manifest.json").exists()
-        if state.num_processes == 1 and not is_resumed and not finished:
+        if launched == 1 and args.world is None and not is_resumed and not finished:
             shutil.rmtree(partial, ignore_errors=True)  # it holds nothing that a rerun could use
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):  # safetensors has no errno
             raise OSError(
@@ -249,10 +299,11 @@ def tokenize(args: TokenizeArgs) -> dict:
     return manifest
 
 
-def _prepare(partial: Path, settings: dict) -> None:
-    """Create the working folder, or check that an earlier run left it with the same settings."""
-    from tokenization.files import write_whole
+def _prepare(partial: Path, settings: dict, is_alone: bool) -> None:
+    """Create the working folder, or check that an earlier run left it with the same settings.
 
+    is_alone: no other task may be creating it at the same time.
+    """
     file = partial / "settings.json"
     if file.is_file():
         before = {"resize": Sampling.resize} | json.loads(file.read_text())  # earlier versions do not name it
@@ -265,12 +316,13 @@ def _prepare(partial: Path, settings: dict) -> None:
         done = len(list(partial.glob("parts/*.json")))
         print(f"resuming {partial}: {done} parts are finished")
         return
-    shutil.rmtree(partial, ignore_errors=True)  # a run that was killed before it did anything
-    (partial / "parts").mkdir(parents=True)
+    if is_alone:
+        shutil.rmtree(partial, ignore_errors=True)  # a run that was killed before it did anything
+    (partial / "parts").mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
-def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision: str, state) -> list[dict]:
+def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision: str, state, rank: int, world: int):
     """Encode this process's parts; returns [{"frames", "seconds", "busy"}], one entry per process.
 
     frames: number encoded. seconds: from the first frame to the last. busy: seconds in which the encoder worked.
@@ -280,13 +332,14 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
 
     from tokenization.shards.encode import Encoder, encode_parts
 
-    is_video, world = source.kind == "video", state.num_processes
+    is_video = source.kind == "video"
     batch = args.batch_frames or (8 if state.device.type == "cpu" else 64)  # more is slower on a CPU
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     threads = args.decode_threads or max(2, cpus // neighbours)
     if state.is_main_process:
-        print(f"world size {world}: {state.device}, {precision}, {batch} frames at a time, {threads} decoding threads")
+        task = f"task {rank} of {world}" if args.world is not None else f"world size {world}"
+        print(f"{task}: {state.device}, {precision}, {batch} frames at a time, {threads} decoding threads")
     total = source.expected
     if total is None and args.max_clips is None:
         total = source.listed
@@ -302,26 +355,43 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
             items_per_part=args.items_per_part or (VIDEOS_PER_PART if is_video else IMAGES_PER_PART),
             limit=source.limit,
             threads=threads,
-            rank=state.process_index,
+            rank=rank,
             world=world,
         )
+    encoder.close()
     return gather_object([{"frames": encoder.frames, "seconds": encoder.wall_seconds, "busy": encoder.seconds}])
 
 
 def _finish(partial: Path, output: Path) -> dict:
-    """Delete what only a rerun needs and rename the folder; returns the manifest."""
-    if output.exists():
-        try:
+    """Delete what only a rerun needs and rename the folder; returns the manifest. Two tasks may do so at once."""
+    from tokenization.shards.assemble import PLAN
+    from tokenization.shards.shuffle import BUCKETS, DEALT
+
+    try:
+        if output.exists():
             output.rmdir()  # empty, as checked before the work
-        except OSError as error:
+        for name in ("parts", DEALT, BUCKETS):
+            shutil.rmtree(partial / name, ignore_errors=True)
+        _remove_leftovers(partial)
+        partial.rename(output)
+    except OSError as error:
+        if partial.exists() and output.exists():
             raise OSError(f"{output} is no longer empty; empty it and run the same command again.") from error
-    shutil.rmtree(partial / "parts", ignore_errors=True)
-    # of a run that was killed, perhaps one of an earlier version
-    for file in [*partial.glob("*.partial"), *partial.glob(f"*{OLD_SUFFIX}")]:
-        file.unlink()
-    partial.rename(output)
-    (output / "settings.json").unlink()
+        if not (output / "manifest.json").is_file():
+            raise
+    _remove_leftovers(output)  # of a task that was still at work
+    for name in ("settings.json", PLAN):
+        (output / name).unlink(missing_ok=True)
     return read_manifest(output)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what was being written by a task that was killed, or by a run of an earlier version."""
+    for path in [*folder.glob("*.partial"), *folder.glob(f"*{OLD_SUFFIX}")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _push(folder: Path, args: TokenizeArgs) -> None:

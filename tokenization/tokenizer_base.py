@@ -10,7 +10,7 @@ from transformers.utils import has_file
 SUBFOLDER = "visual_tokenizer"  # in a repository or folder that holds a model and its processor
 
 
-def check_pixels(pixel_values: torch.Tensor, stride: int) -> None:
+def check_pixels(pixel_values: torch.Tensor, stride: int, check_values: bool = True) -> None:
     """Raise if a visual tokenizer cannot encode these pictures. One pass over the values finds both min and max.
 
     A traced graph (torch.compile, torch.export) cannot branch on values: there only type and shape are checked.
@@ -18,6 +18,7 @@ def check_pixels(pixel_values: torch.Tensor, stride: int) -> None:
     Args:
         pixel_values: should be a float tensor (B, 3, H, W), RGB in [0, 1], H and W multiples of `stride`.
         stride: side in pixels of the square that one code stands for.
+        check_values: False for pictures that were bytes, and so are in range; a GPU is then not waited for.
 
     Raises:
         ValueError: wrong type, shape or size; NaN or infinity; values more than 1e-3 outside [0, 1].
@@ -42,7 +43,7 @@ def check_pixels(pixel_values: torch.Tensor, stride: int) -> None:
             f"pixel_values must hold at least one picture with height and width multiples of {stride}, "
             f"got {shape}; resize or crop them."
         )
-    if torch.compiler.is_compiling():
+    if not check_values or torch.compiler.is_compiling():
         return
     low, high = (bound.item() for bound in torch.aminmax(pixel_values.detach()))
     # aminmax propagates NaN, and every comparison with NaN is false: hence `not (... <= ...)`.

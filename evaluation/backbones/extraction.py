@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from evaluation.backbones.contract import Backbone, Features
 from tokenization.files import write_json, write_whole
 from tokenization.precision import bf16_is_fast
-from tokenization.shards.parts import finished_parts, work_in_parts
+from tokenization.shards.parts import FinishedParts, work_in_parts
 from tokenization.sources.cater import folder_of
 from tokenization.sources.folders import Tree, walk
 from tokenization.sources.open import ClipSource
@@ -239,7 +239,7 @@ class _Pass:
         """Parts that every job has."""
         return {
             name: info
-            for name, info in finished_parts(self.folder / "parts").items()
+            for name, info in FinishedParts(self.folder / "parts").items()
             if all((folder / "parts" / f"{name}.safetensors").is_file() for _, folder in self.jobs)
         }
 
@@ -331,7 +331,7 @@ class _Part:
 def _merge(work: _Pass) -> None:
     """The files of the parts, one after the other up to the limit, as one file for each job and width."""
     parts, rows, limit = [], 0, work.source.limit
-    for name, info in finished_parts(work.folder / "parts").items():
+    for name, info in FinishedParts(work.folder / "parts").items():
         taken = info["rows"] if limit is None else min(info["rows"], limit - rows)
         if taken or not info["rows"]:
             parts.append((name, info, taken))

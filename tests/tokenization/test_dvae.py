@@ -296,7 +296,7 @@ def test_fp32_codes_are_computed_without_tf32(monkeypatch):
     processor, seen, before = tiny_processor("tiny-dvae", 16, 1), [], settings()
     encode = type(processor.visual_tokenizer).encode
     monkeypatch.setattr(
-        type(processor.visual_tokenizer), "encode", lambda *args: seen.append(settings()) or encode(*args)
+        type(processor.visual_tokenizer), "encode", lambda *args, **how: seen.append(settings()) or encode(*args, **how)
     )
     processor.encode_frames(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     assert seen == [("ieee", "ieee")] and settings() == before and before[1] == "tf32"

@@ -1,7 +1,9 @@
 """Parts follow from the data and the flags alone, whoever makes them, and making and shuffling them takes no memory."""
 
 import io
+import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokenization.sampling import Sampling
-from tokenization.shards.assemble import write_shards
 from tokenization.shards.code_parts import PartWriter, plan
-from tokenization.shards.encode import Encoder, encode_parts
-from tokenization.shards.parts import finished_parts, steps
+from tokenization.shards.encode import AHEAD, Encoder, PartEncoder, encode_parts
+from tokenization.shards.parts import FinishedParts, steps
+from tokenization.shards.shuffle import write_shards
 from tokenization.sources.open import open_source
 from tokenization.video import Clip
 
@@ -42,11 +44,10 @@ def source(tmp_path_factory):
 class RedProcessor:
     """A tokenizer that costs nothing: a code is the red of every fourth pixel."""
 
-    grid, resolution = (4, 4), 16
+    grid, resolution, visual_tokenizer = (4, 4), 16, SimpleNamespace(device=torch.device("cpu"))
 
-    def encode_frames(self, frames, batch_size, exact):
-        assert len(frames) <= batch_size
-        return torch.from_numpy(frames[:, ::4, ::4, 0].astype(np.int64))
+    def encode_batch(self, frames, exact):
+        return frames[:, ::4, ::4, 0].long()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def make_parts(source, encoder, folder, limit=None, ranks=(0,)):
         encode_parts(source, encoder, folder, tqdm(disable=True), **sizes, rank=rank, world=len(ranks))
     parts, counts = plan(folder, source.num_shards, limit)
     (folder / "out").mkdir()
-    (shard,) = write_shards(folder, folder / "out", parts, "train", 100, seed=0)
+    (shard,) = write_shards(folder, folder / "out", parts, "train", 100, seed=0, width=16)
     return counts, pa.ipc.open_file(folder / "out" / shard["file"]).read_all()
 
 
@@ -72,15 +73,14 @@ def test_parts_hold_the_rows_of_the_source_in_its_order(source, encoder, tmp_pat
     assert source.num_shards == 3 and not source.lists_paths
     assert counts == {"rows": 28, "items": 17, "kept": 14, "skipped": source.skipped}
     assert [entry["source"] for entry in source.skipped] == ["train[0:3]", "train[2:1]", "train[2:8]"]
-    codes = (
-        encoder.processor.encode_frames(np.concatenate([clip.frames for clip in clips]), 99, True).flatten(1).tolist()
-    )
+    frames = torch.from_numpy(np.concatenate([clip.frames for clip in clips]))
+    codes = encoder.processor.encode_batch(frames, True).flatten(1).tolist()
     order = np.random.default_rng(0).permutation(28)
     assert table["source"].to_pylist() == [clips[row].source for row in order]
     assert table["codes"].to_pylist() == [codes[row] for row in order]
     files = ["000000-000000", "000000-000001", "000000-000002", "000001-000000"]
     files += ["000002-000000", "000002-000001", "000002-000002"]
-    assert sorted(finished_parts(tmp_path / "parts")) == files, "no part lies in two files"
+    assert sorted(FinishedParts(tmp_path / "parts")) == files, "no part lies in two files"
 
 
 @pytest.mark.parametrize("ranks", [[0, 1], [3, 2, 1, 0]])  # fewer than the files, and more
@@ -94,13 +94,13 @@ def test_who_makes_them_does_not_matter(source, encoder, tmp_path, ranks):
 
 def test_a_limit_encodes_no_more_than_it_needs(source, encoder, tmp_path):
     make_parts(source, encoder, tmp_path / "parts", limit=7)
-    assert sum(info["rows"] for info in finished_parts(tmp_path / "parts").values()) == 7
+    assert sum(info["rows"] for info in FinishedParts(tmp_path / "parts").values()) == 7
 
 
 def test_ranks_share_the_items_and_read_only_their_files(source, monkeypatch):
     opened = []
     list_items = source.list_items
-    monkeypatch.setattr(source, "list_items", lambda shard: opened.append(shard) or list_items(shard))
+    monkeypatch.setattr(source, "list_items", lambda shard, wanted: opened.append(shard) or list_items(shard, wanted))
 
     def share(rank, world, finished):
         return [(step.part, step.index) for step in steps(source, 3, rank, world, finished)]
@@ -127,7 +127,7 @@ def peak_memory(folder, rows, width=1024):
             writer.add(start, Clip(None, "video", start), np.full(width, start, np.uint16))
         writer.close(rows, shard_ends=True)
         parts, _ = plan(folder / "parts", 1, None)
-        write_shards(folder / "parts", folder, parts, "train", 500, seed=0)
+        write_shards(folder / "parts", folder, parts, "train", 500, seed=0, width=width, bucket_bytes=2**21)
         return tracemalloc.get_traced_memory()[1] + pool.max_memory()
     finally:
         tracemalloc.stop()
@@ -143,3 +143,38 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         assert np.array_equal(table["codes"].combine_chunks().flatten()[::1024], table["start"])
         starts += table["start"].to_pylist()
     assert sorted(starts) == list(range(9000)) and abs(np.corrcoef(starts, np.arange(9000))[0, 1]) < 0.1
+
+
+def test_batches_are_filled_while_others_are_encoded(tmp_path):
+    class Slow(RedProcessor):
+        may_go = threading.Event()
+
+        def encode_batch(self, frames, exact):
+            assert self.may_go.wait(60), "the caller waits for this batch, and not for the next one to be filled"
+            return super().encode_batch(frames, exact)
+
+    encoder = Encoder(Slow(), batch_frames=4, exact=True)
+    part = PartEncoder(encoder, tmp_path, "000000-000000", [], num_frames=1)
+    frames = np.arange(4 * AHEAD + 7, dtype=np.uint8)[:, None, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8)
+    for number in range(4 * AHEAD + 3):
+        part.add(number, Clip(frames[number], str(number)))
+    assert encoder.frames == 0 and len(part.at_work) == AHEAD and part.filled == 3
+    Slow.may_go.set()
+    for number in range(4 * AHEAD + 3, len(frames)):
+        part.add(number, Clip(frames[number], str(number)))
+    part.close(len(frames), shard_ends=True)
+    codes = pa.ipc.open_file(tmp_path / "000000-000000.arrow").read_all()["codes"].to_pylist()
+    assert codes == [[number] * 16 for number in range(len(frames))]
+    assert encoder.frames == len(frames) and 0 < encoder.seconds <= encoder.wall_seconds
+    encoder.close()
+
+
+def test_an_encoder_that_fails_ends_the_run(source, tmp_path):
+    class Broken(RedProcessor):
+        def encode_batch(self, frames, exact):
+            raise RuntimeError("out of memory")
+
+    encoder = Encoder(Broken(), batch_frames=4, exact=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make_parts(source, encoder, tmp_path / "parts")
+    assert not list((tmp_path / "parts").iterdir())

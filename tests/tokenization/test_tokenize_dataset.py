@@ -13,6 +13,7 @@ from media import make_image, make_video, tiny_processor, tiny_tokenizer
 
 from tokenization import TotoProcessor, tokenize_dataset
 from tokenization.shards import assemble as assembling
+from tokenization.shards import shuffle
 from tokenization.shards.code_parts import PartWriter
 from tokenization.tokenize_dataset import main, read_manifest, verify
 
@@ -222,7 +223,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_resumes(shards, videos, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(assembling, "write_shard", full)
+        patch.setattr(shuffle, "write_shard", full)
         with pytest.raises(OSError, match=r"The disk is full .* run the same command again"):
             run(videos, tmp_path / "out", tokenizer)
         patch.setattr(PartWriter, "close", full)

@@ -11,6 +11,8 @@ import pytest
 from media import make_image, tiny_tokenizer
 
 from tokenization import tokenize_dataset
+from tokenization.shards import shuffle
+from tokenization.shards.code_parts import PartWriter
 from tokenization.tokenize_dataset import main, read_manifest, verify
 
 ROOT = Path(__file__).parents[2]
@@ -82,24 +84,25 @@ def images(tmp_path):
     return ["--dataset", str(tmp_path / "in"), "--items_per_part", "2", "--rows_per_shard", "4"]
 
 
-@pytest.mark.parametrize("step", ["_encode", "write_shards", "_finish"])
+@pytest.mark.parametrize("step", ["_encode", "deal", "fill", "write_shard", "_finish"])
 def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(shuffle, "BUCKET_BYTES", 512)  # a shard of 4 rows of 64 codes
     args = [*images, "--tokenizer", str(tokenizer), "--output"]
     main([*args, str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
         cut_off(patch, step)
         with pytest.raises(KeyboardInterrupt):
             main([*args, str(tmp_path / "out")])
-    left = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out.partial/parts/*-*.*")}
-    left |= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out.partial/*.arrow")}
-    assert left and not (tmp_path / "out").exists()
+    kinds = ("parts/*.json", "dealt/*.arrow", "buckets/*.json", "*.arrow")
+    left = {file: file.stat().st_mtime_ns for kind in kinds for file in (tmp_path / "out.partial").glob(kind)}
+    counts = {"_encode": (2, 0, 0, 0), "deal": (5, 2, 0, 0), "fill": (5, 3, 2, 2), "write_shard": (5, 3, 2, 2)}
+    found = tuple(len(list((tmp_path / "out.partial").glob(kind))) for kind in kinds)
+    assert found == counts.get(step, (5, 3, 3, 3)) and not (tmp_path / "out").exists()
 
     finish, kept = tokenize_dataset._finish, {}
 
     def look(partial, output):
-        for name in left:
-            file = partial / "parts" / name if (partial / "parts" / name).exists() else partial / name
-            kept[name] = file.stat().st_mtime_ns
+        kept.update((file, file.stat().st_mtime_ns) for file in left)
         return finish(partial, output)
 
     monkeypatch.setattr(tokenize_dataset, "_finish", look)
@@ -109,32 +112,25 @@ def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch
 
 
 def cut_off(patch, step):
-    """Stop as a kill would: in the third part, after the second shard, or when all is written."""
-    from tokenization.shards import assemble as shards
-    from tokenization.shards import encode as encode_parts
-
-    if step == "_encode":
-        close, closed = encode_parts.PartWriter.close, []
-
-        def stop(self, *args, **kwargs):
-            closed.append(self)
-            if len(closed) == 3:
-                raise KeyboardInterrupt
-            return close(self, *args, **kwargs)
-
-        patch.setattr(encode_parts.PartWriter, "close", stop)
-    elif step == "write_shards":
-        gather, gathered = shards.gather, []
-
-        def stop(*args):
-            gathered.append(args)
-            if len(gathered) == 3:
-                raise KeyboardInterrupt
-            return gather(*args)
-
-        patch.setattr(shards, "gather", stop)
-    else:
+    """Stop as a kill would: in the third part, stretch or bucket, or third shard, or when all is written."""
+    if step == "_finish":
         patch.setattr(tokenize_dataset, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        return
+    owner, name = {
+        "_encode": (PartWriter, "close"),
+        "deal": (shuffle._Shuffle, "deal"),
+        "fill": (shuffle._Shuffle, "fill"),
+        "write_shard": (shuffle, "write_shard"),
+    }[step]
+    function, calls = getattr(owner, name), []
+
+    def stop(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    patch.setattr(owner, name, stop)
 
 
 def test_other_flags_are_refused(images, tokenizer, tmp_path, monkeypatch):

@@ -71,8 +71,8 @@ def test_images_are_packed(shards, tmp_path):
     """A folder of single frames becomes rows of `num_frames` images behind one image start."""
     import numpy as np
 
-    from tokenization.shards.assemble import write_shards
     from tokenization.shards.code_parts import PartWriter, plan
+    from tokenization.shards.shuffle import write_shards
     from tokenization.video import Clip
 
     folder, parts = tmp_path / "images", tmp_path / "parts"
@@ -82,11 +82,11 @@ def test_images_are_packed(shards, tmp_path):
     for i in range(20):
         writer.add(i, Clip(None, f"{i}"), np.full(16, i, dtype=np.uint16))
     writer.close(20, shard_ends=True)
-    listed = write_shards(parts, folder, plan(parts, 1, None)[0], "train", 16, 0)
+    listed = write_shards(parts, folder, plan(parts, 1, None)[0], "train", 16, 0, width=16)
     orders = []
     for seed in (0, 0, 1):
         (tmp_path / f"seed {len(orders)}").mkdir()
-        write_shards(parts, tmp_path / f"seed {len(orders)}", plan(parts, 1, None)[0], "train", 16, seed)
+        write_shards(parts, tmp_path / f"seed {len(orders)}", plan(parts, 1, None)[0], "train", 16, seed, width=16)
         orders.append(read_column(tmp_path / f"seed {len(orders)}" / "train-00000.arrow", "source").tolist())
     assert orders[0] == orders[1] != orders[2] and orders[0] != sorted(orders[0], key=int)
     manifest = json.loads((shards / "manifest.json").read_text())

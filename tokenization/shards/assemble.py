@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from pathlib import Path
 
 from tokenization.files import write_whole
 from tokenization.sampling import Sampling
-from tokenization.shards.code_parts import gather, plan
-from tokenization.shards.files import SUFFIX, describe, write_shard
+from tokenization.shards.code_parts import plan
 from tokenization.shards.format import FORMAT
-from tokenization.shards.parts import finished_parts, on_main, part_name
+from tokenization.shards.parts import FinishedParts, on_main, part_name
+from tokenization.shards.shuffle import write_shards
+
+PLAN = "plan.json"
 
 
-def assemble(args, source, processor, partial: Path, precision: str, state) -> None:
-    """Write the shards, the processor, the card and last the manifest; the processes share the work.
+def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict]:
+    """The parts that the shards are made of, and counts for the manifest, see `code_parts.plan`; kept in a file.
 
-    Args:
-        args: `TokenizeArgs`. source: the `ClipSource` whose parts are finished. partial: the working folder.
-        precision: "bf16" or "fp32", of the encoder. state: Accelerate's PartialState.
+    The file says that all parts are finished. From then on the parts themselves are not looked at.
+
     Raises:
-        ValueError: no clip of the dataset could be used.
+        code_parts.Unfinished: a part is missing. ValueError: no clip of the dataset could be used.
     """
-    from accelerate.utils import gather_object
-
-    from tokenization.processing_toto import SHIPPED
-    from tokenization.shards.card import shard_card
-
-    def planned() -> tuple[list, dict]:
-        parts, counts = plan(partial / "parts", source.num_shards, source.limit)
+    file, folder = partial / PLAN, partial / "parts"
+    if not file.is_file():
+        parts, counts = plan(folder, source.num_shards, source.limit)
         if not counts["rows"]:
             shutil.rmtree(partial)
             raise ValueError(f"No clip of {args.dataset} could be used: {reasons(counts['skipped'], '; ')}")
-        return parts, counts
+        counts["bf16_agreement"] = FinishedParts(folder)[part_name(0, 0)].get("bf16_agreement")
+        write_whole(file, lambda path: path.write_text(json.dumps({"parts": parts, "counts": counts})))
+    found = json.loads(file.read_text())
+    return [tuple(part) for part in found["parts"]], found["counts"]
 
-    parts, counts = on_main(state, planned)
-    share = (state.process_index, state.num_processes)
-    shards = write_shards(partial / "parts", partial, parts, args.split, args.rows_per_shard, args.seed, *share)
-    shards = sorted(gather_object(shards), key=lambda shard: (len(shard["file"]), shard["file"]))
+
+def assemble(args, source, processor, partial: Path, precision: str, state, rank: int, world: int) -> None:
+    """Write the shards, the processor, the card and last the manifest; ranks share the work, at the same time or not.
+
+    Args:
+        args: `TokenizeArgs`. source: the `ClipSource` whose parts are finished. partial: the working folder.
+        precision: "bf16" or "fp32", of the encoder. state: Accelerate's PartialState. rank, world: this task's number
+            among all.
+    Raises:
+        as `planned`.
+    """
+    from tokenization.processing_toto import SHIPPED
+    from tokenization.shards.card import shard_card
+
+    parts, counts = on_main(state, lambda: planned(args, source, partial))
     is_video, (h, w) = source.kind == "video", processor.grid
     num_frames = args.num_frames if is_video else 1
+    order = (args.split, args.rows_per_shard, args.seed, num_frames * h * w)
+    shards = write_shards(partial / "parts", partial, parts, *order, rank, world)
+    state.wait_for_everyone()  # one that made what another was making, too
     manifest = {
         "format": FORMAT,
         "kind": source.kind,
@@ -73,50 +88,29 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
         "shards": shards,
         "label_names": source.label_names,
         "processor": "processor",
+        **({"bf16_agreement": counts["bf16_agreement"]} if precision == "bf16" else {}),
     }
 
     def write() -> None:
-        if precision == "bf16":
-            manifest["bf16_agreement"] = finished_parts(partial / "parts")[part_name(0, 0)].get("bf16_agreement")
-        processor.save_pretrained(partial / "processor")
-        (partial / "README.md").write_text(shard_card(manifest, partial.name.removesuffix(".partial")))
+        card = shard_card(manifest, partial.name.removesuffix(".partial"))
+        write_whole(partial / "README.md", lambda path: path.write_text(card))
+        _save_processor(processor, partial / "processor")
         text = json.dumps(manifest, indent=2) + "\n"
         write_whole(partial / "manifest.json", lambda path: path.write_text(text))
 
     on_main(state, write)
 
 
-def write_shards(
-    parts_folder: Path,
-    folder: Path,
-    parts: list[tuple[str, int]],
-    split: str,
-    rows_per_shard: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-) -> list[dict]:
-    """Write this rank's share of the shards: all rows of the parts in one seeded random order.
-
-    One shard is in memory at a time.
-
-    Args:
-        parts: [(name, rows)] in the order of the source, as `code_parts.plan` returns them; the same on every rank.
-    Returns:
-        `files.describe` of the shards whose number is rank (mod world). Shards that exist are not written
-        again.
-    """
-    import numpy as np
-
-    order = np.random.default_rng(seed).permutation(sum(rows for _, rows in parts))
-    shards = []
-    for number in range(rank, -(-len(order) // rows_per_shard), world):
-        rows = order[number * rows_per_shard : (number + 1) * rows_per_shard]
-        file = folder / f"{split}-{number:05d}{SUFFIX}"
-        if not file.is_file():
-            write_shard(file, gather(parts_folder, parts, rows))
-        shards.append(describe(file))
-    return shards
+def _save_processor(processor, folder: Path) -> None:
+    """Save it under another name and rename it, unless it is there: another task may be doing the same."""
+    hidden = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.partial")
+    processor.save_pretrained(hidden)
+    try:
+        hidden.rename(folder)
+    except OSError:
+        shutil.rmtree(hidden)
+        if not folder.is_dir():
+            raise
 
 
 def reasons(skipped: list[dict], separator: str, most: int = 3) -> str:

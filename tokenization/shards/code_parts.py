@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.files import write_whole
-from tokenization.shards.parts import finished_parts, part_name
+from tokenization.files import temporary, write_whole
+from tokenization.shards.parts import FinishedParts, first_missing, part_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class PartWriter:
         self.info: dict = {"rows": 0, "kept": 0, "items": 0, "skipped": []}
         self._rows: list[tuple] = []
         self._last_item = -1
-        self._temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}.partial")
+        self._temporary = temporary(self.file)
         self._writer = pa.ipc.new_file(str(self._temporary), self.schema)
 
     def add(self, item: int, clip: Clip, codes: np.ndarray) -> None:
@@ -91,6 +91,14 @@ class PartWriter:
         self._rows = []
 
 
+class Unfinished(ValueError):
+    """A part of the source is not finished yet. part: its name."""
+
+    def __init__(self, folder: Path, part: str):
+        super().__init__(f"{folder} lacks the part {part}; run the same command again.")
+        self.part = part
+
+
 def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[str, int]], dict]:
     """The rows that the shards will hold, as [(part, rows from its start)], and counts for the manifest.
 
@@ -98,9 +106,11 @@ def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[s
     up to that of the last row.
 
     Raises:
-        ValueError: a part is missing.
+        Unfinished: a part is missing. Without a limit, this is found by one JSON of every shard of the source.
     """
-    finished = finished_parts(folder)
+    finished = FinishedParts(folder)
+    if limit is None and (lacks := next(filter(None, (first_missing(k, finished) for k in range(num_shards))), None)):
+        raise Unfinished(folder, lacks)
     parts: list[tuple[str, int]] = []
     counts: dict = {"rows": 0, "items": 0, "kept": 0, "skipped": []}
     for shard in range(num_shards):
@@ -108,7 +118,7 @@ def plan(folder: Path, num_shards: int, limit: int | None) -> tuple[list[tuple[s
         while True:
             name = part_name(shard, chunk)
             if name not in finished:
-                raise ValueError(f"{folder} lacks the part {name}; run the same command again.")
+                raise Unfinished(folder, name)
             info = finished[name]
             if limit is not None and counts["rows"] + info["rows"] >= limit:
                 info = _cut(folder, name, info, limit - counts["rows"])
@@ -138,23 +148,30 @@ def _cut(folder: Path, name: str, info: dict, rows: int) -> dict:
     return info | {"rows": rows, "items": items[-1] + 1, "kept": len(set(items)), "skipped": skipped}
 
 
-def gather(folder: Path, parts: list[tuple[str, int]], rows: np.ndarray) -> pa.Table:
-    """The rows with these numbers, counted over all `parts`, in this order.
+def read_rows(folder: Path, parts: list[tuple[str, int]], start: int, stop: int) -> pa.RecordBatch:
+    """The rows from `start` to `stop`, counted over all `parts`, in their order, with the columns of a shard.
 
-    Files are memory-mapped: only these rows are in memory.
+    Files are read in order and each stretch once: record batches that the range cuts are read whole.
     """
-    import numpy as np
     import pyarrow as pa
 
-    firsts = np.cumsum([0] + [taken for _, taken in parts[:-1]])
-    order = np.argsort(rows)
-    ascending = rows[order]
-    which = np.searchsorted(firsts, ascending, side="right") - 1
-    pieces = []
-    for part in np.unique(which):
-        batches, places = np.divmod(ascending[which == part] - firsts[part], BATCH_ROWS)
-        with pa.memory_map(str(folder / f"{parts[part][0]}.arrow")) as file:
+    pieces, first = [], 0
+    for name, taken in parts:
+        begin, end = max(start - first, 0), min(stop - first, taken)
+        first += taken
+        if begin >= end:
+            continue
+        with open_arrow(folder / f"{name}.arrow") as file:
             reader = pa.ipc.open_file(file)
-            for batch in np.unique(batches):
-                pieces.append(reader.get_batch(int(batch)).take(pa.array(places[batches == batch])))
-    return pa.Table.from_batches(pieces).combine_chunks().take(np.argsort(order)).drop_columns("item")
+            for number in range(begin // BATCH_ROWS, -(-end // BATCH_ROWS)):
+                batch, at = reader.get_batch(number), number * BATCH_ROWS
+                pieces.append(batch.slice(max(begin - at, 0), end - max(begin, at)).drop_columns("item"))
+    (batch,) = pa.Table.from_batches(pieces).combine_chunks().to_batches()
+    return batch
+
+
+def open_arrow(file: Path) -> pa.NativeFile:
+    """A file for reading in order: not mapped, since a page at a time is slow from a network disk."""
+    import pyarrow as pa
+
+    return pa.OSFile(str(file))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # With a limit on the rows, the progress of other processes is read again after this time.
 REFRESH_SECONDS = 10
+END = object()
 
 
 class Step(NamedTuple):
@@ -92,7 +94,7 @@ def on_main(state, action):
 def work_in_parts(
     source: ClipSource,
     make_part: Callable[[str], Part],
-    finished: Callable[[], dict[str, dict]],
+    finished: Callable[[], Mapping[str, dict]],
     *,
     items_per_part: int,
     limit: int | None,
@@ -105,7 +107,7 @@ def work_in_parts(
     """Make this rank's parts that are not finished yet; yields after every clip and every item.
 
     Args:
-        make_part: starts the part of this name. finished: reads the finished parts, see `finished_parts`.
+        make_part: starts the part of this name. finished: looks for the finished parts, see `FinishedParts`.
         limit: rows wanted from all parts together. threads: items decoded at a time.
         items_ahead, clips_each: see `decode_ahead`.
     Raises:
@@ -113,8 +115,8 @@ def work_in_parts(
     """
     from tokenization.sources.decode_ahead import decode_ahead
 
-    done, looked = finished(), time.monotonic()
-    todo = steps(source, items_per_part, rank, world, dict(done))
+    done, looked, mine = finished(), time.monotonic(), {}  # mine: rows of the parts that are made here
+    todo = steps(source, items_per_part, rank, world, done)
     part: Part | None = None
     wanted = None
     with contextlib.closing(decode_ahead(todo, threads, items_ahead, clips_each)) as decoded:
@@ -123,8 +125,8 @@ def work_in_parts(
                 if part is None:
                     if limit is not None:
                         if world > 1 and time.monotonic() - looked > REFRESH_SECONDS:
-                            done, looked = finished() | done, time.monotonic()  # parts of other processes count too
-                        wanted = limit - rows_before(step.part, done)
+                            done, looked = finished(), time.monotonic()  # parts of other processes count too
+                        wanted = limit - rows_before(step.part, done, mine)
                         if wanted <= 0:
                             return
                     part = make_part(step.part)
@@ -135,7 +137,7 @@ def work_in_parts(
                 enough = part.rows == wanted
                 if enough or (clip is None and step.part_ends):
                     info = part.close(step.index + (step.item is not None), step.shard_ends)
-                    done[step.part], part = info, None
+                    mine[step.part], part = info["rows"], None
                 yield Progress(clip, why is not None, step.item is not None and (enough or clip is None))
                 if enough:
                     return
@@ -144,49 +146,81 @@ def work_in_parts(
                 part.abandon()
 
 
-def finished_parts(folder: Path) -> dict[str, dict]:
-    """The finished parts of a folder: name -> contents of its JSON."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+class FinishedParts(Mapping):
+    """The finished parts of a folder: name -> contents of its JSON, in the order of the source.
+
+    The folder is listed once, and again by `look`. A JSON is read when it is asked for, and once.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._read: dict[str, dict] = {}
+        self.look()
+
+    def look(self) -> FinishedParts:
+        """List the folder again; returns self."""
+        with os.scandir(self.folder) as entries:
+            self._names = dict.fromkeys(sorted(e.name[:-5] for e in entries if e.name.endswith(".json")))
+        return self
+
+    def __getitem__(self, name: str) -> dict:
+        if name not in self._read:
+            if name not in self._names:
+                raise KeyError(name)
+            self._read[name] = json.loads((self.folder / f"{name}.json").read_text())
+        return self._read[name]
+
+    def __contains__(self, name) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def steps(source: ClipSource, items_per_part: int, rank: int, world: int, finished: dict[str, dict]) -> Iterator[Step]:
-    """The items of this rank that are not in a finished part.
+def first_missing(shard: int, finished: Mapping[str, dict]) -> str | None:
+    """The first part of a shard of the source that is not finished; None if all are. Reads the last one before it."""
+    chunk = 0
+    while part_name(shard, chunk) in finished:
+        chunk += 1
+    is_whole = chunk > 0 and finished[part_name(shard, chunk - 1)]["shard_ends"]
+    return None if is_whole else part_name(shard, chunk)
+
+
+def steps(
+    source: ClipSource, items_per_part: int, rank: int, world: int, finished: Mapping[str, dict]
+) -> Iterator[Step]:
+    """The items of this rank that are not in a part that is finished now.
 
     A source with at least as many shards (files) as ranks is split by shards, so that no rank reads the files of
     another. Any other source is split by parts, in turn; listing then reads the items in between, unless they are
-    paths.
+    paths, of which nothing is looked up.
     """
-    by_shard = source.num_shards >= world
+    by_shard, have = source.num_shards >= world, frozenset(finished)
+    todo = [shard for shard in range(source.num_shards) if not by_shard or shard % world == rank]
+    todo = [shard for shard in todo if first_missing(shard, finished) is not None]
 
     def is_mine(shard: int, chunk: int) -> bool:
         turn = shard if by_shard else shard + chunk
-        return turn % world == rank and part_name(shard, chunk) not in finished
+        return turn % world == rank and part_name(shard, chunk) not in have
 
-    for shard in range(source.num_shards):
-        if (by_shard and shard % world != rank) or _is_finished(shard, finished):
-            continue
-        items = source.list_items(shard)
-        index, item = 0, next(items, None)
-        if item is None and is_mine(shard, 0):
+    for shard in todo:
+        items = source.list_items(shard, lambda index, shard=shard: is_mine(shard, index // items_per_part))
+        index, item = 0, next(items, END)
+        if item is END and is_mine(shard, 0):
             yield Step(part_name(shard, 0), 0, None, True, True)
-        while item is not None:
-            following = next(items, None)
+        while item is not END:
+            following = next(items, END)
             chunk, place = divmod(index, items_per_part)
-            if is_mine(shard, chunk):
-                ends = following is None or place == items_per_part - 1
-                yield Step(part_name(shard, chunk), place, item, ends, following is None)
+            if item is not None:
+                ends = following is END or place == items_per_part - 1
+                yield Step(part_name(shard, chunk), place, item, ends, following is END)
             index, item = index + 1, following
 
 
-def _is_finished(shard: int, finished: dict[str, dict]) -> bool:
-    chunk = 0
-    while (info := finished.get(part_name(shard, chunk))) is not None:
-        if info["shard_ends"]:
-            return True
-        chunk += 1
-    return False
-
-
-def rows_before(part: str, finished: dict[str, dict]) -> int:
-    """Number of rows in the finished parts before this one."""
-    return sum(info["rows"] for name, info in finished.items() if name < part)
+def rows_before(part: str, finished: Mapping[str, dict], mine: dict[str, int]) -> int:
+    """Number of rows in the finished parts before this one. mine: part -> rows, of those made here."""
+    here = sum(rows for name, rows in mine.items() if name < part)
+    return here + sum(finished[name]["rows"] for name in finished if name < part and name not in mine)

@@ -12,6 +12,7 @@ lists have a space). The class of a place (x, y) on the ground, both from -3 to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def open_cater(folder: str, split: str | None = "train") -> Rows:
     if split not in has:
         raise ValueError(f"{PREFIX}{folder} has no split {split!r}; it has {', '.join(has)}.")
     listed = _read(found[split])
-    places = [_place(folder, path) for path, _ in listed]
-    if not any(place.is_file() for place in places):
+    there = _videos(folder)
+    places = [there.get(Path(path).name, Path(folder) / FOLDERS[0] / Path(path).name) for path, _ in listed]
+    if not any(place.name in there for place in places):
         raise FileNotFoundError(
             f"{found[split]} lists {listed[0][0]}, and {folder} has none of its videos; unpack them into "
             f"{Path(folder) / FOLDERS[0]}."
@@ -110,8 +112,13 @@ def _read(file: Path) -> list[tuple[str, int]]:
     return rows
 
 
-def _place(folder: str, path: str) -> Path:
-    """Where a listed video is. The lists may hold paths on their authors' machines, of which the last part counts."""
-    name = Path(path).name
-    places = [Path(folder) / each / name for each in FOLDERS]
-    return next((place for place in places if place.is_file()), places[0])
+def _videos(folder: str) -> dict[str, Path]:
+    """Name -> path of every file of FOLDERS, found by listing them: a look-up for each would cost every process all.
+
+    The lists may hold paths on their authors' machines, of which the last part counts.
+    """
+    found: dict[str, Path] = {}
+    for each in reversed(FOLDERS):  # the first one wins
+        place = Path(folder) / each
+        found |= {name: place / name for name in os.listdir(place)} if place.is_dir() else {}
+    return found

@@ -37,6 +37,11 @@ ENDLESS_LIMIT = 2000
 TOYWORLD_FPS = 7.5
 
 
+def every(_index: int) -> bool:
+    """All items are wanted."""
+    return True
+
+
 @dataclass(frozen=True)
 class Item:
     """A file or row of a source.
@@ -68,6 +73,8 @@ class ClipSource:
         no_labels: columns that look like labels but cannot serve as such -> the reason.
         expected: number of clips if it is known beforehand, else None.
         list_items: `list_items(k)` gives the items of shard k of `num_shards`, not decoded, always in the same order.
+            `list_items(k, wanted)` gives None for items whose number `wanted` does not accept, and looks nothing up
+            for them.
         num_shards: datasets of several parquet or tar files have one shard per file, so that reading one shard reads
             nothing of the others; all other datasets are one shard.
         lists_paths: whether listing reads only names of files and no media.
@@ -79,7 +86,7 @@ class ClipSource:
 
     def __init__(
         self,
-        list_items: Callable[[int], Iterator[Item]],
+        list_items: Callable[..., Iterator[Item | None]],
         kind: str,
         label_names: dict[str, list[str]],
         limit: int | None,
@@ -236,8 +243,11 @@ class _DatasetItems:
         for index, row in listed:
             yield (index if self.num_files == 1 else f"{shard}:{index}"), row
 
-    def list(self, shard: int) -> Iterator[Item]:
-        for index, row in self._numbered(shard):
+    def list(self, shard: int, wanted: Callable[[int], bool] = every) -> Iterator[Item | None]:
+        for number, (index, row) in enumerate(self._numbered(shard)):
+            if not wanted(number):
+                yield None
+                continue
             media = row.get(self.column)
             name = name_of(media, row, self.dataset, self.split, index)
             values = {label: int(row[label]) for label in self.labels if row.get(label) is not None}
@@ -285,9 +295,9 @@ def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -
         labels = {label: int(item[label]) for label in world.label_names}
         yield Clip(item["video"], str(item["clip_id"]), 0, TOYWORLD_FPS, labels)
 
-    def list_items(_shard: int) -> Iterator[Item]:
+    def list_items(_shard: int, wanted: Callable[[int], bool] = every) -> Iterator[Item | None]:
         for index in range(limit):
-            yield Item(f"{dataset}[{index}]", partial(rendered, index))
+            yield Item(f"{dataset}[{index}]", partial(rendered, index)) if wanted(index) else None
 
     return ClipSource(list_items, "video", dict(world.label_names), limit, expected=limit)
 
@@ -301,8 +311,8 @@ def _photographs(dataset: str, split: str, resolution: int, seed: int, limit: in
     def rendered(index: int) -> Iterator[Clip]:
         yield Clip(photograph(split, seed, index, resolution)[None], f"toyworld/photos/{split}/{seed}/{index}")
 
-    def list_items(_shard: int) -> Iterator[Item]:
+    def list_items(_shard: int, wanted: Callable[[int], bool] = every) -> Iterator[Item | None]:
         for index in range(limit):
-            yield Item(f"{dataset}[{index}]", partial(rendered, index))
+            yield Item(f"{dataset}[{index}]", partial(rendered, index)) if wanted(index) else None
 
     return ClipSource(list_items, "image", {}, limit, expected=limit)
