@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from evaluation.probe.run import run_probe
     from evaluation.probe.splits import is_carved
-    from evaluation.report.figures import write_layer_plot
+    from evaluation.report.probe_figures import write_layer_plot
     from tokenization.files import write_json
 
     result = run_probe(args, command)
