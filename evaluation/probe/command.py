@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     from accelerate import PartialState
 
     from evaluation.probe.run import run_probe
-    from evaluation.report.figures import write_layer_plot
+    from evaluation.report.probe_figures import write_layer_plot
     from tokenization.files import write_json
 
     result = run_probe(args, command)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.report.figures import comparison_figure
+from evaluation.report.probe_figures import DEPTH, axes_of, check_count, comparison_figure, comparison_svg, heads_of
 from evaluation.report.reading import Probe, percent, read_probes
 
+# Markers of figures.SERIES as text.
+MARKS = {"o": "●", "^": "▲", "s": "■", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}
 HEAD = ["model", "head", "layer", "on test [95 %]", "n test", "difference [95 %]", "interval"]
 
 
@@ -177,8 +179,9 @@ def compare_files(
 
     Raises ValueError or FileNotFoundError before anything is written.
     """
-    from evaluation.report.figures import to_svg
+    from evaluation.report.figures import SERIES
     from evaluation.report.page import Table, render
+    from evaluation.report.sentences import comparison_sentence
     from tokenization.files import write_json
 
     kinds = (".html", ".png", ".svg", ".json")
@@ -200,18 +203,32 @@ def compare_files(
         write_json(path, {"command": command, "compared": [str(probe.file) for probe in probes], "rows": rows})
         print(f"\nwrote {path}")
         return rows
-    figure = comparison_figure([probe.name for probe in probes], [depth_of(probe) for probe in probes], shown)
-    for probe in probes:
-        if depth_of(probe) is None:
-            print(f"{probe.name}: depth unknown (not all layers probed): shown in the panels of layer numbers only")
+    names, depths = [probe.name for probe in probes], [depth_of(probe) for probe in probes]
+    check_count(names)
+    if DEPTH in axes_of(depths):
+        for name in (name for name, depth in zip(names, depths, strict=True) if depth is None):
+            print(f"{name}: depth unknown (not all layers probed): shown in the panels of layer numbers only")
     if path.suffix == ".html":
-        title = f"{len(probes)} models compared"
-        alt = f"Test accuracy per layer of {', '.join(probe.name for probe in probes)} for {', '.join(labels)}."
-        tables = {label: Table(HEAD, [cells(row) for row in rows if row["label"] == label]) for label in labels}
-        facts = {"title": title, "figure": to_svg(figure, alt), "tables": tables, "command": command}
-        page = render("comparison.html", metric=metric.replace("_", " "), **facts)
-        path.write_text(page, encoding="utf-8")
+        panels = [
+            {
+                "label": label,
+                "table": Table(HEAD, [cells(row) for row in rows if row["label"] == label]),
+                "sentence": comparison_sentence([row for row in rows if row["label"] == label]),
+                "figures": [
+                    comparison_svg(label, head, below, names, depths, shown)
+                    for head in heads_of(shown)
+                    for below in axes_of(depths)
+                ],
+            }
+            for label in labels
+        ]
+        facts = {"title": f"{len(probes)} models compared", "panels": panels, "command": command}
+        facts |= {
+            "legend": [(colour, MARKS[marker], name) for (colour, marker), name in zip(SERIES, names, strict=False)],
+            "metric": metric.replace("_", " "),
+        }
+        path.write_text(render("comparison.html", **facts), encoding="utf-8")
     else:
-        figure.savefig(path, dpi=130)
+        comparison_figure(names, depths, shown).savefig(path, dpi=130)
     print(f"\nwrote {path}")
     return rows

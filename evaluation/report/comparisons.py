@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation.report.figures import PREDICTORS
 from evaluation.report.reading import AGAINST, NATS, Probe, Run, percent
+from evaluation.report.run_figures import PREDICTORS
 from evaluation.results import Versus
 
-VALIDATION_LOSS = "validation loss"
+VALIDATION_LOSS, NO_DIFFERENCE = "validation loss", "no significant difference"
+# verdict -> what a sentence says of all that is compared with it
+RELATIONS = {
+    "above": "above {}",
+    NO_DIFFERENCE: "no significant difference from {}",
+    "below": "below {}",
+    "not below": "not below {}",
+}
 
 
 @dataclass(frozen=True)
@@ -65,20 +72,32 @@ def compare_probe(probe: Probe) -> list[Comparison]:
     return found
 
 
+def counts(comparisons: list[Comparison]) -> str:
+    """How many comparisons hold, show no significant difference, and are lost, as a sentence."""
+    held, level = sum(c.holds for c in comparisons), sum(c.verdict == NO_DIFFERENCE for c in comparisons)
+    lost = len(comparisons) - held - level
+    said = [f"{held} of {len(comparisons)} comparisons hold"]
+    said += [f"{level} show{'s' * (level == 1)} no significant difference"] if level else []
+    said += [f"{lost} {'is' if lost == 1 else 'are'} lost"] if lost else []
+    return f"{words(said)}."
+
+
 def words(items: list[str], last: str = "and") -> str:
     """["a", "b", "c"] -> "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
 
 
 def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
-    """{model or run: [("holds" | "partly" | "fails", sentence) for every task]}: what it beats and what not."""
+    """{model or run: [("holds" | "partly" | "fails", sentence) per task]}: what it is above, below, and neither."""
     found = {}
     for subject, task in dict.fromkeys((c.subject, c.task) for c in comparisons):
         mine = [c for c in comparisons if (c.subject, c.task) == (subject, task)]
-        good, bad = ("below", "not below") if task == VALIDATION_LOSS else ("above", "not above")
-        beats, others = [c.against for c in mine if c.holds], [c.against for c in mine if not c.holds]
-        said = [f"{good} {words(beats)}"] if beats else []
-        said += [f"{bad} {words(others, 'or')}"] if others else []
-        state = "fails" if not beats else "partly" if others else "holds"
-        found.setdefault(subject, []).append((state, f"{task} {mine[0].ours}: {' but '.join(said)}."))
+        beats = [c.against for c in mine if c.holds]
+        said = [
+            template.format(words(against, "or" if verdict == "not below" else "and"))
+            for verdict, template in RELATIONS.items()
+            if (against := [c.against for c in mine if c.verdict == verdict])
+        ]
+        state = "fails" if not beats else "partly" if len(beats) < len(mine) else "holds"
+        found.setdefault(subject, []).append((state, f"{task} {mine[0].ours}: {'; '.join(said)}."))
     return found

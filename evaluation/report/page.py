@@ -5,7 +5,6 @@ HTML pages escape every text but the figures (SVG of `figures`, which escapes it
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
 from dataclasses import dataclass
@@ -13,36 +12,26 @@ from pathlib import Path
 
 import jinja2
 
-from evaluation.report.comparisons import Comparison, summary
-from evaluation.report.figures import (
-    MODEL,
-    PIXELS,
-    STYLES,
-    UNTRAINED,
-    frames_svg,
-    layers_svg,
-    loss_svg,
-    map_svg,
-    overlay_svg,
-)
-from evaluation.report.opening import opening
+from evaluation.report import probe_figures, run_figures
+from evaluation.report.clips import clip_facts
+from evaluation.report.comparisons import Comparison, counts, summary
+from evaluation.report.opening import learnt
+from evaluation.report.probe_figures import layers_svg
 from evaluation.report.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
+from evaluation.report.run_figures import frames_svg, loss_svg, map_svg, overlay_svg
+from evaluation.report.sentences import frames_sentence, layers_sentence, loss_sentence, map_sentence, overlay_sentence
 from evaluation.results import Row
 from tokenization.markdown import markdown_cell
 from training.results import FinetuneResult
 
 MEDIA_HEAD = ["model", "medium", "split", "kind", "items", "tokens", "epochs", "also read by probes"]
 FIGURES = (loss_svg, overlay_svg, frames_svg, map_svg, layers_svg)
-# Legend of a probe's figures: head or baseline -> colour, dashes, text.
+SENTENCES = (frames_sentence, map_sentence, layers_sentence)
+# Legend of a probe with several heads: head -> dashes, text. Floors have their names in the figures.
 LEGEND = {
-    "linear": (MODEL, "", "the model, linear head"),
-    "attention": (MODEL, "8 4", "the model, attention head"),
-    "cross_attention_mlp": (MODEL, "3 2.4", "the model, cross-attention + MLP head"),
-    "untrained": (UNTRAINED, "", "the untrained model: triangles, same dashes"),
-    "pixels": (PIXELS, "12 4 2 4", AGAINST["pixels"]),
-    "random_filters": (STYLES["random_filters"]["color"], "9 2", AGAINST["random_filters"]),
-    "histogram": (STYLES["histogram"]["color"], "6 2 2 2 2 2", AGAINST["histogram"]),
-    "hog": (STYLES["hog"]["color"], "2 2", AGAINST["hog"]),
+    "linear": ("", "linear head"),
+    "attention": ("8 4", "attention head"),
+    "cross_attention_mlp": ("3 2.4", "cross-attention + MLP head"),
 }
 
 
@@ -96,7 +85,8 @@ def run_facts(run: Run) -> dict:
     if trained:
         rows.append([f"{run.name}, last logged training", f"{trained[-1]:.4f}"])
     found = {"name": run.name, "rows": run.rows, "predictors": run.predictors, "unit": run.unit, "facts": facts}
-    found |= {"losses": Table([run.unit, ""], rows), "note": note}
+    found |= {"losses": Table([run.unit, ""], rows), "note": note, "has_curve": run_figures.has_curve(run.rows)}
+    found["sentence"] = loss_sentence(run)
     return found | {"sources": sources_table(run), "maps": read_loss_maps(run.folder)}
 
 
@@ -116,36 +106,30 @@ def sources_table(run: Run) -> Table | None:
     return Table(head, rows)
 
 
-def overlays(runs: list[Run]) -> list[tuple]:
-    """Arguments of `overlay_svg`: runs of one unit of loss over each other, against tokens and against compute."""
+def overlays(runs: list[Run]) -> list[dict]:
+    """Runs of one unit of loss over each other: against tokens, and against compute where that is another figure.
+
+    Returns:
+        arguments: of `overlay_svg`. sentence: of the figures with these runs, with the first of them.
+    """
     found = []
-    for unit in dict.fromkeys(run.unit for run in runs):
-        alike = [run for run in runs if run.unit == unit]
-        # Runs from before compute was logged are still compared by tokens.
-        with_compute = all(any("flops" in row for row in run.rows) for run in alike)
+    drawn = [run for run in runs if run_figures.has_curve(run.rows)]
+    for unit in dict.fromkeys(run.unit for run in drawn):
+        alike = [run for run in drawn if run.unit == unit]
+        if len(alike) < 2:
+            continue
+        # Runs from before compute was logged are still compared by tokens; if all cost the same a token, the figure
+        # against compute is the one against tokens again.
+        costs = [next((f"{r['flops'] / r['tokens']:.3g}" for r in run.rows if r.get("flops")), None) for run in alike]
+        against = ("tokens", "flops") if None not in costs and len(set(costs)) > 1 else ("tokens",)
         curves = [(run.name, run.rows) for run in alike]
-        found += [(curves, against, unit) for against in ("tokens", "flops")[: 2 if with_compute else 1]]
+        sentences = [overlay_sentence(alike), "The same losses against the training compute."]
+        found += [{"arguments": (curves, key, unit), "sentence": s} for key, s in zip(against, sentences, strict=False)]
     return found
 
 
-def generation_facts(generation: Generation) -> dict[str, str]:
-    """The caption of a sheet, and its PNG in base64."""
-    about, image = generation.about, base64.b64encode(generation.sheet.read_bytes()).decode()
-    if about is None:
-        return {"caption": str(generation.sheet), "image": image}
-    s = about.sampling
-    sampling = [f"temperature {s['temperature']:g}"]
-    sampling += [f"{key} {s[key]:g}" for key in ("top_k", "top_p") if s[key] is not None]
-    caption = (
-        f"{about.model} on {about.source}: {about.num_prompt_frames} prompt frames, "
-        f"{about.num_frames} generated; {', '.join(sampling)}, seed {about.seeds['draws']}; "
-        f"{about.tokens_per_second:,.0f} tokens/s, {about.seconds_per_frame:.2f} s per frame."
-    )
-    return {"caption": caption, "image": image}
-
-
 def probe_facts(probe: Probe) -> dict:
-    """A probe's name and tasks, with: facts, legend (of LEGEND), table (a row per label), layers (all rows)."""
+    """A probe's name, facts, curves (tasks to plot), legend (of LEGEND), table (a row per label) and layers (all)."""
     data, result, tasks = probe.result.data, probe.result, probe.tasks
     facts = [f"{result.model or probe.name} on {data.dataset}" if data and data.dataset else probe.name]
     if data and data.num_frames is not None:
@@ -174,10 +158,10 @@ def probe_facts(probe: Probe) -> dict:
         layers += [[label, "untrained", *layer_cells(row)] for row in task.untrained_layers]
     head = ["label", "chosen on validation", "test accuracy [95 %]", *(AGAINST[who] for who in floors), "chance",
             "most common class", "n test"]  # fmt: skip
-    shown = {row.head for task in tasks.values() for row in task.layers}
-    shown |= {who for task in tasks.values() for who in task.baselines}
-    legend = [entry for who, entry in LEGEND.items() if who in shown] + [(STYLES["chance"]["color"], "2 4", "chance")]
-    found = {"name": probe.name, "tasks": tasks, "facts": facts, "legend": legend, "table": Table(head, rows)}
+    heads = {row.head for task in tasks.values() for row in task.layers}
+    legend = [entry for head, entry in LEGEND.items() if head in heads and len(heads) > 1]
+    curves = {label: task for label, task in tasks.items() if probe_figures.has_curve(task)}
+    found = {"name": probe.name, "curves": curves, "facts": facts, "legend": legend, "table": Table(head, rows)}
     return found | {"layers": Table(["label", "weights", "layer", "head", "validation", "test [95 %]"], layers)}
 
 
@@ -253,13 +237,13 @@ def contents(
     """
     return {
         "title": title,
-        "opening": opening(generations, probes, comparisons),
-        "held": sum(c.holds for c in comparisons),
+        "clips": [clip_facts(generation) for generation in generations],
+        "learnt": learnt(probes, comparisons),
+        "counts": counts(comparisons),
         "comparisons": comparison_table(comparisons),
         "summary": summary(comparisons),
         "runs": [run_facts(run) for run in runs],
         "overlays": overlays(runs),
-        "generations": [generation_facts(generation) for generation in generations],
         "probes": [probe_facts(probe) for probe in probes],
         "tuned": tuned_table(tuned) if tuned else None,
         "media": Table(MEDIA_HEAD, [media_cells(row) for row in media]) if media else None,
@@ -277,6 +261,6 @@ def render(template: str, **facts) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {figure.__name__: figure for figure in FIGURES}
+    environment.globals |= {figure.__name__: figure for figure in (*FIGURES, *SENTENCES)}
     environment.filters["cell"] = markdown_cell
     return environment.get_template(f"{template}.jinja").render(**facts)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evaluation.probe.tasks import TASKS
 from evaluation.report.comparisons import words
-from evaluation.report.figures import comparison_figure
+from evaluation.report.probe_figures import comparison_figure
 from evaluation.report.reading import controls, percent
 from evaluation.results import Baseline, Best, ProbeResult, Row, TaskResult
 from studies.probing.rows import (

@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluation.metrics import METRICS, paired_difference, unpaired_difference
 from evaluation.report.compare import common_labels, compare, compare_files, depth_of, read_results
-from evaluation.report.figures import comparison_figure, write_layer_plot
+from evaluation.report.probe_figures import comparison_figure, write_layer_plot
 from evaluation.results import ProbeResult
 from training.scores import wilson_interval
 
@@ -135,10 +135,10 @@ def test_table_page_picture_and_rows(tmp_path, capsys):
     assert "unpaired: c.json has no predictions" in text and "no significant difference" in text and "wrote" in text
     page = (tmp_path / "new" / "out.html").read_text()
     assert (
-        page.count("<svg") == 1
+        page.count("<svg") == 4  # two heads, over relative depth and over layer numbers
         and "b&lt;i&gt;" in page
         and "b<i>" not in page
-        and "http://" not in page.split("</svg>")[1]
+        and not re.search(r'(src|href)="(?!#)', page)
     )
     picture = Image.open(tmp_path / "new" / "out.png")
     assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
@@ -172,9 +172,13 @@ def test_one_result_is_a_picture_too(tmp_path):
 
 
 def test_unknown_depths_are_left_out_of_relative_panels(tmp_path, capsys):
-    files = [write(tmp_path / "a.json"), write(tmp_path / "b.json", layers=[3, 5])]
+    files = [
+        write(tmp_path / "a.json"),
+        write(tmp_path / "b.json", layers=[3, 5]),
+        write(tmp_path / "c.json", 0.7, range(7)),
+    ]
     probes = read_results(files)
-    assert [depth_of(probe) for probe in probes] == [3, None]
+    assert [depth_of(probe) for probe in probes] == [3, None, 6]
     compare_files(files, str(tmp_path / "out.png"))
     assert "b: depth unknown" in capsys.readouterr().out
 

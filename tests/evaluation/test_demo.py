@@ -15,7 +15,8 @@ def test_demo_runs_and_resumes(tmp_path, capsys):
         assert f"$ toto {verb} " in printed
     page = (out / "report.html").read_text()
     assert "toto-nano" in page and "http" not in page.split("<body")[0]
-    assert page.index('class="clip"') < page.index("comparisons hold") < page.index("Continued clips")
+    assert page.index('class="clip"') < page.index("comparisons hold") < page.index("More continued clips")
+    assert page.count("<video ") == page.count('class="clip"') == 4
     expected = {"probe": (LABELS, {"pixels"}), "probe_trained": (("motion",), {"pixels", "untrained"})}
     for name, (labels, baselines) in expected.items():
         results = json.loads((out / "results" / f"{name}.json").read_text())

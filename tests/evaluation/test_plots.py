@@ -9,7 +9,7 @@ import yaml
 
 from evaluation.predictors import Predictors
 from evaluation.report.command import main
-from evaluation.report.figures import frames_svg, map_svg, overlay_svg
+from evaluation.report.run_figures import frames_svg, map_svg, overlay_svg
 
 FRAMES, SIDE = 4, 2
 PLACES = FRAMES * SIDE * SIDE
