@@ -7,11 +7,7 @@ from pathlib import Path
 from tokenization.sources.folders import Tree
 from tokenization.sources.kinds import suffix_of
 from tokenization.storage.copies import local_copy
-from tokenization.storage.remote import READ_ONLY, Remote, join
-
-
-class Unreachable(Exception):
-    """A remote file cannot be read now. It is no property of the item, which is therefore not skipped as damaged."""
+from tokenization.storage.remote import READ_ONLY, Remote, Unreachable, join
 
 
 class RemoteTree(Tree):

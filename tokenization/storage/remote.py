@@ -35,6 +35,10 @@ def join(folder: str | Path, *names: str) -> str | Path:
     return "/".join([folder.rstrip("/"), *names]) if is_remote(folder) else Path(folder, *names)
 
 
+class Unreachable(Exception):
+    """A remote file cannot be read now. It is no property of the item, which is therefore not skipped as damaged."""
+
+
 class Remote:
     """What is under a URL. Names of files are relative to it, with "/".
 
