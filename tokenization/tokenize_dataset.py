@@ -22,8 +22,7 @@ from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
-from tokenization.sources.remote import Unreachable
-from tokenization.storage.remote import is_remote
+from tokenization.storage.remote import Unreachable, is_remote
 
 # Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)

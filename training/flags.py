@@ -145,7 +145,7 @@ def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
     finder.add_argument("--resume")
     run = finder.parse_known_args(argv)[0].resume
     if is_remote(run):
-        from training.engine.remote_run import RemoteRun
+        from training.remote_run import RemoteRun
 
         run = str(RemoteRun(run).fetch())
     if run is not None and not (Path(run) / "recipe.yaml").is_file():

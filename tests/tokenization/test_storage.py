@@ -321,3 +321,20 @@ def test_a_storage_that_fails_is_not_a_damaged_item(media, monkeypatch, tmp_path
 def test_no_such_place(memory):
     with pytest.raises(FileNotFoundError, match="memory://bucket/none is empty"):
         read("memory://bucket/none")
+
+
+def test_media_of_a_web_server(media, tmp_path, monkeypatch):
+    """Which lists its folders, with quoted names; it can only be read."""
+    import functools
+    import http.server
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/media"
+        assert read(address) == read(media)
+        assert read(f"{address}/test/run/c.mp4")[0] == read(media / "test" / "run" / "c.mp4")[0]
+        with pytest.raises(OSError, match=r"media/out can only be read; write to s3://"):
+            tokenize(f"{address}/out")
+        server.shutdown()

@@ -117,10 +117,11 @@ def report(files: dict[str, bytes]) -> dict:
     import safetensors.numpy
 
     rows = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
-    tensors = {}  # not the bytes of the files: moments are listed in another order after a resume
+    tensors = {}  # not the files: after a resume, moments are in another order, and with two processes in another file
     for name, content in files.items():
         if name.startswith(f"checkpoints/step_{STEPS:06d}/") and name.endswith(".safetensors"):
-            tensors |= {f"{name}:{key}": value.tobytes() for key, value in safetensors.numpy.load(content).items()}
+            folder = name.rpartition("/")[0]
+            tensors |= {f"{folder}:{key}": value.tobytes() for key, value in safetensors.numpy.load(content).items()}
     return {
         "losses": [(row["step"], row.get("loss"), row.get("val_loss"), row.get("grad_norm")) for row in rows],
         "tensors": tensors,
@@ -129,8 +130,8 @@ def report(files: dict[str, bytes]) -> dict:
     }
 
 
-def compare(folder: Path, kills: int, draw: random.Random, run) -> dict:
-    """What came of it all. run: calls an action in a fork with this cache, and returns its exit status."""
+def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> dict:
+    """What came of it all. run: calls an action in forks with this cache; returns the exit status of the first."""
     from tiny_run import FLAGS, save_tokenizer
 
     def there(url: str) -> dict[str, bytes]:
@@ -149,12 +150,12 @@ def compare(folder: Path, kills: int, draw: random.Random, run) -> dict:
     flags = [*FLAGS, "--max_steps", str(STEPS), "--save_steps", str(SAVE_STEPS), "--logging_steps", "1"]
     flags += ["--keep_checkpoints", str(KEEP), "--val_rows", "2", "--learning_rate", "1e-2"]
     whole, url = "s3://bucket/runs/whole", "s3://bucket/runs/killed"
-    fine.append(run(training(*flags, "--shards", "s3://bucket/whole", "--output_dir", whole), "b") == 0)
+    fine.append(run(training(*flags, "--shards", "s3://bucket/whole", "--output_dir", whole), "b", ranks) == 0)
     flags += ["--shards", "s3://bucket/killed", "--output_dir", url]
     argv, machine, done, resumed = flags, "c", [], []
     while True:
         write = draw.randint(2, 70) if len(done) < kills else 0
-        status = run(killed_at(write, training(*argv)), machine)
+        status = run(killed_at(write, training(*argv)), machine, ranks)
         if status != signal.SIGKILL:
             fine.append(status == 0)
             break
@@ -174,6 +175,7 @@ def compare(folder: Path, kills: int, draw: random.Random, run) -> dict:
         "same": same,
         "checkpoints": reports[1]["checkpoints"],
         "tensors": len(reports[1]["tensors"]),
+        "unlike": [key for key, value in reports[0]["tensors"].items() if reports[1]["tensors"].get(key) != value][:8],
         "steps_logged": len([loss for _, loss, *_ in reports[1]["losses"] if loss is not None]),
     }
 
@@ -181,6 +183,7 @@ def compare(folder: Path, kills: int, draw: random.Random, run) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=6, help="of the run")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of the run")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with socket.socket() as listener:
@@ -211,17 +214,31 @@ def main() -> None:
         log = folder / "log.txt"
         server = in_a_fork(lambda: serve(port), folder / "server.txt")
 
-        def run(action, machine: str) -> int:
-            def there() -> None:
+        def run(action, machine: str, ranks: int = 1) -> int:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                port = listener.getsockname()[1]
+
+            def there(rank: int) -> None:
                 os.environ["TOTO_CACHE"] = str(folder / machine)
+                if ranks > 1:
+                    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                    os.environ |= here | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                    os.environ["LOCAL_WORLD_SIZE"] = str(ranks)
                 os.chdir(folder)
                 action()
 
-            return os.waitpid(in_a_fork(there, log), 0)[1]
+            first, *others = (in_a_fork(lambda rank=rank: there(rank), log) for rank in range(ranks))
+            status = os.waitpid(first, 0)[1]
+            for pid in others:  # as a launcher does
+                if status:
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            return status
 
         try:
             wait_for(address)
-            found = compare(folder, args.kills, random.Random(args.seed), run)
+            found = compare(folder, args.kills, args.ranks, random.Random(args.seed), run)
             good = all(found["ended_as_expected"]) and found["same_shards"] and all(found["same"].values())
             if not good:
                 print(log.read_text()[-6000:], file=sys.stderr)

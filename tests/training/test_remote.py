@@ -15,9 +15,9 @@ from tiny_run import FLAGS
 
 from tokenization.files import sha256
 from tokenization.storage.remote import Remote
-from training.engine.remote_run import IDENTITY, RemoteRun
 from training.find_model import MARKER, resolve_model, steps, whole_steps
 from training.pretrain import main
+from training.remote_run import IDENTITY, RemoteRun
 
 STEPS = ["--max_steps", "4", "--save_steps", "2", "--logging_steps", "1", "--val_rows", "2"]
 HAS_SERVER = all(importlib.util.find_spec(name) for name in ("moto", "flask", "flask_cors", "s3fs"))

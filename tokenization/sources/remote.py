@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenization.sources.folders import Tree
+from tokenization.sources.kinds import suffix_of
 from tokenization.storage.copies import local_copy
-from tokenization.storage.remote import Remote, join
-
-
-class Unreachable(Exception):
-    """A remote file cannot be read now. It is no property of the item, which is therefore not skipped as damaged."""
+from tokenization.storage.remote import READ_ONLY, Remote, Unreachable, join
 
 
 class RemoteTree(Tree):
@@ -38,8 +35,11 @@ class RemoteTree(Tree):
 
 
 def is_file(url: str) -> bool:
-    """Whether a URL is that of one file; one that ends with a slash is a folder."""
-    return not url.endswith("/") and Remote(url).info() is not None
+    """Whether a URL is that of one file. One that ends with a slash is a folder, and a page without a suffix."""
+    remote = Remote(url)
+    if url.endswith("/") or (remote.protocol in READ_ONLY and not suffix_of(url)):
+        return False
+    return remote.info() is not None
 
 
 def fetched(url: str) -> str:

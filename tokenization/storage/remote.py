@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 # Two letters at least, so that C:// on Windows is none.
 PROTOCOL = re.compile(r"([a-z][a-z0-9+.-]+)://")
@@ -32,6 +33,10 @@ def is_remote(name: str | Path | None) -> bool:
 def join(folder: str | Path, *names: str) -> str | Path:
     """A file inside a folder: a URL if the folder is one, else a path."""
     return "/".join([folder.rstrip("/"), *names]) if is_remote(folder) else Path(folder, *names)
+
+
+class Unreachable(Exception):
+    """A remote file cannot be read now. It is no property of the item, which is therefore not skipped as damaged."""
 
 
 class Remote:
@@ -59,10 +64,13 @@ class Remote:
             raise ValueError(f"{url} has an unknown protocol; use s3://, gs://, hf:// or https://.") from error
         with told(url, "opened"):
             self.fs = kind()
-        self.path = self.fs._strip_protocol(self.url)
+        self._is_web = self.protocol in READ_ONLY  # whose paths are quoted
+        url = quote(self.url, safe="%:/?#[]@!$&'()*+,;=") if self._is_web else self.url
+        self.path = self.fs._strip_protocol(url)
 
     def at(self, name: str) -> str:
         """The path of a file, as fsspec wants it."""
+        name = quote(name) if self._is_web else name
         return f"{self.path}/{name}" if name else self.path
 
     def files(self, inside: str = "") -> dict[str, dict]:
@@ -80,7 +88,7 @@ class Remote:
                     raise
                 found = {}
         start = len(place.rstrip("/")) + 1
-        names = {path[start:]: info for path, info in found.items()}
+        names = {unquote(path[start:]) if self._is_web else path[start:]: info for path, info in found.items()}
         return {name: names[name] for name in sorted(names) if name and PROBE not in name and name[-1] != "/"}
 
     def info(self, name: str = "") -> dict | None:

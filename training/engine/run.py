@@ -31,9 +31,9 @@ from training.engine.device import (
     versions,
 )
 from training.engine.hangs import set_flight_recorder
-from training.engine.remote_run import RemoteRun
 from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
+from training.remote_run import RemoteRun
 
 
 @dataclass(frozen=True)
