@@ -12,6 +12,7 @@ from accelerate import PartialState
 from evaluation.backbones.extraction import Job
 from evaluation.backbones.inputs import input_jobs
 from tokenization.sampling import Sampling
+from tokenization.shards.parts import on_main
 from tokenization.sources.open import ClipSource
 
 
@@ -82,8 +83,10 @@ def check_disk(
     Raises:
         ValueError: it does not fit.
     """
-    if not PartialState().is_main_process:
-        return
+    on_main(PartialState(), lambda: _check_disk(jobs, parts, sampling, cache, stream))
+
+
+def _check_disk(jobs, parts, sampling: Sampling, cache: Path, stream: bool) -> None:
     features, free = disk_of(jobs, parts, sampling), shutil.disk_usage(cache).free
     if stream:
         source = next(iter(parts.values()))[0]

@@ -55,9 +55,10 @@ def test_killed_while_features_are_made(checkpoint, whole, tmp_path):
     assert json.loads((tmp_path / "probe.json").read_text())["tasks"] == whole
 
 
-def test_two_processes(checkpoint, whole, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--stream",)], ids=["kept", "streamed"])
+def test_two_processes(more, checkpoint, whole, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, "-m", "evaluation.probe", *flags(checkpoint, tmp_path)]
+    command = [sys.executable, *launcher, "-m", "evaluation.probe", *flags(checkpoint, tmp_path), *more]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-3000:]
