@@ -80,6 +80,7 @@ setup(
         "demo": demo,
         "liger": ["liger-kernel"],
         "robots": robots,
+        "torchcodec": ["torchcodec>=0.10"],
         "test": [*app, *demo, *robots, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
