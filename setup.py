@@ -88,6 +88,7 @@ setup(
         "liger": ["liger-kernel"],
         "remote": remote,
         "robots": robots,
+        "torchcodec": ["torchcodec>=0.10"],
         "test": [*app, *demo, *robots, *s3_server, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},

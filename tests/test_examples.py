@@ -120,3 +120,11 @@ def test_every_example_is_run():
     assert len(EXAMPLES) == 4
     for path in EXAMPLES:
         assert f'"{path.stem}"' in source
+
+
+def test_tasks_of_datatrove(run_example):
+    pytest.importorskip("datatrove")
+    names = run_example("tokenize_with_datatrove", MAX_CLIPS=3)
+    assert (names["shards"] / "manifest.json").is_file() and len(
+        list((names["OUT"] / "log/completions").iterdir())
+    ) == 4

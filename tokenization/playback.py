@@ -41,6 +41,11 @@ def decode_on_one_thread() -> None:
     _of_thread.is_one_of_several = True
 
 
+def is_one_of_several() -> bool:
+    """Whether `decode_on_one_thread` was called in this thread."""
+    return getattr(_of_thread, "is_one_of_several", False)
+
+
 class Damage(ValueError):
     """The file is truncated or corrupt; what came before is good."""
 
@@ -221,7 +226,7 @@ class Playback:
         again on one thread, and the frames are kept that it gives before the damage.
         """
         count = 0
-        if getattr(_of_thread, "is_one_of_several", False):
+        if is_one_of_several():
             self.stream.codec_context.thread_count = 1
         else:
             self.stream.thread_type = "AUTO"
@@ -236,6 +241,10 @@ class Playback:
                 for index, frame in enumerate(self._until_damage(container, stream)):
                     if index >= count:
                         yield frame
+        self._check_end(count)
+
+    def _check_end(self, count: int) -> None:
+        """Raise Damage if the file ends before its header says, after `count` frames."""
         if self.packets < self.announced:
             raise Damage(
                 f"the video is truncated: its header announces {max(self.announced, self.stream.frames)} frames, but "

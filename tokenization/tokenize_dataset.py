@@ -23,6 +23,7 @@ from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
 from tokenization.storage.remote import Unreachable, is_remote
+from tokenization.torchcodec_playback import DECODERS
 
 # Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)
@@ -104,6 +105,13 @@ class TokenizeArgs(TimeStepArgs):
     precision: str | None = field(
         default=None, metadata={"help": "fp32 or bf16 (default: bf16 where it is fast, else fp32)"}
     )
+    decoder: str = field(
+        default="pyav",
+        metadata={
+            "help": "pyav; torchcodec, if it is installed, with the same frames; or torchcodec-cuda, which decodes on "
+            "the GPU (docs/datasets.md)"
+        },
+    )
     decode_threads: int | None = field(
         default=None,
         metadata={"help": "videos or images decoded at a time (default: this process's share of the CPUs)"},
@@ -150,6 +158,10 @@ class TokenizeArgs(TimeStepArgs):
             )
         if self.precision not in (None, "fp32", "bf16"):
             raise ValueError(f"--precision is {self.precision}; it must be fp32 or bf16.")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"--decoder is {self.decoder}; it must be one of {', '.join(DECODERS)}.")
+        if self.decoder != "pyav" and self.resize != Sampling.resize:
+            raise ValueError(f"--decoder {self.decoder} gives whole frames; leave out --resize {self.resize}.")
         if self.kind not in (None, "video", "image"):
             raise ValueError(f"--kind is {self.kind}; it must be video or image.")
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
@@ -164,7 +176,7 @@ class TokenizeArgs(TimeStepArgs):
         elif self.verify is not None:
             _refuse(changed, changed - {"verify", "push_to_hub", "private"}, "with --verify, which reads shards only")
         elif self.dataset.split(":")[0] == "toyworld":
-            idle = {"stride", "fps", "resize", "image_column", "kind", "config_name"}
+            idle = {"stride", "fps", "resize", "decoder", "image_column", "kind", "config_name"}
             _refuse(changed, idle, "on toyworld, which is drawn")
         elif self.fps is not None:
             _refuse(changed, {"stride"}, "next to --fps")
@@ -215,6 +227,7 @@ def tokenize(args: TokenizeArgs) -> dict | None:
     from tokenization.shards.code_parts import Unfinished
     from tokenization.shards.parts import on_main
     from tokenization.sources.open import open_source
+    from tokenization.torchcodec_playback import torchcodec_decoder
 
     # Unlike Accelerator, PartialState does not read the variable itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
@@ -232,6 +245,8 @@ def tokenize(args: TokenizeArgs) -> dict | None:
         processor = TotoProcessor.default()
     else:
         processor = TotoProcessor.from_visual_tokenizer(args.tokenizer)
+    if args.decoder != "pyav":
+        torchcodec_decoder()  # missing, it would be the reason why every video is skipped
     processor = processor.with_sizes(args.resolution, args.num_frames)
     source = open_source(
         args.dataset,
@@ -241,6 +256,7 @@ def tokenize(args: TokenizeArgs) -> dict | None:
         image_column=args.image_column,
         kind=args.kind,
         config_name=args.config_name,
+        decoder=args.decoder,
     )
     if state.is_main_process:
         for line in source.found:
@@ -268,7 +284,9 @@ def tokenize(args: TokenizeArgs) -> dict | None:
         try:
             if not on_main(state, (partial / "manifest.json").is_file):  # else killed just before the rename
                 assemble(args, source, processor, partial, precision, state, rank, world)
-        except OSError:  # another task may have been faster, and have deleted what the shards are made of
+        except Unfinished:
+            raise
+        except Exception:  # another task may have been faster, and have deleted or renamed what this one works with
             if args.world is None or not any((folder / "manifest.json").is_file() for folder in (partial, output)):
                 raise
         manifest = on_main(state, lambda: _finish(partial, output))
@@ -305,7 +323,8 @@ def _prepare(partial: Path, settings: dict, is_alone: bool) -> None:
     """
     file = partial / "settings.json"
     if file.is_file():
-        before = {"resize": Sampling.resize} | json.loads(file.read_text())  # earlier versions do not name it
+        before = {"resize": Sampling.resize, "decoder": "pyav"}  # earlier versions do not name them
+        before |= json.loads(file.read_text())
         unlike = [name for name in settings if before.get(name) != settings[name]]
         if unlike:
             changes = ", ".join(f"{name} {before.get(name)} instead of {settings[name]}" for name in unlike)

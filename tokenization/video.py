@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from .image_processing_toto import CENTRE
-from .playback import Playback, Shown, crop_of, extent, in_ticks
+from .playback import Shown, crop_of, extent, in_ticks
 from .sampling import Sampling
+from .torchcodec_playback import playback_of
 
 # Seconds. Matroska and many files that were converted from it have times rounded to milliseconds, at the start of a
 # window and at its other frames: a frame so little after a time counts as on show at it.
@@ -138,7 +139,7 @@ def _looks(
 
 
 def read_windows(
-    file: str | Path | bytes, sampling: Sampling | None = None, *, source: str | None = None
+    file: str | Path | bytes, sampling: Sampling | None = None, *, source: str | None = None, decoder: str = "pyav"
 ) -> Iterator[Clip]:
     """All non-overlapping windows of a video in one pass or, with `sampling.views`, evenly spaced ones for evaluation.
 
@@ -148,6 +149,7 @@ def read_windows(
             the frame on show at each of its times, so a held frame repeats. `views` are placed over what is shown, as
             the packets of the file tell; where some of them cannot be decoded, the last window may be lost.
         source: name recorded in the clips; default: the path.
+        decoder: "pyav", or "torchcodec" or "torchcodec-cuda" (NVDEC), see `torchcodec_playback`.
     Yields:
         Clip, in order of completion.
     Raises:
@@ -157,7 +159,7 @@ def read_windows(
     sampling = sampling or Sampling()
     num_frames, stride, fps = sampling.num_frames, sampling.stride, sampling.fps
     source = source if source is not None else ("bytes" if isinstance(file, bytes) else str(file))
-    with Playback(file) as playback:
+    with playback_of(file, decoder) as playback:
         rate = playback.rate
         step = 1 / Fraction(fps).limit_denominator(100_000) if fps else None
         span = stride if step is None else max(1, round(step * (rate or 1)))

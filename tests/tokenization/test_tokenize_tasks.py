@@ -90,6 +90,19 @@ def test_tasks_are_not_launched_together(images, tmp_path, monkeypatch):
         main([*images, "--output", str(tmp_path / "out"), "--rank", "0", "--world", "2"])
 
 
+@pytest.mark.parametrize("more, rank_and_world", [({}, "3 4"), ({"WORLD": "64"}, "3 64")])
+def test_a_slurm_array_gives_every_task_its_rank(tmp_path, more, rank_and_world):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\nprintf "%s|" "$@"\nexit 7\n')
+    python.chmod(0o755)
+    slurm = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "training/launch/tokenize.sbatch"), "--dataset", "my videos"]
+    done = subprocess.run(command, env=slurm | more, capture_output=True, text=True)
+    rank, world = rank_and_world.split()
+    told = f"-m|tokenization.tokenize_dataset|--dataset|my videos|--rank|{rank}|--world|{world}|"
+    assert (done.returncode, done.stdout) == (7, told), "and its exit code is that of the task"
+
+
 def stats_of(monkeypatch, action):
     """The paths that os.stat is called with; of links and of entries of a listed folder, nothing is looked up."""
     asked, stat = [], os.stat

@@ -76,6 +76,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state, rank
         "crops": args.crops,
         **({} if args.detail is None else {"detail": args.detail}),
         **({"resize": args.resize} if is_video and args.resize != Sampling.resize else {}),
+        **({"decoder": args.decoder} if is_video and args.decoder != "pyav" else {}),
         "seed": args.seed,
         "precision": precision,
         "num_sequences": counts["rows"],

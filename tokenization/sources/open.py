@@ -141,6 +141,7 @@ def open_source(
     kind: str | None = None,
     shuffle_seed: int | None = None,
     config_name: str | None = None,
+    decoder: str = "pyav",
 ) -> ClipSource:
     """The clips of a dataset.
 
@@ -164,6 +165,7 @@ def open_source(
             on the Hub, tar files and toyworld (which is mixed) are always read from their start. Items keep their
             names.
         config_name: configuration of a dataset that has several.
+        decoder: of videos, see `video.read_windows`.
     Raises:
         FileNotFoundError: there is no such dataset. ValueError: an unknown split, configuration or column, or files
             without media.
@@ -190,6 +192,7 @@ def open_source(
         cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
         rows = open_hub(dataset, split, config_name, cache.name)
     items = _DatasetItems(rows, dataset, split, sampling, limit, image_column, kind, shuffle_seed, cache)
+    items.decoder = decoder
     return ClipSource(
         items.list,
         items.kind,
@@ -218,6 +221,7 @@ class _DatasetItems:
         self.lists_paths, self.num_files = rows.lists_paths, rows.num_shards
         self.columns = [self.column, *self.labels, *self.text_labels, "fps", "__key__"]
         self.drawn_from: list[str] = []
+        self.decoder = "pyav"
         if shuffle_seed is not None and limit is not None and sum(map(count_rows, rows.tables)) > self._rows_wanted:
             self.drawn_from = rows.tables
 
@@ -270,7 +274,7 @@ class _DatasetItems:
             return image_crops(content, name, self.sampling)
         if isinstance(content, str) and suffix_of(content) in MAY_MOVE:  # FFmpeg takes "%d" in the name of a picture
             content = Path(content).read_bytes()  # for the number of a sequence
-        return read_windows(content, self.sampling, source=name)
+        return read_windows(content, self.sampling, source=name, decoder=self.decoder)
 
 
 def _toyworld(dataset: str, split: str, sampling: Sampling, limit: int | None) -> ClipSource:
