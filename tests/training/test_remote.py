@@ -117,6 +117,23 @@ def test_a_run_under_a_url_is_that_of_a_folder(memory, shards, remote_shards, tm
         main([*FLAGS, *STEPS, "--shards", remote_shards, "--output_dir", "memory://bucket/run"])
 
 
+def test_shards_on_the_hub(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOTO_CACHE", str(tmp_path / "cache"))
+    script = [sys.executable, str(Path(__file__).with_name("hub_shards.py")), str(shards)]
+
+    def train(name, run):
+        flags = [*FLAGS, *STEPS, "--shards", name, "--output_dir", str(tmp_path / run)]
+        return subprocess.run([*script, *flags], capture_output=True, text=True, timeout=600)
+
+    done = train("user/shards", "hub")
+    assert done.returncode == 0, done.stderr[-3000:]
+    main([*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(tmp_path / "local")])
+    hub, local = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("hub", "local"))
+    assert losses(hub) == losses(local) and len(losses(hub)) == 4
+    assert "shards: hf://datasets/user/shards" in (tmp_path / "hub" / "recipe.yaml").read_text()
+    assert "error: user/none is not a folder of token shards" in train("user/none", "none").stderr
+
+
 def test_no_shards_no_run_no_model(memory, monkeypatch):
     monkeypatch.setattr("training.architectures.make_model", lambda *_: pytest.fail("a model was made"))
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/none is not a folder of token shards: it has no "):

@@ -12,6 +12,8 @@ from tokenization.storage.remote import Remote, is_remote, join
 
 # 1: parquet shards, of earlier versions, which are still read. 2: shards of `files.py`.
 FORMAT, FORMATS = 2, (1, 2)
+# URLs that were found to hold shards: asking the Hub lists the whole folder.
+_with_manifest: set[str] = set()
 
 
 def read_manifest(folder: str | Path) -> dict:
@@ -39,7 +41,9 @@ def read_manifest(folder: str | Path) -> dict:
 def has_manifest(folder: str | Path) -> bool:
     """Whether a folder or URL holds token shards."""
     if is_remote(folder):
-        return Remote(folder).info("manifest.json") is not None
+        if folder not in _with_manifest and Remote(folder).info("manifest.json"):
+            _with_manifest.add(folder)
+        return folder in _with_manifest
     return Path(folder, "manifest.json").is_file()
 
 
