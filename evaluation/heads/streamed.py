@@ -75,10 +75,9 @@ class _Unit:
         return wanted_by(self.share)
 
     def learn(self, x: torch.Tensor, labels: torch.Tensor) -> None:
-        """One update on a batch, unless all have been made. x: (1, B, ...); labels: (B, T)."""
-        if self.optimiser.steps < self.total:
-            self.bank.backward(self.heads, x, labels, len(labels))
-            self.optimiser.step(self.bank.schedule(self.optimiser.steps, self.count))
+        """One update on a batch. x: (1, B, ...); labels: (B, T)."""
+        self.bank.backward(self.heads, x, labels, len(labels))
+        self.optimiser.step(self.bank.schedule(self.optimiser.steps, self.count))
 
     def judge(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         right, loss = self.bank.judge(self.heads, x, labels)

@@ -115,8 +115,9 @@ def test_layers_that_do_not_fit_are_trained_in_several_passes():
     assert passes_over([0, 1, 2, 3], sizes, 0) == [[0], [1], [2], [3]]
 
 
-def test_features_of_a_batch_are_those_of_its_clips(data):
-    stream = FeatureStream(data.job, 2, torch.device("cpu"))
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_features_of_a_batch_are_those_of_its_clips(data, batch_size):
+    stream = FeatureStream(data.job, batch_size, torch.device("cpu"))
     rows, wanted = torch.tensor([7, 3, 20]), [Wanted(1, False), Wanted(3, True)]
     (found,) = stream.batches(data.inputs[0], [rows], [wanted])
     made = data.job.run(data.inputs[0].read(rows))

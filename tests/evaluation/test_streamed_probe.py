@@ -12,14 +12,13 @@ from backbone_zoo import save
 from PIL import Image
 
 from evaluation.backbones import contract
-from evaluation.backbones.inputs import ReadInputs, input_jobs
+from evaluation.backbones.inputs import KeptInputs, ReadInputs, input_jobs
 from evaluation.backbones.load import load_backbone
 from evaluation.backbones.toto import TotoBackbone
 from evaluation.probe import plan, run
 from evaluation.probe.args import ProbeArgs
 from evaluation.probe.command import main
 from evaluation.probe.plan import bytes_of_clip, count_clips
-from evaluation.probe.splits import FrameOrder
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
 from training.engine.device import EVALUATION_LIMIT
@@ -112,19 +111,26 @@ def test_a_second_model_reads_the_same_ids(checkpoint, tmp_path, monkeypatch):
 
 
 def test_clips_are_read_again_in_any_order(pictures):
-    """Crops of one picture share its name; the order of frames is changed as before."""
+    """Crops of one picture share its name; frames are changed as before."""
     source = open_source(pictures, "test", Sampling(resolution=32, views=(1, 2)), limit=48)
     clips = list(source)
-    turned = FrameOrder("reversed")
-    inputs = ReadInputs(source, [clip.source for clip in clips], torch.as_tensor, turned)
+    inputs = ReadInputs(source, [clip.source for clip in clips], torch.as_tensor, lambda frames, name: 255 - frames)
     rows = torch.tensor([47, 0, 3, 2])
-    expected = torch.as_tensor(np.stack([turned(clips[row].frames, "") for row in rows.tolist()]))
+    expected = 255 - torch.as_tensor(np.stack([clips[row].frames for row in rows.tolist()]))
     assert torch.equal(inputs.read(rows), expected)
     assert torch.equal(inputs.take(rows).read(torch.tensor([3, 1])), expected[[3, 1]])
     assert inputs.facts() != inputs.take(rows).facts()
     gone = ReadInputs(source, [clips[0].source] * 3, torch.as_tensor, None)
     with pytest.raises(ValueError, match="has changed since the probe began"):
         gone.read(torch.tensor([2]))
+
+
+def test_kept_inputs_are_taken_again_and_again():
+    """Where test and validation are both carved from train."""
+    inputs = KeptInputs(torch.arange(20, dtype=torch.int16).view(10, 2))
+    taken = inputs.take(torch.tensor([9, 4, 7, 1])).take(torch.tensor([2, 0, 3]))
+    assert len(taken) == 3 and taken.read(torch.tensor([1, 2])).tolist() == [[18, 19], [2, 3]]
+    assert taken.read(torch.tensor([0])).dtype == torch.int64 and taken.facts() != inputs.facts()
 
 
 def test_rows_of_tables_and_drawn_clips_are_kept(pictures, tmp_path):
