@@ -24,6 +24,7 @@ BENCHES = {
         "bench_data",
         "rows of shards, against datasets streaming the same files; frames by PIL or the decoder",
     ),
+    "reading": ("bench_reading", "frames by PyAV, swscale and torchcodec; how busy an encoder is kept"),
     "resume": ("bench_resume", "runs killed at random times: lost, or different from an uninterrupted run"),
     "tokenizer": ("bench_tokenizer", "pictures to codes with the dVAE, against the dall-e package"),
 }

@@ -8,7 +8,6 @@ for byte for any number of processes, tasks and kills.
 """
 
 import errno
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
@@ -17,12 +16,11 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArgumentParser
 
-from tokenization.files import write_whole
 from tokenization.sampling import Sampling, TimeStepArgs
-from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
 from tokenization.storage.remote import Unreachable, is_remote
+from tokenization.shards.working_folder import PLAN, finish, prepare, tidy
 from tokenization.torchcodec_playback import DECODERS
 
 # Processes may finish hours apart and wait for each other.
@@ -180,8 +178,11 @@ class TokenizeArgs(TimeStepArgs):
             _refuse(changed, idle, "on toyworld, which is drawn")
         elif self.fps is not None:
             _refuse(changed, {"stride"}, "next to --fps")
-        if self.world is not None:
-            refuse_url(self.output, "output", "name one that all tasks see, and upload the shards when they are made")
+        if self.world is not None and "://" in (self.output or ""):
+            raise ValueError(
+                f"--output {self.output} is a URL, but tasks share a folder; name one on a disk that all of them see, "
+                "and upload it when it is finished."
+            )
         if self.world is not None and self.push_to_hub is not None:
             raise ValueError(
                 "--push_to_hub cannot be shared by tasks; leave it out, and push the finished folder with --verify DIR."
@@ -213,6 +214,7 @@ def tokenize(args: TokenizeArgs) -> dict | None:
     output = Path(args.output)
     if args.world is not None and (output / "manifest.json").is_file():  # a task that was started again, or late
         print(f"{output} is complete")
+        tidy(output)
         return read_manifest(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} is not empty; name a new folder, or delete this one.")
@@ -222,7 +224,7 @@ def tokenize(args: TokenizeArgs) -> dict | None:
 
     from tokenization.precision import bf16_is_fast
     from tokenization.processing_toto import TotoProcessor
-    from tokenization.shards.assemble import PLAN, assemble
+    from tokenization.shards.assemble import assemble
     from tokenization.shards.card import create_repo
     from tokenization.shards.code_parts import Unfinished
     from tokenization.shards.parts import on_main
@@ -274,7 +276,7 @@ def tokenize(args: TokenizeArgs) -> dict | None:
     partial = output.with_name(output.name + ".partial")
     is_resumed = partial.exists()  # the work of an earlier run must not be deleted
     try:
-        on_main(state, lambda: _prepare(partial, settings, is_alone=args.world is None))
+        on_main(state, lambda: prepare(partial, settings, is_alone=args.world is None))
         if not on_main(state, lambda: any((partial / name).is_file() for name in (PLAN, "manifest.json"))):
             figures = _encode(
                 args, source, processor.to(state.device), partial / "parts", precision, state, rank, world
@@ -289,7 +291,7 @@ def tokenize(args: TokenizeArgs) -> dict | None:
         except Exception:  # another task may have been faster, and have deleted or renamed what this one works with
             if args.world is None or not any((folder / "manifest.json").is_file() for folder in (partial, output)):
                 raise
-        manifest = on_main(state, lambda: _finish(partial, output))
+        manifest = on_main(state, lambda: finish(partial, output))
     except Unreachable as error:
         raise OSError(f"{error} Finished parts are kept; run the same command again.") from error
     except Unfinished as error:
@@ -314,30 +316,6 @@ def tokenize(args: TokenizeArgs) -> dict | None:
     if args.push_to_hub:
         on_main(state, lambda: _push(output, args))
     return manifest
-
-
-def _prepare(partial: Path, settings: dict, is_alone: bool) -> None:
-    """Create the working folder, or check that an earlier run left it with the same settings.
-
-    is_alone: no other task may be creating it at the same time.
-    """
-    file = partial / "settings.json"
-    if file.is_file():
-        before = {"resize": Sampling.resize, "decoder": "pyav"}  # earlier versions do not name them
-        before |= json.loads(file.read_text())
-        unlike = [name for name in settings if before.get(name) != settings[name]]
-        if unlike:
-            changes = ", ".join(f"{name} {before.get(name)} instead of {settings[name]}" for name in unlike)
-            raise ValueError(
-                f"{partial} was started with other flags ({changes}); pass the same flags, or delete the folder."
-            )
-        done = len(list(partial.glob("parts/*.json")))
-        print(f"resuming {partial}: {done} parts are finished")
-        return
-    if is_alone:
-        shutil.rmtree(partial, ignore_errors=True)  # a run that was killed before it did anything
-    (partial / "parts").mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
 
 
 def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision: str, state, rank: int, world: int):
@@ -378,38 +356,6 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
         )
     encoder.close()
     return gather_object([{"frames": encoder.frames, "seconds": encoder.wall_seconds, "busy": encoder.seconds}])
-
-
-def _finish(partial: Path, output: Path) -> dict:
-    """Delete what only a rerun needs and rename the folder; returns the manifest. Two tasks may do so at once."""
-    from tokenization.shards.assemble import PLAN
-    from tokenization.shards.shuffle import BUCKETS, DEALT
-
-    try:
-        if output.exists():
-            output.rmdir()  # empty, as checked before the work
-        for name in ("parts", DEALT, BUCKETS):
-            shutil.rmtree(partial / name, ignore_errors=True)
-        _remove_leftovers(partial)
-        partial.rename(output)
-    except OSError as error:
-        if partial.exists() and output.exists():
-            raise OSError(f"{output} is no longer empty; empty it and run the same command again.") from error
-        if not (output / "manifest.json").is_file():
-            raise
-    _remove_leftovers(output)  # of a task that was still at work
-    for name in ("settings.json", PLAN):
-        (output / name).unlink(missing_ok=True)
-    return read_manifest(output)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete what was being written by a task that was killed, or by a run of an earlier version."""
-    for path in [*folder.glob("*.partial"), *folder.glob(f"*{OLD_SUFFIX}")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _push(folder: Path, args: TokenizeArgs) -> None:

@@ -243,7 +243,7 @@ def test_frames_reduced_by_the_decoder_are_recorded_and_not_mixed_with_others(
     assert "large frames reduced by the decoder" in (tmp_path / "out" / "README.md").read_text()
     partial = tmp_path / "other.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize_dataset, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(tokenize_dataset, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(videos, tmp_path / "other", tokenizer, "--resize", "decoder")
     with pytest.raises(ValueError, match=r"started with other flags \(resize decoder instead of pil\)"):

@@ -84,7 +84,7 @@ def images(tmp_path):
     return ["--dataset", str(tmp_path / "in"), "--items_per_part", "2", "--rows_per_shard", "4"]
 
 
-@pytest.mark.parametrize("step", ["_encode", "deal", "fill", "write_shard", "_finish"])
+@pytest.mark.parametrize("step", ["_encode", "deal", "fill", "write_shard", "finish"])
 def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch, step):
     monkeypatch.setattr(shuffle, "BUCKET_BYTES", 512)  # a shard of 4 rows of 64 codes
     args = [*images, "--tokenizer", str(tokenizer), "--output"]
@@ -99,13 +99,13 @@ def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch
     found = tuple(len(list((tmp_path / "out.partial").glob(kind))) for kind in kinds)
     assert found == counts.get(step, (5, 3, 3, 3)) and not (tmp_path / "out").exists()
 
-    finish, kept = tokenize_dataset._finish, {}
+    finish, kept = tokenize_dataset.finish, {}
 
     def look(partial, output):
         kept.update((file, file.stat().st_mtime_ns) for file in left)
         return finish(partial, output)
 
-    monkeypatch.setattr(tokenize_dataset, "_finish", look)
+    monkeypatch.setattr(tokenize_dataset, "finish", look)
     main([*args, str(tmp_path / "out")])
     assert kept == left, "nothing that was finished is written again"
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -113,8 +113,8 @@ def test_a_run_cut_off_anywhere_resumes(images, tokenizer, tmp_path, monkeypatch
 
 def cut_off(patch, step):
     """Stop as a kill would: in the third part, stretch or bucket, or third shard, or when all is written."""
-    if step == "_finish":
-        patch.setattr(tokenize_dataset, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    if step == "finish":
+        patch.setattr(tokenize_dataset, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         return
     owner, name = {
         "_encode": (PartWriter, "close"),

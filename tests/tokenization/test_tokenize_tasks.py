@@ -12,8 +12,8 @@ from datasets import Image as ImageFeature
 from media import make_image, tiny_tokenizer
 
 from tokenization import tokenize_dataset
-from tokenization.shards.assemble import PLAN
 from tokenization.shards.parts import FinishedParts, first_missing, rows_before, steps
+from tokenization.shards.working_folder import PLAN
 from tokenization.sources.open import open_source
 from tokenization.tokenize_dataset import main, read_manifest, verify
 
@@ -55,6 +55,8 @@ def test_the_last_task_makes_the_shards_and_any_other_may_be_started_again(image
     main([*out, "--rank", "1", "--world", "3"])
     assert content(tmp_path / "out") == content(tmp_path / "whole") and not parts.exists()
     before = content(tmp_path / "out")
+    for name in (PLAN, "settings.json", "train-00000.arrow.1f.partial"):  # killed just after the rename
+        (tmp_path / "out" / name).touch()
     main([*out, "--rank", "0", "--world", "3"])
     assert "out is complete" in capsys.readouterr().out and content(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
@@ -74,6 +76,10 @@ def test_a_limit_is_shared(images, tmp_path):
     [
         (["--rank", "0"], "--rank and --world are given together"),
         (["--rank", "2", "--world", "2"], "--rank is 2; it must be from 0 to 1, with --world 2"),
+        (
+            ["--rank", "0", "--world", "2", "--output", "s3://a/b"],
+            "--output s3://a/b is a URL, but tasks share a folder",
+        ),
         (["--rank", "0", "--world", "2", "--push_to_hub", "me/it"], "--push_to_hub cannot be shared by tasks"),
     ],
 )
@@ -152,10 +158,11 @@ def test_finished_parts_are_listed_once_and_read_when_they_matter(tmp_path, monk
 
 
 # Runs tasks in forked processes, so that they need no imports. A task that is to be killed counts what it does in the
-# folder of unfinished work: files that it opens, renames or deletes, record batches that it writes, folders that it
-# lists; it kills itself with SIGKILL at a given number. Prints the number of kills.
+# folder of unfinished work: files that it opens, renames or deletes, record batches and halves of texts that it writes,
+# folders that it lists; it kills itself with SIGKILL at a given number. Prints the number of kills.
 KILLS = """
 import json, os, signal, sys
+from pathlib import Path
 import numpy as np, pyarrow as pa
 import accelerate, datasets, tqdm, tokenization.processing_toto, tokenization.shards.card, tokenization.shards.encode
 from accelerate.utils import gather_object
@@ -190,9 +197,18 @@ def task(rank, last, where, share):
         def __exit__(self, *error):
             self.close()
         def write_batch(self, batch):
+            tick(last)
             self.writer.write_batch(batch)
             tick(last)
 
+    def write_text(path, text):
+        with open(path, "w") as file:
+            file.write(text[: len(text) // 2])
+            file.flush()
+            tick(last)
+            file.write(text[len(text) // 2 :])
+
+    Path.write_text = write_text
     pa.ipc.new_file = lambda *args, **kwargs: Writer(new_file(*args, **kwargs))
     code = 1
     try:
@@ -235,12 +251,12 @@ def test_tasks_killed_at_any_moment_leave_no_part_torn_and_none_twice(images, tm
 def test_a_task_that_is_late_leaves_the_finished_folder_alone(images, tmp_path, monkeypatch):
     """The other task finishes everything between this one's last look and its own last step."""
     flags = [*images, "--output", str(tmp_path / "out")]
-    finish = tokenize_dataset._finish
+    finish = tokenize_dataset.finish
 
     def late(partial, output):
         finish(partial, output)
         return finish(partial, output)
 
-    monkeypatch.setattr(tokenize_dataset, "_finish", late)
+    monkeypatch.setattr(tokenize_dataset, "finish", late)
     main([*flags, "--rank", "0", "--world", "1"])
     assert verify(tmp_path / "out") and not (tmp_path / "out.partial").exists()

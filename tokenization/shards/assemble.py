@@ -13,8 +13,7 @@ from tokenization.shards.code_parts import plan
 from tokenization.shards.format import FORMAT
 from tokenization.shards.parts import FinishedParts, on_main, part_name
 from tokenization.shards.shuffle import write_shards
-
-PLAN = "plan.json"
+from tokenization.shards.working_folder import PARTS, PLAN
 
 
 def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict]:
@@ -25,7 +24,7 @@ def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict]:
     Raises:
         code_parts.Unfinished: a part is missing. ValueError: no clip of the dataset could be used.
     """
-    file, folder = partial / PLAN, partial / "parts"
+    file, folder = partial / PLAN, partial / PARTS
     if not file.is_file():
         parts, counts = plan(folder, source.num_shards, source.limit)
         if not counts["rows"]:
@@ -54,7 +53,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state, rank
     is_video, (h, w) = source.kind == "video", processor.grid
     num_frames = args.num_frames if is_video else 1
     order = (args.split, args.rows_per_shard, args.seed, num_frames * h * w)
-    shards = write_shards(partial / "parts", partial, parts, *order, rank, world)
+    shards = write_shards(partial / PARTS, partial, parts, *order, rank, world)
     state.wait_for_everyone()  # one that made what another was making, too
     manifest = {
         "format": FORMAT,

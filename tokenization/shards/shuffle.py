@@ -19,11 +19,10 @@ from pathlib import Path
 from tokenization.files import write_whole
 from tokenization.shards.code_parts import open_arrow, read_rows
 from tokenization.shards.files import SUFFIX, describe, write_shard
+from tokenization.shards.working_folder import BUCKETS, DEALT
 
 # Codes of a bucket, in bytes. About three times as much is in memory, and 8 bytes for every row of the data set.
 BUCKET_BYTES = 2**30
-# Folders of dealt rows, and of the manifest's entries of finished shards.
-DEALT, BUCKETS = "dealt", "buckets"
 
 
 def write_shards(
