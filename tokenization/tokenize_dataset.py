@@ -19,8 +19,8 @@ from transformers.hf_argparser import HfArgumentParser
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
-from tokenization.storage.remote import Unreachable, is_remote
 from tokenization.shards.working_folder import PLAN, finish, prepare, tidy
+from tokenization.storage.remote import Unreachable, is_remote
 from tokenization.torchcodec_playback import DECODERS
 
 # Processes may finish hours apart and wait for each other.
