@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.report.figures import GREY, MODEL, PIXELS, PURPLE, label_levels, new_figure, to_svg
+from evaluation.report.figures import GREY, MODEL, PIXELS, PURPLE, label_levels, new_figure, short_ticks, to_svg
 from evaluation.report.reading import NATS
 
 PREDICTORS = {
@@ -145,6 +145,8 @@ def overlay_svg(runs: list[tuple[str, list[dict]]], against: str, unit: str = NA
             *(zip(*validation, strict=True) if validation else ([], [])), **style, lw=2, marker="o", ms=4, label=label
         )
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    short_ticks(axes.xaxis, high > 30 * low)
     axes.set_xlabel({"tokens": "tokens", "flops": "training FLOPs"}[against], fontsize=10)
     axes.set_ylabel(unit, fontsize=10)
     axes.legend(frameon=False, fontsize=10, title="last validation loss", title_fontsize=10)

@@ -1,5 +1,6 @@
 """Results side by side: pairs are found and checked, figures hold what the files say, mistakes get a sentence."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -208,3 +209,47 @@ def test_mistakes_get_a_sentence(tmp_path):
         compare_files([a, a], "out.pdf")
     with pytest.raises(ValueError, match="too many for one figure; compare at most 7 results"):
         compare_files([a] * 8, str(tmp_path / "out.png"))
+
+
+def texts(svg):
+    return [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_floors_have_their_names_at_their_lines(tmp_path):
+    def with_twin(file, twin, **more):
+        content = json.loads(Path(write(file, **more)).read_text())
+        twin = {"layer": 1, "head": "linear", **scored(predictions(twin))}
+        for task in (content, content["tasks"]["label"]):
+            task["baselines"]["untrained"] = twin
+        file.write_text(json.dumps(content))
+        return str(file)
+
+    files = [with_twin(tmp_path / "a.json", 0.35), with_twin(tmp_path / "b.json", 0.4, share=0.7)]
+    compare_files(files, str(tmp_path / "out.html"))
+    page = (tmp_path / "out.html").read_text()
+    svgs = re.findall(r"<svg role.*?</svg>", page, flags=re.DOTALL)
+    assert len(svgs) == 2, "models of one depth need no panel of relative depth"
+    accuracy = {share: 100 * np.mean(predictions(share) == TRUE) for share in (0.3, 0.35, 0.4, 0.6, 0.7)}
+    expected = {f"raw pixels {accuracy[0.3]:.1f}", "chance 25.0"}
+    expected |= {f"untrained model {accuracy[0.35]:.1f}, a", f"untrained model {accuracy[0.4]:.1f}, b"}
+    for svg in svgs:
+        assert expected <= set(texts(svg))
+    legend = re.search(r'<div class="legend">(.*?)</div>', page, re.DOTALL)[1]
+    assert "raw pixels" not in legend and "untrained" not in legend and legend.count("<span>") == 3
+    ranked = f"On test, b {accuracy[0.7]:.1f} % (layer 3) and a {accuracy[0.6]:.1f} % (layer 3); "
+    assert f"{ranked}significantly different from a: b." in page
+
+
+def test_one_probe_has_its_floors_at_their_lines_and_one_layer_has_no_figure(tmp_path):
+    from evaluation.report.command import main
+
+    main(["--results", write(tmp_path / "a.json"), "--output", str(tmp_path / "r.html")])
+    page = (tmp_path / "r.html").read_text()
+    (svg,) = re.findall(r"<svg role.*?</svg>", page, flags=re.DOTALL)
+    right, first = (100 * np.mean(predictions(share) == TRUE) for share in (0.6, 0.15))
+    assert {f"raw pixels {100 * np.mean(predictions(0.3) == TRUE):.1f}", "chance 25.0", "model"} <= set(texts(svg))
+    sentence = f"From layer 3, label is right in {right:.1f} % of the test items; from layer 0 in {first:.1f} % and by chance in"
+    assert sentence in page
+    main(["--results", write(tmp_path / "b.json", layers=[2]), "--output", str(tmp_path / "r.html")])
+    page = (tmp_path / "r.html").read_text()
+    assert "<svg role" not in page and 'class="legend"' not in page and "layer 2, linear" in page

@@ -100,5 +100,72 @@ def test_losses_of_pixels_are_not_nats(tmp_path):
         assert f"Loss of {name} over training, in {unit} per" in page
         assert re.search(rf"Validation loss of {name} on clips along a row. [^\"]* {unit}\.", page)
         assert re.search(rf"the loss of {name} on clips is: [^\"]* {unit}\.", page)
-    assert "tokens of the runs codes, patch_codes." in page and "tokens of the runs patches." in page
+    assert "tokens of the runs codes, patch_codes." in page and "of the runs patches" not in page
     assert page.count('<th scope="col">mean squared error per patch</th>') == 1
+
+
+PHONE = 350  # CSS pixels of a figure on a phone of 390
+
+
+def figures_of(page):
+    """(svg, caption) of every drawn figure of a page."""
+    found = re.findall(
+        r"<figure[^>]*>(<svg role.*?</svg>)\s*(?:<figcaption>(.*?)</figcaption>)?", page, flags=re.DOTALL
+    )
+    return [(svg, re.sub(r"\s+", " ", caption)) for svg, caption in found]
+
+
+def smallest_text(svg):
+    """Size of a figure's smallest text on a phone, in CSS pixels."""
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", svg)]
+    assert sizes
+    return min(sizes) * min(1, PHONE / width)
+
+
+def test_every_figure_has_a_sentence_and_is_there_once(page):
+    figures = figures_of(page)
+    assert len(figures) == 2 + 2 * (1 + 2 * 2)  # over each other; of each run the losses, and two of each source
+    for svg, caption in figures:
+        assert re.match(r"[A-Za-z].{20,}\.$", caption), svg[:200]
+    labels = [re.search('aria-label="([^"]*)"', svg)[1] for svg, _ in figures]
+    assert len(set(labels)) == len(labels)
+    captions = " ".join(caption for _, caption in figures)
+    assert "wide ends with the lowest validation loss, 4.100, 0.500 less than narrow." in captions
+    assert "Training loss" not in captions and "Validation loss is 4.100 nats per code token after 3 steps." in captions
+    # The places of clips cost 2 + k / 16: the first frame 2.09, the last 2.84, and the last place of a frame most.
+    assert (
+        "Frames of clips do not get easier along a row: the first costs 2.09 nats per code token, the last 2.84."
+        in captions
+    )
+    assert (
+        "the hardest on average over all frames is row 2, column 2 (2.56 nats), the easiest row 1, column 1 (2.38 nats)"
+        in captions
+    )
+
+
+def test_texts_of_figures_are_legible_on_a_phone(page):
+    for svg, _ in figures_of(page):
+        assert smallest_text(svg) >= 8, svg[:200]
+    many = {"step": 1, "num_frames": 16, "grid": [SIDE, SIDE], "sources": {"clips": [2.0] * 16 * SIDE * SIDE}}
+    shown = map_svg("run", "clips", many, None)
+    assert smallest_text(shown) >= 8 and "maps of frames 1, 6, 11, 16, for model" in shown
+
+
+def test_a_run_with_one_row_has_no_empty_axis(tmp_path):
+    first = write_run(tmp_path / "first", [6.0], 10.0)
+    (first / "loss_maps.json").unlink()
+    second = write_run(tmp_path / "second", [6.0, 5.0], 10.0)
+    for runs in ([first], [first, second]):
+        main(["--runs", *map(str, runs), "--output", str(tmp_path / "report.html")])
+        page = (tmp_path / "report.html").read_text()
+        assert "Validation loss is 6.100 nats per code token after 1 steps. A curve needs two logged steps." in page
+        assert "Loss of first" not in page and "of the runs" not in page
+    assert "Loss of second over training" in page
+
+
+def test_runs_of_one_cost_are_not_drawn_twice(tmp_path):
+    runs = [write_run(tmp_path / name, [6.0, 5.0], 10.0) for name in ("a", "b")]
+    main(["--runs", *map(str, runs), "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "Loss against tokens of the runs a, b." in page and "Loss against flops" not in page
