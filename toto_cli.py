@@ -81,6 +81,26 @@ def exit_if_hidden() -> None:
         raise SystemExit(1)
 
 
+def version() -> str:
+    """The version of modeling-toto, as installed or in the setup.py of the clone."""
+    import importlib.metadata
+    import re
+
+    try:
+        return importlib.metadata.version("modeling-toto")
+    except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+        text = Path(__file__).with_name("setup.py").read_text()
+        return re.search(r'version="([^"]+)"', text)[1]
+
+
+def nearest(word: str, known) -> str:
+    """The end of a sentence that refuses a word: the known one that was probably meant, or a hint at --help."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else "toto --help lists the verbs."
+
+
 def usage() -> str:
     width = max(map(len, VERBS))
     lines = "\n".join(f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items())
@@ -92,8 +112,11 @@ def main() -> None:
         print(usage())
         return
     verb = sys.argv[1]
+    if verb in ("-V", "--version"):
+        print(f"toto {version()}")
+        return
     if verb not in VERBS:
-        print(f"error: there is no verb '{verb}'\n\n{usage()}", file=sys.stderr)
+        print(f"error: there is no verb '{verb}'; {nearest(verb, VERBS)}", file=sys.stderr)
         raise SystemExit(2)
     exit_if_hidden()  # before the verb's module is looked for in the wrong folder
     run(importlib.import_module(VERBS[verb][0]).main, sys.argv[2:])

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.flags import parse
+
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 NANO, MOTION = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion"
 TOKENIZER = MOTION / "visual_tokenizer"
@@ -76,10 +78,8 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
     description = "Run the whole path on a CPU in about ten minutes: tokenize, pretrain, generate, probe, report."
-    args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
+    (args,) = parse((DemoArgs,), argv, "toto demo", description)
     if missing := [str(folder) for folder in (NANO, MOTION) if not (folder / "config.json").is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; run the demo from a clone of the project, which has it.")
 

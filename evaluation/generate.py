@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 from evaluation.continuations.args import ScoreArgs
 from evaluation.frame_counts import frame_counts
 from tokenization.sampling import Sampling, TimeStepArgs
-from training.flags import idle, refuse_idle, typed_flags
+from training.flags import idle, parse, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
     from tokenization.video import Clip
+
+
+DESCRIPTION = "Continue clips: given some frames, generate the next ones."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,12 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     refuse_idle(argv, tuple(sorted(scoring - drawing)), "without --score")
 
-    from transformers.hf_argparser import HfArgumentParser
-
-    parser = HfArgumentParser(
-        GenerateArgs, prog="toto generate", description="Continue clips: given some frames, generate the next ones."
-    )
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = parse((GenerateArgs,), argv, "toto generate", DESCRIPTION)
     if args.temperature == 0:
         refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the most likely token")
     if "fps" in typed_flags(argv):

@@ -10,10 +10,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
+from tokenization.command_line import parse_flags
 from tokenization.originals.fetch import DALL_E, ORIGINALS, TAMING, gather
 
+DESCRIPTION = "Convert the original files of a published tokenizer."
 PUBLISHED_CODES = {"dvae": 8192, "vqgan-1k": 1024, "vqgan-16k": 16384}
 _MIT = "mit", f"the repository that publishes the files, {TAMING}, is under the MIT licence; we found no other for them"
 LICENCES = {
@@ -268,11 +270,7 @@ def convert(args: ConvertArgs) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        ConvertArgs, prog="toto convert-tokenizer", description="Convert the original files of a published tokenizer."
-    )
-    (args,) = parser.parse_args_into_dataclasses(argv)
-    convert(args)
+    convert(parse_flags(ConvertArgs, argv, "toto convert-tokenizer", DESCRIPTION))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers.hf_argparser import HfArgumentParser
+from tokenization.command_line import parse_flags
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
+DESCRIPTION = (
+    "PSNR, SSIM and codebook use of a visual tokenizer, per dataset; and the share of its codes that stay the same "
+    "when a picture moves by one code to the right and down."
+)
 SSIM_WINDOW = 7
 SHEET_PAIRS = 16
 
@@ -326,13 +330,7 @@ def _label(dataset: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        EvaluateArgs,
-        prog="toto evaluate-tokenizer",
-        description="PSNR, SSIM and codebook use of a visual tokenizer, per dataset; and the share of its codes that "
-        "stay the same when a picture moves by one code to the right and down.",
-    )
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(EvaluateArgs, argv, "toto evaluate-tokenizer", DESCRIPTION)
     labels = [_label(dataset) for dataset in args.dataset]
     if len(set(labels)) < len(labels):
         raise ValueError(f"Two datasets are called {max(labels, key=labels.count)}; evaluate them one at a time.")

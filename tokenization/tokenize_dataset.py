@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 
-from transformers.hf_argparser import HfArgumentParser
-
+from tokenization.command_line import parse_flags
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
@@ -353,8 +352,7 @@ def _leave_processes() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(TokenizeArgs, prog="toto tokenize", description=DESCRIPTION)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(TokenizeArgs, argv, "toto tokenize", DESCRIPTION)
     if args.convert is not None:
         from tokenization.shards.convert import convert
 

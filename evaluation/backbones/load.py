@@ -38,7 +38,9 @@ def load_backbone(
     from transformers import AutoConfig
 
     import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
+    import tokenization
 
+    tokenization.register()
     path, device = resolve_model(str(name_or_path)), device and torch.device(device)
     kind = AutoConfig.from_pretrained(path).model_type
     if kind == "toto":
