@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenization.command_line import parse_flags
+from tokenization.sources.named import require_dataset, require_on_hub
 
 if TYPE_CHECKING:
     import numpy as np
@@ -331,6 +332,10 @@ def _label(dataset: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(EvaluateArgs, argv, "toto evaluate-tokenizer", DESCRIPTION)
+    for dataset in args.dataset:
+        require_dataset(dataset)
+    if args.tokenizer is not None and not Path(args.tokenizer).exists():
+        require_on_hub(args.tokenizer, "model")
     labels = [_label(dataset) for dataset in args.dataset]
     if len(set(labels)) < len(labels):
         raise ValueError(f"Two datasets are called {max(labels, key=labels.count)}; evaluate them one at a time.")

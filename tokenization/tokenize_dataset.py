@@ -17,6 +17,7 @@ from tokenization.command_line import parse_flags
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
+from tokenization.sources.named import require_dataset, require_on_hub
 
 # Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)
@@ -353,6 +354,10 @@ def _leave_processes() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(TokenizeArgs, argv, "toto tokenize", DESCRIPTION)
+    if args.dataset is not None:
+        require_dataset(args.dataset)
+    if args.tokenizer is not None and not Path(args.tokenizer).exists():
+        require_on_hub(args.tokenizer, "model")
     if args.convert is not None:
         from tokenization.shards.convert import convert
 

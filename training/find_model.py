@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from tokenization.sources.named import require_on_hub
+
 STATE, SUMS = "training_state", "checksums.json"
 STEP = re.compile(r"step_(\d+)$")
 
@@ -87,8 +89,9 @@ def resolve_model(model: str) -> str:
     """
     path = Path(model)
     if not path.is_dir():
-        if path.exists() or model.startswith((".", "/")) or model.count("/") > 1:
+        if path.exists():
             raise FileNotFoundError(f"There is no model folder '{model}'; check the path.")
+        require_on_hub(model, "model")
         return model
     if (path / "checkpoints").is_dir():
         return str(_tested(path) or latest(path))

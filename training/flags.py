@@ -63,7 +63,13 @@ def parse(
                 recipe_flags += [f"--{key}", *map(_flag_value, value)]
             else:
                 recipe_flags.append(f"--{key}={_flag_value(value)}")
-    return parser.parse_dataclasses(recipe_flags + argv)
+    parsed = parser.parse_dataclasses(recipe_flags + argv)
+    if prog != "toto plan":  # which needs nothing of what a recipe names
+        from training.refusals import refuse_names
+
+        values = {f.name: getattr(args, f.name) for args in parsed for f in fields(args)}
+        refuse_names(prog, {name: values[name] for name in sorted(typed_flags(argv)) if values.get(name) is not None})
+    return parsed
 
 
 def with_flags(settings: tuple, flags: dict[str, Any]) -> tuple:

@@ -148,7 +148,7 @@ class ProbeArgs(TimeStepArgs):
     )
 
     def __post_init__(self):
-        from evaluation.heads.bank import HEADS
+        from evaluation.heads import HEADS
 
         super().__post_init__()
         if self.compare is None:
@@ -185,7 +185,7 @@ class ProbeArgs(TimeStepArgs):
 
 def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
     """Raises ValueError for a typed flag that would have no effect next to the others."""
-    from evaluation.heads.bank import BANKS
+    from evaluation.heads import BANKS
     from training.flags import refuse_idle, typed_flags
 
     typed = typed_flags(argv)
@@ -207,7 +207,7 @@ def idle_flags(args: ProbeArgs, argv: list[str], kind: str, is_carved: bool) -> 
 
     kind: "image" or "video". is_carved: some split was carved from another one.
     """
-    from evaluation.heads.bank import TOKEN_HEADS
+    from evaluation.heads import TOKEN_HEADS
     from training.flags import idle
 
     found = []

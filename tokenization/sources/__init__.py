@@ -1,5 +1,5 @@
-"""Streams of clips from folders, files, Hub ids or the embedded world, and their labelled splits."""
+"""Streams of clips from folders, files, Hub ids or the embedded world, and their labelled splits.
 
-from tokenization.sources.open import ClipSource, Item, open_source
-
-__all__ = ["ClipSource", "Item", "open_source"]
+`open.open_source` makes a `ClipSource` of any of them. Nothing is imported here: a command refuses names (`named`) and
+knows kinds of files (`kinds`) before torch, which `open` needs.
+"""

@@ -31,6 +31,7 @@ from training.engine.device import (
 )
 from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
+from training.refusals import require_new_run
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def begin(verb: str, args, resumed: Path | None, name: str | None = None) -> Beg
         return Beginning(verb, resumed, True, found[-1] if found else None)
     name = Path(args.recipe).stem if args.recipe else name or verb
     run = Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
-    require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
+    require_new_run(run)
     return Beginning(verb, run, False, None)
 
 
