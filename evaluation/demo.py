@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenization.next_command import say_next, silent
 from training.flags import parse
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -100,8 +101,10 @@ def main(argv: list[str] | None = None) -> None:
         elif verb != "report" and made.exists():
             print("    done before")
             continue
-        importlib.import_module(VERBS[verb][0]).main(flags)
+        with silent():
+            importlib.import_module(VERBS[verb][0]).main(flags)
     print(f"\nThe demo took {(time.time() - began) / 60:.1f} minutes. Open {steps[-1][0]}")
+    say_next("tokenize", "--help")
 
 
 def _continued(run: Path, flags: list[str]) -> list[str] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.continuations.args import ScoreArgs
 from evaluation.frame_counts import frame_counts
+from tokenization.next_command import after_generate
 from tokenization.sampling import Sampling, TimeStepArgs
 from training.flags import idle, parse, refuse_idle, typed_flags
 
@@ -299,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     command = command_line("generate", argv)
     for name in videos:
         generate(model, processor, name, args, command)
+    after_generate(args.model, args.output)
 
 
 def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, command: str) -> None:

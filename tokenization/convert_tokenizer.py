@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from tokenization.command_line import parse_flags
+from tokenization.next_command import say_next
 from tokenization.originals.fetch import DALL_E, ORIGINALS, TAMING, gather
 
 DESCRIPTION = "Convert the original files of a published tokenizer."
@@ -270,7 +271,9 @@ def convert(args: ConvertArgs) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    convert(parse_flags(ConvertArgs, argv, "toto convert-tokenizer", DESCRIPTION))
+    args = parse_flags(ConvertArgs, argv, "toto convert-tokenizer", DESCRIPTION)
+    output = convert(args)
+    say_next("evaluate-tokenizer", "--tokenizer", output, "--dataset", "toyworld:photos")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenization.command_line import parse_flags
+from tokenization.next_command import say_next
 from tokenization.sources.named import require_dataset, require_on_hub
 
 if TYPE_CHECKING:
@@ -390,6 +391,8 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown_table(results))
     if output:
         print(f"wrote {output} (evaluation.json, a sheet per dataset)")
+    named = ["--tokenizer", args.tokenizer] if args.tokenizer else []
+    say_next("tokenize", "--dataset", args.dataset[0], *named, "--output", Path(args.output or "out").parent / "shards")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tokenization.command_line import parse_flags
+from tokenization.next_command import after_tokenize
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.files import OLD_SUFFIX
 from tokenization.shards.format import read_manifest, verify
@@ -364,8 +365,9 @@ def main(argv: list[str] | None = None) -> None:
         print(convert(args.convert))
         return
     if args.verify is None:
-        tokenize(args)
+        manifest = tokenize(args)
         _leave_processes()
+        after_tokenize(args.output, manifest, args.split)
         return
     print(verify(args.verify))
     if args.push_to_hub:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenization.next_command import after_pretrain
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs
 from training.flags import absolute, config_fields, parse, require, resumed_run, with_flags
 from training.tiny_scale import shrink
@@ -36,7 +37,18 @@ TYPES = (ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs)
 
 def main(argv: list[str] | None = None) -> None:
     argv, resumed = resumed_run(argv)
-    execute(parse(TYPES, argv, "toto pretrain", DESCRIPTION), resumed)
+    settings = parse(TYPES, argv, "toto pretrain", DESCRIPTION)
+    run = execute(settings, resumed)
+    after_pretrain(run, media_of(settings[1]))
+
+
+def media_of(data: DataArgs) -> str | None:
+    """The data set of the first source; None if it has none, as with --scale tiny."""
+    from tokenization.shards.format import read_manifest
+
+    for source in data.mixture()[:1]:
+        return read_manifest(source.data)["dataset"] if source.is_shards else source.data
+    return None
 
 
 def pretrain_model(

@@ -38,6 +38,10 @@ def refuse_names(prog: str, typed: dict[str, object]) -> None:
                 read_manifest(name)
             elif flag == "tokenizer" and not Path(name).exists():
                 require_on_hub(name, "model")
+            elif flag == "policy" and not (Path(name) / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"{name} is not a policy folder: it has no config.json; name the --output of toto robot train."
+                )
             elif flag in HERE and name.partition(":")[0] != "toyworld" and not Path(name).exists():
                 raise FileNotFoundError(f"There is no file or folder '{name}' for --{flag}; check the path.")
     if "output_dir" in typed and "resume" not in typed:

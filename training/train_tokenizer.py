@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.next_command import say_next
 from training.flags import json_fields, parse, read_recipe, require, resumed_run
 from training.tokenizers.args import AdversarialArgs, RelaxationArgs, TokenizerArgs, TokenizerOptimArgs
 
@@ -44,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     with running(beginning, args, changes, report_to=args.report_to, broadcast_buffers=True) as run:
         last, preempted = train_tokenizer(run, config, held_out, settings)
     end_run(run, last, None if preempted else last)
+    split = args.split if args.eval_split == "held_out" else args.eval_split
+    where = ["--dataset", *args.dataset, "--split", split, "--output", run.folder / "evaluation"]
+    say_next("evaluate-tokenizer", "--tokenizer", run.folder, *where)
 
 
 def settled(beginning: Beginning, settings: tuple) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.probe.args import ProbeArgs, idle_flags, of_task, refuse_idle_flags
+from tokenization.next_command import after_result
 from training.flags import parse
 
 if TYPE_CHECKING:
@@ -117,3 +118,4 @@ def main(argv: list[str] | None = None) -> None:
         print("no plot of the layers: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {plot}")
+    after_result(args.output, args.model)

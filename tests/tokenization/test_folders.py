@@ -198,7 +198,7 @@ def test_the_kind_is_that_of_most_files(tmp_path):
     source = open_source(str(tmp_path), "train", SIZES)
     assert source.kind == "image" and source.listed == 3
     assert source.left == {"videos beside images (--kind video reads them)": {".mp4": 2}}
-    with pytest.raises(ValueError, match=r"There are no videos in .* (found 1 \.jpg)"):
+    with pytest.raises(ValueError, match=r"There are no videos in .* \(found 1 \.jpg\)"):
         open_source(str(touch(tmp_path / "stills", "a.jpg")), "train", SIZES, kind="video")
 
 
