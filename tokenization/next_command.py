@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 from collections.abc import Iterator
@@ -38,10 +39,7 @@ def after_tokenize(output: str, manifest: dict, split: str) -> None:
     sizes = {"vocab_size": 64 + manifest["num_codes"], "tokens_per_frame": h * w, "num_frames": frames}
     if sizes != {"vocab_size": 576, "tokens_per_frame": 64, "num_frames": 16}:  # those of the preset tiny
         row = frames * h * w
-        fields = ", ".join(
-            f'"{name}": {value}' for name, value in (sizes | {"max_position_embeddings": row + 2}).items()
-        )
-        words += ["--config", f"{{{fields}}}", "--tokens_per_step", 4 * row]
+        words += ["--config", json.dumps(sizes | {"max_position_embeddings": row + 2}), "--tokens_per_step", 4 * row]
     say_next(*words)
 
 
@@ -72,7 +70,7 @@ def after_result(file: str | Path, model: str | None = None) -> None:
 
 
 def first_video(dataset: str) -> str | None:
-    """A video of a data set as `toto generate --video` takes it: a file of a folder, or a clip of the embedded world."""
+    """A video of a data set, as `toto generate --video` takes it: a file, or a clip of the embedded world."""
     if dataset.partition(":")[0] == "toyworld":
         return None if dataset.endswith("photos") else f"{dataset}:0" if "=" not in dataset else "toyworld:motion:0"
     if Path(dataset).is_file():

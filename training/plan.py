@@ -275,8 +275,8 @@ def page(found: dict) -> str:
         + ("1 device" if gpus == 1 else f"each of {gpus} devices")
         + ("" if assumed["gpus_given"] else " (a number that fits the recipe; --gpus sets another)"),
         f"time       {_time(found['hours'])}{days}, {_time(found['gpu_hours']).replace(' ', ' GPU-')}",
-        f"           steps {_time(parts['steps'])} ({found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.0%} MFU, "
-        f"{_mode(found)}), checkpoints {_time(parts['checkpoints'])}, validation {_time(parts['validation'])}",
+        f"           steps {_time(parts['steps'])} ({found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.0%} "
+        f"MFU, {_mode(found)}), checkpoints {_time(parts['checkpoints'])}, validation {_time(parts['validation'])}",
         *_other_modes(found),
         f"memory     {total:.1f} GB per device of {assumed['memory_gb']:.0f}: {fit}",
         f"           {memory}",

@@ -42,14 +42,12 @@ def main(argv: list[str] | None = None) -> None:
         last, preempted = tune(run, inputs, settings)
     end_run(run, last, None if preempted else last)
     publish(run, last, push_to)
-    task = [] if data.task == "all" else ["--task", data.task]
+    model = ["--model", run.folder, *([] if data.task == "all" else ["--task", data.task])]
     pictures = sorted((Path(data.data) / "image").glob("*"))[:1] if data.data and data.task != "flow" else []
     if pictures:
-        say_next(
-            "prompt", "run", "--model", run.folder, *task, "--inputs", *pictures, "--output", run.folder / "drawn.png"
-        )
+        say_next("prompt", "run", *model, "--inputs", *pictures, "--output", run.folder / "drawn.png")
     else:
-        say_next("prompt", "score", "--model", run.folder, *task, "--output", run.folder / "scores.json")
+        say_next("prompt", "score", *model, "--output", run.folder / "scores.json")
 
 
 @dataclass(frozen=True)
