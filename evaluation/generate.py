@@ -312,6 +312,7 @@ def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, 
     from evaluation.results import GenerationResult
     from modeling_toto.decoding_toto import frames_to_drop
     from tokenization.files import write_json
+    from tokenization.progress import bars_of_models
     from training.engine.device import versions
 
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
@@ -321,7 +322,8 @@ def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, 
     if len(clip.frames) < prompt + new:
         print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
     drawing = {each.name: getattr(args, each.name) for each in fields(Drawing)}
-    result = draw_continuation(model, processor, clip.frames, prompt, new, progress=True, **drawing)
+    with bars_of_models():
+        result = draw_continuation(model, processor, clip.frames, prompt, new, progress=True, **drawing)
     movie = Path(args.output)
     if movie.suffix not in (".mp4", ".gif"):
         stem = name.replace(":", "-") if name.startswith("toyworld") else Path(name).stem

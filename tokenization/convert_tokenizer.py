@@ -176,7 +176,8 @@ def _vqgan(weights: dict, checkpoint: Path, yaml_file: Path):
 def _filled(model_class, config, weights: dict, files: str):
     """A model with these weights in fp32; names and shapes must match exactly."""
     import torch
-    from tqdm import tqdm
+
+    from tokenization.progress import tqdm
 
     with torch.device("meta"):
         model = model_class(config)

@@ -61,6 +61,7 @@ class EvaluateArgs:
     output: str | None = field(
         default=None, metadata={"help": "folder for evaluation.json and a sheet of reconstructions per dataset"}
     )
+    seed: int = field(default=0, metadata={"help": "seed of the draw of pictures for the sheets"})
 
     def __post_init__(self):
         if not self.dataset:
@@ -287,11 +288,11 @@ def _chosen(source, max_frames: int, frames_per_video: int) -> Iterator[tuple[np
 
 
 def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """Figures of a dataset, and originals and copies (N, 3, R, R) of the first frames of its first files or rows."""
+    """Figures of a dataset, and originals and copies (N, 3, R, R) of the first frames of files or rows drawn at random."""
     import numpy as np
     import torch
-    from tqdm import tqdm
 
+    from tokenization.progress import tqdm
     from tokenization.sampling import Sampling
     from tokenization.sources.open import config_of, open_source
 
@@ -301,18 +302,19 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     source = open_source(dataset, args.split, sampling, limit=limit, config_name=config_of(dataset, args.config_name))
     score = TokenizerScore(processor.visual_tokenizer)
     batch_size = 8 if processor.visual_tokenizer.device.type == "cpu" else 64
-    waiting, originals, copies = [], [], []
+    waiting, sheet = [], Draw(SHEET_PAIRS, args.seed)
 
     def flush() -> None:
         frames = np.stack([frame for frame, _ in waiting])
         copied = score.add(frames)
-        shown = [i for i, (_, first) in enumerate(waiting) if first][: SHEET_PAIRS - sum(map(len, originals))]
-        originals.append(torch.from_numpy(frames).permute(0, 3, 1, 2)[shown])
-        copies.append(copied[shown])
+        for pair, (_, is_first) in zip(zip(torch.from_numpy(frames).permute(0, 3, 1, 2), copied), waiting, strict=True):
+            if is_first:
+                sheet.add(pair)
         progress.update(len(waiting))
         waiting.clear()
 
-    with tqdm(total=source.expected or args.max_frames, unit=" frames", desc=_label(dataset)) as progress:
+    total = source.expected if source.kind == "video" else source.expected or source.listed  # None: not known before
+    with tqdm(total=total and min(total, args.max_frames), unit=" frames", desc=_label(dataset)) as progress:
         for chosen in _chosen(source, args.max_frames, args.frames_per_video):
             waiting.append(chosen)
             if len(waiting) == batch_size:
@@ -322,7 +324,30 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     if not score.num_frames:
         why = f"{source.skipped[0]['source']}: {source.skipped[0]['why']}" if source.skipped else "it holds no rows."
         raise ValueError(f"No picture of {dataset} could be used: {why}")
-    return {**score.result(), "skipped": len(source.skipped)}, torch.cat(originals), torch.cat(copies)
+    originals, copies = (torch.stack(pictures) for pictures in zip(*sheet.drawn, strict=True))
+    return {**score.result(), "skipped": len(source.skipped)}, originals, copies
+
+
+class Draw:
+    """A seeded random draw of at most `count` of the things that are added, in their order, without keeping them all."""
+
+    def __init__(self, count: int, seed: int):
+        import numpy as np
+
+        self.count, self.seen, self._random = count, 0, np.random.default_rng(seed)
+        self._kept: dict[int, object] = {}  # number of the thing -> the thing
+
+    def add(self, thing) -> None:
+        place = self.seen if self.seen < self.count else int(self._random.integers(self.seen + 1))
+        if place < self.count:
+            if self.seen >= self.count:
+                del self._kept[list(self._kept)[place]]
+            self._kept[self.seen] = thing
+        self.seen += 1
+
+    @property
+    def drawn(self) -> list:
+        return list(self._kept.values())
 
 
 def _label(dataset: str) -> str:

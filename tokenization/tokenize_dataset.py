@@ -263,8 +263,8 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     frames: number encoded. seconds: from the first frame to the last. busy: seconds in which the encoder worked.
     """
     from accelerate.utils import gather_object
-    from tqdm import tqdm
 
+    from tokenization.progress import tqdm
     from tokenization.shards.encode import Encoder, encode_parts
 
     is_video, world = source.kind == "video", state.num_processes

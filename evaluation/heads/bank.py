@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Features
 from evaluation.heads import BANKS, CLOSED_FORMS, HEADS, TOKEN_HEADS
@@ -29,6 +28,7 @@ from evaluation.heads.selection import (
     train_moments,
 )
 from evaluation.heads.stacked import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW, sum_over_ranks
+from tokenization.progress import tqdm
 
 # The paper does not give the probe's recipe. Linear heads: half-decades around what AdamW needs on standardised
 # features, as DINOv2 spans three and a half decades with SGD; the smallest rates act as early stopping, which helps

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Features
 from evaluation.heads import CLOSED_FORMS
@@ -25,6 +24,7 @@ from evaluation.heads.selection import (
     missing_classes,
     train_moments,
 )
+from tokenization.progress import tqdm
 
 # The paper has none of the three. Penalties are per training clip and on standardised features, so that one grid works
 # for any size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.

@@ -31,9 +31,8 @@ def collect(args: CollectArgs) -> dict:
         ValueError: as `open_simulator`; the folder holds something else or other settings; most of the expert's
             episodes fail.
     """
-    from tqdm import tqdm
-
     from evaluation.robot.simulator import HORIZON, open_simulator
+    from tokenization.progress import tqdm
 
     folder = Path(args.output)
     file = folder / (CLIP_RECORD if args.videos else RECORD)

@@ -307,7 +307,7 @@ def seen_of(arm: str, sight: Sight, episodes: Sequence[Episode], progress: bool 
 
 
 def _bar(episodes: Sequence[Episode], progress: bool):
-    from tqdm.auto import tqdm
+    from tokenization.progress import tqdm
 
     total = sum(len(each.actions) for each in episodes)
     return tqdm(total=total, desc="looking", unit="frame", disable=not progress)

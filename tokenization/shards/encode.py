@@ -16,9 +16,9 @@ from tokenization.shards.parts import finished_parts, part_name, work_in_parts
 
 if TYPE_CHECKING:
     import numpy as np
-    from tqdm import tqdm
 
     from tokenization.processing_toto import TotoProcessor
+    from tokenization.progress import tqdm
     from tokenization.sources.open import ClipSource
     from tokenization.video import Clip
 

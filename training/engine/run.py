@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,8 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from tokenization.files import write_whole
+from tokenization.stopping import CTRL_C, Stopping
 from training import find_model
-from training.args import PREEMPTED, RunArgs
+from training.args import INTERRUPTED, PREEMPTED, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import changed_settings, changed_surroundings
 from training.engine.device import (
@@ -191,45 +191,45 @@ def running(
         elif beginning.is_resumed and accelerator.is_main_process:
             print(f"{folder} has no checkpoint yet, so the run starts again.")
         set_seed(args.seed)
-        yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes)
+        try:
+            yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes)
+        except KeyboardInterrupt:  # a second one, or one before the first step
+            raise KeyboardInterrupt(f"stopped; go on with: toto {beginning.verb} --resume {folder}") from None
 
 
-class Preemption:
-    """Records SIGTERM, which a scheduler sends before it takes the machine away; `asked` is True from then on."""
+class Preemption(Stopping):
+    """Notes SIGTERM, which a scheduler sends before it takes the machine away, and Ctrl-C: a checkpoint, then the end.
+
+    last: the signal that ended the latest training of this process; None if another process was asked.
+    """
+
+    last: str | None = None
 
     def __init__(self):
-        self.asked = False
-        self._before = None
+        super().__init__("stopping after this step, with a checkpoint", signal.SIGTERM, signal.SIGINT)
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_) -> None:
-        self.asked = True
+    def __exit__(self, *error):
+        Preemption.last = self.by
+        super().__exit__(*error)
 
 
 def end_run(run: Run, last: Path, best: Path | None) -> None:
     """Print what was written.
 
     Args:
-        last: the last checkpoint. best: the one that `--model RUN` takes; None if SIGTERM ended the training.
+        last: the last checkpoint. best: the one that `--model RUN` takes; None if a signal ended the training.
     Raises:
-        SystemExit: with PREEMPTED, after SIGTERM.
+        SystemExit: with PREEMPTED after SIGTERM, with INTERRUPTED after Ctrl-C.
     """
+    by = Preemption.last or "SIGTERM"
     if run.is_main:
         print(f"wrote {last}")
         if best is None:
-            print(f"stopped by SIGTERM; resume with: toto {run.verb} --resume {run.folder}")
+            print(f"stopped by {by}; resume with: toto {run.verb} --resume {run.folder}")
         elif best != last:
             print(f"best on validation, and used by `--model {run.folder}`: {best}")
     if best is None:
-        raise SystemExit(PREEMPTED)
+        raise SystemExit(INTERRUPTED if by == CTRL_C else PREEMPTED)
 
 
 def publish(run: Run, best: Path, push_to: str | None) -> None:
