@@ -288,7 +288,7 @@ def _chosen(source, max_frames: int, frames_per_video: int) -> Iterator[tuple[np
 
 
 def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """Figures of a dataset, and originals and copies (N, 3, R, R) of the first frames of files or rows drawn at random."""
+    """Figures of a dataset, and originals and copies (N, 3, R, R): first frames of files or rows drawn at random."""
     import numpy as np
     import torch
 
@@ -307,9 +307,10 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     def flush() -> None:
         frames = np.stack([frame for frame, _ in waiting])
         copied = score.add(frames)
-        for pair, (_, is_first) in zip(zip(torch.from_numpy(frames).permute(0, 3, 1, 2), copied), waiting, strict=True):
+        true = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        for original, copy, (_, is_first) in zip(true, copied, waiting, strict=True):
             if is_first:
-                sheet.add(pair)
+                sheet.add((original, copy))
         progress.update(len(waiting))
         waiting.clear()
 
@@ -329,7 +330,7 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
 
 
 class Draw:
-    """A seeded random draw of at most `count` of the things that are added, in their order, without keeping them all."""
+    """A seeded random draw of at most `count` of the things that are added, in their order; no others are kept."""
 
     def __init__(self, count: int, seed: int):
         import numpy as np

@@ -189,13 +189,23 @@ def pretrain(
     validation = {name: rows for name, rows in validation.items() if len(rows)}
     run.announce(
         f"{model.num_parameters() / 1e6:.1f} M parameters, {run.max_steps} steps of {data.tokens_per_step:,} tokens on "
-        f"{run.machine}, {sum(map(len, validation.values()))} validation rows, sources {', '.join(stream.names)}",
+        f"{run.machine}, {validation_in_words(data, validation)}, sources {', '.join(stream.names)}",
         *settings,
     )
     optimizer = make_optimizer(model, optim)
     objective = NextTokens(model, stream, validation, data, layout, world)
     model, optimizer = accelerator.prepare(model, optimizer)
     return train(run, Learner(model, optimizer, processor, stream, objective), args, optim)
+
+
+def validation_in_words(data: DataArgs, validation: dict[str, list]) -> str:
+    """How many rows validate, and where they are from."""
+    rows = sum(map(len, validation.values()))
+    held_out = [s for s in data.mixture() if s.name in validation and not (s.val_data or s.val_split or s.is_toyworld)]
+    if rows:
+        return f"{rows} validation rows" + (" (one item in 20 is held out of training)" if held_out else "")
+    why = "switched off" if data.val_rows == 0 else "too few items to hold out one in 20; --val_shards names others"
+    return f"no validation ({why})"
 
 
 def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: PretrainRunArgs):

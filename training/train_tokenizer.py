@@ -122,7 +122,8 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     run.report_changes()
     run.announce(
         f"{args.kind} of {model.num_parameters() / 1e6:.2f} M parameters, {args.max_steps} steps of {args.batch_size} "
-        f"frames on {run.machine}",
+        f"frames on {run.machine}"
+        + (", measured on one item in 20, held out of training" if args.eval_split == "held_out" else ""),
         *settings,
     )
     if loop.train():

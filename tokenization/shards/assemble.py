@@ -9,9 +9,12 @@ from pathlib import Path
 from tokenization.files import write_whole
 from tokenization.sampling import Sampling
 from tokenization.shards.code_parts import gather, plan
-from tokenization.shards.files import SUFFIX, describe, write_shard
+from tokenization.shards.files import SUFFIX, describe, held_out_of_few, write_shard
 from tokenization.shards.format import FORMAT
 from tokenization.shards.parts import finished_parts, on_main, part_name
+
+# Items of which chance may hold out none: one in 20 of 200 leaves all in with a probability of 0.00004.
+FEW = 200
 
 
 def assemble(args, source, processor, partial: Path, precision: str, state) -> None:
@@ -23,6 +26,7 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
     Raises:
         ValueError: no clip of the dataset could be used.
     """
+    import numpy as np
     from accelerate.utils import gather_object
 
     from tokenization.processing_toto import SHIPPED
@@ -37,7 +41,10 @@ def assemble(args, source, processor, partial: Path, precision: str, state) -> N
 
     parts, counts = on_main(state, planned)
     share = (state.process_index, state.num_processes)
-    shards = write_shards(partial / "parts", partial, parts, args.split, args.rows_per_shard, args.seed, *share)
+    also = None
+    if counts["kept"] <= FEW:
+        also = held_out_of_few(gather(partial / "parts", parts, np.arange(counts["rows"]))["source"].to_pylist())
+    shards = write_shards(partial / "parts", partial, parts, args.split, args.rows_per_shard, args.seed, *share, also)
     shards = sorted(gather_object(shards), key=lambda shard: (len(shard["file"]), shard["file"]))
     is_video, (h, w) = source.kind == "video", processor.grid
     num_frames = args.num_frames if is_video else 1
@@ -95,6 +102,7 @@ def write_shards(
     seed: int,
     rank: int = 0,
     world: int = 1,
+    also: str | None = None,
 ) -> list[dict]:
     """Write this rank's share of the shards: all rows of the parts in one seeded random order.
 
@@ -102,6 +110,7 @@ def write_shards(
 
     Args:
         parts: [(name, rows)] in the order of the source, as `code_parts.plan` returns them; the same on every rank.
+        also: see `files.write_shard`.
     Returns:
         `files.describe` of the shards whose number is rank (mod world). Shards that exist are not written
         again.
@@ -114,7 +123,7 @@ def write_shards(
         rows = order[number * rows_per_shard : (number + 1) * rows_per_shard]
         file = folder / f"{split}-{number:05d}{SUFFIX}"
         if not file.is_file():
-            write_shard(file, gather(parts_folder, parts, rows))
+            write_shard(file, gather(parts_folder, parts, rows), also)
         shards.append(describe(file))
     return shards
 
