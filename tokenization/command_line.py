@@ -140,14 +140,12 @@ class FlagParser(HfArgumentParser):
         for unknown in [each for each in flags if each.partition("=")[0] not in self._option_string_actions][:1]:
             raise ValueError(f"The flag '{unknown}' is unknown; {self.nearest(unknown)}")
         try:
-            *parsed, rest = self.parse_args_into_dataclasses(
-                argv, return_remaining_strings=True, look_for_args_file=False
-            )
+            _, rest = self.parse_known_args(argv)
+            if rest:  # before the dataclasses say what they miss
+                raise ValueError(f"The flag or value '{rest[0]}' is unknown; {self.nearest(rest[0])}")
+            return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
         except argparse.ArgumentError as error:
-            raise ValueError(_sentence(error, argv)) from error
-        if rest:
-            raise ValueError(f"The flag or value '{rest[0]}' is unknown; {self.nearest(rest[0])}")
-        return tuple(parsed)
+            raise ValueError(_sentence(error)) from error
 
     def nearest(self, typed: str) -> str:
         """The end of the sentence that refuses a flag: what may have been meant."""
@@ -187,7 +185,7 @@ def _once(names: str) -> str:
     return re.sub(r"(--\w+)/--[\w-]+", r"\1", names)
 
 
-def _sentence(error: argparse.ArgumentError, argv: list[str]) -> str:
+def _sentence(error: argparse.ArgumentError) -> str:
     """What is wrong with the value of a flag, in a sentence."""
     flag, told = _once(error.argument_name or "A value"), str(error.message)
     if told.startswith("expected"):

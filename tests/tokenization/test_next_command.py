@@ -29,6 +29,7 @@ def words_of(said: str) -> list[str]:
 
 @pytest.fixture
 def images(tmp_path):
+    (tmp_path / "my photos").mkdir()
     for number in range(9):
         make_image(tmp_path / "my photos" / f"{number}.png", (number, 0, 0))
     return tmp_path / "my photos"

@@ -36,7 +36,10 @@ def require_on_hub(name: str, kind: str) -> None:
     Raises:
         FileNotFoundError: it is not there, or cannot be looked up and is not in the cache of the Hub.
     """
-    import httpx
+    try:
+        import httpx2 as httpx
+    except ImportError:  # huggingface_hub before 2.0
+        import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
