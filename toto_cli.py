@@ -80,7 +80,7 @@ def run(main, argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or going_on(main, sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
+        print(f"\n{str(stop) or going_on(main, sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

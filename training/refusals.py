@@ -10,8 +10,9 @@ from tokenization.sources.named import require_dataset, require_on_hub
 from training.find_model import resolve_model
 
 MODELS = ("model", "init_from", "untuned", "scratch")
+DATASETS = ("dataset", "input")
 SHARDS = ("shards", "val_shards")
-HERE = ("video", "input", "inputs", "photos", "results", "runs", "generations", "compare", "verify", "convert")
+HERE = ("video", "inputs", "photos", "results", "runs", "generations", "compare", "verify", "convert")
 # Commands that read a Toto and nothing else.
 TOTO_ONLY = ("toto generate", "toto finetune", "toto prompt", "toto permanence", "toto export")
 TOTO_ONLY += ("toto visualize attention", "toto visualize surprise", "toto visualize arrow")
@@ -30,9 +31,9 @@ def refuse_names(prog: str, typed: dict[str, object]) -> None:
         for name in value if isinstance(value, list) else [value]:
             if not isinstance(name, str):
                 continue
-            if flag in MODELS:
+            if flag in MODELS and not name.startswith("{"):  # the JSON of toto train-tokenizer
                 require_model(name, prog)
-            elif flag == "dataset":
+            elif flag in DATASETS:
                 require_dataset(name)
             elif flag in SHARDS:
                 read_manifest(name)
