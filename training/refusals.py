@@ -12,7 +12,9 @@ from training.find_model import resolve_model
 MODELS = ("model", "init_from", "untuned", "scratch")
 DATASETS = ("dataset", "input")
 SHARDS = ("shards", "val_shards")
-HERE = ("video", "inputs", "photos", "results", "runs", "generations", "compare", "verify", "convert")
+# What a flag names, of those whose files can only be here.
+HERE = {"video": "file or folder", "inputs": "picture", "photos": "folder", "results": "result file", "runs": "run"}
+HERE |= {"generations": "folder or sheet"}
 # Commands that read a Toto and nothing else.
 TOTO_ONLY = ("toto generate", "toto finetune", "toto prompt", "toto permanence", "toto export")
 TOTO_ONLY += ("toto visualize attention", "toto visualize surprise", "toto visualize arrow")
@@ -44,7 +46,7 @@ def refuse_names(prog: str, typed: dict[str, object]) -> None:
                     f"{name} is not a policy folder: it has no config.json; name the --output of toto robot train."
                 )
             elif flag in HERE and name.partition(":")[0] != "toyworld" and not Path(name).exists():
-                raise FileNotFoundError(f"There is no file or folder '{name}' for --{flag}; check the path.")
+                raise FileNotFoundError(f"There is no {HERE[flag]} '{name}'; check the path.")
     if "output_dir" in typed and "resume" not in typed:
         require_new_run(Path(str(typed["output_dir"])))
 
