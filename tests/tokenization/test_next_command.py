@@ -45,13 +45,13 @@ def test_the_next_command_after_tokenize_fits_the_shards(images, tokenizer, tmp_
     main(["--dataset", str(images), "--tokenizer", str(tokenizer), "--output", str(tmp_path / "my shards")])
     toto, verb, *flags = words_of(capsys.readouterr().out)
     assert (toto, verb) == ("toto", "pretrain") and str(tmp_path / "my shards") in flags
-    from training.pretrain import open_inputs, row_layout
+    from training.pretrain import row_layout
     from training.rows.shard_rows import check_fit
 
     model, data, *_ = parse(TYPES, flags, "toto pretrain", "")
     layout = row_layout(model, None, False)
     check_fit(read_manifest(tmp_path / "my shards"), layout)
-    assert data.tokens_per_step % (layout.num_frames * layout.tokens_per_frame) == 0 and open_inputs
+    assert data.tokens_per_step == 4 * layout.num_frames * layout.tokens_per_frame
     assert sum(shard["held_out"] for shard in read_manifest(tmp_path / "my shards")["shards"]) > 0
 
 

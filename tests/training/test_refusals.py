@@ -126,6 +126,15 @@ def test_what_the_hub_does_not_have_is_neither_here_nor_there(hub, monkeypatch):
     require_on_hub("some/thing", "model")
 
 
+def test_what_lies_there_under_almost_that_name_is_offered(hub, monkeypatch, tmp_path):
+    (tmp_path / "my_photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'my_photo' is neither here .*; did you mean my_photos\?"):
+        require_dataset("my_photo")
+    with pytest.raises(FileNotFoundError, match=r"There is no model folder '\./my_phots'; did you mean my_photos\?"):
+        require_on_hub("./my_phots", "model")
+
+
 def test_folders_without_media(tmp_path):
     with pytest.raises(FileNotFoundError, match="is empty"):
         require_dataset(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -44,24 +45,29 @@ def require_on_hub(name: str, kind: str) -> None:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (kind == "dataset" and Path(name).suffix):
-        raise FileNotFoundError(
-            f"There is no {'model folder' if kind == 'model' else 'folder or file'} '{name}'; check the path."
-        )
+        what = "model folder" if kind == "model" else "folder or file"
+        raise FileNotFoundError(f"There is no {what} '{name}'; {_near(name) or 'check the path.'}")
     if (Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}").is_dir():
         return
-    here = f"The {kind} '{name}' is neither here nor on the Hub"
+    here, advice = f"The {kind} '{name}' is neither here nor on the Hub", _near(name) or "check the name."
     if constants.HF_HUB_OFFLINE:
-        raise FileNotFoundError(f"{here} as far as its cache knows (HF_HUB_OFFLINE is set); check the name.")
+        raise FileNotFoundError(f"{here} as far as its cache knows (HF_HUB_OFFLINE is set); {advice}")
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=HUB_SECONDS)
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise FileNotFoundError(f"{here}; check the name.") from error
+        raise FileNotFoundError(f"{here}; {advice}") from error
     except (httpx.TransportError, ConnectionError, OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(
-            f"{here} as far as its cache knows, and the Hub cannot be reached; check the name and the network."
-        ) from error
+        raise FileNotFoundError(f"{here} as far as its cache knows, and the Hub cannot be reached; {advice}") from error
     except OSError:
         return  # such as a gated repository, about which loading it says more
+
+
+def _near(name: str) -> str | None:
+    """ "did you mean my_photos?", of what lies where the name would; None if nothing there has such a name."""
+    folder = Path(name).expanduser().parent
+    there = os.listdir(folder)[:MOST_LOOKED_AT] if folder.is_dir() and os.access(folder, os.R_OK) else []
+    near = difflib.get_close_matches(Path(name).name, [each for each in there if not each.startswith(".")], n=1)
+    return f"did you mean {folder / near[0]}?" if near else None
 
 
 def _require_media(folder: Path) -> None:
