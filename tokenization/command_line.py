@@ -145,6 +145,8 @@ class FlagParser(HfArgumentParser):
                 raise ValueError(f"The flag or value '{rest[0]}' is unknown; {self.nearest(rest[0])}")
             return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
         except argparse.ArgumentError as error:
+            if error.argument_name is None:  # since Python 3.12, of a required flag
+                self.error(str(error.message))
             raise ValueError(_sentence(error)) from error
 
     def nearest(self, typed: str) -> str:
@@ -172,9 +174,7 @@ def _title(dtype: type, name: str) -> str:
     ]
     written = (owners[0].__doc__ or "").strip().splitlines()
     by_name = next((title for title, names in GROUPS.items() if name in names), "more")
-    if len(fields(dtype)) > 5 and (
-        not written or written[0].startswith((f"{owners[0].__name__}(", "Flags of", "The flags"))
-    ):
+    if not written or written[0].startswith((f"{owners[0].__name__}(", "Flags of", "The flags")):  # none of its own
         return by_name
     title = written[0].rstrip(".").lower()
     return title if len(title) < 60 else title.partition(",")[0]
