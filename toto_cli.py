@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,6 +39,10 @@ VERBS = {
 }
 
 
+# Verbs that go on where they were stopped when the same command is given again.
+RESUMED = ("demo", "tokenize", "probe", "track", "robot", "scaling", "sweep")
+
+
 def hidden_package() -> str | None:
     """The sentence for a user whose own file or folder is imported in place of one of our packages; else None.
 
@@ -64,6 +69,9 @@ def hidden_package() -> str | None:
 def run(main, argv: list[str] | None = None) -> None:
     """Call a command's `main`; a user's mistake ends it with one sentence (TOTO_TRACEBACK=1 shows the traceback)."""
     exit_if_hidden()
+    from tokenization.progress import quiet_libraries
+
+    quiet_libraries()
     try:
         main(argv)
     except (ValueError, OSError) as error:
@@ -71,14 +79,41 @@ def run(main, argv: list[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or going_on(main, sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def going_on(main, argv: list[str]) -> str:
+    """What a user is told after Ctrl-C: the command that goes on, if the verb keeps what it has finished."""
+    verb = next((verb for verb in RESUMED if main.__module__.startswith(VERBS[verb][0])), None)
+    return "stopped" if verb is None else f"stopped; go on with: toto {shlex.join([verb, *argv])}"
 
 
 def exit_if_hidden() -> None:
     if sentence := hidden_package():
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def version() -> str:
+    """The version of modeling-toto, as installed or in the setup.py of the clone."""
+    import importlib.metadata
+    import re
+
+    try:
+        return importlib.metadata.version("modeling-toto")
+    except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+        text = Path(__file__).with_name("setup.py").read_text()
+        return re.search(r'version="([^"]+)"', text)[1]
+
+
+def nearest(word: str, known) -> str:
+    """The end of a sentence that refuses a word: the known one that was probably meant, or a hint at --help."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else "toto --help lists the verbs."
 
 
 def usage() -> str:
@@ -92,8 +127,11 @@ def main() -> None:
         print(usage())
         return
     verb = sys.argv[1]
+    if verb in ("-V", "--version"):
+        print(f"toto {version()}")
+        return
     if verb not in VERBS:
-        print(f"error: there is no verb '{verb}'\n\n{usage()}", file=sys.stderr)
+        print(f"error: there is no verb '{verb}'; {nearest(verb, VERBS)}", file=sys.stderr)
         raise SystemExit(2)
     exit_if_hidden()  # before the verb's module is looked for in the wrong folder
     run(importlib.import_module(VERBS[verb][0]).main, sys.argv[2:])

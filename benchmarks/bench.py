@@ -33,7 +33,11 @@ BENCHES = {
 def main() -> None:
     table = "\n".join(f"  {name:10} {summary}" for name, (_, summary) in BENCHES.items())
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=table, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+        description=__doc__,
+        epilog=table,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
     )
     parser.add_argument("name", choices=BENCHES, help="what to measure", nargs="?")
     name = parser.parse_known_args()[0].name

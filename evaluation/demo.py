@@ -13,6 +13,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenization.next_command import say_next, silent
+from training.flags import parse
+
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 NANO, MOTION = CHECKPOINTS / "toto-nano", CHECKPOINTS / "toto-motion"
 TOKENIZER = MOTION / "visual_tokenizer"
@@ -76,10 +79,8 @@ def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
     description = "Run the whole path on a CPU in about ten minutes: tokenize, pretrain, generate, probe, report."
-    args = HfArgumentParser(DemoArgs, prog="toto demo", description=description).parse_args_into_dataclasses(argv)[0]
+    (args,) = parse((DemoArgs,), argv, "toto demo", description)
     if missing := [str(folder) for folder in (NANO, MOTION) if not (folder / "config.json").is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; run the demo from a clone of the project, which has it.")
 
@@ -100,8 +101,10 @@ def main(argv: list[str] | None = None) -> None:
         elif verb != "report" and made.exists():
             print("    done before")
             continue
-        importlib.import_module(VERBS[verb][0]).main(flags)
+        with silent():
+            importlib.import_module(VERBS[verb][0]).main(flags)
     print(f"\nThe demo took {(time.time() - began) / 60:.1f} minutes. Open {steps[-1][0]}")
+    say_next("tokenize", "--help")
 
 
 def _continued(run: Path, flags: list[str]) -> list[str] | None:

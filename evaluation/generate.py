@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from evaluation.continuations.args import ScoreArgs
 from evaluation.frame_counts import frame_counts
+from tokenization.next_command import after_generate
 from tokenization.sampling import Sampling, TimeStepArgs
-from training.flags import idle, refuse_idle, typed_flags
+from training.flags import idle, parse, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
     from tokenization.video import Clip
+
+
+DESCRIPTION = "Continue clips: given some frames, generate the next ones."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,12 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     refuse_idle(argv, tuple(sorted(scoring - drawing)), "without --score")
 
-    from transformers.hf_argparser import HfArgumentParser
-
-    parser = HfArgumentParser(
-        GenerateArgs, prog="toto generate", description="Continue clips: given some frames, generate the next ones."
-    )
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = parse((GenerateArgs,), argv, "toto generate", DESCRIPTION)
     if args.temperature == 0:
         refuse_idle(argv, ("top_k", "top_p"), "at --temperature 0, which takes the most likely token")
     if "fps" in typed_flags(argv):
@@ -301,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     command = command_line("generate", argv)
     for name in videos:
         generate(model, processor, name, args, command)
+    after_generate(args.model, args.output)
 
 
 def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, command: str) -> None:
@@ -312,6 +312,7 @@ def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, 
     from evaluation.results import GenerationResult
     from modeling_toto.decoding_toto import frames_to_drop
     from tokenization.files import write_json
+    from tokenization.progress import bars_of_models
     from training.engine.device import versions
 
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)
@@ -321,7 +322,8 @@ def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, 
     if len(clip.frames) < prompt + new:
         print(f"{name}: shorter than {prompt + new} frames, so there are no true frames next to the generated ones")
     drawing = {each.name: getattr(args, each.name) for each in fields(Drawing)}
-    result = draw_continuation(model, processor, clip.frames, prompt, new, progress=True, **drawing)
+    with bars_of_models():
+        result = draw_continuation(model, processor, clip.frames, prompt, new, progress=True, **drawing)
     movie = Path(args.output)
     if movie.suffix not in (".mp4", ".gif"):
         stem = name.replace(":", "-") if name.startswith("toyworld") else Path(name).stem

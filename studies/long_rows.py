@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenization.command_line import parse_flags
+
 
 @dataclass(frozen=True)
 class LongRowsArgs:
@@ -125,10 +127,7 @@ def plot(path: str | Path, title: str, ways: list[dict], context: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
-    parser = HfArgumentParser(LongRowsArgs, prog="python -m studies.long_rows", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(LongRowsArgs, argv, "python -m studies.long_rows", __doc__)
 
     import torch
 

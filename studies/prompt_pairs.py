@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenization.command_line import parse_flags
+
 SEQUENCES = ["blackswan", "camel", "car-shadow", "dog"]  # each has one large object near the centre
 
 
@@ -78,9 +80,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers import HfArgumentParser
-
-    (args,) = HfArgumentParser(PromptPairsArgs, description=__doc__).parse_args_into_dataclasses(argv)
+    args = parse_flags(PromptPairsArgs, argv, "python -m studies.prompt_pairs", __doc__)
     output = Path(args.output)
     if args.dense is not None:
         write_dense(Path(args.dense), output)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from studies.probing.steps import ROOT, Step, carry_out, flags
+from tokenization.command_line import parse_flags
 
 TASKS = ["drawer-open-v3", "pick-place-v3", "button-press-topdown-v3"]
 ARMS = ["proprio", "oracle", "pixels", "untrained", "toto"]
@@ -69,9 +70,7 @@ def publish(table: Path, output: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers import HfArgumentParser
-
-    (args,) = HfArgumentParser(RobotsArgs, description=__doc__).parse_args_into_dataclasses(argv)
+    args = parse_flags(RobotsArgs, argv, "python -m studies.robots", __doc__)
     for step in steps(args):
         if args.show:
             print(step.listed(is_done(step)))

@@ -175,13 +175,18 @@ def test_a_folder_that_hides_nothing_is_no_obstacle(tmp_path, monkeypatch):
     assert toto_cli.hidden_package() is None
 
 
-def test_ctrl_c_ends_quietly(capsys):
+def test_ctrl_c_ends_with_a_line(capsys):
     def command(argv):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*argv)
 
-    with pytest.raises(SystemExit) as end:
+    for argv, told in (([], "stopped"), (["go on with: toto pretrain --resume RUN"], "go on with: toto pretrain")):
+        with pytest.raises(SystemExit) as end:
+            toto_cli.run(command, argv)
+        assert end.value.code == 130 and capsys.readouterr().err.strip().startswith(told)
+    command.__module__ = "evaluation.probe.command"
+    with pytest.raises(SystemExit):
         toto_cli.run(command, [])
-    assert end.value.code == 130 and capsys.readouterr().err == ""
+    assert capsys.readouterr().err.strip() == "stopped; go on with: toto probe"
 
 
 def test_a_command_refuses_with_a_sentence():

@@ -5,6 +5,7 @@ Importing this package registers its classes with transformers' Auto classes.
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers read; `as` marks a name as public
@@ -55,7 +56,8 @@ def __dir__() -> list[str]:
     return list(__all__)
 
 
-def _register() -> None:
+def register() -> None:
+    """Register the classes with the Auto classes; importing the package does it, save in a `toto` command."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
     from .configuration_dvae import TotoDVAEConfig
@@ -66,12 +68,20 @@ def _register() -> None:
     from .processing_toto import TotoProcessor
 
     for config, model in ((TotoVQGANConfig, TotoVQGANModel), (TotoDVAEConfig, TotoDVAEModel)):
-        AutoConfig.register(config.model_type, config)
-        AutoModel.register(config, model)
-        AutoImageProcessor.register(config, image_processor_classes={"pil": TotoImageProcessor})
-        AutoProcessor.register(config, TotoProcessor)
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoImageProcessor.register(config, image_processor_classes={"pil": TotoImageProcessor}, exist_ok=True)
+        AutoProcessor.register(config, TotoProcessor, exist_ok=True)
 
 
-# The Auto classes take seconds to import, and a command asked for its --help loads no model.
-if not {"-h", "--help"} & set(sys.argv[1:]):
-    _register()
+def _is_command() -> bool:
+    """Whether this process is `toto` or `python -m` of one of its verbs."""
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
+    if module.partition(".")[0] in ("toto_cli", "tokenization", "training", "evaluation"):
+        return True
+    return Path(sys.argv[0]).name in ("toto", "toto.exe", "toto-script.py", "toto_cli.py")
+
+
+# The Auto classes import torch, which takes seconds; a command refuses its flags first, and registers what it loads.
+if not _is_command():
+    register()

@@ -10,10 +10,13 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.hf_argparser import HfArg, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
+from tokenization.command_line import parse_flags
+from tokenization.next_command import say_next
 from tokenization.originals.fetch import DALL_E, ORIGINALS, TAMING, gather
 
+DESCRIPTION = "Convert the original files of a published tokenizer."
 PUBLISHED_CODES = {"dvae": 8192, "vqgan-1k": 1024, "vqgan-16k": 16384}
 _MIT = "mit", f"the repository that publishes the files, {TAMING}, is under the MIT licence; we found no other for them"
 LICENCES = {
@@ -173,7 +176,8 @@ def _vqgan(weights: dict, checkpoint: Path, yaml_file: Path):
 def _filled(model_class, config, weights: dict, files: str):
     """A model with these weights in fp32; names and shapes must match exactly."""
     import torch
-    from tqdm import tqdm
+
+    from tokenization.progress import tqdm
 
     with torch.device("meta"):
         model = model_class(config)
@@ -268,11 +272,9 @@ def convert(args: ConvertArgs) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        ConvertArgs, prog="toto convert-tokenizer", description="Convert the original files of a published tokenizer."
-    )
-    (args,) = parser.parse_args_into_dataclasses(argv)
-    convert(args)
+    args = parse_flags(ConvertArgs, argv, "toto convert-tokenizer", DESCRIPTION)
+    output = convert(args)
+    say_next("evaluate-tokenizer", "--tokenizer", output, "--dataset", "toyworld:photos")
 
 
 if __name__ == "__main__":

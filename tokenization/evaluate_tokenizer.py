@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers.hf_argparser import HfArgumentParser
+from tokenization.command_line import parse_flags
+from tokenization.next_command import say_next
+from tokenization.sources.named import require_dataset, require_on_hub
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
+DESCRIPTION = (
+    "PSNR, SSIM and codebook use of a visual tokenizer, per dataset; and the share of its codes that stay the same "
+    "when a picture moves by one code to the right and down."
+)
 SSIM_WINDOW = 7
 SHEET_PAIRS = 16
 
@@ -55,6 +61,7 @@ class EvaluateArgs:
     output: str | None = field(
         default=None, metadata={"help": "folder for evaluation.json and a sheet of reconstructions per dataset"}
     )
+    seed: int = field(default=0, metadata={"help": "seed of the draw of pictures for the sheets"})
 
     def __post_init__(self):
         if not self.dataset:
@@ -281,11 +288,11 @@ def _chosen(source, max_frames: int, frames_per_video: int) -> Iterator[tuple[np
 
 
 def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.Tensor, torch.Tensor]:
-    """Figures of a dataset, and originals and copies (N, 3, R, R) of the first frames of its first files or rows."""
+    """Figures of a dataset, and originals and copies (N, 3, R, R): first frames of files or rows drawn at random."""
     import numpy as np
     import torch
-    from tqdm import tqdm
 
+    from tokenization.progress import tqdm
     from tokenization.sampling import Sampling
     from tokenization.sources.open import config_of, open_source
 
@@ -295,18 +302,20 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     source = open_source(dataset, args.split, sampling, limit=limit, config_name=config_of(dataset, args.config_name))
     score = TokenizerScore(processor.visual_tokenizer)
     batch_size = 8 if processor.visual_tokenizer.device.type == "cpu" else 64
-    waiting, originals, copies = [], [], []
+    waiting, sheet = [], Draw(SHEET_PAIRS, args.seed)
 
     def flush() -> None:
         frames = np.stack([frame for frame, _ in waiting])
         copied = score.add(frames)
-        shown = [i for i, (_, first) in enumerate(waiting) if first][: SHEET_PAIRS - sum(map(len, originals))]
-        originals.append(torch.from_numpy(frames).permute(0, 3, 1, 2)[shown])
-        copies.append(copied[shown])
+        true = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        for original, copy, (_, is_first) in zip(true, copied, waiting, strict=True):
+            if is_first:
+                sheet.add((original, copy))
         progress.update(len(waiting))
         waiting.clear()
 
-    with tqdm(total=source.expected or args.max_frames, unit=" frames", desc=_label(dataset)) as progress:
+    total = source.expected if source.kind == "video" else source.expected or source.listed  # None: not known before
+    with tqdm(total=total and min(total, args.max_frames), unit=" frames", desc=_label(dataset)) as progress:
         for chosen in _chosen(source, args.max_frames, args.frames_per_video):
             waiting.append(chosen)
             if len(waiting) == batch_size:
@@ -316,7 +325,30 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     if not score.num_frames:
         why = f"{source.skipped[0]['source']}: {source.skipped[0]['why']}" if source.skipped else "it holds no rows."
         raise ValueError(f"No picture of {dataset} could be used: {why}")
-    return {**score.result(), "skipped": len(source.skipped)}, torch.cat(originals), torch.cat(copies)
+    originals, copies = (torch.stack(pictures) for pictures in zip(*sheet.drawn, strict=True))
+    return {**score.result(), "skipped": len(source.skipped)}, originals, copies
+
+
+class Draw:
+    """A seeded random draw of at most `count` of the things that are added, in their order; no others are kept."""
+
+    def __init__(self, count: int, seed: int):
+        import numpy as np
+
+        self.count, self.seen, self._random = count, 0, np.random.default_rng(seed)
+        self._kept: dict[int, object] = {}  # number of the thing -> the thing
+
+    def add(self, thing) -> None:
+        place = self.seen if self.seen < self.count else int(self._random.integers(self.seen + 1))
+        if place < self.count:
+            if self.seen >= self.count:
+                del self._kept[list(self._kept)[place]]
+            self._kept[self.seen] = thing
+        self.seen += 1
+
+    @property
+    def drawn(self) -> list:
+        return list(self._kept.values())
 
 
 def _label(dataset: str) -> str:
@@ -326,13 +358,11 @@ def _label(dataset: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        EvaluateArgs,
-        prog="toto evaluate-tokenizer",
-        description="PSNR, SSIM and codebook use of a visual tokenizer, per dataset; and the share of its codes that "
-        "stay the same when a picture moves by one code to the right and down.",
-    )
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(EvaluateArgs, argv, "toto evaluate-tokenizer", DESCRIPTION)
+    for dataset in args.dataset:
+        require_dataset(dataset)
+    if args.tokenizer is not None and not Path(args.tokenizer).exists():
+        require_on_hub(args.tokenizer, "model")
     labels = [_label(dataset) for dataset in args.dataset]
     if len(set(labels)) < len(labels):
         raise ValueError(f"Two datasets are called {max(labels, key=labels.count)}; evaluate them one at a time.")
@@ -387,6 +417,8 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown_table(results))
     if output:
         print(f"wrote {output} (evaluation.json, a sheet per dataset)")
+    named = ["--tokenizer", args.tokenizer] if args.tokenizer else []
+    say_next("tokenize", "--dataset", args.dataset[0], *named, "--output", Path(args.output or "out").parent / "shards")
 
 
 if __name__ == "__main__":

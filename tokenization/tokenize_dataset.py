@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 
-from transformers.hf_argparser import HfArgumentParser
-
+from tokenization.command_line import parse_flags
+from tokenization.next_command import after_tokenize
 from tokenization.sampling import Sampling, TimeStepArgs
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
 from tokenization.shards.working_folder import PLAN, finish, prepare, tidy
+from tokenization.sources.named import require_dataset, require_on_hub
 from tokenization.storage.remote import Unreachable, is_remote
 from tokenization.torchcodec_playback import DECODERS
 
@@ -324,8 +325,8 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     frames: number encoded. seconds: from the first frame to the last. busy: seconds in which the encoder worked.
     """
     from accelerate.utils import gather_object
-    from tqdm import tqdm
 
+    from tokenization.progress import tqdm
     from tokenization.shards.encode import Encoder, encode_parts
 
     is_video = source.kind == "video"
@@ -401,16 +402,20 @@ def _leave_processes() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(TokenizeArgs, prog="toto tokenize", description=DESCRIPTION)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(TokenizeArgs, argv, "toto tokenize", DESCRIPTION)
+    if args.dataset is not None:
+        require_dataset(args.dataset)
+    if args.tokenizer is not None and not Path(args.tokenizer).exists():
+        require_on_hub(args.tokenizer, "model")
     if args.convert is not None:
         from tokenization.shards.convert import convert
 
         print(convert(args.convert))
         return
     if args.verify is None:
-        tokenize(args)
+        manifest = tokenize(args)
         _leave_processes()
+        after_tokenize(args.output, manifest, args.split)
         return
     print(verify(args.verify))
     if args.push_to_hub:

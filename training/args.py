@@ -20,6 +20,8 @@ from training.flags import (
 
 # Exit code of a run that SIGTERM ended after a checkpoint (sysexits.h: "temporary failure, try again").
 PREEMPTED = 75
+# That of a run that Ctrl-C ended, as of any other program.
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

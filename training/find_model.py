@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenization.sources.named import require_on_hub
 from tokenization.storage.copies import local_folder
 from tokenization.storage.remote import Remote, is_remote
 
@@ -108,8 +109,9 @@ def resolve_model(model: str) -> str:
         return str(_fetched(model))
     path = Path(model)
     if not path.is_dir():
-        if path.exists() or model.startswith((".", "/")) or model.count("/") > 1:
+        if path.exists():
             raise FileNotFoundError(f"There is no model folder '{model}'; check the path.")
+        require_on_hub(model, "model")
         return model
     if (path / "checkpoints").is_dir():
         return str(_tested(path) or latest(path))

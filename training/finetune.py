@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.next_command import after_result
 from training.args import Source
 from training.finetune_args import (
     RETIRED,
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         last, best = finetune(run, inputs, settings, facts)
     end_run(run, last, best)
     publish(run, best, push_to)
+    after_result(run.folder / "results.json")
 
 
 @dataclass(frozen=True)

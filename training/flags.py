@@ -28,16 +28,17 @@ def parse(
         FileNotFoundError: there is no such recipe.
     """
     import yaml
-    from transformers.hf_argparser import HfArgumentParser
+
+    from tokenization.command_line import FlagParser
 
     argv = sys.argv[1:] if argv is None else list(argv)
-    finder = argparse.ArgumentParser(add_help=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--recipe")
     recipe = finder.parse_known_args(argv)[0].recipe
     known = [f.name for kind in types for f in fields(kind)]
     hints = {key: hint for kind in types for key, hint in get_type_hints(kind).items()}
     optional = {key for key in known if type(None) in get_args(hints[key])}
-    parser = HfArgumentParser(types, prog=prog, description=description)
+    parser = FlagParser(types, prog, description)
     recipe_flags: list[str] = []
     if recipe is not None:
         path = find_recipe(recipe)
@@ -64,14 +65,13 @@ def parse(
                 recipe_flags += [f"--{key}", *map(_flag_value, value)]
             else:
                 recipe_flags.append(f"--{key}={_flag_value(value)}")
-    *parsed, rest = parser.parse_args_into_dataclasses(
-        recipe_flags + argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if rest:
-        near = difflib.get_close_matches(rest[0].lstrip("-").replace("-", "_"), known, n=1)
-        hint = f"; did you mean --{near[0]}?" if near else "; --help lists the flags."
-        raise ValueError(f"The flag or value '{rest[0]}' is unknown{hint}")
-    return tuple(parsed)
+    parsed = parser.parse_dataclasses(recipe_flags + argv)
+    if prog != "toto plan":  # which needs nothing of what a recipe names
+        from training.refusals import refuse_names
+
+        values = {f.name: getattr(args, f.name) for args in parsed for f in fields(args)}
+        refuse_names(prog, {name: values[name] for name in sorted(typed_flags(argv)) if values.get(name) is not None})
+    return parsed
 
 
 def with_flags(settings: tuple, flags: dict[str, Any]) -> tuple:
@@ -141,7 +141,7 @@ def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
         FileNotFoundError: `--resume` does not name a run folder. OSError: its URL cannot be read and written.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    finder = argparse.ArgumentParser(add_help=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--resume")
     run = finder.parse_known_args(argv)[0].resume
     if is_remote(run):

@@ -24,8 +24,10 @@ def load_run(name_or_path: str | Path) -> tuple[PreTrainedModel, TotoProcessor]:
     import transformers
 
     import modeling_toto
+    import tokenization
     from training.find_model import resolve_model
 
+    tokenization.register()
     path = resolve_model(str(name_or_path))
     config = transformers.AutoConfig.from_pretrained(path)
     (kind,) = config.architectures or ["TotoForCausalLM"]

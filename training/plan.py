@@ -29,7 +29,7 @@ USABLE = 0.9
 # Bytes per second at which a checkpoint is written, hashed and flushed to the disk, while all devices wait. Ours:
 # hashing ran at 1.4e9 on one core; the rest is a disk of ordinary speed.
 CHECKPOINT_SPEED = 0.4e9
-# Devices that are planned for without --gpus, if the rows of a step can be shared among so many.
+# Devices that are planned for without --gpus, if each of so many gets as many rows of a step as the recipe gives it.
 DEFAULT_GPUS = 8
 # Width below which a GPU's time goes into launching kernels, which the estimate leaves out. Ours.
 SMALL = 512
@@ -40,7 +40,9 @@ class PlanArgs:
     """The devices to plan for, and what is assumed about them."""
 
     gpus: int | None = option(
-        None, f"number of devices (default: {DEFAULT_GPUS}, or the largest smaller number that can share the rows)"
+        None,
+        f"number of devices (default: {DEFAULT_GPUS}, or the largest smaller number of which each has its "
+        "per_device_batch_size of rows)",
     )
     gpu: str = option("h100", f"kind of device: {', '.join(GPUS)}; for others, give the next three flags")
     peak_tflops: float | None = option(None, "dense peak of one device in --precision, in TFLOP/s")
@@ -184,6 +186,7 @@ def plan(model: ModelArgs, data: DataArgs, run: PretrainRunArgs, optim: Pretrain
         "sources": sources,
         "assumed": {
             "gpus": gpus,
+            "gpus_given": args.gpus is not None,
             "peak_tflops": device.tflops,
             "memory_gb": device.memory_gb,
             "bandwidth_gbs": device.bandwidth_gbs,
@@ -213,15 +216,19 @@ def _mfu_by_mode(step: Step, device: Gpu) -> dict[str, float]:
 
 
 def _fitting_gpus(data: DataArgs, tokens_per_row: int) -> int:
-    """The largest number of devices up to DEFAULT_GPUS that can share a step; 1 if none can, which is refused later."""
+    """The largest number of devices up to DEFAULT_GPUS that share a step in whole batches of per_device_batch_size.
+
+    1 if none can: a recipe for one device, or one that is refused later.
+    """
     from training.engine.objective import accumulation_steps
 
     for gpus in range(DEFAULT_GPUS, 1, -1):
         try:
-            accumulation_steps(data, tokens_per_row, gpus)
+            micro, _ = accumulation_steps(data, tokens_per_row, gpus)
         except ValueError:
             continue
-        return gpus
+        if micro == data.per_device_batch_size:
+            return gpus
     return 1
 
 
@@ -258,6 +265,7 @@ def page(found: dict) -> str:
     assumed, gpus, parts = found["assumed"], found["assumed"]["gpus"], found["hours_by_part"]
     memory = ", ".join(f"{name} {size:.1f}" for name, size in found["memory_gb"].items())
     total, checkpointed = found["memory_total_gb"], found["memory_checkpointed_gb"]
+    days = f" ({found['hours'] / 24:,.1f} days)" if found["hours"] >= 24 else ""
     fit = "fits"
     if not found["fits"]:
         fit = "DOES NOT FIT: lower --per_device_batch_size, or use --gradient_checkpointing or --sharding fsdp2"
@@ -267,11 +275,12 @@ def page(found: dict) -> str:
         f"{_amount(found['tokens'])} in total",
         f"compute    {found['flops_per_token'] / 1e9:.3g} GFLOPs per token (with attention and vocabulary), "
         f"{found['flops']:.2e} in total",
-        f"step       {found['accumulation']} x {found['rows_per_device']} rows on each of {gpus} devices",
-        f"time       {found['hours']:,.1f} hours ({found['hours'] / 24:,.1f} days), "
-        f"{_hours(found['gpu_hours'])} GPU-hours",
-        f"           steps {parts['steps']:,.1f} ({found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.0%} MFU, "
-        f"{_mode(found)}), checkpoints {parts['checkpoints']:,.1f}, validation {parts['validation']:,.1f}",
+        f"step       {found['accumulation']} x {found['rows_per_device']} rows on "
+        + ("1 device" if gpus == 1 else f"each of {gpus} devices")
+        + ("" if assumed["gpus_given"] else " (a number that fits the recipe; --gpus sets another)"),
+        f"time       {_time(found['hours'])}{days}, {_time(found['gpu_hours']).replace(' ', ' GPU-')}",
+        f"           steps {_time(parts['steps'])} ({found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.0%} "
+        f"MFU, {_mode(found)}), checkpoints {_time(parts['checkpoints'])}, validation {_time(parts['validation'])}",
         *_other_modes(found),
         f"memory     {total:.1f} GB per device of {assumed['memory_gb']:.0f}: {fit}",
         f"           {memory}",
@@ -295,8 +304,13 @@ def _amount(tokens: float) -> str:
     return f"{tokens / 1e9:,.1f} B" if tokens >= 1e8 else f"{tokens / 1e6:,.1f} M"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:,.1f}"
+def _time(hours: float) -> str:
+    """Hours; of less than one, minutes or seconds."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.1f} seconds"
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return f"{hours:,.0f} hours" if hours >= 1000 else f"{hours:,.1f} hours"
 
 
 def _other_modes(found: dict) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenization.next_command import after_pretrain
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs
 from training.flags import absolute, config_fields, parse, require, resumed_run, with_flags
 from training.tiny_scale import shrink
@@ -36,7 +37,18 @@ TYPES = (ModelArgs, DataArgs, PretrainRunArgs, PretrainOptimArgs)
 
 def main(argv: list[str] | None = None) -> None:
     argv, resumed = resumed_run(argv)
-    execute(parse(TYPES, argv, "toto pretrain", DESCRIPTION), resumed)
+    settings = parse(TYPES, argv, "toto pretrain", DESCRIPTION)
+    run = execute(settings, resumed)
+    after_pretrain(run, media_of(settings[1]))
+
+
+def media_of(data: DataArgs) -> str | None:
+    """The data set of the first source; None if it has none, as with --scale tiny."""
+    from tokenization.shards.format import read_manifest
+
+    for source in data.mixture()[:1]:
+        return read_manifest(source.data)["dataset"] if source.is_shards else source.data
+    return None
 
 
 def pretrain_model(
@@ -179,13 +191,23 @@ def pretrain(
     validation = {name: rows for name, rows in validation.items() if len(rows)}
     run.announce(
         f"{model.num_parameters() / 1e6:.1f} M parameters, {run.max_steps} steps of {data.tokens_per_step:,} tokens on "
-        f"{run.machine}, {sum(map(len, validation.values()))} validation rows, sources {', '.join(stream.names)}",
+        f"{run.machine}, {validation_in_words(data, validation)}, sources {', '.join(stream.names)}",
         *settings,
     )
     optimizer = make_optimizer(model, optim)
     objective = NextTokens(model, stream, validation, data, layout, world)
     model, optimizer = accelerator.prepare(model, optimizer)
     return train(run, Learner(model, optimizer, processor, stream, objective), args, optim)
+
+
+def validation_in_words(data: DataArgs, validation: dict[str, list]) -> str:
+    """How many rows validate, and where they are from."""
+    rows = sum(map(len, validation.values()))
+    held_out = [s for s in data.mixture() if s.name in validation and not (s.val_data or s.val_split or s.is_toyworld)]
+    if rows:
+        return f"{rows} validation rows" + (" (one item in 20 is held out of training)" if held_out else "")
+    why = "switched off" if data.val_rows == 0 else "too few items to hold out one in 20; --val_shards names others"
+    return f"no validation ({why})"
 
 
 def make_network(run: Run, inputs: Inputs, model_args: ModelArgs, args: PretrainRunArgs):

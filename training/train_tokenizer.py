@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.next_command import say_next
 from training.flags import json_fields, parse, read_recipe, require, resumed_run
 from training.tokenizers.args import AdversarialArgs, RelaxationArgs, TokenizerArgs, TokenizerOptimArgs
 
@@ -45,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
         last, preempted = train_tokenizer(run, config, held_out, settings)
     end_run(run, last, None if preempted else last)
     close_remote(run)
+    split = args.split if args.eval_split == "held_out" else args.eval_split
+    where = ["--dataset", *args.dataset, "--split", split, "--output", run.folder / "evaluation"]
+    say_next("evaluate-tokenizer", "--tokenizer", run.folder, *where)
 
 
 def settled(beginning: Beginning, settings: tuple) -> tuple[str, ...]:
@@ -119,7 +123,8 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     run.report_changes()
     run.announce(
         f"{args.kind} of {model.num_parameters() / 1e6:.2f} M parameters, {args.max_steps} steps of {args.batch_size} "
-        f"frames on {run.machine}",
+        f"frames on {run.machine}"
+        + (", measured on one item in 20, held out of training" if args.eval_split == "held_out" else ""),
         *settings,
     )
     if loop.train():

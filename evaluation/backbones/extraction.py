@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Backbone, Features
 from tokenization.files import write_json, write_whole
 from tokenization.precision import bf16_is_fast
+from tokenization.progress import tqdm
 from tokenization.shards.parts import FinishedParts, work_in_parts
 from tokenization.sources.cater import folder_of
 from tokenization.sources.folders import Tree, walk

@@ -41,7 +41,9 @@ def load_backbone(
     from transformers import AutoConfig
 
     import modeling_toto  # noqa: F401  (AutoConfig then knows "toto")
+    import tokenization
 
+    tokenization.register()
     path, device = resolve_model(str(name_or_path)), device and torch.device(device)
     config = AutoConfig.from_pretrained(path)
     if (kind := config.model_type) == "toto":

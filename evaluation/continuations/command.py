@@ -169,8 +169,6 @@ def score_model(args: ScoreArgs, command: str) -> None:
 
 def score_checkpoints(args: ScoreArgs, command: str) -> None:
     """Score a run and those whose weights it began with; of these, checkpoints whose context holds the prompt."""
-    from tqdm import tqdm
-
     from evaluation.continuations.drawing import continue_codes, decoded
     from evaluation.continuations.figures import draw_checkpoints
     from evaluation.continuations.motion_clips import motion_clips
@@ -178,6 +176,7 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
     from evaluation.results import CheckpointScores, CheckpointsResult
     from modeling_toto import TotoConfig
     from tokenization.files import write_json
+    from tokenization.progress import tqdm
     from training.engine.device import versions
     from training.find_model import latest, steps
 

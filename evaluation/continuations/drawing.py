@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evaluation.continuations.measures import Drawn
+from tokenization.progress import tqdm
 from tokenization.sequences import codes_of, video_rows
 
 DECODED = 32  # clips whose frames are decoded at a time

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.continuations import floors
 from evaluation.continuations.args import ScoreArgs
 from evaluation.continuations.measures import Drawn, Values, codes_right, curve_of, decibels, similarity, squared_error
 from evaluation.results import FrameScores
+from tokenization.progress import tqdm
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
 from training.flags import require

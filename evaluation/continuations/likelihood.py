@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import DynamicCache
 
+from tokenization.progress import tqdm
 from tokenization.sequences import video_rows
 
 MOST = 32  # clips at a time: the logits of all their frames are held at once

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Features
+from evaluation.heads import BANKS, CLOSED_FORMS, HEADS, TOKEN_HEADS
 from evaluation.heads.checkpoint import HeadCheckpoint, fingerprint
-from evaluation.heads.closed_form import CLOSED_FORMS, ClosedForm
+from evaluation.heads.closed_form import ClosedForm
 from evaluation.heads.selection import (
     Array,
     Chosen,
@@ -28,6 +28,7 @@ from evaluation.heads.selection import (
     train_moments,
 )
 from evaluation.heads.stacked import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW, sum_over_ranks
+from tokenization.progress import tqdm
 
 # The paper does not give the probe's recipe. Linear heads: half-decades around what AdamW needs on standardised
 # features, as DINOv2 spans three and a half decades with SGD; the smallest rates act as early stopping, which helps
@@ -41,9 +42,6 @@ LEARNING_RATES = {
 }
 WEIGHT_DECAYS = {"linear": (0.0, 0.1), "attention": (0.01, 0.8), "cross_attention_mlp": (0.01, 0.8)}
 EPOCHS = {"linear": 60, "attention": 30, "cross_attention_mlp": 20}
-BANKS = tuple(LEARNING_RATES)
-TOKEN_HEADS = ("attention", "cross_attention_mlp")
-HEADS = (*BANKS, *CLOSED_FORMS)
 Heads = LinearHeads | AttentionHeads | CrossAttentionHeads
 
 

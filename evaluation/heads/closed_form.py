@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Features
+from evaluation.heads import CLOSED_FORMS
 from evaluation.heads.checkpoint import HeadCheckpoint, fingerprint
 from evaluation.heads.selection import (
     Chosen,
@@ -24,13 +24,13 @@ from evaluation.heads.selection import (
     missing_classes,
     train_moments,
 )
+from tokenization.progress import tqdm
 
 # The paper has none of the three. Penalties are per training clip and on standardised features, so that one grid works
 # for any size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.
 RIDGE_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 LOGISTIC_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 NEIGHBOURS, TEMPERATURE = (10, 20, 100, 200), 0.07
-CLOSED_FORMS = ("ridge", "logistic", "knn")
 # Least squares and neighbours may give a probability of 0, which is replaced by FLOOR in the validation loss.
 FLOOR = 1e-3
 

@@ -62,11 +62,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def scores_of(tokens: Tokens, n: int) -> TokenNgrams:
     """Read the codes of one tokenizer, count their n-grams in every order and measure them."""
-    from tqdm import tqdm
-
     from evaluation.ngrams.counting import ORDERS, code_counts, longest
     from evaluation.ngrams.measures import compression
     from evaluation.ngrams.results import TokenNgrams
+    from tokenization.progress import tqdm
 
     codes = tokens.read()
     frames = codes.shape[0] * codes.shape[1]

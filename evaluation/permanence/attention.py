@@ -63,8 +63,6 @@ def main(argv: list[str] | None = None) -> None:
         return
     (args,) = parse((AttentionArgs,), argv, "toto permanence attention", DESCRIPTION)
 
-    from tqdm import tqdm
-
     from evaluation.backbones.contract import default_device, fresh
     from evaluation.permanence import blocking
     from evaluation.permanence.attention_figures import draw_heads
@@ -74,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     from modeling_toto import TotoForCausalLM
     from tokenization.files import write_json, write_whole
     from tokenization.processing_toto import TotoProcessor
+    from tokenization.progress import tqdm
     from tokenization.toyworld import motion, open_world
     from training.engine.device import versions
     from training.find_model import resolve_model

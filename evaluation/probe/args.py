@@ -155,7 +155,7 @@ class ProbeArgs(TimeStepArgs):
     )
 
     def __post_init__(self):
-        from evaluation.heads.bank import BANKS, HEADS
+        from evaluation.heads import BANKS, HEADS
 
         super().__post_init__()
         if self.compare is None:
@@ -197,7 +197,7 @@ class ProbeArgs(TimeStepArgs):
 
 def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
     """Raises ValueError for a typed flag that would have no effect next to the others."""
-    from evaluation.heads.bank import BANKS
+    from evaluation.heads import BANKS
     from training.flags import refuse_idle, typed_flags
 
     typed = typed_flags(argv)
@@ -216,7 +216,7 @@ def refuse_idle_flags(args: ProbeArgs, argv: list[str]) -> None:
 
 def idle_flags(args: ProbeArgs, argv: list[str], kind: str) -> list[str]:
     """Sentences on typed flags that had no effect on data of this kind, "image" or "video", or with these heads."""
-    from evaluation.heads.bank import TOKEN_HEADS
+    from evaluation.heads import TOKEN_HEADS
     from training.flags import idle
 
     found = []

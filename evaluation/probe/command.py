@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.probe.args import ProbeArgs, idle_flags, of_task, refuse_idle_flags
+from tokenization.next_command import after_result
+from training.flags import parse
 
 if TYPE_CHECKING:
     from evaluation.results import ProbeResult, Row, TaskResult
+
+
+DESCRIPTION = "Train small heads on the frozen features of every layer of a backbone, and report their accuracy."
 
 
 def setting_in_words(row: Row) -> str:
@@ -75,16 +80,8 @@ def described(result: ProbeResult) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
-    parser = HfArgumentParser(
-        ProbeArgs,
-        prog="toto probe",
-        description="Train small heads on the frozen features of every layer of a backbone, and report their accuracy.",
-        allow_abbrev=False,  # --task yields to what was typed, which must be a whole name
-    )
     argv = sys.argv[1:] if argv is None else list(argv)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = parse((ProbeArgs,), argv, "toto probe", DESCRIPTION)
     if args.task is not None:
         args = of_task(args, argv)
     refuse_idle_flags(args, argv)
@@ -121,3 +118,4 @@ def main(argv: list[str] | None = None) -> None:
         print("no plot of the layers: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {plot}")
+    after_result(args.output, args.model)

@@ -18,7 +18,7 @@ from evaluation.backbones.extraction import ClipSet, Job
 from evaluation.backbones.floors import FLOORS
 from evaluation.backbones.load import load_backbone
 from evaluation.backbones.toto import CodeRowBackbone
-from evaluation.heads.bank import TOKEN_HEADS
+from evaluation.heads import TOKEN_HEADS
 from evaluation.heads.streamed import StreamedData
 from evaluation.probe.args import ProbeArgs, choose_layers
 from evaluation.probe.fit import HeadSettings, LabelledFeatures, leave_groups_out, stream_heads, train_heads

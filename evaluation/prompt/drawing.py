@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from tokenization.progress import tqdm
 from tokenization.sequences import codes_of, prompted_rows, video_rows
 from training.flags import require
 from training.prompting.tasks import Task

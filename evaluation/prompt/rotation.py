@@ -58,7 +58,6 @@ def main(argv: list[str] | None = None) -> None:
         refuse_idle(argv, ("seed",), "at --temperature 0, which takes the most likely token")
 
     import numpy as np
-    from tqdm import tqdm
 
     from evaluation.continuations.command import check_prompt, load
     from evaluation.continuations.drawing import continue_codes, decoded, encode
@@ -67,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.prompt.rotation_results import RotationResult
     from evaluation.results import command_line
     from tokenization.files import write_json, write_whole
+    from tokenization.progress import tqdm
     from tokenization.toyworld import open_world
     from tokenization.toyworld.turntable import SIDE
     from training.engine.device import versions
@@ -157,11 +157,11 @@ def read_result(name: str, args: RotationArgs):
 def draw_floors(args: RotationArgs, model, processor, video, codes) -> dict:
     """Name -> frames (C, G, R, R, 3) of each floor and of the ceiling, all through the tokenizer."""
     import numpy as np
-    from tqdm import tqdm
 
     from evaluation.backbones.contract import fresh
     from evaluation.continuations.drawing import continue_codes, decoded, encode
     from evaluation.prompt.rotation_measure import flow_continued
+    from tokenization.progress import tqdm
 
     prompt, new = args.num_prompt_frames, args.num_frames
     bar = tqdm(video[:, :prompt], desc="optical flow", unit="clip")
@@ -184,10 +184,10 @@ def read_angles(world, processor, found: dict, views) -> dict:
     tokenizer: how well the tokenizer's picture itself shows an angle.
     """
     import numpy as np
-    from tqdm import tqdm
 
     from evaluation.continuations.drawing import decoded, encode, enlarged
     from evaluation.prompt.rotation_measure import find_angles
+    from tokenization.progress import tqdm
 
     angles: dict[str, list] = {name: [] for name in (*found, *OF_FRAMES)}
     for index in tqdm(range(len(next(iter(found.values())))), desc="angles", unit="object"):

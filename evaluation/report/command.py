@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.flags import parse
+
 
 @dataclass(frozen=True)
 class ReportArgs:
@@ -31,11 +33,8 @@ class ReportArgs:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
     description = "Write a page of results and runs: comparisons with verdicts, curves, frames, tables."
-    parser = HfArgumentParser(ReportArgs, prog="toto report", description=description)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = parse((ReportArgs,), argv, "toto report", description)
 
     from evaluation.report.comparisons import compare_probe, compare_run, summary
     from evaluation.report.leakage import check_media

@@ -11,6 +11,7 @@ import numpy as np
 from evaluation.robot.collect_args import DESCRIPTION, CollectArgs
 from evaluation.robot.observations import Episode
 from evaluation.robot.seeds import require_demonstration_seeds
+from tokenization.next_command import say_next
 
 RECORD = "meta/collect.json"  # settings, and seeds that were kept and that failed
 CLIP_RECORD = "collect.json"
@@ -30,9 +31,8 @@ def collect(args: CollectArgs) -> dict:
         ValueError: as `open_simulator`; the folder holds something else or other settings; most of the expert's
             episodes fail.
     """
-    from tqdm import tqdm
-
     from evaluation.robot.simulator import HORIZON, open_simulator
+    from tokenization.progress import tqdm
 
     folder = Path(args.output)
     file = folder / (CLIP_RECORD if args.videos else RECORD)
@@ -65,6 +65,10 @@ def collect(args: CollectArgs) -> dict:
     kind = "clips" if args.videos else "demonstrations"
     failed = "" if args.videos else f"; {len(record['failed'])} episodes of the expert failed and were left out"
     print(f"{count} {kind} of {args.task} in {folder}{failed}.")
+    if args.videos:
+        say_next("tokenize", "--dataset", folder, "--output", folder.with_name(f"{folder.name}-shards"))
+    else:
+        say_next("robot", "train", "--episodes", folder, "--arm", "pixels", "--output", f"{folder}-policy")
     return record
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.robot.evaluate_args import DESCRIPTION, EvaluateArgs
 from evaluation.robot.train import max_steps_of
+from tokenization.next_command import say_next
 from training.flags import parse, require
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     print(evaluate_table(result))
     write_json(args.output, result.to_json())
     print(f"\nwrote {args.output}")
+    say_next("robot", "policy", "--policy", args.policy[0])
 
 
 def run_evaluate(args: EvaluateArgs, command: str, load: Callable, open_simulator: Callable) -> EvaluateResult:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import default_device
 from evaluation.heads.selection import train_moments
 from evaluation.robot.policy import PIXEL_SIDE, Network
+from tokenization.progress import tqdm
 from training.args import OptimArgs
 from training.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from training.results import Record

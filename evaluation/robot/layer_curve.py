@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from evaluation.heads.closed_form import RIDGE_PENALTIES, ridge_weights
 from evaluation.heads.selection import train_moments
+from tokenization.progress import tqdm
 from training.results import Record
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from evaluation.robot.observations import Episode, Observation
+from tokenization.progress import tqdm
 from training.flags import require
 
 UNSEEN = 16  # side in pixels of frames that a policy does not look at

@@ -12,13 +12,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from evaluation.backbones.contract import Backbone
 from evaluation.backbones.load import load_backbone
 from evaluation.backbones.toto import TotoBackbone
 from evaluation.robot.observations import Episode
 from tokenization.image_processing_toto import resize_and_crop
+from tokenization.progress import tqdm
 from tokenization.sequences import video_rows
 from training.flags import require
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from evaluation.robot.dagger import EPISODES
 from evaluation.robot.observations import Episode
 from evaluation.robot.recording import frames_of, recorded_settings, simulator_facts
 from evaluation.robot.train_args import DESCRIPTION, TrainArgs
+from tokenization.next_command import say_next
 from training.flags import parse, refuse_idle, require
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     policy = train(args, command_line("robot", ["train", *argv]))
     print(summary(policy))
     print(f"\nwrote {args.output} in {time.perf_counter() - began:.0f} s")
+    if policy.config.simulator is None:
+        say_next("robot", "policy", "--policy", args.output, "--episodes", args.episodes)
+    else:
+        result = Path(args.output).with_name(f"{Path(args.output).name}.json")
+        say_next("robot", "evaluate", "--policy", args.output, "--output", result)
 
 
 def train(
@@ -300,7 +307,7 @@ def seen_of(arm: str, sight: Sight, episodes: Sequence[Episode], progress: bool 
 
 
 def _bar(episodes: Sequence[Episode], progress: bool):
-    from tqdm.auto import tqdm
+    from tokenization.progress import tqdm
 
     total = sum(len(each.actions) for each in episodes)
     return tqdm(total=total, desc="looking", unit="frame", disable=not progress)

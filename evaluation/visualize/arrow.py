@@ -107,9 +107,9 @@ def main(argv: list[str] | None = None) -> None:
 def read_codes(args: ArrowArgs, processor, frames: int) -> tuple[np.ndarray, list[str]]:
     """(codes (N, T, h, w), the video of each clip). Raises ValueError for images, or if nothing can be read."""
     import numpy as np
-    from tqdm import tqdm
 
     from evaluation.visualize.inputs import clips_of, codes_of_frames, sampling_of
+    from tokenization.progress import tqdm
 
     sampling = sampling_of(args, args.dataset, processor.resolution, frames, args.windows)
     source, clips = clips_of(args.dataset, args.split, sampling, args.max_clips, args.seed)
@@ -130,10 +130,10 @@ def read_codes(args: ArrowArgs, processor, frames: int) -> tuple[np.ndarray, lis
 def measure(model, codes: np.ndarray, videos: list[str], args: ArrowArgs, label: str) -> Arrow:
     """The arrow of time of clips; codes (N, T, h, w)."""
     import torch
-    from tqdm import tqdm
 
     from evaluation.visualize.likelihood import frame_surprise
     from evaluation.visualize.results import Arrow
+    from tokenization.progress import tqdm
     from training.scores import bootstrap_interval, exact_interval
 
     forward, backward = [], []

@@ -18,6 +18,7 @@ from evaluation.report.page import MEDIA_HEAD, media_cells
 from studies.probing.answers import Answer
 from studies.probing.rows import NO_DIFFERENCE, Result, files_of
 from studies.probing.sections import COSTS, SECTIONS
+from tokenization.command_line import parse_flags
 
 RESULTS, PAGE = "docs/studies/probing", "docs/results.md"
 COSTS_FILE = "costs.json"  # what the models of the study cost, next to its results
@@ -236,10 +237,7 @@ def write_results_page(
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
-    parser = HfArgumentParser(PageArgs, prog="python -m studies.probing.page", description=__doc__.splitlines()[0])
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(PageArgs, argv, "python -m studies.probing.page", __doc__.splitlines()[0])
 
     from evaluation.report.leakage import check_media
     from evaluation.report.reading import find, read_json, read_results

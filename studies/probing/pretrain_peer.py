@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tokenization.command_line import parse_flags
 from training.flags import require_positive
 
 WARMUP = 1 / 15  # share of the budget; the study's Toto: 60 of 900 steps
@@ -227,10 +228,7 @@ def write_seen(folder: Path, args: PeerArgs, result: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
-    prog, description = "python -m studies.probing.pretrain_peer", __doc__.splitlines()[0]
-    train(HfArgumentParser(PeerArgs, prog=prog, description=description).parse_args_into_dataclasses(argv)[0])
+    train(parse_flags(PeerArgs, argv, "python -m studies.probing.pretrain_peer", __doc__.splitlines()[0]))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from studies.probing.collect import collect, read_costs
 from studies.probing.steps import PEER, ROOT, Step, carry_out, flags
+from tokenization.command_line import parse_flags
 from training.flags import require_positive
 
 # Of the comparisons; of the Toto of all media, whose search takes three times as long, the middle three.
@@ -282,10 +283,7 @@ class Study:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from transformers.hf_argparser import HfArgumentParser
-
-    parser = HfArgumentParser(StudyArgs, prog="python -m studies.probing.run", description=__doc__.splitlines()[0])
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = parse_flags(StudyArgs, argv, "python -m studies.probing.run", __doc__.splitlines()[0])
     study = Study(args)
     steps = [step for step in study.steps if not args.only or step.name.startswith(tuple(args.only))]
     if args.show:

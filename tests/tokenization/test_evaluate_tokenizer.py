@@ -10,8 +10,10 @@ from media import make_image, make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from tokenization import progress
 from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.evaluate_tokenizer import (
+    Draw,
     TokenizerScore,
     _chosen,
     main,
@@ -334,3 +336,37 @@ def test_an_output_that_is_a_file_is_refused(media, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="is a file; name a folder"):
         evaluate(media, tmp_path / "out", "--dataset", "toyworld")
+
+
+def test_a_draw_is_seeded_even_and_in_order():
+    def drawn(seed: int, things: int = 40) -> list[int]:
+        draw = Draw(16, seed)
+        for thing in range(things):
+            draw.add(thing)
+        return draw.drawn
+
+    assert drawn(0) == drawn(0) != drawn(1) and drawn(0, 12) == list(range(12))
+    times = np.zeros(40)
+    for seed in range(2000):
+        found = drawn(seed)
+        assert len(found) == 16 and found == sorted(set(found))
+        times[found] += 1
+    assert abs(times / 2000 - 16 / 40).max() < 0.06  # about five standard deviations
+
+
+def test_the_sheet_is_drawn_and_the_bar_counts_what_there_is(media, tmp_path, monkeypatch):
+    totals, bar = [], progress.tqdm
+
+    def counted(*args, total=None, **options):
+        totals.append(total)
+        return bar(*args, total=total, **options)
+
+    monkeypatch.setattr(progress, "tqdm", counted)
+    sheets = []
+    for seed in (0, 1):
+        evaluate(media, tmp_path / str(seed), "--dataset", media / "images", "--seed", seed)
+        sheets.append(np.asarray(Image.open(tmp_path / str(seed) / "reconstructions-images.png")))
+    assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
+    evaluate(media, tmp_path / "few", "--dataset", media / "images", "--max_frames", 7)
+    evaluate(media, tmp_path / "videos", "--dataset", media / "videos")
+    assert totals == [20, 20, 7, None]  # of videos it is known when they are decoded

@@ -264,7 +264,7 @@ def test_wrong_column_and_options(tmp_path):
     make_image(tmp_path / "a.png", RED)
     with pytest.raises(ValueError, match="no column 'photo'; it has image"):
         open_source(str(tmp_path), image_column="photo", sampling=SIZES)
-    with pytest.raises(ValueError, match="has no video column"):
+    with pytest.raises(ValueError, match="There are no videos in"):
         open_source(str(tmp_path), kind="video", sampling=SIZES)
     with pytest.raises(ValueError, match="limit of clips"):
         open_source(str(tmp_path), limit=0, sampling=SIZES)
@@ -272,7 +272,7 @@ def test_wrong_column_and_options(tmp_path):
 
 def test_a_text_dataset_has_no_pictures(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(ValueError, match="no image or video column"):
+    with pytest.raises(ValueError, match="no videos and no images in"):
         open_source(str(tmp_path), sampling=SIZES)
 
 

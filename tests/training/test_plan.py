@@ -171,9 +171,18 @@ def test_a_given_mfu_is_not_charged_for_recomputation_again(capsys):
     assert plain["hours"] == recomputed["hours"] and plain["mfu_by_mode"] is None
 
 
-@pytest.mark.parametrize("recipe, gpus", [("tiny_cpu", 4), ("toto_nano", 4), ("base", 8), ("base_4090", 8)])
+@pytest.mark.parametrize("recipe, gpus", [("tiny_cpu", 1), ("toto_nano", 2), ("base", 8), ("base_4090", 8)])
 def test_a_number_of_devices_that_fits(recipe, gpus, capsys):
-    assert planned(capsys, "--recipe", recipe)["assumed"]["gpus"] == gpus
+    found = planned(capsys, "--recipe", recipe)
+    assert found["assumed"]["gpus"] == gpus
+    given = planned(capsys, "--recipe", recipe, "--gpus", str(gpus))
+    assert found["rows_per_device"] == given["rows_per_device"] and given["assumed"]["gpus_given"]
+
+
+def test_a_short_run_is_told_in_seconds(capsys):
+    main(["--recipe", "tiny_cpu"])
+    said = capsys.readouterr().out
+    assert "1 x 4 rows on 1 device (a number that fits the recipe" in said and " seconds, " in said
 
 
 @pytest.mark.parametrize("recipe", ["base_4090", "base_kinetics400"])

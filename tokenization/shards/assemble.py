@@ -9,15 +9,21 @@ from pathlib import Path
 
 from tokenization.files import write_whole
 from tokenization.sampling import Sampling
-from tokenization.shards.code_parts import plan
+from tokenization.shards.code_parts import plan, sources_of
+from tokenization.shards.files import held_out_of_few
 from tokenization.shards.format import FORMAT
 from tokenization.shards.parts import FinishedParts, on_main, part_name
 from tokenization.shards.shuffle import write_shards
 from tokenization.shards.working_folder import PARTS, PLAN
 
+# Items of which chance may hold out none: one in 20 of 200 leaves all in with a probability of 0.00004.
+FEW = 200
 
-def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict]:
+
+def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict, str | None]:
     """The parts that the shards are made of, and counts for the manifest, see `code_parts.plan`; kept in a file.
+
+    The third is the item that is held out of few, see `held_out_of_few`.
 
     The file says that all parts are finished. From then on the parts themselves are not looked at.
 
@@ -31,9 +37,10 @@ def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict]:
             shutil.rmtree(partial)
             raise ValueError(f"No clip of {args.dataset} could be used: {reasons(counts['skipped'], '; ')}")
         counts["bf16_agreement"] = FinishedParts(folder)[part_name(0, 0)].get("bf16_agreement")
-        write_whole(file, lambda path: path.write_text(json.dumps({"parts": parts, "counts": counts})))
+        also = held_out_of_few(sources_of(folder, parts)) if counts["kept"] <= FEW else None
+        write_whole(file, lambda path: path.write_text(json.dumps({"parts": parts, "counts": counts, "also": also})))
     found = json.loads(file.read_text())
-    return [tuple(part) for part in found["parts"]], found["counts"]
+    return [tuple(part) for part in found["parts"]], found["counts"], found["also"]
 
 
 def assemble(args, source, processor, partial: Path, precision: str, state, rank: int, world: int) -> None:
@@ -49,11 +56,11 @@ def assemble(args, source, processor, partial: Path, precision: str, state, rank
     from tokenization.processing_toto import SHIPPED
     from tokenization.shards.card import shard_card
 
-    parts, counts = on_main(state, lambda: planned(args, source, partial))
+    parts, counts, also = on_main(state, lambda: planned(args, source, partial))
     is_video, (h, w) = source.kind == "video", processor.grid
     num_frames = args.num_frames if is_video else 1
     order = (args.split, args.rows_per_shard, args.seed, num_frames * h * w)
-    shards = write_shards(partial / PARTS, partial, parts, *order, rank, world)
+    shards = write_shards(partial / PARTS, partial, parts, *order, rank, world, also=also)
     state.wait_for_everyone()  # one that made what another was making, too
     manifest = {
         "format": FORMAT,

@@ -170,6 +170,20 @@ def read_rows(folder: Path, parts: list[tuple[str, int]], start: int, stop: int)
     return batch
 
 
+def sources_of(folder: Path, parts: list[tuple[str, int]]) -> set[str]:
+    """The names of the items that the rows of the parts are of; their codes are not read."""
+    import pyarrow as pa
+
+    found: set[str] = set()
+    for name, taken in parts:
+        with pa.memory_map(str(folder / f"{name}.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(-(-taken // BATCH_ROWS)):
+                batch = reader.get_batch(number)["source"]
+                found.update(batch.slice(0, taken - number * BATCH_ROWS).to_pylist())
+    return found
+
+
 def open_arrow(file: Path) -> pa.NativeFile:
     """A file for reading in order: not mapped, since a page at a time is slow from a network disk."""
     import pyarrow as pa

@@ -20,9 +20,9 @@ from tokenization.shards.parts import FinishedParts, part_name, work_in_parts
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from tqdm import tqdm
 
     from tokenization.processing_toto import TotoProcessor
+    from tokenization.progress import tqdm
     from tokenization.sources.open import ClipSource
     from tokenization.video import Clip
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,15 +32,24 @@ def is_held_out(source: str) -> bool:
     return zlib.crc32(source.encode()) % HELD_OUT == 0
 
 
-def write_shard(file: Path, table: pa.Table) -> None:
+def held_out_of_few(sources: Iterable[str]) -> str | None:
+    """The item that is held out of so few that chance holds out none; None if one is, or if there is only one."""
+    names = set(sources)
+    if len(names) < 2 or any(map(is_held_out, names)):
+        return None
+    return min(names, key=lambda name: (zlib.crc32(name.encode()), name))
+
+
+def write_shard(file: Path, table: pa.Table, also: str | None = None) -> None:
     """Write a shard, complete whenever it exists.
 
     Args:
         table: the columns of `code_parts.columns`; `held_out` (bool, from the sources) is added as the last one.
+        also: an item that is held out too, see `held_out_of_few`.
     """
     import pyarrow as pa
 
-    held_out = pa.array([is_held_out(source) for source in table["source"].to_pylist()], pa.bool_())
+    held_out = pa.array([is_held_out(source) or source == also for source in table["source"].to_pylist()], pa.bool_())
     (batch,) = table.append_column("held_out", held_out).combine_chunks().to_batches()
 
     def write(path: Path) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from tokenization.stopping import Stopping
 
 if TYPE_CHECKING:
     from tokenization.sources.open import ClipSource, Item
@@ -112,14 +115,16 @@ def work_in_parts(
         items_ahead, clips_each: see `decode_ahead`.
     Raises:
         OSError, ValueError: the source cannot be listed, or the disk is full; finished parts stay.
+        KeyboardInterrupt: Ctrl-C was typed, and the part that was begun then is finished.
     """
     from tokenization.sources.decode_ahead import decode_ahead
 
     done, looked, mine = finished(), time.monotonic(), {}  # mine: rows of the parts that are made here
+    stopping = Stopping("stopping at the end of this part, which is kept", signal.SIGINT)
     todo = steps(source, items_per_part, rank, world, done)
     part: Part | None = None
     wanted = None
-    with contextlib.closing(decode_ahead(todo, threads, items_ahead, clips_each)) as decoded:
+    with stopping, contextlib.closing(decode_ahead(todo, threads, items_ahead, clips_each)) as decoded:
         try:
             for step, clip, why in decoded:
                 if part is None:
@@ -141,6 +146,8 @@ def work_in_parts(
                 yield Progress(clip, why is not None, step.item is not None and (enough or clip is None))
                 if enough:
                     return
+                if stopping.asked and part is None:
+                    raise KeyboardInterrupt
         finally:
             if part is not None:  # interrupted
                 part.abandon()

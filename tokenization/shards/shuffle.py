@@ -36,6 +36,7 @@ def write_shards(
     rank: int = 0,
     world: int = 1,
     bucket_bytes: int | None = None,
+    also: str | None = None,
 ) -> list[dict]:
     """Write the shards, all rows of the parts in one random order, which depends on their number and the seed alone.
 
@@ -45,11 +46,12 @@ def write_shards(
     Args:
         parts: [(name, rows)] in the order of the source, as `code_parts.plan` returns them; the same on every rank.
         width: codes of a row. bucket_bytes: codes that are put in order at a time, at least a shard (default:
-            BUCKET_BYTES).
+            BUCKET_BYTES). also: see `files.write_shard`.
     Returns:
         `files.describe` of all shards. Shards that exist are not written again.
     """
-    shuffle = _Shuffle(parts_folder, folder, parts, split, rows_per_shard, seed, width, bucket_bytes or BUCKET_BYTES)
+    size = bucket_bytes or BUCKET_BYTES
+    shuffle = _Shuffle(parts_folder, folder, parts, split, rows_per_shard, seed, width, size, also)
     for name in (DEALT, BUCKETS):
         (folder / name).mkdir(exist_ok=True)
     _share(shuffle.units, shuffle.dealt, shuffle.deal, rank, world)
@@ -76,9 +78,12 @@ def _share(units: int, file_of: Callable[[int], Path], make: Callable[[int], Non
 class _Shuffle:
     """Arguments as in `write_shards`. units: number of stretches, and of buckets."""
 
-    def __init__(self, parts_folder, folder, parts, split, rows_per_shard: int, seed: int, width: int, bucket_bytes):
+    def __init__(
+        self, parts_folder, folder, parts, split, rows_per_shard: int, seed: int, width: int, bucket_bytes, also
+    ):
         import numpy as np
 
+        self.also = also
         self.parts_folder, self.folder, self.parts = parts_folder, folder, parts
         self.split, self.rows_per_shard = split, rows_per_shard
         self.size = rows_per_shard * max(1, bucket_bytes // (2 * width * rows_per_shard))  # rows
@@ -137,6 +142,6 @@ class _Shuffle:
             number = (unit * self.size + start) // self.rows_per_shard
             file = self.folder / f"{self.split}-{number:05d}{SUFFIX}"
             if not file.is_file():
-                write_shard(file, table.take(pa.array(places[start : start + self.rows_per_shard])))
+                write_shard(file, table.take(pa.array(places[start : start + self.rows_per_shard])), self.also)
             entries.append(describe(file))
         write_whole(self.bucket(unit), lambda path: path.write_text(json.dumps(entries)))

@@ -137,8 +137,8 @@ class Folder:
         if archives:
             return f"{self.dataset} holds archives ({archives[0]}), which are not read; unpack them into the folder."
         return (
-            f"{self.dataset} holds no videos, images, tar files or tables of them, and so no image or video column; "
-            f"it holds {counted(by_suffix(names))}."
+            f"There are no videos and no images in {self.dataset}, nor tables or tar files of them "
+            f"(found {counted(by_suffix(names))})."
             + (" Name a column of bytes with --image_column." if any(suffix_of(n) in TABLES for n in names) else "")
         )
 
@@ -208,7 +208,7 @@ class Folder:
         names, self.what = of_kind(self.media, kind, self.tree.path), kind
         if not names:
             has = counted(by_suffix(self.media))
-            raise ValueError(f"{self.dataset} has no {kind} column: its files are {has}.")
+            raise ValueError(f"There are no {kind}s in {self.dataset} (found {has}).")
         other = "image" if kind == "video" else "video"
         if rest := sorted(set(self.media) - set(names)):
             self.left[f"{other}s beside {kind}s (--kind {other} reads them)"] = rest

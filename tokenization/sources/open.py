@@ -27,6 +27,7 @@ from tokenization.sources.dataset_rows import (
 )
 from tokenization.sources.kinds import MAY_MOVE, suffix_of
 from tokenization.sources.local import open_local
+from tokenization.sources.named import require_on_hub
 from tokenization.sources.pictures import frame_windows, image_crops
 from tokenization.sources.tables import count_rows, random_rows
 from tokenization.storage.remote import is_remote
@@ -186,9 +187,8 @@ def open_source(
         rows = open_cater(folder, split)
     elif is_remote(dataset) or Path(dataset).exists():
         rows = open_local(dataset, split, kind, image_column, config_name)
-    elif dataset.startswith((".", "/", "~")) or dataset.count("/") > 1 or Path(dataset).suffix:
-        raise FileNotFoundError(f"There is no folder or file {dataset}; check the path.")
     else:
+        require_on_hub(dataset, "dataset")
         cache = tempfile.TemporaryDirectory(prefix="toto-datasets-")
         rows = open_hub(dataset, split, config_name, cache.name)
     items = _DatasetItems(rows, dataset, split, sampling, limit, image_column, kind, shuffle_seed, cache)

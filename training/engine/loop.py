@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
-from tqdm.auto import tqdm
 
+from tokenization.progress import tqdm
 from training import find_model
 from training.args import OptimArgs, RunArgs
 from training.engine import checkpoints
@@ -160,7 +160,12 @@ class _Loop:
         self.metrics = MetricsFile(run.folder / "metrics.jsonl", self.step) if run.is_main else None
         learner.model.train()
         self.bar = tqdm(
-            total=self.max_steps, initial=self.step, desc=objective.verb, unit="step", disable=not run.is_main
+            total=self.max_steps,
+            initial=self.step,
+            desc=objective.verb,
+            unit="step",
+            disable=not run.is_main,
+            logs=True,
         )
         say = self.bar.write if run.is_main else lambda line: None
         self.stacks: Stacks | None = None

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,9 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from tokenization.files import write_whole
+from tokenization.stopping import CTRL_C, Stopping
 from tokenization.storage.remote import is_remote, join
 from training import find_model
-from training.args import PREEMPTED, RunArgs
+from training.args import INTERRUPTED, PREEMPTED, RunArgs
 from training.engine import checkpoints
 from training.engine.changes import changed_settings, changed_surroundings
 from training.engine.device import (
@@ -33,6 +33,7 @@ from training.engine.device import (
 from training.engine.hangs import set_flight_recorder
 from training.engine.trackers import start_trackers, tracker_names
 from training.flags import read_recipe, require, write_recipe
+from training.refusals import require_new_run
 from training.remote_run import RemoteRun
 
 
@@ -79,8 +80,7 @@ def begin(verb: str, args, resumed: Path | None, name: str | None = None) -> Beg
         return Beginning(verb, remote.folder, False, None, remote)
     name = Path(args.recipe).stem if args.recipe else name or verb
     run = Path(args.output_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}")
-    occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
-    require(not occupied, f"{run} is not empty; choose another --output_dir, or continue it with --resume {run}.")
+    require_new_run(run)
     return Beginning(verb, run, False, None)
 
 
@@ -222,47 +222,48 @@ def running(
             print(f"{folder} has no checkpoint yet, so the run starts again.")
         set_seed(args.seed)
         remote = beginning.remote if accelerator.is_main_process else None
-        yield Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes, remote)
+        try:
+            run = Run(beginning.verb, folder, accelerator, checkpoint, max_steps, changes, remote)
+            yield run
+        except KeyboardInterrupt:  # a second one, or one before the first step
+            raise KeyboardInterrupt(f"stopped; go on with: toto {beginning.verb} --resume {run.place}") from None
         if remote:
             remote.finish()
 
 
-class Preemption:
-    """Records SIGTERM, which a scheduler sends before it takes the machine away; `asked` is True from then on."""
+class Preemption(Stopping):
+    """Notes SIGTERM, which a scheduler sends before it takes the machine away, and Ctrl-C: a checkpoint, then the end.
+
+    last: the signal that ended the latest training of this process; None if another process was asked.
+    """
+
+    last: str | None = None
 
     def __init__(self):
-        self.asked = False
-        self._before = None
+        super().__init__("stopping after this step, with a checkpoint", signal.SIGTERM, signal.SIGINT)
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_) -> None:
-        self.asked = True
+    def __exit__(self, *error):
+        Preemption.last = self.by
+        super().__exit__(*error)
 
 
 def end_run(run: Run, last: Path, best: Path | None) -> None:
     """Print what was written.
 
     Args:
-        last: the last checkpoint. best: the one that `--model RUN` takes; None if SIGTERM ended the training.
+        last: the last checkpoint. best: the one that `--model RUN` takes; None if a signal ended the training.
     Raises:
-        SystemExit: with PREEMPTED, after SIGTERM.
+        SystemExit: with PREEMPTED after SIGTERM, with INTERRUPTED after Ctrl-C.
     """
+    by = Preemption.last or "SIGTERM"
     if run.is_main:
         print(f"wrote {_named(run, last)}")
         if best is None:
-            print(f"stopped by SIGTERM; resume with: toto {run.verb} --resume {run.place}")
+            print(f"stopped by {by}; resume with: toto {run.verb} --resume {run.place}")
         elif best != last:
             print(f"best on validation, and used by `--model {run.place}`: {_named(run, best)}")
     if best is None:
-        raise SystemExit(PREEMPTED)
+        raise SystemExit(INTERRUPTED if by == CTRL_C else PREEMPTED)
 
 
 def publish(run: Run, best: Path, push_to: str | None) -> None:

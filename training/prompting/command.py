@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.next_command import say_next
 from training.args import Source
 from training.flags import absolute, parse, require, resumed_run
 from training.prompting.args import DESCRIPTION, PromptDataArgs, PromptModelArgs, PromptOptimArgs, PromptRunArgs
@@ -41,6 +42,12 @@ def main(argv: list[str] | None = None) -> None:
         last, preempted = tune(run, inputs, settings)
     end_run(run, last, None if preempted else last)
     publish(run, last, push_to)
+    model = ["--model", run.folder, *([] if data.task == "all" else ["--task", data.task])]
+    pictures = sorted((Path(data.data) / "image").glob("*"))[:1] if data.data and data.task != "flow" else []
+    if pictures:
+        say_next("prompt", "run", *model, "--inputs", *pictures, "--output", run.folder / "drawn.png")
+    else:
+        say_next("prompt", "score", *model, "--output", run.folder / "scores.json")
 
 
 @dataclass(frozen=True)

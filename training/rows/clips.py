@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from tokenization.progress import tqdm
 from tokenization.sources.labelled import check_labels, number_classes
 from tokenization.video import Clip
 from training.flags import require

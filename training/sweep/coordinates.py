@@ -225,9 +225,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     (args,) = parse((CoordinateArgs,), argv, "toto sweep coordinates", " ".join(__doc__.split("\n\n")[1].split()))
 
-    from tqdm.auto import tqdm
-
     from modeling_toto import TotoConfig
+    from tokenization.progress import tqdm
     from training.engine.device import versions
 
     fields = config_fields(args.config)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 
 from tokenization.evaluate_tokenizer import measure, reconstruction_sheet
+from tokenization.progress import tqdm
 from training.engine import checkpoints
 from training.engine.device import surroundings
 from training.engine.progress import MetricsFile, flat
@@ -61,7 +61,12 @@ class TokenizerLoop:
         run, args = self.run, self.args
         self.metrics = MetricsFile(run.folder / "metrics.jsonl", self.step) if run.is_main else None
         self.bar = tqdm(
-            total=args.max_steps, initial=self.step, desc="train-tokenizer", unit="step", disable=not run.is_main
+            total=args.max_steps,
+            initial=self.step,
+            desc="train-tokenizer",
+            unit="step",
+            disable=not run.is_main,
+            logs=True,
         )
         self.began, frames, preempted = time.time(), iter(self.stream), False
         self.counted, self.counted_since = 0, time.time()

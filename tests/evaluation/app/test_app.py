@@ -380,7 +380,7 @@ def test_bad_input_is_one_sentence(checkpoint, tmp_path, model, monkeypatch):
         command.main(["--model", checkpoint, "--host", "nowhere-at-all"])
     with pytest.raises(ValueError, match=r"There is no model folder '\./nowhere'"):
         load_models(["./nowhere"])
-    with pytest.raises(ValueError, match="There is no model 'nowhere/toto' with its processor"):
+    with pytest.raises(ValueError, match="The model 'nowhere/toto' is neither here"):
         load_models(["nowhere/toto"])
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a model but no processor"):
