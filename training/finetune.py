@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     # Everything that can be wrong is checked before there is a process group or a model.
     beginning = begin("finetune", settings.run, resumed)
     facts = {"command": command, "media": media_on_record(settings.model.model)}
-    inputs, settings = open_inputs(beginning, settings, argv)
+    inputs, settings = open_inputs(beginning, settings, argv, facts["media"])
     if inputs.kind == "image" and (ignored := idle(argv, "stride", "fps", "resize", "num_frames")):
         print(f"{ignored}: no effect on images, each of which is one frame")
     if not any(clips.is_carved for clips in inputs.splits.values()) and (ignored := idle(argv, "group_by")):
@@ -135,15 +135,21 @@ class Inputs:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tuple[Inputs, Settings]:
+def open_inputs(
+    beginning: Beginning, settings: Settings, argv: list[str], seen: list[dict] | None
+) -> tuple[Inputs, Settings]:
     """(inputs of a run, settings with `epochs` converted to `max_steps`, as written to the run's recipe).
 
+    Args:
+        seen: media that the model was trained on, of `media_on_record`.
     Raises:
-        ValueError, FileNotFoundError: settings, data and weights do not match, or do not exist.
+        ValueError, FileNotFoundError: settings, data and weights do not match, or do not exist; media that the model
+            was trained on are tested.
     """
     from training import find_model
     from training.classification import check_rows, model_and_tokenizer
     from training.engine.objective import micro_batches
+    from training.publish.overlap import require_unseen
 
     data, args = settings.data, settings.run
     start = find_model.resolve_model(str(beginning.checkpoint or settings.model.model))
@@ -156,6 +162,8 @@ def open_inputs(beginning: Beginning, settings: Settings, argv: list[str]) -> tu
         refuse_idle(argv, ("next_token_loss_weight",), "without --next_token_loss")
     media, column, kind = labelled_media(data, config)
     check_rows(config, kind)
+    if not data.allow_seen:
+        require_unseen(settings.model.model, seen, data.dataset, media.splits(processor.resolution)[2].name)
     clips, classes = read_clips(media, column, processor, data, settings.augment)
     if data.epochs is not None:
         max_steps = max(1, round(data.epochs * len(clips[0]) / data.batch_size))

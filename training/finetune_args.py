@@ -87,6 +87,10 @@ class LabelledArgs(TimeStepArgs):
         "regular expression on the files' names, such as '_g\\d+_': files with the same match are kept on one side of "
         "a carved split",
     )
+    allow_seen: bool = option(
+        False,
+        "a control, marked in the result: test items that the model was trained on, which are otherwise refused",
+    )
     split_seed: int = option(0, "seed of carved splits and of the choice of --max_train, --max_validation, --max_test")
     image_column: str | None = option(None, "column of the images or videos, if there are several")
     kind: str | None = option(None, "video or image, for a dataset that holds both")

@@ -111,6 +111,13 @@ class ProbeArgs(TimeStepArgs):
             "groups"
         },
     )
+    allow_seen: bool = field(
+        default=False,
+        metadata={
+            "help": "a control, marked in the result: test items that the model was trained on, which are otherwise "
+            "refused"
+        },
+    )
     average_clips: bool = field(
         default=False,
         metadata={"help": "score videos, not clips: the mean of the class probabilities of all clips of a video"},

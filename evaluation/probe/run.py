@@ -30,6 +30,7 @@ from tokenization.sampling import Sampling
 from training.engine.device import EVALUATION_LIMIT, flush_denormals, require_together, versions
 from training.find_model import resolve_model
 from training.publish.media_seen import media_on_record
+from training.publish.overlap import SEEN, require_unseen
 from training.scores import grid_cells
 
 MODEL = "model"  # the backbone itself among the jobs; the others are its baselines
@@ -47,14 +48,14 @@ def run_probe(args: ProbeArgs, command: str) -> ProbeResult:
     jobs = open_backbones(args, state.device)
     backbone = jobs[MODEL].backbone
     with cache_folder(args.feature_cache) as cache:
-        splits = collect(args, jobs, cache)
+        splits = collect(args, jobs, cache, media)
         tasks, tested = fit_and_score(args, jobs, splits)
     return ProbeResult(
         command=command,
         model=args.model,
         depth=backbone.depth,
         media=media,
-        control=f"RoPE base changed to {args.rope_base:g} without training" if args.rope_base else None,
+        control=control(args),
         data=describe(args, splits, tested, backbone.resolution, args.num_frames or backbone.num_frames),
         versions=versions(backbone.device) | {"features": "bf16" if bf16_is_fast(backbone.device) else "fp32"},
         seeds={"heads": args.seed, "untrained": args.seed, "split": args.split_seed},
@@ -87,8 +88,19 @@ def open_backbones(args: ProbeArgs, device: torch.device) -> dict[str, Job]:
     return jobs
 
 
-def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]:
-    """[train, validation, test] with the features of all jobs, in the order of the jobs."""
+def control(args: ProbeArgs) -> str | None:
+    """What makes the result a control, in words."""
+    found = [f"RoPE base changed to {args.rope_base:g} without training"] if args.rope_base else []
+    found += [SEEN] if args.allow_seen else []
+    return "; ".join(found) or None
+
+
+def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path, media: list[dict] | None) -> list[ClipSet]:
+    """[train, validation, test] with the features of all jobs, in the order of the jobs.
+
+    Raises:
+        ValueError: `media`, on which the model was trained, are tested.
+    """
     backbone = jobs[MODEL].backbone
     sampling = Sampling(
         num_frames=args.num_frames or backbone.num_frames,
@@ -111,7 +123,12 @@ def collect(args: ProbeArgs, jobs: dict[str, Job], cache: Path) -> list[ClipSet]
         split_seed=args.split_seed,
     )
     order = FrameOrder(args.frame_order, args.seed)
-    return read_splits(labelled, sampling, order, list(jobs.values()), cache, args.batch_size, args.stream)
+
+    def check(split: str) -> None:
+        if not args.allow_seen:
+            require_unseen(args.model, media, args.dataset, split)
+
+    return read_splits(labelled, sampling, order, list(jobs.values()), cache, args.batch_size, args.stream, check)
 
 
 def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) -> tuple[dict[str, TaskResult], Tested]:

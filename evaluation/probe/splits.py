@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -199,6 +200,7 @@ def read_splits(
     cache: Path,
     batch_size: int = 8,
     stream: bool = False,
+    check: Callable[[str], None] | None = None,
 ) -> list[ClipSet]:
     """[train, validation, test], each clip decoded, tokenised and run through all backbones once.
 
@@ -208,11 +210,14 @@ def read_splits(
     Args:
         sampling: of the clips; its views are those of test clips. jobs: the backbones. cache: folder of the features.
         batch_size: clips in one forward pass. stream: keep the `Inputs` of each backbone in the place of its features.
+        check: called with the name of the split that test items come from, before anything is computed.
     Raises:
         ValueError: the disk is too small for what would be kept.
     """
     reader = _Reader(labelled, sampling, order, jobs, cache, stream)
     opened, columns = reader.open_parts()
+    if check is not None:
+        check((opened["test"] or opened["train"])[0])
     reader.check_disk(opened)
     found = {part: reader.collect(part, each, columns, batch_size) for part, each in opened.items() if each}
     train, most = found["train"], reader.most

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.report.leakage import check_media
 from evaluation.report.probe_figures import DEPTH, axes_of, check_count, comparison_figure, comparison_svg, heads_of
 from evaluation.report.reading import Probe, percent, read_probes
 
@@ -188,6 +189,7 @@ def compare_files(
     if output and Path(output).suffix not in kinds:
         raise ValueError(f"--output {output} is not supported; its name must end in {', '.join(kinds)}.")
     probes = read_results(files)
+    check_media({probe.name: probe.result for probe in probes})
     rows = compare(probes, metric)
     print(table(rows))
     data = {probe.name: (probe.result.data and probe.result.data.dataset) or "unknown" for probe in probes}

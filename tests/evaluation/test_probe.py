@@ -449,6 +449,31 @@ def test_intervals_are_over_groups(checkpoint, tmp_path, capsys):
     assert versus["ci95"] == found["ci95"] != alone["best"]["versus"]["pixels"]["ci95"]
 
 
+def test_media_that_the_model_saw_are_refused_before_anything_is_computed(checkpoint, pictures, tmp_path, monkeypatch):
+    """By the probe, by --compare and by the card, unless the result is marked as a control."""
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    seen = [{"dataset": Path(pictures).name, "split": "test", "kind": "image"}]
+    (model / "media.json").write_text(json.dumps({"format": 1, "media": seen}))
+    quick = ("--heads", "ridge", "--layers", "1", "--baselines", "none")
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.probe.splits.extract", None)
+        with pytest.raises(
+            ValueError, match=r"was trained on pictures\d+ \(test\) and is scored on pictures\d+ \(test\)"
+        ):
+            probe(str(model), pictures, tmp_path / "r.json", *quick)
+    allowed = probe(str(model), pictures, tmp_path / "r.json", *quick, "--allow_seen")
+    assert allowed["control"] == "test items may be among those that the model was trained on"
+    clean = probe(checkpoint, pictures, tmp_path / "s.json", *quick)
+    main(["--compare", str(tmp_path / "r.json"), str(tmp_path / "s.json")])
+    model_card(checkpoint, results=[allowed, clean])
+    (tmp_path / "t.json").write_text(json.dumps({k: v for k, v in allowed.items() if k != "control"}))
+    with pytest.raises(ValueError, match="is scored on"):
+        main(["--compare", str(tmp_path / "s.json"), str(tmp_path / "t.json")])
+    with pytest.raises(ValueError, match="is scored on"):
+        model_card(checkpoint, results=[json.loads((tmp_path / "t.json").read_text())])
+
+
 def test_the_chosen_row_is_kept_alone_whatever_its_head(checkpoint, pictures, tmp_path):
     """With --layers best, where the first head is of another kind than the chosen one."""
     flags = ("--baselines", "none", "--heads", "linear", "ridge", "--layers", "best", "--epochs", "1")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tokenization.markdown import markdown_template
 from training.find_model import resolve_model
+from training.publish.overlap import SEEN, require_unseen
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -160,6 +161,9 @@ def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
     for result in results:
         if "best" not in result:
             raise ValueError("A result without 'best' or 'scores' is none of toto probe or toto generate --score.")
+        is_control = SEEN in (result.get("control") or "")
+        if not is_control and (test := ((result.get("data") or {}).get("splits") or {}).get("test")):
+            require_unseen(str(result.get("model")), result.get("media"), result["data"]["dataset"], test["split"])
     return [
         (label, task, result)
         for result in results
