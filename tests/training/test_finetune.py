@@ -536,6 +536,18 @@ def test_labels_that_are_invalid(tmp_path, pretrained, labels, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_media_that_the_model_saw_are_no_test(tmp_path, pretrained, pictures, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(pretrained, model)
+    seen = [{"dataset": pictures.name, "split": "test", "kind": "image"}]
+    (model / "media.json").write_text(json.dumps({"format": 1, "media": seen}))
+    monkeypatch.setattr("training.finetune.read_clips", None)
+    with pytest.raises(ValueError, match=rf"was trained on {pictures.name} \(test\) and is scored on"):
+        finetune(tmp_path / "run", model, pictures)
+    with pytest.raises(TypeError):  # it goes on to read them
+        finetune(tmp_path / "run", model, pictures, "--allow_seen")
+
+
 def test_hidden_test_labels_are_refused_before_any_clip_is_tokenized(tmp_path, pretrained, monkeypatch):
     (tmp_path / "data").mkdir()
     table(tmp_path / "data" / "train-0.parquet", [0, 1] * 6)
