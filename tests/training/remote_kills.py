@@ -134,6 +134,8 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
     """What came of it all. run: calls an action in forks with this cache; returns the exit status of the first."""
     from tiny_run import FLAGS, save_tokenizer
 
+    from training.find_model import whole_steps
+
     def there(url: str) -> dict[str, bytes]:
         return contents(url, folder, run)
 
@@ -152,22 +154,23 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
     whole, url = "s3://bucket/runs/whole", "s3://bucket/runs/killed"
     fine.append(run(training(*flags, "--shards", "s3://bucket/whole", "--output_dir", whole), "b", ranks) == 0)
     flags += ["--shards", "s3://bucket/killed", "--output_dir", url]
-    argv, machine, done, resumed = flags, "c", [], []
+    argv, machine, done, resumed_from = flags, "c", [], []
     while True:
-        write = draw.randint(2, 70) if len(done) < kills else 0
+        write = draw.randint(2, 100) if len(done) < kills else 0
         status = run(killed_at(write, training(*argv)), machine, ranks)
         if status != signal.SIGKILL:
             fine.append(status == 0)
             break
         done.append(write)
-        argv = ["--resume", url] if "recipe.yaml" in there(url) else flags
-        resumed.append(argv[0] == "--resume")
+        files = there(url)
+        argv = ["--resume", url] if "recipe.yaml" in files else flags
+        resumed_from.append(max(whole_steps(files), default=0))
         machine = draw.choice((machine, f"other-{len(done)}"))
     reports = report(there(whole)), report(there(url))
     same = {key: reports[0][key] == reports[1][key] for key in reports[0]}
     return {
         "kills": done,
-        "resumed": sum(resumed),
+        "resumed_from": resumed_from,
         "ended_as_expected": fine,
         "seen": seen,
         "same_shards": shards[0].keys() == shards[1].keys()
