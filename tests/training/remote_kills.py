@@ -140,7 +140,8 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
         return contents(url, folder, run)
 
     tokenizer = folder / "tokenizer"
-    fine = [run(lambda: save_tokenizer(tokenizer), "a") == 0, run(tokenizing("s3://bucket/whole", tokenizer), "a") == 0]
+    fine = [run(lambda: save_tokenizer(tokenizer), "a") == 0]
+    fine.append(run(tokenizing("s3://bucket/whole", tokenizer), "a", ranks) == 0)
     action, seen = tokenizing("s3://bucket/killed", tokenizer), {}
     fine.append(run(killed_in_encoding(action), "a") == signal.SIGKILL)
     seen["after the kill in encoding"] = sorted(there("s3://bucket/killed"))
@@ -186,7 +187,9 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=6, help="of the run")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of the run")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="processes of the run, and of the tokenizing that is not killed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with socket.socket() as listener:
