@@ -187,9 +187,7 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=6, help="of the run")
-    parser.add_argument(
-        "--ranks", type=int, default=1, help="processes of the run, and of the tokenizing that is not killed"
-    )
+    parser.add_argument("--ranks", type=int, default=1, help="of the run, and of the tokenizing that ends")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with socket.socket() as listener:

@@ -6,6 +6,7 @@ What kills do to it, on an S3 server: `remote_kills.py`. Everything else is in f
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -296,16 +297,18 @@ def test_a_run_that_was_never_uploaded_is_not_deleted(run, memory):
 
 
 def test_old_checkpoints_are_deleted_as_asked(run):
-    for step in (6, 8):
+    found = []
+    for step, dropped in ((6, None), (8, 4)):
         checkpoint(run.folder, step)
+        if dropped:  # as `checkpoints.writing` does
+            shutil.rmtree(run.folder / "checkpoints" / f"step_{dropped:06d}")
         run.saved(keep=2, spared={2})
-    run.settle()
-    assert whole_steps(run.remote.files()) == [2, 6, 8]
+        run.settle()
+        found.append(whole_steps(run.remote.files()))
+    assert found == [[2, 4, 6], [2, 6, 8]]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(run, monkeypatch):
-    import shutil
-
     shutil.rmtree(run.folder / "checkpoints" / "step_000004")
     checkpoint(run.folder, 4, "newer!!")
     write, seen = Remote.write, []
