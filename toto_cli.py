@@ -73,6 +73,7 @@ def run(main, argv: list[str] | None = None) -> None:
 
     quiet_libraries()
     try:
+        refuse_url(main, sys.argv[1:] if argv is None else argv)
         main(argv)
     except (ValueError, OSError) as error:
         if os.environ.get("TOTO_TRACEBACK"):
@@ -88,6 +89,23 @@ def going_on(main, argv: list[str]) -> str:
     """What a user is told after Ctrl-C: the command that goes on, if the verb keeps what it has finished."""
     verb = next((verb for verb in RESUMED if main.__module__.startswith(VERBS[verb][0])), None)
     return "stopped" if verb is None else f"stopped; go on with: toto {shlex.join([verb, *argv])}"
+
+
+def refuse_url(main, argv: list[str]) -> None:
+    """Raises ValueError if --output is a URL and the command is not `toto tokenize`, before the command's work is lost.
+
+    Run folders (--output_dir) may be URLs in every command that trains.
+    """
+    spec = main.__globals__.get("__spec__")  # of "python -m" too, where the module's name is __main__
+    if spec is not None and spec.name == VERBS["tokenize"][0]:
+        return
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, inside = flag.partition("=")
+        if name == "--output" and "://" in (inside or value):
+            raise ValueError(
+                f"--output {inside or value} is a URL, but this command writes local files; name a local one and copy "
+                "it afterwards."
+            )
 
 
 def exit_if_hidden() -> None:

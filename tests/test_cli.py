@@ -193,3 +193,13 @@ def test_a_command_refuses_with_a_sentence():
     done = toto("train-tokenizer", "--kind", "jpeg")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "error: --kind is 'jpeg'; it must be one of vqgan, dvae."
+
+
+@pytest.mark.parametrize("flags", [["--output", "s3://bucket/page.html"], ["--output=s3://bucket/page.html"]])
+def test_a_url_that_is_not_written_is_refused_at_once(flags, capsys):
+    def main(_argv):
+        pytest.fail("the command ran")
+
+    with pytest.raises(SystemExit):
+        toto_cli.run(main, ["--results", "x.json", *flags])
+    assert "--output s3://bucket/page.html is a URL, but this command writes local files" in capsys.readouterr().err

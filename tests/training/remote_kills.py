@@ -134,11 +134,14 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
     """What came of it all. run: calls an action in forks with this cache; returns the exit status of the first."""
     from tiny_run import FLAGS, save_tokenizer
 
+    from training.find_model import whole_steps
+
     def there(url: str) -> dict[str, bytes]:
         return contents(url, folder, run)
 
     tokenizer = folder / "tokenizer"
-    fine = [run(lambda: save_tokenizer(tokenizer), "a") == 0, run(tokenizing("s3://bucket/whole", tokenizer), "a") == 0]
+    fine = [run(lambda: save_tokenizer(tokenizer), "a") == 0]
+    fine.append(run(tokenizing("s3://bucket/whole", tokenizer), "a", ranks) == 0)
     action, seen = tokenizing("s3://bucket/killed", tokenizer), {}
     fine.append(run(killed_in_encoding(action), "a") == signal.SIGKILL)
     seen["after the kill in encoding"] = sorted(there("s3://bucket/killed"))
@@ -152,22 +155,23 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
     whole, url = "s3://bucket/runs/whole", "s3://bucket/runs/killed"
     fine.append(run(training(*flags, "--shards", "s3://bucket/whole", "--output_dir", whole), "b", ranks) == 0)
     flags += ["--shards", "s3://bucket/killed", "--output_dir", url]
-    argv, machine, done, resumed = flags, "c", [], []
+    argv, machine, done, resumed_from = flags, "c", [], []
     while True:
-        write = draw.randint(2, 70) if len(done) < kills else 0
+        write = draw.randint(2, 100) if len(done) < kills else 0
         status = run(killed_at(write, training(*argv)), machine, ranks)
         if status != signal.SIGKILL:
             fine.append(status == 0)
             break
         done.append(write)
-        argv = ["--resume", url] if "recipe.yaml" in there(url) else flags
-        resumed.append(argv[0] == "--resume")
+        files = there(url)
+        argv = ["--resume", url] if "recipe.yaml" in files else flags
+        resumed_from.append(max(whole_steps(files), default=0))
         machine = draw.choice((machine, f"other-{len(done)}"))
     reports = report(there(whole)), report(there(url))
     same = {key: reports[0][key] == reports[1][key] for key in reports[0]}
     return {
         "kills": done,
-        "resumed": sum(resumed),
+        "resumed_from": resumed_from,
         "ended_as_expected": fine,
         "seen": seen,
         "same_shards": shards[0].keys() == shards[1].keys()
@@ -183,7 +187,7 @@ def compare(folder: Path, kills: int, ranks: int, draw: random.Random, run) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=6, help="of the run")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of the run")
+    parser.add_argument("--ranks", type=int, default=1, help="of the run, and of the tokenizing that ends")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with socket.socket() as listener:

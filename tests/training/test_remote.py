@@ -6,6 +6,7 @@ What kills do to it, on an S3 server: `remote_kills.py`. Everything else is in f
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +54,16 @@ def losses(rows: bytes):
 @needs_server
 def test_an_s3_run_killed_at_any_write_is_the_run_nobody_killed():
     script = str(Path(__file__).with_name("remote_kills.py"))
-    command = [sys.executable, script, "--kills", "3", "--seed", "2"]
+    command = [sys.executable, script, "--kills", "3", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     found = json.loads(done.stdout)
-    assert len(found["kills"]) == 3 and found["resumed"] and found["same_shards"] and all(found["same"].values())
+    assert (
+        len(found["kills"]) == 3
+        and max(found["resumed_from"]) > 0
+        and found["same_shards"]
+        and all(found["same"].values())
+    )
     assert found["seen"] == {"after the kill in encoding": [], "after the kill in uploading": False}
     assert found["checkpoints"] == ["step_000010", "step_000012"] and found["steps_logged"] == 12 and found["tensors"]
 
@@ -291,16 +297,18 @@ def test_a_run_that_was_never_uploaded_is_not_deleted(run, memory):
 
 
 def test_old_checkpoints_are_deleted_as_asked(run):
-    for step in (6, 8):
+    found = []
+    for step, dropped in ((6, None), (8, 4)):
         checkpoint(run.folder, step)
+        if dropped:  # as `checkpoints.writing` does
+            shutil.rmtree(run.folder / "checkpoints" / f"step_{dropped:06d}")
         run.saved(keep=2, spared={2})
-    run.settle()
-    assert whole_steps(run.remote.files()) == [2, 6, 8]
+        run.settle()
+        found.append(whole_steps(run.remote.files()))
+    assert found == [[2, 4, 6], [2, 6, 8]]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(run, monkeypatch):
-    import shutil
-
     shutil.rmtree(run.folder / "checkpoints" / "step_000004")
     checkpoint(run.folder, 4, "newer!!")
     write, seen = Remote.write, []
@@ -313,6 +321,15 @@ def test_a_checkpoint_of_the_same_step_is_replaced(run, monkeypatch):
     run.upload()
     assert run.remote.read("checkpoints/step_000004/model.safetensors") == b"newer!! 4"
     assert ("checkpoints/step_000004/model.safetensors", False) in seen  # never whole with files of both
+
+
+def test_the_list_of_a_checkpoint_is_uploaded_last(run, monkeypatch):
+    write, seen = Remote.write, []
+    monkeypatch.setattr(Remote, "write", lambda self, name, content: (seen.append(name), write(self, name, content)))
+    checkpoint(run.folder, 6)
+    run.upload()
+    assert sum(name.startswith("checkpoints/step_000006/") for name in seen) == len(seen) == 3
+    assert seen[-1] == f"checkpoints/step_000006/{MARKER}"
 
 
 def test_the_best_checkpoint_comes_along(run, monkeypatch, tmp_path):

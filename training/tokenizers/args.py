@@ -27,7 +27,9 @@ class TokenizerArgs:
     )
     eval_frames: int = option(256, "held-out frames per source to measure on")
     crops: int = option(1, "1: the centre crop; K: K random crops of every item (not of toyworld)")
-    output_dir: str | None = option(None, "run folder, new or empty (default: runs/<recipe>-<time>)")
+    output_dir: str | None = option(
+        None, "run folder, or a URL (s3://, gs://) for it, new or empty (default: runs/<recipe>-<time>)"
+    )
     max_steps: int = option(2000, "optimiser steps")
     batch_size: int = option(32, "frames per step, on each process")
     ema_decay: float | None = option(None, "average the weights with this decay, and save the average (DALL-E: 0.999)")
