@@ -55,6 +55,7 @@ def test_the_last_task_makes_the_shards_and_any_other_may_be_started_again(image
     main([*out, "--rank", "1", "--world", "3"])
     assert content(tmp_path / "out") == content(tmp_path / "whole") and not parts.exists()
     before = content(tmp_path / "out")
+    assert not {PLAN, "settings.json"} & before.keys()
     for name in (PLAN, "settings.json", "train-00000.arrow.1f.partial"):  # killed just after the rename
         (tmp_path / "out" / name).touch()
     main([*out, "--rank", "0", "--world", "3"])
