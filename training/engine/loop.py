@@ -326,10 +326,15 @@ class _Loop:
             snapshot = Snapshot(self.step, weights if run.is_main else {}, parts, state, spared)
             if self.writer.in_background:
                 snapshot = snapshot.copied(self.device)
-            how = (run.folder, self.args.keep_checkpoints, self.plain, learner.processor, run.is_main, self.writer.wait)
             target = run.folder / "checkpoints" / f"step_{self.step:06d}"
-            self.writer.start(self.step, target, functools.partial(snapshot.write, *how))
+            self.writer.start(self.step, target, functools.partial(self._write_checkpoint, snapshot))
         self.saved = self.step
+
+    def _write_checkpoint(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint from its snapshot; a thread may call it."""
+        run, learner = self.run, self.learner
+        how = (run.folder, self.args.keep_checkpoints, self.plain, learner.processor, run.is_main, self.writer.wait)
+        snapshot.write(*how)
 
 
 def _gradients(
