@@ -133,7 +133,8 @@ def test_kill_and_resume_gives_the_same_numbers(varied, pretrained, pictures, tm
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) >= 7:
+        has_rows = (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) >= 7
+        if has_rows and find_model.steps(run):  # which a thread writes
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
