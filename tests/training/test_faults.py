@@ -83,6 +83,9 @@ def test_the_flight_recorder_writes_to_the_run_unless_the_user_set_it(tmp_path, 
     set_flight_recorder(tmp_path)
     assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/flight_recorder_rank_"
     assert "TORCH_FR_BUFFER_SIZE" not in os.environ and os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "0"
+    os.environ["TORCH_FR_DUMP_TEMP_FILE"] = "of the user"
+    set_flight_recorder(tmp_path)
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == "of the user"
     header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d"
     known = "".join((header / name).read_text() for name in ("FlightRecorder.hpp", "ProcessGroupNCCL.hpp"))
     assert all(name in known for names in RECORDER[:2] for name in names[:2])

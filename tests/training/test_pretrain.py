@@ -139,15 +139,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(whole_run, tmp_path, monkeyp
 
 
 def test_a_disk_that_fills_up_under_the_moments_is_reported(whole_run, tmp_path, monkeypatch):
-    """torch reports it as an exception that is none of Exception's."""
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    import safetensors.torch
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
-    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match=r"disk is full.*step_000014.*last checkpoint is .*step_000012"):
         main(["--resume", str(run), "--max_steps", "14"])
     assert not list((run / "checkpoints").glob(".*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 from collections.abc import Iterator
@@ -332,14 +333,16 @@ class _Loop:
             snapshot = Snapshot(self.step, weights if run.is_main else {}, parts, state, spared)
             if self.writer.in_background:
                 snapshot = snapshot.copied(self.device)
-            keep, target = self.args.keep_checkpoints, run.folder / "checkpoints" / f"step_{self.step:06d}"
-
-            def write() -> None:
-                snapshot.write(run.folder, keep, self.plain, learner.processor, run.is_main, self.writer.wait)
-                run.after_checkpoint(keep, snapshot.spared)
-
-            self.writer.start(self.step, target, write)
+            target = run.folder / "checkpoints" / f"step_{self.step:06d}"
+            self.writer.start(self.step, target, functools.partial(self._write_checkpoint, snapshot))
         self.saved = self.step
+
+    def _write_checkpoint(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint from its snapshot; a thread may call it."""
+        run, learner = self.run, self.learner
+        how = (run.folder, self.args.keep_checkpoints, self.plain, learner.processor, run.is_main, self.writer.wait)
+        snapshot.write(*how)
+        run.after_checkpoint(self.args.keep_checkpoints, snapshot.spared)
 
 
 def _gradients(
