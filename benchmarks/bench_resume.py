@@ -1,4 +1,4 @@
-"""Runs killed at random times and resumed: how many are lost, and how many differ from an uninterrupted run.
+"""Runs killed at random places and resumed: how many are lost, and how many differ from an uninterrupted run.
 
 The kills are made as in the tests, but more often: tests/training/kill_resume.py.
 """
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "tests" / "training" / "kill_r
 
 def add_flags(parser) -> None:
     parser.add_argument("--kills", type=int, default=200, help="number of kills (200: half an hour)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills and of the training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the places of the kills and of the training")
 
 
 def measure(args) -> dict:

@@ -2,8 +2,7 @@
 
   torchrun --standalone --nproc-per-node 2 tests/training/two_ranks.py ddp|fsdp2|slow|hang [flags of toto pretrain]
 
-slow: DDP, and the second rank waits for its rows until it is half as late again as the first, and 0.3 s more. hang: it
-never gets those of the third step.
+slow: DDP, and the second rank waits for its rows in every step. hang: it never gets those of the third step.
 
 Accelerate shards on accelerators only: with the processes of a CPU it would train with DDP and not say so. What it asks
 is answered here, for the tests alone; the sharding is torch's own.
@@ -75,34 +74,19 @@ def count_bf16_sums() -> list[int]:
 
 
 def hold_up_rank_1(mode: str) -> None:
-    import accelerate
-    from torch.distributed.distributed_c10d import _get_default_store
-
     import training.engine.loop as loop
 
-    take, backward, began, passes = loop.RowStream.take, accelerate.Accelerator.backward, [], []
+    take, taken = loop.RowStream.take, []
 
     def late(self, count):
-        began.append(time.perf_counter())
-        if os.environ["RANK"] == "1" and len(began) > 1:
-            if mode == "hang":
-                time.sleep(600 if len(began) == 3 else 0)
-            else:  # the other one's seconds, however busy the machine is
-                other = float(_get_default_store().get(f"alone {len(began)}"))
-                time.sleep(max(0, 1.5 * other + 0.3 - (time.perf_counter() - began[-1])))
+        taken.append(count)
+        if os.environ["RANK"] == "1" and len(taken) > 1:
+            time.sleep(600 if mode == "hang" and len(taken) == 3 else 0.3)
         return take(self, count)
-
-    def told(self, loss, **kwargs):
-        passes.append(len(began))
-        if os.environ["RANK"] == "0" and len(passes) % 2 == 0:  # before the second, in which the ranks meet
-            _get_default_store().set(f"alone {len(began)}", str(time.perf_counter() - began[-1]))
-        return backward(self, loss, **kwargs)
 
     loop.RowStream.take = late
     if mode == "hang":
         loop.STEP_LIMIT = timedelta(seconds=5)
-    else:
-        accelerate.Accelerator.backward = told
 
 
 def main() -> None:
