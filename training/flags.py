@@ -64,7 +64,7 @@ def parse(
             else:
                 recipe_flags.append(f"--{key}={_flag_value(value)}")
     parsed = parser.parse_dataclasses(recipe_flags + argv)
-    # toto plan needs nothing of what it names. Once torch is there, nothing is gained: commands refuse names themselves.
+    # toto plan needs nothing of what it names; once torch is there, nothing is gained (commands refuse too)
     if prog != "toto plan" and "torch" not in sys.modules:
         from training.refusals import refuse_names
 
