@@ -76,9 +76,11 @@ def register() -> None:
 
 def _is_command() -> bool:
     """Whether this process is `toto` or `python -m` of one of its verbs."""
-    module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
-    if module.partition(".")[0] in ("toto_cli", "tokenization", "training", "evaluation"):
-        return True
+    options = [] if "-m" not in sys.orig_argv[:-1] else sys.orig_argv[1 : sys.orig_argv.index("-m")]
+    of_python = [each.startswith("-") or options[k - 1] in ("-W", "-X") for k, each in enumerate(options)]
+    if "-m" in sys.orig_argv[:-1] and all(of_python):  # not an argument of another program
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        return module.partition(".")[0] in ("toto_cli", "tokenization", "training", "evaluation")
     return Path(sys.argv[0]).name in ("toto", "toto.exe", "toto-script.py", "toto_cli.py")
 
 

@@ -41,7 +41,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if line := " ".join(text.split()):
-            self.stream.write(f"{line}\n")
+            self.stream.write(f"{line.replace(': :', ':')}\n")
 
     def flush(self) -> None:
         self.stream.flush()
@@ -59,6 +59,19 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
     if sys.stderr.isatty() and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
         enable_progress_bars()  # the line above ends those too
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """A block in which transformers does not list the weights of a checkpoint that a new head is expected to lack."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
+from tokenization.progress import without_load_report
 from tokenization.sequences import image_rows, video_rows
 from training.architectures import DropPath
 from training.engine.device import in_own_memory
@@ -112,7 +113,8 @@ def check_rows(config: TotoConfig, kind: str) -> None:
 def load_classifier(start: str, config: TotoConfig, kind: str):
     """The float32 classifier of a checkpoint; its head is new if the checkpoint has none for these classes."""
     cls = TotoForImageClassification if kind == "image" else TotoForVideoClassification
-    model = cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    with without_load_report():
+        model = cls.from_pretrained(start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
     return in_own_memory(model)
 
 

@@ -66,7 +66,8 @@ def parse(
             else:
                 recipe_flags.append(f"--{key}={_flag_value(value)}")
     parsed = parser.parse_dataclasses(recipe_flags + argv)
-    if prog != "toto plan":  # which needs nothing of what a recipe names
+    # toto plan needs nothing of what it names; once torch is there, nothing is gained (commands refuse too)
+    if prog != "toto plan" and "torch" not in sys.modules:
         from training.refusals import refuse_names
 
         values = {f.name: getattr(args, f.name) for args in parsed for f in fields(args)}

@@ -83,7 +83,14 @@ def read_held_out(args: TokenizerArgs, resolution: int) -> dict:
     split = args.split if only else args.eval_split
     frames = (resolution, args.eval_frames)
     options = {"only_held_out": only, "config_name": args.config_name}
-    return {name: held_out_frames(name, split, *frames, **options) for name in args.dataset}
+    try:
+        return {name: held_out_frames(name, split, *frames, **options) for name in args.dataset}
+    except ValueError as error:
+        if only or "has no split" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} --eval_split held_out measures on one item in 20 of the split {args.split}."
+        ) from error
 
 
 def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[Path, bool]:

@@ -104,7 +104,8 @@ def test_off_a_terminal_progress_is_in_lines(monkeypatch):
     assert list(tqdm(range(3), desc="quick", file=stream)) == [0, 1, 2] and stream.getvalue() == ""
     monkeypatch.setattr("tokenization.progress.FIRST_LINE_SECONDS", 0)
     monkeypatch.setattr("tokenization.progress.LINE_SECONDS", 0)
-    with tqdm(total=3, unit=" items", desc="slow", file=stream) as bar:
+    with tqdm(total=3, unit=" items", file=stream) as bar:
+        bar.set_description("slow")
         for _ in range(3):
             bar.update()
     lines = stream.getvalue().splitlines()

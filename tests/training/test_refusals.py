@@ -152,3 +152,34 @@ def test_the_names_of_heads_are_those_of_the_banks():
     from evaluation.heads.bank import LEARNING_RATES
 
     assert tuple(LEARNING_RATES) == heads.BANKS and set(heads.TOKEN_HEADS) < set(heads.BANKS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "is_command"),
+    [
+        (["python", "/bin/toto", "probe"], "/bin/toto", True),
+        (["python", "-m", "training.pretrain"], "-m", True),
+        (["python", "-u", "-W", "error", "-m", "evaluation.probe"], "-m", True),
+        (["python", "mine.py", "-m", "training.pretrain"], "mine.py", False),
+        (["python", "-m", "pytest", "-m", "training"], "-m", False),
+        (["python", "-c", "import tokenization"], "-c", False),
+    ],
+)
+def test_only_our_commands_register_late(typed, name, is_command, monkeypatch):
+    import tokenization
+
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setattr(sys, "argv", [name])
+    assert tokenization._is_command() is is_command
+
+
+def test_photos_without_a_validation_split_are_told_of_the_held_out_ones(tmp_path):
+    from PIL import Image
+
+    from training.train_tokenizer import main
+
+    for kind in ("cats", "dogs"):
+        (tmp_path / kind).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / kind / "a.png")
+    with pytest.raises(ValueError, match=r"no split 'validation'.* --eval_split held_out measures on one item in 20"):
+        main(["--recipe", "toto_tokenizer_64", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "run")])
