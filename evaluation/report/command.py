@@ -21,7 +21,8 @@ class ReportArgs:
     )
     runs: list[str] = field(default_factory=list, metadata={"help": "run folders of `toto pretrain`"})
     generations: list[str] = field(
-        default_factory=list, metadata={"help": "folders written by `toto generate`, or single sheets (.png)"}
+        default_factory=list,
+        metadata={"help": "folders written by `toto generate`, whose films play in the page; or single sheets (.png)"},
     )
     title: str = field(default="Toto report", metadata={"help": "title of the page"})
 

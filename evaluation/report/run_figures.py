@@ -66,7 +66,7 @@ def frames_svg(name: str, source: str, maps: dict, predictors: dict | None, unit
     """
     import numpy as np
 
-    figure, axes = new_figure(5.2, 3.4)
+    figure, axes = new_figure(5.2, 3.8)
     losses, frames = np.array(maps["sources"][source]), maps["num_frames"]
     places = 1 + (np.arange(len(losses)) + 0.5) * frames / len(losses)
     axes.plot(places, losses, color="#86b8d8", linewidth=0.7, label="every token")
@@ -82,7 +82,7 @@ def frames_svg(name: str, source: str, maps: dict, predictors: dict | None, unit
     axes.set_xticks(middles, [str(frame + 1) for frame in range(frames)])
     axes.set_xlabel("frame", fontsize=10)
     axes.set_ylabel(unit, fontsize=10)
-    axes.legend(frameon=False, fontsize=9.5)
+    figure.legend(frameon=False, fontsize=9.5, ncols=2, loc="outside lower center")
     each = ", ".join(f"{mean:.2f}" for mean in means)
     return to_svg(
         figure, f"Validation loss of {name} on {source} along a row. Mean of each frame: {each} {short(unit)}."

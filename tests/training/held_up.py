@@ -20,12 +20,12 @@ def start(module: str, rows: int, go: Path, flags: list[str], **options) -> subp
     return subprocess.Popen([sys.executable, __file__, module, str(rows), str(go), *flags], **options)
 
 
-def wait_for_rows(run: Path, rows: int, process: subprocess.Popen) -> None:
-    """Wait until a run has written so many rows of metrics, and a checkpoint, which a thread writes."""
+def wait_for_rows(run: Path, rows: int, process: subprocess.Popen, checkpoint: bool = False) -> None:
+    """Wait until a run has written so many rows of metrics. checkpoint: and one of these, which a thread writes."""
     from training import find_model
 
     file, until = run / "metrics.jsonl", time.monotonic() + LIMIT
-    while not file.is_file() or file.read_text().count("\n") < rows or not find_model.steps(run):
+    while not file.is_file() or file.read_text().count("\n") < rows or (checkpoint and not find_model.steps(run)):
         assert process.poll() is None, f"it ended with {process.returncode}"
         assert time.monotonic() < until, "it stands still elsewhere"
         time.sleep(0.01)

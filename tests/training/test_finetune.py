@@ -131,7 +131,7 @@ def test_kill_and_resume_gives_the_same_numbers(varied, pretrained, pictures, tm
     flags = ["--model", str(pretrained), "--dataset", str(pictures), "--output_dir", str(run), *STEPS, *FAST, *VARIED]
     options = {"env": {**os.environ, "HF_HUB_OFFLINE": "1"}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = held_up.start("training.finetune", 7, tmp_path / "go", flags, **options)
-    held_up.wait_for_rows(run, 7, process)
+    held_up.wait_for_rows(run, 7, process, checkpoint=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert find_model.steps(run) and not (run / "results.json").exists()

@@ -72,7 +72,7 @@ def test_kill_and_resume_is_bit_exact(whole_run, shards, tmp_path):
     flags = [*FLAGS, *STEPS, "--shards", str(shards), "--output_dir", str(run)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = held_up.start("training.pretrain", 7, tmp_path / "go", flags, env=environment, stdout=subprocess.DEVNULL)
-    held_up.wait_for_rows(run, 7, process)  # six steps and a validation
+    held_up.wait_for_rows(run, 7, process, checkpoint=True)  # six steps and a validation
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [path.name for path in find_model.steps(run)] == ["step_000004"]
