@@ -58,12 +58,8 @@ def test_an_s3_run_killed_at_any_write_is_the_run_nobody_killed():
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     found = json.loads(done.stdout)
-    assert (
-        len(found["kills"]) == 3
-        and max(found["resumed_from"]) > 0
-        and found["same_shards"]
-        and all(found["same"].values())
-    )
+    assert len(found["kills"]) == 2 and max(found["resumed_from"]) > 0
+    assert found["same_shards"] and all(found["same"].values())
     assert found["seen"] == {"after the kill in encoding": [], "after the kill in uploading": False}
     assert found["checkpoints"] == ["step_000010", "step_000012"] and found["steps_logged"] == 12 and found["tensors"]
 
