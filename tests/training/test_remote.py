@@ -54,16 +54,12 @@ def losses(rows: bytes):
 @needs_server
 def test_an_s3_run_killed_at_any_write_is_the_run_nobody_killed():
     script = str(Path(__file__).with_name("remote_kills.py"))
-    command = [sys.executable, script, "--kills", "3", "--seed", "3"]
+    command = [sys.executable, script, "--kills", "2", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     found = json.loads(done.stdout)
-    assert (
-        len(found["kills"]) == 3
-        and max(found["resumed_from"]) > 0
-        and found["same_shards"]
-        and all(found["same"].values())
-    )
+    assert len(found["kills"]) == 2 and max(found["resumed_from"]) > 0
+    assert found["same_shards"] and all(found["same"].values())
     assert found["seen"] == {"after the kill in encoding": [], "after the kill in uploading": False}
     assert found["checkpoints"] == ["step_000010", "step_000012"] and found["steps_logged"] == 12 and found["tensors"]
 
