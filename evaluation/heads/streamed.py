@@ -114,7 +114,7 @@ def train_streamed(
 
     Args:
         banks: trained heads by kind, with the same seed and batch size. folder: of what a stopped run goes on from:
-            finished groups of layers and, at least every few minutes, the state of the heads in training.
+            finished groups of layers, and the state of the heads in training (see `PassState.due`).
     Raises:
         ValueError: labels out of range, heads that diverged, or a folder of another run.
     """
