@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_run import CONFIG, FLAGS
+from torch.distributed.tensor import Replicate, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training.next_tokens
@@ -73,6 +75,26 @@ def test_update_ratios_read_no_number_of_a_parameter(optim):
         assert readings.count == 1
         assert len(update_ratios(model, optimizer)) == 4
     assert readings.count == 1
+
+
+def test_update_ratios_of_sharded_weights_are_summed_once(monkeypatch):
+    """HSDP: sums go over the processes that share a copy, not over the copies. The other process has not moved."""
+    model = torch.nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    alone = update_ratios(model, optimizer)["other"]
+    model.weight.device_mesh = SimpleNamespace(get_group=lambda dim: f"group {dim}")
+    model.weight.placements = (Replicate(), Shard(0))
+    exchanged = []
+
+    def all_reduce(table, group):
+        exchanged.append((group, table.shape))
+        table[:, 1] *= 4  # weights of three times the square elsewhere
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    assert update_ratios(model, optimizer)["other"] == pytest.approx(alone / 2)
+    assert exchanged == [("group 1", (1, 2))]
 
 
 @pytest.fixture(scope="module")
