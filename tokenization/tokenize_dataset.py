@@ -16,10 +16,9 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArgumentParser
 
-from tokenization.sampling import Sampling, TimeStepArgs
+from tokenization.sampling import DECODERS, Sampling, TimeStepArgs
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.working_folder import PLAN, finish, prepare, tidy
-from tokenization.torchcodec_playback import DECODERS
 
 # Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)
