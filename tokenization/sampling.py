@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 RESIZE = ("pil", "decoder")
+# What decodes videos, see `torchcodec_playback`; torchcodec-cuda is NVDEC.
+DECODERS = ("pyav", "torchcodec", "torchcodec-cuda")
 
 
 @dataclass(frozen=True)

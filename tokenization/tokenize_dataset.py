@@ -16,13 +16,12 @@ from pathlib import Path
 
 from tokenization.command_line import parse_flags
 from tokenization.next_command import after_tokenize
-from tokenization.sampling import Sampling, TimeStepArgs
+from tokenization.sampling import DECODERS, Sampling, TimeStepArgs
 from tokenization.shards.format import read_manifest, verify
 from tokenization.shards.upload import refuse_url, tokenize_to_url
 from tokenization.shards.working_folder import PLAN, finish, prepare, tidy
 from tokenization.sources.named import require_dataset, require_on_hub
 from tokenization.storage.remote import Unreachable, is_remote
-from tokenization.torchcodec_playback import DECODERS
 
 # Processes may finish hours apart and wait for each other.
 TIMEOUT = timedelta(days=30)

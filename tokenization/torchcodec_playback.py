@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .playback import RESTARTS, SHORTEST, Damage, Playback, Shown, av, in_ticks, is_one_of_several, open_video
-
-DECODERS = ("pyav", "torchcodec", "torchcodec-cuda")
+from .sampling import DECODERS
 
 
 def playback_of(file: str | Path | bytes, decoder: str = "pyav") -> Playback:
