@@ -99,7 +99,7 @@ def refuse_url(main, argv: list[str]) -> None:
     spec = main.__globals__.get("__spec__")  # of "python -m" too, where the module's name is __main__
     if spec is not None and spec.name == VERBS["tokenize"][0]:
         return
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+    for flag, value in zip(argv, [*argv[1:], ""], strict=False):
         name, _, inside = flag.partition("=")
         if name == "--output" and "://" in (inside or value):
             raise ValueError(
