@@ -100,7 +100,8 @@ def test_hsdp_gives_the_losses_of_one(shards, one_rank, tmp_path):
     told = two_ranks("fsdp2", *flags, "--max_steps", "4", processes=4, **mesh)
     assert re.findall(r"weights sharded, ([\d.]+)", told) == ["0.50"] * 4
     moments = run / "checkpoints" / "step_000004" / "training_state" / "optimizer"
-    assert len(list(moments.iterdir())) == 2  # of the first copy alone
+    sizes = [file.stat().st_size for file in sorted(moments.iterdir())]
+    assert min(sizes[:2]) > 20 * max(sizes[2:])  # the second copy writes its share of the step counters
     # The schedule is shorter, but its warm-up is the same.
     assert losses(run)[:3] == pytest.approx(losses(one_rank)[:3], rel=SAME_LOSS)
     assert first_ratios(run) == pytest.approx(first_ratios(one_rank), rel=0.02)
