@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 NUMBER = re.compile(r"(?<![\w.,])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w.,]*\d)")
 INTERVAL = re.compile(r"([+-]?\d+(?:\.\d+)?)(?: %| ms)? \[([+-]?\d+(?:\.\d+)?), ([+-]?\d+(?:\.\d+)?)\]")
-LARGEST = 32  # numbers in a part of a file that may explain a line; of a larger one, any number would be found
+LARGEST = 48  # numbers in a part of a file that may explain a line; of a larger one, any number would be found
 SMALL, FEWEST = (
     12,
     3,
