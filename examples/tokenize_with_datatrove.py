@@ -16,6 +16,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from tokenization.tokenize_dataset import TokenizeArgs, tokenize
 
+# %%
 OUT = Path(os.environ.get("OUT", "out/tokenize_with_datatrove"))
 FLAGS = {"dataset": os.environ.get("DATA", "toyworld"), "max_clips": int(os.environ.get("MAX_CLIPS", 64))}
 

@@ -1,6 +1,11 @@
 """A tiny Toto with its processor, in memory and on disk, for the tests of evaluation and of studies."""
 
+import signal
+
 import pytest
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and their commands too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="package")

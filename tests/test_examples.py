@@ -117,7 +117,7 @@ def test_an_example_is_a_short_notebook(path):
 
 def test_every_example_is_run():
     source = Path(__file__).read_text()
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     for path in EXAMPLES:
         assert f'"{path.stem}"' in source
 

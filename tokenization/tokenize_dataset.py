@@ -414,7 +414,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.verify is None:
         manifest = tokenize(args)
         _leave_processes()
-        after_tokenize(args.output, manifest, args.split)
+        if manifest is not None:  # else other tasks still make theirs
+            after_tokenize(args.output, manifest, args.split)
         return
     print(verify(args.verify))
     if args.push_to_hub:

@@ -131,14 +131,14 @@ def test_the_first_ctrl_c_asks_and_the_second_ends(capsys):
 def test_ctrl_c_finishes_a_part_and_the_same_command_goes_on(images, tokenizer, tmp_path, monkeypatch, capsys):
     flags = ["--dataset", str(images), "--tokenizer", str(tokenizer), "--items_per_part", "3"]
     flags += ["--output", str(tmp_path / "shards")]
-    encode = Encoder.__call__
+    start = Encoder.start
 
     def interrupted(self, frames):  # in the main thread, inside the first part
-        if not self.frames:
+        if self.began is None:
             signal.raise_signal(signal.SIGINT)
-        return encode(self, frames)
+        return start(self, frames)
 
-    monkeypatch.setattr(Encoder, "__call__", interrupted)
+    monkeypatch.setattr(Encoder, "start", interrupted)
     with pytest.raises(SystemExit) as end:
         toto_cli.run(main, flags)
     said = capsys.readouterr().err

@@ -65,7 +65,7 @@ def found_shards(name: str | None) -> str | None:
 
 def shard_file(folder: str | Path, entry: dict) -> Path:
     """A shard on this machine, fetched if the folder is a URL. entry: of the manifest."""
-    return local_copy(join(folder, entry["file"]), entry["sha256"])
+    return local_copy(join(folder, entry["file"]), entry.get("sha256"))
 
 
 def processor_folder(folder: str | Path) -> Path | None:

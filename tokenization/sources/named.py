@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tokenization.sources.kinds import ARCHIVES, PICTURES, TABLES, TARS, VIDEOS, by_suffix, counted, suffix_of
+from tokenization.storage.remote import is_remote
 
 # Entries of a folder that are looked at before it is opened in earnest.
 MOST_LOOKED_AT = 1000
@@ -20,7 +21,7 @@ def require_dataset(name: str) -> None:
         FileNotFoundError, ValueError: with a sentence that names it.
     """
     kind, _, rest = name.partition(":")
-    if kind == "toyworld" or (kind == "cater" and rest):
+    if kind == "toyworld" or (kind == "cater" and rest) or is_remote(name):
         return
     path = Path(name)
     if path.is_dir():
@@ -37,6 +38,8 @@ def require_on_hub(name: str, kind: str) -> None:
     Raises:
         FileNotFoundError: it is not there, or cannot be looked up and is not in the cache of the Hub.
     """
+    if is_remote(name):  # opening it says more
+        return
     try:
         import httpx2 as httpx
     except ImportError:  # huggingface_hub before 2.0

@@ -340,8 +340,8 @@ class _Loop:
     def _write_checkpoint(self, snapshot: Snapshot) -> None:
         """Write a checkpoint from its snapshot; a thread may call it."""
         run, learner = self.run, self.learner
-        how = (run.folder, self.args.keep_checkpoints, self.plain, learner.processor, run.is_main, self.writer.wait)
-        snapshot.write(*how)
+        what = (self.plain, learner.processor, learner.objective.write_beside)
+        snapshot.write(run.folder, self.args.keep_checkpoints, *what, run.is_main, self.writer.wait)
         run.after_checkpoint(self.args.keep_checkpoints, snapshot.spared)
 
 

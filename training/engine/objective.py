@@ -70,6 +70,9 @@ class Objective:
         """Folder -> named tensors that resuming needs, besides weights and moments; called inside `saved_weights()`."""
         return {}
 
+    def write_beside(self, folder: Path) -> None:
+        """Write files that belong to the model into a checkpoint; only the first process does, and in a thread."""
+
     def load(self, folder: Path, loop_state: dict, distributed: bool) -> None:
         """Restore what `saved_tensors` and `state_dict` returned."""
 

@@ -56,12 +56,15 @@ class Snapshot:
             torch.cuda.synchronize(device)
         return Snapshot(self.step, weights, parts, copy.deepcopy(self.state), set(self.spared))
 
-    def write(self, run: Path, keep: int | None, model, processor, is_main: bool, wait: Callable[[], None]) -> None:
+    def write(
+        self, run: Path, keep: int | None, model, processor, beside: Callable, is_main: bool, wait: Callable[[], None]
+    ) -> None:
         """Write the checkpoint of the step; every process calls it.
 
         Args:
             keep: number of checkpoints to keep, or None.
-            model: unwrapped, for its configuration. processor: saved with it, or None.
+            model: unwrapped, for its configuration. processor: saved with it, or None. beside: of the objective, see
+                `Objective.write_beside`.
             wait: a barrier of all processes.
         Raises:
             OSError: the disk is full; existing checkpoints are unchanged.
@@ -73,6 +76,7 @@ class Snapshot:
                 model.save_pretrained(folder, state_dict=dict(self.weights))
                 if processor is not None:
                     processor.save_pretrained(folder)
+                beside(folder)
                 checkpoints.save_loop(folder, self.state)
 
 

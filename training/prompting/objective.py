@@ -82,9 +82,9 @@ class LabelTokens(Objective):
             "val_rows": sum(map(len, self.validation.values())),
         }
 
-    def save(self, folder: Path, distributed: bool) -> None:
-        """Write prompt.json next to the checkpoint's model files. folder: of the training state, inside them."""
-        self.prompting.write(folder.parent)
+    def write_beside(self, folder: Path) -> None:
+        """Write prompt.json next to the checkpoint's model files."""
+        self.prompting.write(folder)
 
     def starved(self, waited: float) -> str:
         return starved(waited, has_pixels=True)
