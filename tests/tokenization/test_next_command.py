@@ -146,7 +146,7 @@ def test_ctrl_c_finishes_a_part_and_the_same_command_goes_on(images, tokenizer, 
     assert f"stopped; go on with: toto tokenize {shlex.join(flags)}" in said
     kept = {file.stem for file in (tmp_path / "shards.partial" / "parts").glob("*.json")}
     assert kept == {parts.part_name(0, 0)} and not (tmp_path / "shards").exists()
-    monkeypatch.setattr(Encoder, "__call__", encode)
+    monkeypatch.setattr(Encoder, "start", start)
     main(flags)
     assert "1 parts are finished" in capsys.readouterr().out
     assert read_manifest(tmp_path / "shards")["num_sequences"] == 9
