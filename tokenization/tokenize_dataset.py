@@ -276,7 +276,14 @@ def tokenize(args: TokenizeArgs) -> dict | None:
     partial = output.with_name(output.name + ".partial")
     is_resumed = partial.exists()  # the work of an earlier run must not be deleted
     try:
-        on_main(state, lambda: prepare(partial, settings, is_alone=args.world is None))
+        try:
+            on_main(state, lambda: prepare(partial, settings, is_alone=args.world is None))
+        except OSError:  # another task has renamed the folder meanwhile
+            if args.world is None or not (output / "manifest.json").is_file():
+                raise
+        if args.world is not None and (output / "manifest.json").is_file():  # before this one had a folder to work in
+            shutil.rmtree(partial, ignore_errors=True)
+            return read_manifest(output)
         if not on_main(state, lambda: any((partial / name).is_file() for name in (PLAN, "manifest.json"))):
             figures = _encode(
                 args, source, processor.to(state.device), partial / "parts", precision, state, rank, world

@@ -261,3 +261,23 @@ def test_a_task_that_is_late_leaves_the_finished_folder_alone(images, tmp_path, 
     monkeypatch.setattr(tokenize_dataset, "finish", late)
     main([*flags, "--rank", "0", "--world", "1"])
     assert verify(tmp_path / "out") and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_a_task_that_begins_when_another_ends_leaves_no_working_folder(images, tmp_path, monkeypatch, when):
+    """The other task finishes between this one's first look at the output and its own working folder."""
+    flags = [*images, "--output", str(tmp_path / "out")]
+    prepare, began = tokenize_dataset.prepare, []
+
+    def late(partial, settings, is_alone):
+        if not began:
+            began.append(True)
+            main([*flags, "--rank", "0", "--world", "1"])
+            if when == "inside":  # it was renamed before this one wrote its settings
+                raise FileNotFoundError(partial / "settings.json")
+        prepare(partial, settings, is_alone)
+
+    monkeypatch.setattr(tokenize_dataset, "prepare", late)
+    main([*flags, "--rank", "1", "--world", "2"])
+    assert read_manifest(tmp_path / "out")["num_sequences"] == 23
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"] and verify(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import queue
@@ -21,6 +22,8 @@ from training.rows.shard_rows import is_held_out
 CHUNK = 16
 # Few, since neighbouring frames are nearly equal and a batch should show many scenes.
 FRAMES_PER_CLIP = 4
+# That Python's end waits for a thread that reads ahead.
+LEAVING_SECONDS = 10
 
 
 class FrameStream:
@@ -178,8 +181,16 @@ def prefetch(batches: Iterator, depth: int = 4) -> Iterator:
                 put(end)
         except BaseException as error:
             put(error)
+        finally:
+            atexit.unregister(leave)
 
-    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    def leave():  # a thread that Python's end meets inside of torch would abort the process
+        stop.set()
+        thread.join(LEAVING_SECONDS)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    atexit.register(leave)
+    thread.start()
     try:
         while (item := ready.get()) is not end:
             if isinstance(item, BaseException):
