@@ -29,6 +29,7 @@ setup(
         "tokenization.shards",
         "tokenization.sources",
         "tokenization.storage",
+        "tokenization.terminal",
         "tokenization.toyworld",
         "training",
         "training.engine",
@@ -89,7 +90,10 @@ setup(
         "remote": remote,
         "robots": robots,
         "torchcodec": ["torchcodec>=0.10"],
-        "test": [*app, *demo, *robots, *s3_server, "peft", "pytest", "pytest-xdist", "ruff", "swanlab", "tensorboard"],
+        "test": [
+            *(*app, *demo, *robots, *s3_server, "datatrove", "peft", "pytest", "pytest-xdist", "ruff", "swanlab"),
+            *("tensorboard", "torchcodec>=0.10"),
+        ],
     },
     entry_points={"console_scripts": ["toto = toto_cli:main"]},
 )

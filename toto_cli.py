@@ -69,7 +69,7 @@ def hidden_package() -> str | None:
 def run(main, argv: list[str] | None = None) -> None:
     """Call a command's `main`; a user's mistake ends it with one sentence (TOTO_TRACEBACK=1 shows the traceback)."""
     exit_if_hidden()
-    from tokenization.progress import quiet_libraries
+    from tokenization.terminal.progress import quiet_libraries
 
     quiet_libraries()
     try:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenization.next_command import say_next, silent
+from tokenization.terminal.next_command import say_next, silent
 from training.flags import parse
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from evaluation.continuations.args import ScoreArgs
 from evaluation.frame_counts import frame_counts
-from tokenization.next_command import after_generate
 from tokenization.sampling import Sampling, TimeStepArgs
+from tokenization.terminal.next_command import after_generate
 from training.flags import idle, parse, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def generate(model, processor, name: str | tuple[str, ...], args: GenerateArgs, 
     from evaluation.results import GenerationResult
     from modeling_toto.decoding_toto import frames_to_drop
     from tokenization.files import write_json
-    from tokenization.progress import bars_of_models
+    from tokenization.terminal.progress import bars_of_models
     from training.engine.device import versions
 
     prompt, new = frame_counts(model.config, args.num_prompt_frames, args.num_frames)

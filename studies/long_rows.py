@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenization.command_line import parse_flags
+from tokenization.terminal.command_line import parse_flags
 
 
 @dataclass(frozen=True)

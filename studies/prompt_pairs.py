@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenization.command_line import parse_flags
+from tokenization.terminal.command_line import parse_flags
 
 SEQUENCES = ["blackswan", "camel", "car-shadow", "dog"]  # each has one large object near the centre
 

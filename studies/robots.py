@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from studies.probing.steps import ROOT, Step, carry_out, flags
-from tokenization.command_line import parse_flags
+from tokenization.terminal.command_line import parse_flags
 
 TASKS = ["drawer-open-v3", "pick-place-v3", "button-press-topdown-v3"]
 ARMS = ["proprio", "oracle", "pixels", "untrained", "toto"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # what type checkers read; `as` marks a name as public
     from .sampling import Sampling as Sampling
     from .sources.open import ClipSource as ClipSource
     from .sources.open import open_source as open_source
-    from .tokenize_dataset import TokenizeArgs as TokenizeArgs
+    from .tokenize_args import TokenizeArgs as TokenizeArgs
     from .tokenize_dataset import tokenize as tokenize
     from .toyworld import ToyWorld as ToyWorld
     from .video import Clip as Clip
@@ -30,7 +30,7 @@ _HOMES = {
     "ClipSource": "sources.open",
     "Patches": "patches",
     "Sampling": "sampling",
-    "TokenizeArgs": "tokenize_dataset",
+    "TokenizeArgs": "tokenize_args",
     "ToyWorld": "toyworld",
     "TotoDVAEConfig": "configuration_dvae",
     "TotoDVAEModel": "modeling_dvae",

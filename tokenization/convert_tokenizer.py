@@ -12,9 +12,9 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from tokenization.command_line import parse_flags
-from tokenization.next_command import say_next
 from tokenization.originals.fetch import DALL_E, ORIGINALS, TAMING, gather
+from tokenization.terminal.command_line import parse_flags
+from tokenization.terminal.next_command import say_next
 
 DESCRIPTION = "Convert the original files of a published tokenizer."
 PUBLISHED_CODES = {"dvae": 8192, "vqgan-1k": 1024, "vqgan-16k": 16384}
@@ -177,7 +177,7 @@ def _filled(model_class, config, weights: dict, files: str):
     """A model with these weights in fp32; names and shapes must match exactly."""
     import torch
 
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     with torch.device("meta"):
         model = model_class(config)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.command_line import parse_flags
-from tokenization.next_command import say_next
 from tokenization.sources.named import require_dataset, require_on_hub
+from tokenization.terminal.command_line import parse_flags
+from tokenization.terminal.next_command import say_next
 
 if TYPE_CHECKING:
     import numpy as np
@@ -292,9 +292,9 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     import numpy as np
     import torch
 
-    from tokenization.progress import tqdm
     from tokenization.sampling import Sampling
     from tokenization.sources.open import config_of, open_source
+    from tokenization.terminal.progress import tqdm
 
     # Frames of a video that are not chosen would count towards a limit; toyworld is endless and needs one.
     limit = args.max_frames if dataset.split(":")[0] == "toyworld" else None

@@ -15,8 +15,8 @@ from transformers import PretrainedConfig
 
 from modeling_toto import TotoConfig, TotoForImageClassification, TotoForVideoClassification
 from tokenization import TotoProcessor
-from tokenization.progress import without_load_report
 from tokenization.sequences import image_rows, video_rows
+from tokenization.terminal.progress import without_load_report
 from training.architectures import DropPath
 from training.engine.device import in_own_memory
 from training.engine.moments import load_tensors

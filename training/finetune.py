@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.next_command import after_result
+from tokenization.terminal.next_command import after_result
 from training.args import Source
 from training.finetune_args import (
     RETIRED,

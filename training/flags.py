@@ -29,7 +29,7 @@ def parse(
     """
     import yaml
 
-    from tokenization.command_line import FlagParser
+    from tokenization.terminal.command_line import FlagParser
 
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

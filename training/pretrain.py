@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenization.next_command import after_pretrain
+from tokenization.terminal.next_command import after_pretrain
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs
 from training.flags import absolute, config_fields, parse, require, resumed_run, with_flags
 from training.tiny_scale import shrink

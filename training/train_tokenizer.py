@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.next_command import say_next
+from tokenization.terminal.next_command import say_next
 from training.flags import json_fields, parse, read_recipe, require, resumed_run
 from training.tokenizers.args import AdversarialArgs, RelaxationArgs, TokenizerArgs, TokenizerOptimArgs
 

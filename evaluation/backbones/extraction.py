@@ -28,12 +28,12 @@ from safetensors.torch import load_file, save_file
 from evaluation.backbones.contract import Backbone, Features
 from tokenization.files import write_json, write_whole
 from tokenization.precision import bf16_is_fast
-from tokenization.progress import tqdm
 from tokenization.shards.parts import FinishedParts, work_in_parts
 from tokenization.sources.cater import folder_of
 from tokenization.sources.folders import Tree, walk
 from tokenization.sources.open import ClipSource
 from tokenization.storage.remote import Remote, is_remote, version
+from tokenization.terminal.progress import tqdm
 from tokenization.video import Clip
 from training.engine.device import EVALUATION_LIMIT
 

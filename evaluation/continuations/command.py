@@ -176,7 +176,7 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
     from evaluation.results import CheckpointScores, CheckpointsResult
     from modeling_toto import TotoConfig
     from tokenization.files import write_json
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
     from training.engine.device import versions
     from training.find_model import latest, steps
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from evaluation.continuations.measures import Drawn
-from tokenization.progress import tqdm
 from tokenization.sequences import codes_of, video_rows
+from tokenization.terminal.progress import tqdm
 
 DECODED = 32  # clips whose frames are decoded at a time
 

@@ -10,9 +10,9 @@ from evaluation.continuations import floors
 from evaluation.continuations.args import ScoreArgs
 from evaluation.continuations.measures import Drawn, Values, codes_right, curve_of, decibels, similarity, squared_error
 from evaluation.results import FrameScores
-from tokenization.progress import tqdm
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
+from tokenization.terminal.progress import tqdm
 from training.flags import require
 
 

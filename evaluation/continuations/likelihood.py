@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from tokenization.progress import tqdm
 from tokenization.sequences import video_rows
+from tokenization.terminal.progress import tqdm
 
 MOST = 32  # clips at a time: the logits of all their frames are held at once
 

@@ -13,7 +13,7 @@ from evaluation.continuations.drawing import continue_codes, decoded, encode, en
 from evaluation.continuations.measures import Drawn, Examiner, Values
 from evaluation.continuations.truth import Truth, read_truth
 from evaluation.results import PermanenceControl
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 from tokenization.toyworld import MotionWorld, motion, open_world
 from training.flags import require
 

@@ -28,7 +28,7 @@ from evaluation.heads.selection import (
     train_moments,
 )
 from evaluation.heads.stacked import AttentionHeads, CrossAttentionHeads, LinearHeads, StackedAdamW, sum_over_ranks
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 
 # The paper does not give the probe's recipe. Linear heads: half-decades around what AdamW needs on standardised
 # features, as DINOv2 spans three and a half decades with SGD; the smallest rates act as early stopping, which helps

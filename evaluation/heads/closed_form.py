@@ -24,7 +24,7 @@ from evaluation.heads.selection import (
     missing_classes,
     train_moments,
 )
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 
 # The paper has none of the three. Penalties are per training clip and on standardised features, so that one grid works
 # for any size and width. Logistic: scikit-learn's C is 1 / (penalty * N). k-NN: DINO's k and temperature.

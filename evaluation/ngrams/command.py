@@ -65,7 +65,7 @@ def scores_of(tokens: Tokens, n: int) -> TokenNgrams:
     from evaluation.ngrams.counting import ORDERS, code_counts, longest
     from evaluation.ngrams.measures import compression
     from evaluation.ngrams.results import TokenNgrams
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     codes = tokens.read()
     frames = codes.shape[0] * codes.shape[1]

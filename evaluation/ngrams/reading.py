@@ -156,7 +156,7 @@ def open_frames(args: NgramsArgs, resolution: int) -> ClipSource:
 
 def encode(source: ClipSource, processor, args: NgramsArgs) -> np.ndarray:
     """Codes (N, T, h, w) of the first clips of a source. Raises ValueError if none can be read."""
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     frames = args.num_frames if source.kind == "video" else 1
     clips = _clips(args.max_frames, frames)

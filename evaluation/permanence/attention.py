@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     from modeling_toto import TotoForCausalLM
     from tokenization.files import write_json, write_whole
     from tokenization.processing_toto import TotoProcessor
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
     from tokenization.toyworld import motion, open_world
     from training.engine.device import versions
     from training.find_model import resolve_model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.probe.args import ProbeArgs, idle_flags, of_task, refuse_idle_flags
-from tokenization.next_command import after_result
+from tokenization.terminal.next_command import after_result
 from training.flags import parse
 
 if TYPE_CHECKING:

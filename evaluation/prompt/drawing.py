@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tokenization.progress import tqdm
 from tokenization.sequences import codes_of, prompted_rows, video_rows
+from tokenization.terminal.progress import tqdm
 from training.flags import require
 from training.prompting.tasks import Task
 

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.prompt.rotation_results import RotationResult
     from evaluation.results import command_line
     from tokenization.files import write_json, write_whole
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
     from tokenization.toyworld import open_world
     from tokenization.toyworld.turntable import SIDE
     from training.engine.device import versions
@@ -161,7 +161,7 @@ def draw_floors(args: RotationArgs, model, processor, video, codes) -> dict:
     from evaluation.backbones.contract import fresh
     from evaluation.continuations.drawing import continue_codes, decoded, encode
     from evaluation.prompt.rotation_measure import flow_continued
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     prompt, new = args.num_prompt_frames, args.num_frames
     bar = tqdm(video[:, :prompt], desc="optical flow", unit="clip")
@@ -187,7 +187,7 @@ def read_angles(world, processor, found: dict, views) -> dict:
 
     from evaluation.continuations.drawing import decoded, encode, enlarged
     from evaluation.prompt.rotation_measure import find_angles
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     angles: dict[str, list] = {name: [] for name in (*found, *OF_FRAMES)}
     for index in tqdm(range(len(next(iter(found.values())))), desc="angles", unit="object"):

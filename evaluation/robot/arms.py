@@ -90,7 +90,7 @@ class Table:
 
     def run(self) -> None:
         """Everything that is not finished yet."""
-        from tokenization.progress import tqdm
+        from tokenization.terminal.progress import tqdm
 
         self.roll_out_bounds()
         jobs = []

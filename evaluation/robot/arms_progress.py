@@ -20,7 +20,7 @@ class Progress:
     Args:
         output: the result file. settings: what a policy's result depends on, as JSON has it.
     Raises:
-        ValueError: the file was begun with other settings, or OUTPUT is no table of arms.
+        ValueError: the file was begun with other settings, or OUTPUT is not a table of arms.
     """
 
     def __init__(self, output: str | Path, settings: dict):

@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.robot.collect_args import DESCRIPTION, CollectArgs
 from evaluation.robot.observations import Episode
 from evaluation.robot.seeds import require_demonstration_seeds
-from tokenization.next_command import say_next
+from tokenization.terminal.next_command import say_next
 
 RECORD = "meta/collect.json"  # settings, and seeds that were kept and that failed
 CLIP_RECORD = "collect.json"
@@ -32,7 +32,7 @@ def collect(args: CollectArgs) -> dict:
             episodes fail.
     """
     from evaluation.robot.simulator import HORIZON, open_simulator
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     folder = Path(args.output)
     file = folder / (CLIP_RECORD if args.videos else RECORD)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.robot.evaluate_args import DESCRIPTION, EvaluateArgs
 from evaluation.robot.train import max_steps_of
-from tokenization.next_command import say_next
+from tokenization.terminal.next_command import say_next
 from training.flags import parse, require
 
 if TYPE_CHECKING:

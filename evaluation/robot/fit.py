@@ -11,7 +11,7 @@ from torch import nn
 from evaluation.backbones.contract import default_device
 from evaluation.heads.selection import train_moments
 from evaluation.robot.policy import PIXEL_SIDE, Network
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 from training.args import OptimArgs
 from training.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from training.results import Record

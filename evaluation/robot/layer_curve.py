@@ -9,7 +9,7 @@ import torch
 
 from evaluation.heads.closed_form import RIDGE_PENALTIES, ridge_weights
 from evaluation.heads.selection import train_moments
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 from training.results import Record
 
 

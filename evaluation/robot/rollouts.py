@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evaluation.robot.observations import Episode, Observation
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 from training.flags import require
 
 UNSEEN = 16  # side in pixels of frames that a policy does not look at

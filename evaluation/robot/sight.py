@@ -18,8 +18,8 @@ from evaluation.backbones.load import load_backbone
 from evaluation.backbones.toto import TotoBackbone
 from evaluation.robot.observations import Episode
 from tokenization.image_processing_toto import resize_and_crop
-from tokenization.progress import tqdm
 from tokenization.sequences import video_rows
+from tokenization.terminal.progress import tqdm
 from training.flags import require
 
 # What a policy sees besides its state, by arm; "vision:NAME" is "toto" with the model NAME.

@@ -16,7 +16,7 @@ from evaluation.robot.dagger import EPISODES
 from evaluation.robot.observations import Episode
 from evaluation.robot.recording import frames_of, recorded_settings, simulator_facts
 from evaluation.robot.train_args import DESCRIPTION, TrainArgs
-from tokenization.next_command import say_next
+from tokenization.terminal.next_command import say_next
 from training.flags import parse, refuse_idle, require
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def seen_of(arm: str, sight: Sight, episodes: Sequence[Episode], progress: bool 
 
 
 def _bar(episodes: Sequence[Episode], progress: bool):
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     total = sum(len(each.actions) for each in episodes)
     return tqdm(total=total, desc="looking", unit="frame", disable=not progress)

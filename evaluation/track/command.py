@@ -104,7 +104,7 @@ def track_all(
     Raises:
         ValueError: none could be tracked.
     """
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     found = {each.name: finished.read(each, number < sheets) for number, each in enumerate(sequences)}
     frames = {each.name: each.num_frames - 1 for each in sequences}

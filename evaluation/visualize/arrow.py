@@ -109,7 +109,7 @@ def read_codes(args: ArrowArgs, processor, frames: int) -> tuple[np.ndarray, lis
     import numpy as np
 
     from evaluation.visualize.inputs import clips_of, codes_of_frames, sampling_of
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     sampling = sampling_of(args, args.dataset, processor.resolution, frames, args.windows)
     source, clips = clips_of(args.dataset, args.split, sampling, args.max_clips, args.seed)
@@ -133,7 +133,7 @@ def measure(model, codes: np.ndarray, videos: list[str], args: ArrowArgs, label:
 
     from evaluation.visualize.likelihood import frame_surprise
     from evaluation.visualize.results import Arrow
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
     from training.scores import bootstrap_interval, exact_interval
 
     forward, backward = [], []

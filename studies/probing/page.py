@@ -18,7 +18,7 @@ from evaluation.report.page import MEDIA_HEAD, media_cells
 from studies.probing.answers import Answer
 from studies.probing.rows import NO_DIFFERENCE, Result, files_of
 from studies.probing.sections import COSTS, SECTIONS
-from tokenization.command_line import parse_flags
+from tokenization.terminal.command_line import parse_flags
 
 RESULTS, PAGE = "docs/studies/probing", "docs/results.md"
 COSTS_FILE = "costs.json"  # what the models of the study cost, next to its results

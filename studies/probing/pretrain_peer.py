@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tokenization.command_line import parse_flags
+from tokenization.terminal.command_line import parse_flags
 from training.flags import require_positive
 
 WARMUP = 1 / 15  # share of the budget; the study's Toto: 60 of 900 steps

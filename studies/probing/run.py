@@ -25,7 +25,7 @@ from pathlib import Path
 
 from studies.probing.collect import collect, read_costs
 from studies.probing.steps import PEER, ROOT, Step, carry_out, flags
-from tokenization.command_line import parse_flags
+from tokenization.terminal.command_line import parse_flags
 from training.flags import require_positive
 
 # Of the comparisons; of the Toto of all media, whose search takes three times as long, the middle three.

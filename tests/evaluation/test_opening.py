@@ -133,7 +133,7 @@ def test_the_film_is_whole_in_the_page_and_of_a_kind_that_browsers_play(folder, 
 
 @pytest.mark.parametrize("kind", [".mp4", ".gif", None])
 def test_other_films_are_pictures_that_move(tmp_path, kind, result):
-    """MPEG-4 (of a PyAV without x264) plays in no browser and is written again; a GIF stays; no film is no film."""
+    """MPEG-4, which a PyAV without x264 writes, is written again, as no browser plays it; a GIF is kept."""
     write_clip(tmp_path / "frames", "clip", result, kind=kind if kind == ".gif" else None)
     if kind == ".mp4":
         with av.open(str(tmp_path / "frames" / "clip.mp4"), "w") as container:

@@ -12,7 +12,7 @@ from evaluation.permanence.command import QUESTIONS
 from evaluation.prompt.command import ACTIONS as PROMPTS
 from evaluation.robot.command import ACTIONS as ROBOTS
 from evaluation.visualize.command import PICTURES
-from tokenization.command_line import FIRST
+from tokenization.terminal.command_line import FIRST
 from training.sweep.command import SWEEPS
 
 MORE = {"sweep": SWEEPS, "prompt": PROMPTS, "permanence": QUESTIONS, "robot": ROBOTS, "visualize": PICTURES}

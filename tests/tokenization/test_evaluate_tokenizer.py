@@ -10,7 +10,6 @@ from media import make_image, make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tokenization import progress
 from tokenization.configuration_vqgan import TotoVQGANConfig
 from tokenization.evaluate_tokenizer import (
     Draw,
@@ -26,6 +25,7 @@ from tokenization.evaluate_tokenizer import (
 from tokenization.modeling_vqgan import TotoVQGANModel
 from tokenization.sampling import Sampling
 from tokenization.sources.open import open_source
+from tokenization.terminal import progress
 from tokenization.toyworld import MotionRules, MotionWorld, sprites
 
 MOTION = Path(__file__).parents[2] / "checkpoints" / "toto-motion" / "visual_tokenizer"

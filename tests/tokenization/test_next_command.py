@@ -10,13 +10,13 @@ import pytest
 from media import make_image, tiny_tokenizer
 
 import toto_cli
-from tokenization import next_command
-from tokenization.progress import tqdm
 from tokenization.shards import parts
 from tokenization.shards.encode import Encoder
 from tokenization.shards.files import held_out_of_few, is_held_out
 from tokenization.shards.format import read_manifest
-from tokenization.stopping import CTRL_C, Stopping
+from tokenization.terminal import next_command
+from tokenization.terminal.progress import tqdm
+from tokenization.terminal.stopping import CTRL_C, Stopping
 from tokenization.tokenize_dataset import main
 from training.flags import parse
 from training.pretrain import TYPES
@@ -102,8 +102,8 @@ def test_of_few_items_one_is_held_out():
 def test_off_a_terminal_progress_is_in_lines(monkeypatch):
     stream = io.StringIO()
     assert list(tqdm(range(3), desc="quick", file=stream)) == [0, 1, 2] and stream.getvalue() == ""
-    monkeypatch.setattr("tokenization.progress.FIRST_LINE_SECONDS", 0)
-    monkeypatch.setattr("tokenization.progress.LINE_SECONDS", 0)
+    monkeypatch.setattr("tokenization.terminal.progress.FIRST_LINE_SECONDS", 0)
+    monkeypatch.setattr("tokenization.terminal.progress.LINE_SECONDS", 0)
     with tqdm(total=3, unit=" items", file=stream) as bar:
         bar.set_description("slow")
         for _ in range(3):

@@ -52,7 +52,7 @@ def fetch(url: str, target: Path) -> None:
     Raises:
         OSError: the connection failed or ended early. ValueError: the address, or a redirect, is not https.
     """
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")

@@ -24,7 +24,7 @@ def convert(folder: str | Path) -> str:
     Raises:
         ValueError, FileNotFoundError: a shard is damaged or missing; it and those after it are left as they are.
     """
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     folder, manifest = Path(folder), read_manifest(folder)
     old = [number for number, entry in enumerate(manifest["shards"]) if is_old(entry)]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from tokenization.processing_toto import TotoProcessor
-    from tokenization.progress import tqdm
     from tokenization.sources.open import ClipSource
+    from tokenization.terminal.progress import tqdm
     from tokenization.video import Clip
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from tokenization.stopping import Stopping
+from tokenization.terminal.stopping import Stopping
 
 if TYPE_CHECKING:
     from tokenization.sources.open import ClipSource, Item

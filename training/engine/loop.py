@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 from training import find_model
 from training.args import OptimArgs, RunArgs
 from training.engine import checkpoints

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from tokenization.files import write_whole
-from tokenization.stopping import CTRL_C, Stopping
 from tokenization.storage.remote import is_remote, join
+from tokenization.terminal.stopping import CTRL_C, Stopping
 from training import find_model
 from training.args import INTERRUPTED, PREEMPTED, RunArgs
 from training.engine import checkpoints

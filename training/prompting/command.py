@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.next_command import say_next
+from tokenization.terminal.next_command import say_next
 from training.args import Source
 from training.flags import absolute, parse, require, resumed_run
 from training.prompting.args import DESCRIPTION, PromptDataArgs, PromptModelArgs, PromptOptimArgs, PromptRunArgs

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tokenization.progress import tqdm
 from tokenization.sources.labelled import check_labels, number_classes
+from tokenization.terminal.progress import tqdm
 from tokenization.video import Clip
 from training.flags import require
 from training.rows.labelled_media import Split

@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse((CoordinateArgs,), argv, "toto sweep coordinates", " ".join(__doc__.split("\n\n")[1].split()))
 
     from modeling_toto import TotoConfig
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
     from training.engine.device import versions
 
     fields = config_fields(args.config)

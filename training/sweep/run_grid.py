@@ -36,7 +36,7 @@ def run_grid(points: list[Point], folder: Path, workers: int | None, description
     Raises:
         ValueError: a run failed, or `folder` holds a run of that name with other flags.
     """
-    from tokenization.progress import tqdm
+    from tokenization.terminal.progress import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {}

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from tokenization.evaluate_tokenizer import measure, reconstruction_sheet
-from tokenization.progress import tqdm
+from tokenization.terminal.progress import tqdm
 from training.engine import checkpoints
 from training.engine.device import surroundings
 from training.engine.progress import MetricsFile, flat
