@@ -326,7 +326,6 @@ class _Loop:
             state |= {"versions": surroundings(accelerator), "streams": streams}
         rank, world, spared = accelerator.process_index, accelerator.num_processes, learner.objective.spared()
         with self._waiting(CHECKPOINT_LIMIT), learner.objective.saved_weights():
-            run.before_checkpoint()
             weights = accelerator.get_state_dict(learner.model)  # unsharded, on the first process
             tensors = {"optimizer": moments(self.plain, learner.optimizer)} | learner.objective.saved_tensors()
             parts = {name: own_part(named, rank, world) for name, named in tensors.items()}
@@ -341,6 +340,7 @@ class _Loop:
         """Write a checkpoint from its snapshot; a thread may call it."""
         run, learner = self.run, self.learner
         what = (self.plain, learner.processor, learner.objective.write_beside)
+        run.before_checkpoint()
         snapshot.write(run.folder, self.args.keep_checkpoints, *what, run.is_main, self.writer.wait)
         run.after_checkpoint(self.args.keep_checkpoints, snapshot.spared)
 
