@@ -32,10 +32,10 @@ def cpu_bf16_is_fast() -> bool:
     has the same function, because a model's files on the Hub cannot import a tokenizer's.
     """
     cpu = torch.cpu.get_capabilities()
-    amd = cpu.get("cpu_name", "").startswith("AMD")
-    return bool(cpu.get("amx_bf16") or (amd and cpu.get("avx512_bf16")))
+    return bool(cpu.get("amx_bf16") or (CPU_IS_AMD and cpu.get("avx512_bf16")))
 
 
+CPU_IS_AMD = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
 CPU_BF16_IS_FAST = cpu_bf16_is_fast()
 
 

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, rotate_half
 
-from .block_toto import TotoDecoderLayer, has_plain_weight, kept_dtype
+from .block_toto import CPU_IS_AMD, TotoDecoderLayer, has_plain_weight, kept_dtype
 
 
 class RoomyLayer(DynamicLayer):
@@ -76,6 +76,22 @@ class RoomyLayer(DynamicLayer):
 
     def _show(self) -> None:
         self.keys, self.values = self.key_room[:, :, : self.length], self.value_room[:, :, : self.length]
+
+
+def attend_to_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention of queries q (B, G, n, D) to all keys and values k, v (B, G, seen, D): (B, G, n, D)."""
+    if q.shape[2] > 1 or not single_query_is_slow(q):
+        return scaled_dot_product_attention(q, k, v, scale=scale)
+    return scaled_dot_product_attention(q.repeat(1, 1, 2, 1), k, v, scale=scale)[:, :, :1]
+
+
+def single_query_is_slow(q: torch.Tensor) -> bool:
+    """Whether torch's attention takes longer for one query than for two, as for bfloat16 on AMD's CPUs.
+
+    There it takes two to three times as long (benchmarks/generate.md): products of a matrix and a vector are not
+    computed in the way of products of two matrices.
+    """
+    return q.device.type == "cpu" and q.dtype is torch.bfloat16 and CPU_IS_AMD
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None, rows: int, pack: bool = True):
@@ -183,7 +199,7 @@ class DecodeStep:
             keys, values = memory.update(keys[:, :, None], values[:, :, None])  # (B, G, seen, D)
             # heads that share keys are treated as several queries of one head, so that keys are read once
             queries = queries.reshape(len(queries), keys.shape[1], -1, keys.shape[3])  # (B, G, H / G, D)
-            return scaled_dot_product_attention(queries, keys, values, scale=scale)
+            return attend_to_cache(queries, keys, values, scale)
 
         return self.logits(ids, self.cos[position], self.sin[position], attend)
 

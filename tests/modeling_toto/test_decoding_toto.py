@@ -69,6 +69,25 @@ def test_bfloat16_differs_by_rounding(small_config, rows, rows_at_once):
     assert 0 < ours < 1.5 * theirs < 0.1 * exact.std()
 
 
+@pytest.mark.parametrize("amd", [False, True])
+def test_on_amd_a_bfloat16_query_is_not_alone_and_attention_is_the_same(amd, monkeypatch):
+    monkeypatch.setattr(decoding_toto, "CPU_IS_AMD", amd)
+    kernel, counts = decoding_toto.scaled_dot_product_attention, []
+
+    def counted(q, k, v, scale):
+        counts.append(q.shape[2])
+        return kernel(q, k, v, scale=scale)
+
+    monkeypatch.setattr(decoding_toto, "scaled_dot_product_attention", counted)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 40, 8), torch.randn(2, 3, 40, 8)
+    expected = (torch.einsum("bhnd,bhsd->bhns", q, k) * 0.7).softmax(-1) @ v
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
+        found = decoding_toto.attend_to_cache(q.to(dtype), k.to(dtype), v.to(dtype), 0.7)
+        torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
+    assert counts == [1, 2 if amd else 1]
+
+
 def test_packed_weights_change_nothing(small_config, rows, monkeypatch):
     model, ids = make(small_config, attention_bias=True), rows[:, :-1]
     packed, _ = steps(model, ids, 5)
