@@ -33,15 +33,17 @@ from tokenization.terminal.progress import tqdm
 # The paper does not give the probe's recipe. Linear heads: half-decades around what AdamW needs on standardised
 # features, as DINOv2 spans three and a half decades with SGD; the smallest rates act as early stopping, which helps
 # wide features with few clips. DINOv2 has no weight decay: correlated features learn fastest without it, rare ones
-# overfit least with it. Heads on tokens: the middle of V-JEPA 2's five rates (1e-4 to 5e-3) and the ends of its four
-# decays (0.01 to 0.8), for 20 epochs as there; all twenty settings would cost three times as much on a CPU.
+# overfit least with it. Attention heads contain linear ones, and need rates as high, as many epochs and as little
+# decay: with V-JEPA 2's, which are made for deeper heads, they lost to them (docs/probing.md). Heads with an MLP: the
+# middle of V-JEPA 2's five rates (1e-4 to 5e-3) and the ends of its four decays (0.01 to 0.8), for 20 epochs as there;
+# all twenty settings would cost three times as much on a CPU.
 LEARNING_RATES = {
     "linear": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    "attention": (3e-4, 1e-3, 3e-3),
+    "attention": (1e-3, 3e-3, 1e-2, 3e-2),
     "cross_attention_mlp": (1e-4, 3e-4, 1e-3),
 }
-WEIGHT_DECAYS = {"linear": (0.0, 0.1), "attention": (0.01, 0.8), "cross_attention_mlp": (0.01, 0.8)}
-EPOCHS = {"linear": 60, "attention": 30, "cross_attention_mlp": 20}
+WEIGHT_DECAYS = {"linear": (0.0, 0.1), "attention": (0.0, 0.1), "cross_attention_mlp": (0.01, 0.8)}
+EPOCHS = {"linear": 60, "attention": 60, "cross_attention_mlp": 20}
 Heads = LinearHeads | AttentionHeads | CrossAttentionHeads
 
 

@@ -73,7 +73,7 @@ class ProbeArgs(TimeStepArgs):
     num_frames: int | None = field(default=None, metadata={"help": "frames per clip; the model's own by default"})
     epochs: int | None = field(
         default=None,
-        metadata={"help": "epochs of the heads (default: 60 linear, 30 attention, 20 cross_attention_mlp)"},
+        metadata={"help": "epochs of the heads (default: 60, cross_attention_mlp 20)"},
     )
     max_tokens: int = field(default=64, metadata={"help": "tokens per clip, after averaging, for the heads on tokens"})
     rope_base: float | None = field(

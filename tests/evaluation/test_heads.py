@@ -127,6 +127,27 @@ def test_a_slice_is_what_it_would_be_alone():
         assert alone.val_accuracy[0, 0] <= together.val_accuracy[1, 0] + 0.025
 
 
+def test_attention_does_not_lose_to_linear_on_features_that_are_nearly_collinear():
+    """Classes differ in directions that are small next to a common one; low rates do not reach them in few steps."""
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 1, 24, generator=draw)
+
+    def clips(count: int):
+        labels = torch.arange(count) % 4
+        common, own, each = (
+            scale * torch.randn(count, *shape, generator=draw)
+            for scale, shape in ((1, (1, 1)), (0.075, (1, 24)), (0.05, (4, 24)))
+        )
+        tokens = common + own + each + 0.05 * centres[labels]  # (N, 4, 24)
+        return features(tokens.mean(1)[None], tokens[None]), labels[:, None]
+
+    (train, labels), (validation, wanted), (test, _) = (clips(count) for count in (600, 600, 4))
+    right = {}
+    for kind in ("linear", "attention"):
+        right[kind] = HeadBank(kind, [4]).run(train, labels, validation, wanted, test).val_accuracy.item()
+    assert right["attention"] > right["linear"] - 0.02 > 0.8
+
+
 def test_attention_finds_the_token_that_averaging_hides():
     """The class is written in one of 16 tokens, at a random place; the others cancel the mean."""
     draw = torch.Generator().manual_seed(0)
