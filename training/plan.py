@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenization.terminal.next_command import say_next
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs, Source
 from training.costs import ATTENTION, MOVED, PRODUCTS, TRAFFIC, Step, memory_of, seconds_per_token
 from training.engine.data_sheets import GPUS, Gpu
@@ -446,6 +447,9 @@ def main(argv: list[str] | None = None) -> None:
         found = plan(model, data, run, optim, args)
         text = page(found)
     print(json.dumps(found, indent=1) if args.json else text)
+    if not args.json and args.measured is None and run.recipe is not None and run.scale != "tiny":
+        name = Path(run.recipe).stem
+        say_next("pretrain", "--recipe", run.recipe, "--scale", "tiny", "--output_dir", f"runs/{name}-tiny")
 
 
 if __name__ == "__main__":
