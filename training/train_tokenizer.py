@@ -158,7 +158,7 @@ def make_tokenizer(run: Run, config):
 
 def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) -> None:
     """Write the tokenizer, its figures and its card into the run folder itself, for `toto tokenize --tokenizer RUN`."""
-    from tokenization.evaluate_tokenizer import measure
+    from tokenization.evaluate_tokenizer.scores import measure
     from training.publish.cards import tokenizer_card
 
     model.eval()

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_run import VQGAN
 from transformers import AutoModel
 
-from tokenization.evaluate_tokenizer import measure
+from tokenization.evaluate_tokenizer.scores import measure
 from tokenization.modeling_dvae import TotoDVAEModel
 from tokenization.modeling_vqgan import TotoVQGANModel
 from training import find_model
