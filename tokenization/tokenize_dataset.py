@@ -173,9 +173,9 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     if state.is_main_process:
         task = f"task {rank} of {world}" if args.world is not None else f"world size {world}"
         print(f"{task}: {state.device}, {precision}, {batch} frames at a time, {threads} decoding threads")
-    total = source.expected
-    if total is None and args.max_clips is None:
-        total = source.listed
+    total = source.count_items()
+    if total is not None and source.limit is not None and source.clips_each is not None:
+        total = min(total, -(-source.limit // source.clips_each))
     total = total and -(-total // world)
     encoder = Encoder(processor, batch, exact=precision == "fp32")
     with tqdm(total=total, unit=" items", desc="tokenize", disable=not state.is_main_process) as bar:
