@@ -182,4 +182,5 @@ def test_photos_without_a_validation_split_are_told_of_the_held_out_ones(tmp_pat
         (tmp_path / kind).mkdir()
         Image.new("RGB", (64, 64)).save(tmp_path / kind / "a.png")
     with pytest.raises(ValueError, match=r"no split 'validation'.* --eval_split held_out measures on one item in 20"):
-        main(["--recipe", "toto_tokenizer_64", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "run")])
+        flags = ["--recipe", "toto_tokenizer_64", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "run")]
+        main([*flags, "--eval_split", "validation"])
