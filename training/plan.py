@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenization.sources.named import without
 from tokenization.terminal.next_command import say_next
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs, Source
 from training.costs import ATTENTION, MOVED, PRODUCTS, TRAFFIC, Step, memory_of, seconds_per_token
@@ -396,7 +397,7 @@ def measured(run: Path, mfu: float | None) -> dict:
 
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
-        raise FileNotFoundError(f"{run} is not a run folder, it holds no metrics.jsonl; give the folder of a run.")
+        raise FileNotFoundError(f"{run} is not a run folder: {without(run, 'metrics.jsonl')}")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first includes the warm-up
     # In runs of earlier versions, "mfu" is the share of the measured peak.
