@@ -214,9 +214,7 @@ def test_shards_of_the_shipped_tokenizer_are_sent_to_its_recipe():
     from training.rows.shard_rows import check_fit
 
     manifest = {"grid": [8, 8], "num_codes": 512, "kind": "video", "num_frames": 16}
-    with pytest.raises(
-        ValueError, match="do not fit the model: .* add --recipe tiny_cpu, whose model they fit, or set"
-    ):
+    with pytest.raises(ValueError, match="tokenizer, add --recipe tiny_cpu, whose model they fit, or set"):
         check_fit(manifest, TotoConfig())
-    with pytest.raises(ValueError, match="Tokenize with the model's tokenizer, set --config"):
+    with pytest.raises(ValueError, match="Tokenize with the model's tokenizer, or set --config"):
         check_fit(manifest | {"num_codes": 100}, TotoConfig())
