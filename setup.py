@@ -25,6 +25,7 @@ setup(
     packages=[
         "modeling_toto",
         "tokenization",
+        "tokenization.evaluate_tokenizer",
         "tokenization.originals",
         "tokenization.shards",
         "tokenization.sources",

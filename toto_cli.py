@@ -137,7 +137,11 @@ def nearest(word: str, known) -> str:
 def usage() -> str:
     width = max(map(len, VERBS))
     lines = "\n".join(f"  {verb:{width}}  {summary}" for verb, (_, summary) in VERBS.items())
-    return f"usage: toto <verb> [flags]\n\n{lines}\n\n`toto <verb> --help` explains a verb's flags."
+    begin = (
+        "Begin with `toto demo`, or with your own videos: toto tokenize --dataset FOLDER --output out/shards\n"
+        "A command ends by naming the next one. `toto <verb> --help` explains a verb's flags."
+    )
+    return f"usage: toto <verb> [flags]\n\n{lines}\n\n{begin}"
 
 
 def main() -> None:

@@ -35,46 +35,63 @@ class DemoArgs:
     seed: int = field(default=0, metadata={"help": "seed of clips, weights and probes"})
 
 
-def commands(args: DemoArgs) -> list[tuple[Path, list[str]]]:
-    """The commands of the demo in order, each with the path that exists once it has run."""
+@dataclass(frozen=True)
+class Step:
+    """A command of the demo. says: what it does, in a line. made: the path that exists once it has run."""
+
+    says: str
+    command: list[str]
+    made: Path
+
+
+def steps(args: DemoArgs) -> list[Step]:
+    """The steps of the demo in order."""
     out = Path(args.output)
     run = out / "run"
     nano, motion = (Path(os.path.relpath(folder)) for folder in (NANO, MOTION))  # as a user would type it
     seed = ["--seed", str(args.seed)]
     items = ["--max_train", str(args.max_train), "--max_eval", str(args.max_eval)]
 
-    def tokenize(split: str, clips: int) -> tuple[Path, list[str]]:
+    def tokenize(split: str, clips: int) -> Step:
         folder = out / "shards" / split
         world = ["--dataset", "toyworld:motion", "--tokenizer", os.path.relpath(TOKENIZER), "--num_frames", "4", *seed]
         flags = ["--split", split, "--max_clips", str(clips), "--output", str(folder)]
-        return folder / "manifest.json", ["tokenize", *world, *flags]
+        says = f"{clips:,} drawn clips of the embedded world become visual tokens ({split})."
+        return Step(says, ["tokenize", *world, *flags], folder / "manifest.json")
 
-    def generate(model: Path, name: str, prompt: int, drawn: int) -> tuple[Path, list[str]]:
+    def generate(model: Path, name: str, prompt: int, drawn: int) -> Step:
         folder = out / "generated" / name
         flags = ["--video", "toyworld:motion:3", "toyworld:motion:7", "--output", str(folder)]
         flags += ["--num_prompt_frames", str(prompt), "--num_frames", str(drawn), "--temperature", "0"]
-        return folder, ["generate", "--model", str(model), *flags]
+        says = f"{name} sees {prompt} frames of two test clips and draws the next {drawn}."
+        return Step(says, ["generate", "--model", str(model), *flags], folder)
 
-    def probed(model: Path, name: str, dataset: str, labels: tuple[str, ...], *more: str) -> tuple[Path, list[str]]:
+    def probed(model: Path, name: str, dataset: str, labels: tuple[str, ...], frames: int) -> Step:
         file = out / "results" / f"{name}.json"
         task = ["--dataset", dataset, *seed, "--label_column", *labels, "--layers", "all", "--heads", "linear", *items]
-        return file, ["probe", "--model", str(model), *task, *more, "--output", str(file)]
+        says = (
+            f"What do its layers know ({', '.join(labels)})? Linear probes of every layer, of the same layers "
+            "untrained (random weights), which read the same tokens, and of raw pixels."
+        )
+        return Step(
+            says, ["probe", "--model", str(model), *task, "--num_frames", str(frames), "--output", str(file)], file
+        )
 
     pretrain = ["pretrain", "--recipe", "motion_tiny"]
     pretrain += ["--shards", str(out / "shards" / "train"), "--val_shards", str(out / "shards" / "validation")]
     pretrain += ["--max_minutes", str(args.train_minutes), "--seed", str(args.seed), "--output_dir", str(run)]
     report = ["report", "--results", str(out / "results"), "--runs", str(run), "--generations"]
     report += [str(out / "generated" / name) for name in ("toto-motion", "trained-now")]
+    page = out / "report.html"
     return [
         tokenize("train", args.train_clips),
         tokenize("validation", 256),
-        (run / "checkpoints", pretrain),
+        Step(f"A tiny Toto learns from scratch for {args.train_minutes:g} minutes.", pretrain, run / "checkpoints"),
         generate(motion, "toto-motion", 8, 8),
         generate(run, "trained-now", 3, 3),
-        # toto-nano has four times as many tokens per frame; its card compares it with its untrained twin.
-        probed(nano, "probe", "toyworld", LABELS, "--num_frames", "2", "--baselines", "pixels"),
-        probed(run, "probe_trained", LONE, ("motion",), "--num_frames", "4"),
-        (out / "report.html", [*report, "--output", str(out / "report.html")]),
+        probed(nano, "probe", "toyworld", LABELS, 2),
+        probed(run, "probe_trained", LONE, ("motion",), 4),
+        Step("Everything on one page.", [*report, "--output", str(page)], page),
     ]
 
 
@@ -89,21 +106,21 @@ def main(argv: list[str] | None = None) -> None:
     from toto_cli import VERBS
 
     began = time.time()
-    steps = commands(args)
-    for number, (made, command) in enumerate(steps, start=1):
-        print(f"\n[{number}/{len(steps)}] $ toto {shlex.join(command)}", flush=True)
-        verb, *flags = command
+    todo = steps(args)
+    for number, step in enumerate(todo, start=1):
+        print(f"\n[{number}/{len(todo)}] {step.says}\n$ toto {shlex.join(step.command)}", flush=True)
+        verb, *flags = step.command
         if verb == "pretrain" and (Path(args.output) / "run").exists():
             flags = _continued(Path(args.output) / "run", flags)
             if flags is None:
                 print("    done before")
                 continue
-        elif verb != "report" and made.exists():
+        elif verb != "report" and step.made.exists():
             print("    done before")
             continue
         with silent():
             importlib.import_module(VERBS[verb][0]).main(flags)
-    print(f"\nThe demo took {(time.time() - began) / 60:.1f} minutes. Open {steps[-1][0]}")
+    print(f"\nThe demo took {(time.time() - began) / 60:.1f} minutes. Open {todo[-1].made}")
     say_next("tokenize", "--help")
 
 

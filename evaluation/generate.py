@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from evaluation.continuations.args import ScoreArgs
 from evaluation.frame_counts import frame_counts
 from tokenization.sampling import Sampling, TimeStepArgs
-from tokenization.terminal.next_command import after_generate
+from tokenization.terminal.next_command import after_generate, first_video
 from training.flags import idle, parse, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
@@ -243,6 +243,8 @@ def _read_pictures(name: str | tuple[str, ...], prompt: int, new: int, resolutio
     else:
         files, name = list(name), name[0]
     if len(files) < prompt:
+        if not files and (video := first_video(name)):
+            raise ValueError(f"--video {name} is a folder of videos; name the ones to continue, such as {video}.")
         raise ValueError(f"--video {name}: {len(files)} pictures, but the prompt needs {prompt}; give more of them.")
     length = prompt + new if len(files) >= prompt + new else prompt
     clip = next(frame_windows(files, name, Sampling(length, stride=1, resolution=resolution), None))

@@ -18,6 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
+from tokenization.terminal.next_command import say_next
 from training.flags import config_fields, option, parse, refuse_idle, require, require_positive, typed_flags
 from training.sweep.run_grid import Point, run_grid
 
@@ -391,6 +392,7 @@ def main(argv: list[str] | None = None) -> None:
     if max(run["seed"] for run in study["runs"]) == 0:
         print("There is one seed, so the intervals do not cover seeds.")
     print(f"wrote {output} and {output.with_suffix('.png')}")
+    say_next("plan", "--recipe", "base")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,13 @@ class TokenizeArgs(TimeStepArgs):
         super().__post_init__()
         reads = self.verify is not None or self.convert is not None
         if not reads and (self.dataset is None or self.output is None):
-            raise ValueError("There is nothing to tokenize; pass --dataset and --output, or --verify DIR.")
+            if self.dataset is None and self.output is None:
+                raise ValueError("There is nothing to tokenize; pass --dataset and --output, or --verify DIR.")
+            raise ValueError(
+                "--output is missing; name a folder for the shards."
+                if self.output is None
+                else "--dataset is missing; name a folder of videos or images, a file, a Hub id or toyworld."
+            )
         counts = ("num_frames", "crops", "rows_per_shard", "batch_frames", "max_clips", "detail")
         for name in (*counts, "items_per_part", "decode_threads"):
             value = getattr(self, name)

@@ -171,11 +171,11 @@ def _encode(args: TokenizeArgs, source, processor, parts_folder: Path, precision
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
     threads = args.decode_threads or max(2, cpus // neighbours)
     if state.is_main_process:
-        task = f"task {rank} of {world}" if args.world is not None else f"world size {world}"
+        task = f"task {rank} of {world}" if args.world is not None else f"{world} process{'es' * (world > 1)}"
         print(f"{task}: {state.device}, {precision}, {batch} frames at a time, {threads} decoding threads")
-    total = source.expected
-    if total is None and args.max_clips is None:
-        total = source.listed
+    total = source.count_items()
+    if total is not None and source.limit is not None and source.clips_each is not None:
+        total = min(total, -(-source.limit // source.clips_each))
     total = total and -(-total // world)
     encoder = Encoder(processor, batch, exact=precision == "fp32")
     with tqdm(total=total, unit=" items", desc="tokenize", disable=not state.is_main_process) as bar:
@@ -227,7 +227,8 @@ def _print_summary(manifest: dict, output: Path) -> None:
         print(f"bf16: {100 * manifest['bf16_agreement']:.2f} % of the codes of the first batch are the same in fp32")
     if manifest["skipped"]:
         print(f"skipped {manifest['skipped_count']:,}:\n  " + reasons(manifest["skipped"], "\n  "))
-    print(f"wrote {output} ({len(manifest['shards'])} shards, manifest.json, processor/)")
+    count = len(manifest["shards"])
+    print(f"wrote {output} ({count} shard{'s' * (count != 1)}, manifest.json, processor/)")
 
 
 def _leave_processes() -> None:

@@ -219,7 +219,9 @@ class RunArgs:
     resume: str | None = option(None, "continue this run folder, or URL, exactly; needs no other flag")
     max_steps: int = option(1_000_000, "optimiser steps (paper: 1M)")
     max_minutes: float | None = option(
-        None, "wall-clock budget: max_steps is lowered to fit it, judging by the first steps (not exactly repeatable)"
+        None,
+        "wall-clock budget of the whole run: max_steps is lowered to fit it, judging by the first steps (not exactly "
+        "repeatable)",
     )
     save_steps: int = option(500, "steps between checkpoints; one is also written at the end")
     keep_checkpoints: int | None = option(None, "number of checkpoints to keep, the newest ones (default: all)")

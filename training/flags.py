@@ -11,6 +11,7 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from tokenization.sources.named import near_path, without
 from tokenization.storage.remote import is_remote
 
 
@@ -127,8 +128,11 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), folder / name, *(p for p in recipes if name in (p.stem, p.name)), Path(f"{name}.yaml")):
         if path.is_file():
             return path
-    shipped = ", ".join(p.stem for p in recipes)
-    raise FileNotFoundError(f"There is no recipe '{name}'; give a YAML file or one of: {shipped}.")
+    names = [p.stem for p in recipes]
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"did you mean {near[0]}?" if near else near_path(name)
+    advice = meant or f"give a YAML file or one of: {', '.join(names)}."
+    raise FileNotFoundError(f"There is no recipe '{name}'; {advice}")
 
 
 def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
@@ -150,7 +154,7 @@ def resumed_run(argv: list[str] | None) -> tuple[list[str], Path | None]:
 
         run = str(RemoteRun(run).fetch())
     if run is not None and not (Path(run) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run} is not a run folder: it holds no recipe.yaml.")
+        raise FileNotFoundError(f"{run} is not a run folder: {without(run, 'recipe.yaml')}")
     return (argv, None) if run is None else (["--recipe", str(Path(run) / "recipe.yaml"), *argv], Path(run))
 
 

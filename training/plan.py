@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenization.sources.named import without
+from tokenization.terminal.next_command import say_next
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs, Source
 from training.costs import ATTENTION, MOVED, PRODUCTS, TRAFFIC, Step, memory_of, seconds_per_token
 from training.engine.data_sheets import GPUS, Gpu
@@ -395,7 +397,7 @@ def measured(run: Path, mfu: float | None) -> dict:
 
     metrics = run / "metrics.jsonl"
     if not metrics.is_file():
-        raise FileNotFoundError(f"{run} is not a run folder, it holds no metrics.jsonl; give the folder of a run.")
+        raise FileNotFoundError(f"{run} is not a run folder: {without(run, 'metrics.jsonl')}")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row][1:]  # the first includes the warm-up
     # In runs of earlier versions, "mfu" is the share of the measured peak.
@@ -446,6 +448,9 @@ def main(argv: list[str] | None = None) -> None:
         found = plan(model, data, run, optim, args)
         text = page(found)
     print(json.dumps(found, indent=1) if args.json else text)
+    if not args.json and args.measured is None and run.recipe is not None and run.scale != "tiny":
+        name = Path(run.recipe).stem
+        say_next("pretrain", "--recipe", run.recipe, "--scale", "tiny", "--output_dir", f"runs/{name}-tiny")
 
 
 if __name__ == "__main__":

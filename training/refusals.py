@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tokenization.shards.format import read_manifest
-from tokenization.sources.named import require_dataset, require_on_hub
+from tokenization.sources.named import near_path, require_dataset, require_on_hub
 from training.find_model import resolve_model
 
 MODELS = ("model", "init_from", "untuned", "scratch")
@@ -46,7 +46,7 @@ def refuse_names(prog: str, typed: dict[str, object]) -> None:
                     f"{name} is not a policy folder: it has no config.json; name the --output of toto robot train."
                 )
             elif flag in HERE and name.partition(":")[0] != "toyworld" and not Path(name).exists():
-                raise FileNotFoundError(f"There is no {HERE[flag]} '{name}'; check the path.")
+                raise FileNotFoundError(f"There is no {HERE[flag]} '{name}'; {near_path(name) or 'check the path.'}")
     if "output_dir" in typed and "resume" not in typed:
         require_new_run(Path(str(typed["output_dir"])))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.shards.files import HELD_OUT
 from tokenization.terminal.next_command import say_next
-from training.flags import json_fields, parse, read_recipe, require, resumed_run
+from training.flags import json_fields, parse, read_recipe, require, resumed_run, typed_flags
 from training.tokenizers.args import AdversarialArgs, RelaxationArgs, TokenizerArgs, TokenizerOptimArgs
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from training.engine.run import begin, close_remote, end_run, running
 
+    args = with_held_out(args, argv)
+    settings = args, *settings[1:]
     beginning = begin("train-tokenizer", args, resumed, name=f"tokenizer-{args.kind}")
     changes = beginning.changes(*settings, settled=settled(beginning, settings))
     config = tokenizer_config(args)
@@ -73,6 +76,22 @@ def tokenizer_config(args: TokenizerArgs):
 
     kind = TotoVQGANConfig if args.kind == "vqgan" else TotoDVAEConfig
     return kind(**json_fields(args.model, "--model", list(kind.__annotations__), '{"num_codes": 512}'))
+
+
+def with_held_out(args: TokenizerArgs, argv: list[str]) -> TokenizerArgs:
+    """The same flags; --eval_split held_out where the split of a recipe is not in the user's data."""
+    if "eval_split" in typed_flags(argv) or args.eval_split == "held_out":
+        return args
+    from tokenization.sources.open import config_of, open_source
+
+    for name in args.dataset:
+        try:
+            open_source(name, args.eval_split, limit=1, config_name=config_of(name, args.config_name))
+        except ValueError as error:
+            if "has no split" in str(error):
+                return replace(args, eval_split="held_out")
+            raise
+    return args
 
 
 def read_held_out(args: TokenizerArgs, resolution: int) -> dict:
@@ -131,7 +150,7 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     run.announce(
         f"{args.kind} of {model.num_parameters() / 1e6:.2f} M parameters, {args.max_steps} steps of {args.batch_size} "
         f"frames on {run.machine}"
-        + (", measured on one item in 20, held out of training" if args.eval_split == "held_out" else ""),
+        + (f", measured on {measured_on(held_out)}" if args.eval_split == "held_out" else ""),
         *settings,
     )
     if loop.train():
@@ -141,6 +160,12 @@ def train_tokenizer(run: Run, config, held_out: dict, settings: tuple) -> tuple[
     if run.is_main:
         finish(run.folder, steps.final_model(), held_out, (args, flags, optim), loop.seconds)
     return run.folder, False
+
+
+def measured_on(held_out: dict) -> str:
+    """What is held out of training, in words. held_out: see `read_held_out`."""
+    count = sum(map(len, held_out.values()))
+    return f"{count} frame{'s' * (count != 1)} held out of training (one file or row in {HELD_OUT}, at least one)"
 
 
 def make_tokenizer(run: Run, config):
@@ -158,7 +183,7 @@ def make_tokenizer(run: Run, config):
 
 def finish(run: Path, model, held_out: dict, settings: tuple, seconds: float) -> None:
     """Write the tokenizer, its figures and its card into the run folder itself, for `toto tokenize --tokenizer RUN`."""
-    from tokenization.evaluate_tokenizer import measure
+    from tokenization.evaluate_tokenizer.scores import measure
     from training.publish.cards import tokenizer_card
 
     model.eval()

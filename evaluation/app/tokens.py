@@ -12,7 +12,7 @@ from evaluation.app.models import Loaded
 from evaluation.app.wiring import PICTURE, Page, place_of_click, sliders_of_place
 from evaluation.visualize.drawing import heat
 from evaluation.visualize.likelihood import check_predicts, surprise_of
-from tokenization.evaluate_tokenizer import psnr, ssim
+from tokenization.evaluate_tokenizer.scores import psnr, ssim
 from tokenization.sequences import CODE_OFFSET, video_rows
 
 ABOUT = (

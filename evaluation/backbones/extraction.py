@@ -247,13 +247,16 @@ class _Pass:
 def _fill(work: _Pass, state: PartialState, progress: bool) -> None:
     """Write the parts that are this process's and not there yet."""
     source = work.source
-    rows_done = sum(info["rows"] for info in work.finished().values())
+    finished = work.finished().values()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-    # The number of clips in videos is unknown beforehand; the limit is only an upper bound.
-    total = source.expected or (source.limit if source.kind == "image" else None)
-    bar = tqdm(total=total, initial=min(rows_done, total or rows_done), unit="clip", disable=not progress)
-    at_most = "" if total or source.limit is None else f", at most {source.limit:,} clips"
-    bar.set_description(f"{work.split}: {'features' if work.jobs else 'labels'}{at_most}")
+    # Videos give as many clips as their length allows, so files or rows are counted; a limit of clips may end them.
+    total, counts_clips = source.count_clips(), source.clips_each is not None
+    total = total if counts_clips else source.count_items()
+    before = sum(info["rows" if counts_clips else "items"] for info in finished)
+    unit = (" images" if source.kind == "image" else " clips") if counts_clips else " videos"
+    bar = tqdm(total=total, initial=min(before, total or before), unit=unit, disable=not progress)
+    bar.set_description(f"{work.split}: {'features' if work.jobs else 'labels'}")
+    clips = sum(info["rows"] for info in finished)
     done = work_in_parts(
         source,
         lambda name: _Part(name, work),
@@ -268,7 +271,11 @@ def _fill(work: _Pass, state: PartialState, progress: bool) -> None:
     )
     with contextlib.closing(done), bar:
         for step in done:
-            bar.update(step.clip is not None)
+            clips += step.clip is not None
+            if not counts_clips:
+                at_most = "" if source.limit is None else f" of at most {source.limit:,}"
+                bar.set_postfix_str(f"{clips:,} clips{at_most}", refresh=False)
+            bar.update(step.clip is not None if counts_clips else step.item_ends)
 
 
 class _Part:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.continuations.args import DESCRIPTION, ScoreArgs, check_flags
+from tokenization.terminal.next_command import look_inside
 from training.flags import parse, require
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def score_model(args: ScoreArgs, command: str) -> None:
     print(table(result))
     print(f"wrote {output}")
     draw(lambda file: draw_horizons(result, file), output.with_suffix(".png"))
+    look_inside(args.model, args.dataset, output)
 
 
 def score_checkpoints(args: ScoreArgs, command: str) -> None:
@@ -215,6 +217,7 @@ def score_checkpoints(args: ScoreArgs, command: str) -> None:
     print(checkpoint_table(result))
     print(f"wrote {output}")
     draw(lambda file: draw_checkpoints(result, file), output.with_suffix(".png"))
+    look_inside(args.model, args.dataset, output)
 
 
 def draw_floors(args: ScoreArgs, clips: MotionClips | FrameClips, processor, model):

@@ -18,7 +18,7 @@ from tokenization.toyworld import motion
 CURVES = ("iou", "identity", "place", "codes", "object_codes", "changed_codes", "mse", "ssim")
 EVENTS = ("bounce", "returned", "period")
 KEPT = 0.75  # share of an object's judged frames whose phase must be right
-QUIET = 1e-15  # mean squared error of equal frames, as in `evaluate_tokenizer.psnr`: 150 dB
+QUIET = 1e-15  # mean squared error of equal frames, as in `evaluate_tokenizer.scores.psnr`: 150 dB
 RESAMPLES = 1000
 
 
@@ -221,10 +221,10 @@ def squared_error(frames: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def similarity(frames: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """SSIM (`tokenization.evaluate_tokenizer.ssim`), (C, G); sizes as in `squared_error`."""
+    """SSIM (`tokenization.evaluate_tokenizer.scores.ssim`), (C, G); sizes as in `squared_error`."""
     import torch
 
-    from tokenization.evaluate_tokenizer import ssim
+    from tokenization.evaluate_tokenizer.scores import ssim
 
     times = frames.shape[2] // true.shape[2]
     found = np.empty(frames.shape[:2])

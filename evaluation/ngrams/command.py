@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.ngrams.args import DESCRIPTION, NgramsArgs, check_flags
+from tokenization.terminal.next_command import after_tokenize, beside, say_next
 from training.flags import parse, refuse_idle
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if args.output is None:
         print(table(result))
+        go_on(args)
         return
     output = Path(args.output)
     write_json(output, result.to_json())
@@ -58,6 +60,20 @@ def main(argv: list[str] | None = None) -> None:
         print("no figure: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {place}")
+    go_on(args)
+
+
+def go_on(args: NgramsArgs) -> None:
+    """The command after this one: train on the shards, or make them."""
+    if args.shards:
+        from tokenization.shards.format import read_manifest
+
+        manifest = read_manifest(args.shards[0])
+        after_tokenize(args.shards[0], manifest, manifest["split"])
+    else:
+        tokenizer = ["--tokenizer", args.tokenizer[0]] if args.tokenizer else []
+        shards = beside(args.output or "out/ngrams.json", "shards")
+        say_next("tokenize", "--dataset", args.dataset, *tokenizer, "--output", shards)
 
 
 def scores_of(tokens: Tokens, n: int) -> TokenNgrams:

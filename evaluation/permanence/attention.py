@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.permanence.attention_results import AttentionResult, Cost, Head, Mean
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import option, parse, require, require_choice, require_positive, typed_flags
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         print("no figure: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {output.with_suffix('.png')}")
+    say_next("permanence", "cups", "--model", args.model, "--output", beside(output, "cups.json"))
 
 
 def heads(looks: dict[str, np.ndarray], count: int) -> list[Head]:

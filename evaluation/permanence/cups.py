@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.permanence.cups_args import DESCRIPTION, CupsArgs
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import parse
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         print("no figure: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {place}")
+    clip = ["--input", "toyworld:cups:0", "--frame", "1", "--row", "0", "--column", "0"]
+    say_next("visualize", "attention", "--model", args.model, *clip, "--output", beside(output, "attention.png"))
 
 
 def run_cups(args: CupsArgs, command: str) -> CupsResult:

@@ -23,8 +23,8 @@ def setting_in_words(row: Row) -> str:
     return ", ".join(f"{key} {value:g}" for key, value in row.setting.items())
 
 
-def table(label: str, task: TaskResult, n_test: int, n_validation: int) -> str:
-    """Layers x heads, the baselines and the verdict, as plain text. Accuracies in percent."""
+def table(label: str, task: TaskResult, n_test: int, n_validation: int, unit: str = "clips") -> str:
+    """Layers x heads, the baselines and the verdict, as plain text, in percent. unit: "clips" or "images"."""
 
     def cells(row: Row) -> str:
         low, high = row.ci95
@@ -35,7 +35,7 @@ def table(label: str, task: TaskResult, n_test: int, n_validation: int) -> str:
     lines = [
         "",
         f"{label}: {task.classes} classes, chance {100 * task.chance:.1f} %, always the most common "
-        f"{100 * task.majority:.1f} %; {n_validation:,} validation and {n_test:,} test clips",
+        f"{100 * task.majority:.1f} %; {n_validation:,} validation and {n_test:,} test {unit}",
         " " * 18 + "".join(f"{head + ' head':^30}" for head in heads),
         f"{'layer':<18}" + f"{'   val   test  95 % interval':<30}" * len(heads),
     ]
@@ -65,13 +65,15 @@ def described(result: ProbeResult) -> str:
     from tokenization.sources.labelled import describe_classes
 
     lines = [] if result.control is None else [f"control: {result.control}"]
+    unit = "images" if result.data.kind == "image" else "clips"
     for part, split in result.data.splits.items():
-        lines.append(f"{part:<10} {split.clips:>7,} clips from {split.sources:,} sources: {split.split}")
+        windows = "" if split.clips == split.sources else f" from {split.sources:,} files or rows"
+        lines.append(f"{part:<10} {split.clips:>7,} {unit}{windows}: {split.split}")
     if skipped := result.data.skipped:
         lines.append(f"skipped    {len(skipped):>7,}, the first: {skipped[0]['source']}: {skipped[0]['why']}")
     for label, task in result.tasks.items():
         lines += [] if task.class_names is None else [describe_classes(label, task.class_names)]
-        lines.append(table(label, task, result.n_test, result.n_validation))
+        lines.append(table(label, task, result.n_test, result.n_validation, unit))
         if result.data.groups is not None:
             lines.append(f"  intervals resample the {result.data.groups:,} groups of --group_by in test as wholes")
     if len(result.tasks) > 1:

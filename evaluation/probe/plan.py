@@ -43,35 +43,21 @@ def bytes_of_clip(job, sampling: Sampling, is_image: bool) -> int:
     return sum(each.numel() * each.element_size() for pair in made for each in pair if each is not None)
 
 
-def count_clips(source: ClipSource, clips_each: int | None) -> tuple[int, bool]:
-    """(number of clips of a source, True), or (its limit, False). clips_each: clips of an item, None where they vary.
-
-    Images give one clip each, and drawn worlds have as many clips as are asked for.
-    """
-    items = source.count_items()
-    clips_each = 1 if clips_each is None and (source.kind == "image" or source.expected is not None) else clips_each
-    if items is None or clips_each is None:
-        return source.limit, False
-    return min(source.limit, items * clips_each), True
-
-
-def disk_of(jobs: list, parts: dict[str, tuple[ClipSource, Path | None, int | None]], sampling: Sampling) -> Disk:
-    """What jobs would add on disk.
-
-    parts: by part, its source, the folder of what is kept, and the clips of an item, as in `count_clips`.
-    """
+def disk_of(jobs: list, parts: dict[str, tuple[ClipSource, Path | None]], sampling: Sampling) -> Disk:
+    """What jobs would add on disk. parts: by part, its source and the folder of what is kept."""
     total, largest, exact = 0, 0, True
-    for source, folder, clips_each in parts.values():
-        clips, known = count_clips(source, clips_each)
+    for source, folder in parts.values():
+        known = source.count_clips()
+        clips = source.limit if known is None else known
         missing = {job.key(): job for job in jobs if folder is None or not (folder / job.key() / "done.json").is_file()}
         added = clips * sum(bytes_of_clip(job, sampling, source.kind == "image") for job in missing.values())
-        total, largest, exact = total + added, max(largest, added), exact and known
+        total, largest, exact = total + added, max(largest, added), exact and known is not None
     return Disk(total, total + largest, exact)
 
 
 def check_disk(
     jobs: list[Job],
-    parts: dict[str, tuple[ClipSource, Path | None, int | None]],
+    parts: dict[str, tuple[ClipSource, Path | None]],
     sampling: Sampling,
     cache: Path,
     stream: bool,

@@ -166,12 +166,7 @@ class _Reader:
 
     def check_disk(self, opened: dict[str, Opened | None]) -> None:
         """As `plan.check_disk`, for these splits."""
-        parts = {}
-        for part, each in opened.items():
-            if each:
-                views = self.samplings[part].views
-                clips = None if views is None else views[1] if each[1].kind == "image" else math.prod(views)
-                parts[part] = each[1], self.folder(part, each), clips
+        parts = {part: (each[1], self.folder(part, each)) for part, each in opened.items() if each}
         sampling = self.samplings["train"]
         sampling = replace(sampling, num_frames=1) if self.order.name == "middle" else sampling
         check_disk(self.jobs, parts, sampling, self.cache, self.stream)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import option, parse, require, require_choice
 from training.prompting.tasks import TASKS
 
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"wrote {output} and {output.with_suffix('.npy')}: {task.name} from {task.low:g} to {task.high:g} {task.unit}"
     )
+    score = ["--task", task.name, "--output", beside(output, "score.json")]
+    say_next("prompt", "score", "--model", args.model, *score)
 
 
 def _save(file: Path, numbers: np.ndarray) -> None:

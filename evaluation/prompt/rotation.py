@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import option, parse, refuse_idle, require, require_choice, require_not_negative, require_positive
 
 DESCRIPTION = (
@@ -135,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         print("no figure: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {place}")
+    tuned = ["--task", "all", "--output_dir", beside(output, "prompt")]
+    say_next("prompt", "train", "--model", args.model, *tuned)
 
 
 def read_result(name: str, args: RotationArgs):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokenization.terminal.next_command import say_next
 from training.flags import option, parse, require, require_choice, require_positive
 from training.prompting.tasks import TASKS
 
@@ -138,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         picture = sheet(shown, args.sheet)
         write_whole(place := output.with_suffix(".png"), lambda file: picture.save(file, format="PNG"))
         print(f"wrote {place}")
+    say_next("app", "--model", args.model)
 
 
 def origin(model: str) -> str | None:

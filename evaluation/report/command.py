@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokenization.terminal.next_command import say_next
 from training.flags import parse
 
 
@@ -58,4 +59,6 @@ def main(argv: list[str] | None = None) -> None:
     for subject, sentences in summary(comparisons).items():
         for state, sentence in sentences:
             print(f"{state:<7}{subject}: {sentence}")
-    print(f"wrote {output}")
+    print(f"wrote {output}; open it in a browser")
+    if args.runs:
+        say_next("app", "--model", args.runs[0])

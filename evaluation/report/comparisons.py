@@ -88,7 +88,10 @@ def words(items: list[str], last: str = "and") -> str:
 
 
 def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
-    """{model or run: [("holds" | "partly" | "fails", sentence) per task]}: what it is above, below, and neither."""
+    """{model or run: [("holds" | "partly" | "open" | "fails", sentence) per task]}: what it is above, below, and neither.
+
+    "open": no comparison shows a significant difference.
+    """
     found = {}
     for subject, task in dict.fromkeys((c.subject, c.task) for c in comparisons):
         mine = [c for c in comparisons if (c.subject, c.task) == (subject, task)]
@@ -98,6 +101,8 @@ def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
             for verdict, template in RELATIONS.items()
             if (against := [c.against for c in mine if c.verdict == verdict])
         ]
-        state = "fails" if not beats else "partly" if len(beats) < len(mine) else "holds"
+        state = "partly" if len(beats) < len(mine) else "holds"
+        if not beats:
+            state = "open" if all(c.verdict == NO_DIFFERENCE for c in mine) else "fails"
         found.setdefault(subject, []).append((state, f"{task} {mine[0].ours}: {'; '.join(said)}."))
     return found

@@ -14,7 +14,7 @@ import jinja2
 
 from evaluation.report import probe_figures, run_figures
 from evaluation.report.clips import clip_facts
-from evaluation.report.comparisons import Comparison, counts, summary
+from evaluation.report.comparisons import NO_DIFFERENCE, Comparison, counts, summary
 from evaluation.report.opening import learnt
 from evaluation.report.probe_figures import layers_svg
 from evaluation.report.reading import AGAINST, Generation, Probe, Run, controls, percent, read_loss_maps
@@ -47,7 +47,8 @@ class Table:
 def comparison_table(comparisons: list[Comparison]) -> Table:
     head = ["model or run", "task", "against", "ours", "theirs", "difference", "95 %", "verdict"]
     rows = [[c.subject, c.task, c.against, c.ours, c.theirs, c.difference, c.interval, c.verdict] for c in comparisons]
-    return Table(head, rows, ["holds" if c.holds else "fails" for c in comparisons])
+    states = ["holds" if c.holds else "open" if c.verdict == NO_DIFFERENCE else "fails" for c in comparisons]
+    return Table(head, rows, states)
 
 
 def run_facts(run: Run) -> dict:
@@ -66,7 +67,7 @@ def run_facts(run: Run) -> dict:
             facts.append(f"{key} {run.versions[key]}")
     changes = run.folder / "changes.txt"
     if changes.is_file():
-        facts.append(" ".join(changes.read_text().split()))
+        facts.append(" ".join(changes.read_text().split()).replace(": - ", ": ").replace(". - ", "; "))
     if run.predictors is None:
         note = "No simple predictors: the shards of this run are gone, or have no validation rows."
         rows = []
@@ -86,7 +87,8 @@ def run_facts(run: Run) -> dict:
         rows.append([f"{run.name}, last logged training", f"{trained[-1]:.4f}"])
     found = {"name": run.name, "rows": run.rows, "predictors": run.predictors, "unit": run.unit, "facts": facts}
     found |= {"losses": Table([run.unit, ""], rows), "note": note, "has_curve": run_figures.has_curve(run.rows)}
-    found["sentence"] = loss_sentence(run)
+    dots = "" if run.val_loss is None else " Dots: validation loss."
+    found |= {"sentence": loss_sentence(run), "legend": f"Thin: training loss.{dots}"}
     return found | {"sources": sources_table(run), "maps": read_loss_maps(run.folder)}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation.results import GenerationResult, ProbeResult, Row, TaskResult
+from tokenization.sources.named import without
 from training.results import FinetuneResult
 
 NATS, SQUARED_ERROR = "nats per code token", "mean squared error per patch"
@@ -175,7 +176,7 @@ def read_run(folder: str) -> Run:
     path = Path(folder)
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it contains no metrics.jsonl; name a run folder.")
+        raise FileNotFoundError(f"{folder} is not a run folder: {without(folder, 'metrics.jsonl')}")
     rows = []
     for line in metrics.read_text().splitlines():
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.robot.arms_args import DESCRIPTION, READ_MODEL, VISION, ArmsArgs
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import parse, refuse_idle
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     began = time.perf_counter()
     print(arms_table(compare(args, command_line("robot", ["arms", *argv]))))
     print(f"\nwrote {args.output} in {(time.perf_counter() - began) / 60:.1f} minutes")
+    sees = ["--arm", "toto", "--model", args.model] if "toto" in args.arms else ["--arm", args.arms[0]]
+    policy = ["--output", beside(args.output, "policy")]
+    say_next("robot", "train", "--episodes", args.episodes, *sees, *policy)
 
 
 def compare(

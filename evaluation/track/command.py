@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.track.args import DESCRIPTION, TrackArgs, check_flags
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import parse, require
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"wrote {place}")
     done = {each.name for each in scores}
     draw_overlays([each for each in sequences[: args.sheets] if each.name in done], finished, scores, result, output)
+    shown = ["--dataset", "toyworld:photos", "--output", beside(output, "pca.png")]
+    say_next("visualize", "pca", "--model", args.model, *shown)
 
 
 def find_sequences(args: TrackArgs) -> tuple[list[Sequence], dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.visualize.args import DATASETS, SPLIT, check_output, require_model
 from tokenization.sampling import TimeStepArgs
+from tokenization.terminal.next_command import look_inside
 from training.flags import option, parse, refuse_idle, require, require_not_negative, require_positive, typed_flags
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         print("no figure: it needs matplotlib (pip install 'modeling-toto[demo]')")
     else:
         print(f"wrote {place}")
+    look_inside(args.model, args.dataset, output)
 
 
 def read_codes(args: ArrowArgs, processor, frames: int) -> tuple[np.ndarray, list[str]]:

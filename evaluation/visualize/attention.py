@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.visualize.args import OneInputArgs, check_output, require_model
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import option, parse, refuse_idle, require, require_choice, typed_flags
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{frame} row {row} column {column} ({100 * share:.1f} %)"
         )
     print(f"wrote {args.output} and {place}")
+    shown = ["--input", args.input, "--output", beside(args.output, "surprise.png")]
+    say_next("visualize", "surprise", "--model", args.model, *shown)
 
 
 def place_of(args: AttentionArgs, grid: tuple[int, int], resolution: int, frames: int) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from evaluation.visualize.args import DATASETS, SPLIT, check_output, require_model
 from tokenization.sampling import TimeStepArgs
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import option, parse, refuse_idle, require, require_not_negative, require_positive, typed_flags
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     for each in result.layers:
         print(f"layer {each.layer}: {percent(each.explained)} of the variance; untrained {percent(each.untrained)}")
     print(f"wrote {args.output} and {place}")
+    say_next("probe", "--model", args.model, "--output", beside(args.output, "probe.json"))
 
 
 def read_images(args: PcaArgs, backbone: Backbone) -> tuple[np.ndarray, bool, list[Shown]]:

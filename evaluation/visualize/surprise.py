@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.visualize.args import OneInputArgs, check_output, require_model
+from tokenization.terminal.next_command import beside, first_video, say_next
 from training.flags import parse, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ def main(argv: list[str] | None = None) -> None:
         write_movie_whole(output, movie(clip.frames, nats), clip.fps or 2.0)
     write_json(place := output.with_suffix(".json"), result.to_json())
     print(f"{result.mean:.3f} nats a token (a guess among all codes: {result.guess:.2f}); wrote {output} and {place}")
+    if image:
+        shown = ["--input", args.input, "--output", beside(output, "tokens.png")]
+        say_next("visualize", "tokens", "--model", args.model, *shown)
+    else:
+        shown = ["--video", first_video(args.input) or "toyworld:motion:0", "--output", beside(output, "continued")]
+        say_next("generate", "--model", args.model, *shown)
 
 
 def top_of(nats: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.visualize.args import OneInputArgs, check_output
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import option, parse, refuse_idle, typed_flags
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     write_json(place := Path(args.output).with_suffix(".json"), result.to_json())
     shown = ", ".join("exact" if value is None else f"{value:.1f}" for value in psnr)
     print(f"PSNR by frame, dB: {shown}; wrote {args.output} and {place}")
+    named = ["--tokenizer", args.model] if args.model else []
+    say_next("evaluate-tokenizer", *named, "--dataset", "toyworld:photos", "--output", beside(args.output, "tokenizer"))
 
 
 def code_pictures(codes: np.ndarray) -> np.ndarray:

@@ -1,8 +1,11 @@
 """`toto demo`, shortened: every step runs through its real command, and a second call resumes it."""
 
 import json
+import re
 
-from evaluation.demo import LABELS, commands, main
+from evaluation.demo import LABELS, DemoArgs, main, steps
+from evaluation.report.comparisons import NO_DIFFERENCE
+from evaluation.results import ProbeResult
 
 
 def test_demo_runs_and_resumes(tmp_path, capsys):
@@ -17,12 +20,19 @@ def test_demo_runs_and_resumes(tmp_path, capsys):
     assert "toto-nano" in page and "http" not in page.split("<body")[0]
     assert page.index('class="clip"') < page.index("comparisons hold") < page.index("More continued clips")
     assert page.count("<video ") == page.count('class="clip"') == 4
-    expected = {"probe": (LABELS, {"pixels"}), "probe_trained": (("motion",), {"pixels", "untrained"})}
-    for name, (labels, baselines) in expected.items():
+    verdicts = re.findall(r"<li class=.*?</li>", page)
+    for name, labels in {"probe": LABELS, "probe_trained": ("motion",)}.items():
         results = json.loads((out / "results" / f"{name}.json").read_text())
-        tasks = set(results["tasks"]) if len(labels) > 1 else {results["label"]}
-        assert tasks == set(labels) and results["n_test"] == 24
-        assert set(results["baselines"]) == baselines
+        tasks = ProbeResult.from_json(results).tasks
+        assert set(tasks) == set(labels) and results["n_test"] == 24
+        for label, task in tasks.items():
+            twin, score = task.baselines["untrained"], f"{100 * task.best.accuracy:.1f} %"
+            assert len(twin.layers) == len(task.layers) and "pixels" in task.baselines
+            (said,) = {each for each in verdicts if f" {label} {score} " in f" {each}"}
+            relation = task.best.versus["untrained"].verdict
+            relation = "no significant difference from" if relation == NO_DIFFERENCE else relation
+            assert "the untrained model" in said.partition(f" {relation} ")[2].partition(";")[0]
+            assert f"for {label}, per layer." in page and "the untrained model" in page.partition("Baselines: ")[2][:90]
 
     (out / "results" / "probe_trained.json").unlink()
     main(flags)
@@ -32,8 +42,6 @@ def test_demo_runs_and_resumes(tmp_path, capsys):
 
 
 def test_the_demo_tests_on_enough_clips():
-    from evaluation.demo import DemoArgs
-
     assert DemoArgs().max_eval >= 1000
-    verbs = [command[0] for _, command in commands(DemoArgs())]
+    verbs = [step.command[0] for step in steps(DemoArgs())]
     assert verbs == ["tokenize", "tokenize", "pretrain", "generate", "generate", "probe", "probe", "report"]

@@ -2,6 +2,7 @@
 
 import json
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,39 @@ def test_a_long_caption_costs_its_own_length_only(tmp_path):
     source = open_source(str(tmp_path / "a.parquet"), "train", Sampling(resolution=32))
     found = extract(source, "train", [Job(PixelBackbone(CPU), [0], None)], tmp_path / "cache", progress=False)
     assert found.labels["caption"].tolist() == rows["caption"] and found.labels["caption"].nbytes < 1000
+
+
+def test_the_bar_counts_what_there_is(tmp_path, monkeypatch):
+    from PIL import Image as Picture
+
+    for number in range(5):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Picture.new("RGB", (20, 16), (50 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    bars, made = [], extraction.tqdm
+
+    def watched(*args, **options):
+        bars.append(made(*args, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(extraction, "tqdm", watched)
+    sampling = Sampling(num_frames=2, stride=1, resolution=16)
+    pixels = PixelBackbone(CPU)
+    for limit in (7500, 3):
+        photos = open_source(str(tmp_path / "photos"), "train", sampling, limit=limit)
+        extract(photos, "train", [Job(pixels, [0], None)], tmp_path / f"images-{limit}")
+    (tmp_path / "videos").mkdir()
+    for number in range(2):
+        with av.open(str(tmp_path / "videos" / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+            for _ in range(6):
+                frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    videos = open_source(str(tmp_path / "videos"), "train", sampling, limit=7500)
+    assert len(extract(videos, "train", [Job(pixels, [0], None)], tmp_path / "of_videos")) == 6
+    assert [(bar.total, bar.n, bar.unit) for bar in bars] == [(5, 5, " images"), (3, 3, " images"), (2, 2, " videos")]
+    assert bars[2].postfix == "6 clips of at most 7,500"
 
 
 def test_a_second_time_nothing_runs(backbone, tmp_path, monkeypatch):

@@ -204,6 +204,10 @@ def test_a_folder_of_pictures_is_one_clip_in_the_order_of_their_numbers(pictures
     assert clip.frames.shape == (4, 32, 32, 3) and clip.fps > 0
     assert clip.frames[:, 0, 0, 0].tolist() == [40, 60, 200, 220]
     assert len(read_video(str(pictures), 3, 5, 4, None, 32).frames) == 3  # the prompt, without true frames
+    (pictures / "videos").mkdir()
+    (pictures / "videos" / "b.mp4").touch()
+    with pytest.raises(ValueError, match=r"is a folder of videos; name the ones to continue, such as .*videos/b.mp4"):
+        read_video(str(pictures / "videos"), 2, 2, 4, None, 32)
     with pytest.raises(ValueError, match="4 pictures, but the prompt needs 5; give more of them"):
         read_video(str(pictures), 5, 1, 4, None, 32)
 

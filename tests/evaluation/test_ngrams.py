@@ -266,6 +266,7 @@ def test_shards_are_counted_and_written(codes, tmp_path, capsys):
     assert [each.n for each in of_clips.orders["raster"]] == [1, 2, 3, 4]
     assert of_clips.codes_used == 5 and result.command.startswith("toto ngrams --shards")
     printed = capsys.readouterr().out
+    assert f"next: toto pretrain --recipe tiny_cpu --shards {clips}" in printed
     assert "5 of 6 codes in use" in printed and "zlib" in printed and str(file.with_suffix(".png")) in printed
 
 

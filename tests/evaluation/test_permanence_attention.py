@@ -264,7 +264,9 @@ def test_the_command(tiny, tmp_path, capsys):
     assert result.occlusions == 4 and result.chosen_on == 2 and len(result.chosen) == 2
     assert np.array(result.looks["sighting"]).shape == (3, 4)
     assert result.costs["open"].rise.mean == 0 and set(result.costs) == {"open", *blocking.TESTS}
-    assert output.with_suffix(".png").is_file() and "never hidden" in capsys.readouterr().out
+    assert output.with_suffix(".png").is_file()
+    printed = capsys.readouterr().out
+    assert "never hidden" in printed and f"next: toto permanence cups --model {tiny} " in printed
 
 
 def test_the_picture_of_a_clip(tiny, tmp_path):

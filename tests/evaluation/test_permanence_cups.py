@@ -178,6 +178,7 @@ def test_the_command(tiny, tmp_path, capsys):
     flags = [*SMALL, "--dataset", rules, "--feature_cache", str(tmp_path / "cache")]
     main(["cups", "--model", tiny, "--output", str(file), *flags])
     text = capsys.readouterr().out
+    assert f"next: toto visualize attention --model {tiny} --input toyworld:cups:0 " in text
     assert "last visible cell" in text and "24 test" in text and "hown: on 'contained and moved' the model is" in text
     content = json.loads(file.read_text())
     result = CupsResult.from_json(content)

@@ -39,7 +39,7 @@ def write_run(folder, losses, flops_per_token):
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     first, second = write_run(root / "narrow", [6.0, 5.0, 4.5], 10.0), write_run(root / "wide", [6.1, 4.5, 4.0], 90.0)
-    (second / "changes.txt").write_text("Resumed after step 2 with changes:\n- world: 2 and was 1.\n")
+    (second / "changes.txt").write_text("Resumed after step 2 with changes:\n- world: 2 and was 1.\n- threads is 1.\n")
     main(["--runs", str(first), str(second), "--output", str(root / "report.html")])
     return (root / "report.html").read_text()
 
@@ -59,7 +59,7 @@ def test_the_page_says_where_in_a_row_the_loss_is(page):
 
 def test_mixtures_and_changes_are_reported(page):
     assert "<td>pictures</td><td>9</td><td>50.00%</td><td>not known</td><td>—</td>" in page
-    assert "Resumed after step 2 with changes: - world: 2 and was 1." in page
+    assert "Resumed after step 2 with changes: world: 2 and was 1; threads is 1." in page
 
 
 def test_maps_are_next_to_those_of_the_predictors():

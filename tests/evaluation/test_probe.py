@@ -81,6 +81,7 @@ def test_images(checkpoint, pictures, tmp_path, capsys):
     assert best["versus"]["pixels"]["difference"] == pytest.approx(best["accuracy"] - 1)
     assert results["chance"] == results["majority"] == 0.5
     text = capsys.readouterr().out
+    assert " test images" in text and " clips" not in text and "files or rows" not in text
     assert "chosen on validation: layer" in text and "against pixels" in text and "wrote" in text
     assert "--stride: no effect on images, each of which is one frame" in text
 

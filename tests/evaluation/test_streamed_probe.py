@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from evaluation.backbones.toto import TotoBackbone
 from evaluation.probe import plan, run
 from evaluation.probe.args import ProbeArgs
 from evaluation.probe.command import main
-from evaluation.probe.plan import bytes_of_clip, count_clips
+from evaluation.probe.plan import bytes_of_clip
 from tokenization.sampling import Sampling
-from tokenization.sources.open import open_source
+from tokenization.sources.open import ClipSource, open_source
 from training.engine.device import EVALUATION_LIMIT
 
 CPU = torch.device("cpu")
@@ -172,7 +173,7 @@ def test_features_that_are_there_need_no_room(checkpoint, pictures, tmp_path, mo
 
 
 def test_an_unknown_number_of_clips_is_a_warning(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "count_clips", lambda source, clips_each: (source.limit, False))
+    monkeypatch.setattr(ClipSource, "count_clips", lambda source: None)
     full(monkeypatch, 1_000)
     probe(checkpoint, "toyworld", tmp_path / "a", *TOY, "--baselines", "none", "--heads", "linear")
     assert "warning: The features take at most " in capsys.readouterr().out
@@ -180,9 +181,12 @@ def test_an_unknown_number_of_clips_is_a_warning(checkpoint, tmp_path, monkeypat
 
 def test_clips_are_counted(checkpoint, pictures, tmp_path):
     sampling = Sampling(num_frames=2, resolution=32)
-    assert count_clips(open_source(pictures, "train", sampling, limit=100), None) == (40, True)
-    assert count_clips(open_source(pictures, "train", sampling, limit=100), 3) == (100, True)
-    assert count_clips(open_source("toyworld", "train", sampling, limit=7), None) == (7, True)
+    views = replace(sampling, views=(1, 3))
+    assert open_source(pictures, "train", sampling, limit=100).count_clips() == 40
+    assert open_source(pictures, "train", sampling, limit=30).count_clips() == 30
+    assert open_source(pictures, "train", views, limit=100).count_clips() == 100
+    assert open_source(pictures, "train", views).count_clips() == 120
+    assert open_source("toyworld", "train", sampling, limit=7).count_clips() == 7
     pixels = run.open_backbones(ProbeArgs(model=checkpoint, output="x.json"), CPU)["pixels"]
     assert bytes_of_clip(pixels, sampling, is_image=True) == 4 * 32 * 32 * 3 + 2 * 16 * 192
 

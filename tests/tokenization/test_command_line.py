@@ -89,7 +89,10 @@ def test_hyphens_are_underscores():
         ("plan --mfu much", "--mfu is 'much'; it must be a number"),
         ("pretrain --compile perhaps", "--compile is 'perhaps'; it must be true or false"),
         ("generate --video x", "--model, --output must be given"),
-        ("report x", "The flag or value 'x' is unknown"),
+        ("report x", "The flag or value 'x' is unknown; did you mean --results x?"),
+        ("tokenize my_videos", "The flag or value 'my_videos' is unknown; did you mean --dataset my_videos?"),
+        ("tokenize --dataset toyworld", "--output is missing; name a folder for the shards."),
+        ("tokenize --output x", "--dataset is missing; name a folder of videos or images"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(words, told):

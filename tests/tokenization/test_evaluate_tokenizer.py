@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Features as HFFeatures
+from datasets import Image as HFImage
 from media import make_image, make_video, tiny_processor, tiny_tokenizer
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tokenization.configuration_vqgan import TotoVQGANConfig
-from tokenization.evaluate_tokenizer import (
-    Draw,
+from tokenization.evaluate_tokenizer.command import Draw, _chosen, main
+from tokenization.evaluate_tokenizer.scores import (
     TokenizerScore,
-    _chosen,
-    main,
     markdown_table,
     measure,
     psnr,
@@ -355,18 +356,34 @@ def test_a_draw_is_seeded_even_and_in_order():
 
 
 def test_the_sheet_is_drawn_and_the_bar_counts_what_there_is(media, tmp_path, monkeypatch):
-    totals, bar = [], progress.tqdm
+    bars = []
 
-    def counted(*args, total=None, **options):
-        totals.append(total)
-        return bar(*args, total=total, **options)
+    class Watched(progress.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.totals = [self.total]
+            bars.append(self)
 
-    monkeypatch.setattr(progress, "tqdm", counted)
+        def update(self, n=1):
+            self.totals.append(self.total)
+            return super().update(n)
+
+    monkeypatch.setattr(progress, "tqdm", Watched)
     sheets = []
     for seed in (0, 1):
         evaluate(media, tmp_path / str(seed), "--dataset", media / "images", "--seed", seed)
         sheets.append(np.asarray(Image.open(tmp_path / str(seed) / "reconstructions-images.png")))
     assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
     evaluate(media, tmp_path / "few", "--dataset", media / "images", "--max_frames", 7)
+    assert [bar.totals[0] for bar in bars] == [20, 20, 7] and {bar.total for bar in bars} == {20, 7}
+    bars.clear()
+    files = sorted((media / "images").rglob("*.png"))
+    rows = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+    (tmp_path / "table").mkdir()
+    table = Dataset.from_dict(rows, features=HFFeatures({"image": HFImage()}))
+    table.to_parquet(tmp_path / "table" / "test.parquet")
+    evaluate(media, tmp_path / "rows", "--dataset", tmp_path / "table")
     evaluate(media, tmp_path / "videos", "--dataset", media / "videos")
-    assert totals == [20, 20, 7, None]  # of videos it is known when they are decoded
+    evaluate(media, tmp_path / "first", "--dataset", media / "videos", "--frames_per_video", 2)
+    assert [bar.totals[0] for bar in bars] == [20, 3 * 8, 3 * 2] and [bar.total for bar in bars] == [20, 9, 6]
+    assert all(bar.n == bar.total for bar in bars) and bars[1].totals[1] == 8 + (8 - 2)  # 3 + 3 + 2 frames are done

@@ -1,10 +1,13 @@
 """The line `next: toto ...`, the lines of long work off a terminal, and Ctrl-C."""
 
+import importlib.util
 import io
 import os
+import re
 import shlex
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 from media import make_image, tiny_tokenizer
@@ -150,3 +153,34 @@ def test_ctrl_c_finishes_a_part_and_the_same_command_goes_on(images, tokenizer, 
     main(flags)
     assert "1 parts are finished" in capsys.readouterr().out
     assert read_manifest(tmp_path / "shards")["num_sequences"] == 9
+
+
+def test_every_verb_ends_with_the_next_command():
+    """Those that are left out end the path: a page that is served, a policy that acts, a Llama for other programs."""
+    ends = {"export", "app", "robot policy"}
+    modules = {verb: module for verb, (module, _) in toto_cli.VERBS.items()}
+    for verb in ("sweep", "prompt", "permanence", "robot", "visualize"):
+        package = importlib.import_module(f"{modules.pop(verb)}.command")
+        (table,) = (each for each in vars(package).values() if isinstance(each, dict) and "__name__" not in each)
+        modules |= {f"{verb} {action}": module for action, (module, _) in table.items()}
+    silent = set()
+    for verb, module in modules.items():
+        file = Path(importlib.util.find_spec(module).origin)
+        file = file.with_name("command.py") if file.name == "__init__.py" else file
+        if not re.search(r"^ +(say_next|after_\w+|look_inside|go_on)\(", file.read_text(), re.MULTILINE):
+            silent.add(verb)
+    assert silent == ends
+
+
+def test_what_is_looked_at_next_is_a_clip(tmp_path, capsys):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.mp4").touch()
+    for dataset, clip in {
+        "toyworld:cups:0": "toyworld:cups:0",
+        "toyworld:motion": "toyworld:motion:0",
+        "toyworld:photos": "toyworld:motion:0",
+        str(tmp_path / "media"): str(tmp_path / "media" / "a.mp4"),
+    }.items():
+        next_command.look_inside("m", dataset, "out/score.json")
+        words = ["visualize", "surprise", "--model", "m", "--input", clip, "--output", "out/surprise.png"]
+        assert words_of(capsys.readouterr().out) == ["toto", *words]

@@ -67,7 +67,7 @@ def test_killed_and_finished_by_two_processes_is_as_if_nothing_had_happened(toke
     command = [*torchrun, "-m", "tokenization.tokenize_dataset", *command]
     rest = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert rest.returncode == 0, rest.stderr[-3000:]
-    assert "world size 2" in rest.stdout and "3 parts are finished" in rest.stdout
+    assert "2 processes: cpu" in rest.stdout and "3 parts are finished" in rest.stdout
     assert "encoder busy" in rest.stdout and "36 frames" in rest.stdout, "what was finished is not encoded again"
 
     main(flags(tokenizer, tmp_path / "b"))

@@ -152,6 +152,18 @@ def test_a_disk_that_fills_up_under_the_moments_is_reported(whole_run, tmp_path,
     assert not list((run / "checkpoints").glob(".*"))
 
 
+def test_a_budget_may_be_given_and_raised_when_a_run_is_resumed(whole_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    for late in ("step_000008", "step_000012"):
+        shutil.rmtree(run / "checkpoints" / late)
+    main(["--resume", str(run), "--max_minutes", "1e-6"])
+    assert find_model.latest(run).name == "step_000007"  # judged by two steps
+    assert "max_minutes is 1e-06 and was None: the losses differ" in capsys.readouterr().out
+    main(["--resume", str(run), "--max_minutes", "60"])
+    assert find_model.latest(run).name == "step_000012"
+
+
 def test_bad_calls_get_a_sentence(whole_run, shards, tmp_path):
     with pytest.raises(ValueError, match=r"not empty.*--resume"):
         main([*FLAGS, "--shards", str(shards), "--output_dir", str(whole_run)])

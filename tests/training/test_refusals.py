@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from evaluation import heads
+from tokenization.shards.format import read_manifest
 from tokenization.sources.named import require_dataset, require_on_hub
+from training.refusals import refuse_names
 
 ROOT = Path(__file__).parents[2]
 REFUSED = """
@@ -182,4 +185,36 @@ def test_photos_without_a_validation_split_are_told_of_the_held_out_ones(tmp_pat
         (tmp_path / kind).mkdir()
         Image.new("RGB", (64, 64)).save(tmp_path / kind / "a.png")
     with pytest.raises(ValueError, match=r"no split 'validation'.* --eval_split held_out measures on one item in 20"):
-        main(["--recipe", "toto_tokenizer_64", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "run")])
+        flags = ["--recipe", "toto_tokenizer_64", "--dataset", str(tmp_path), "--output_dir", str(tmp_path / "run")]
+        main([*flags, "--eval_split", "validation"])
+
+
+def test_a_name_that_is_almost_right_is_offered(tmp_path, monkeypatch):
+    from training.flags import find_recipe, resumed_run
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("shards", "my_run"):
+        Path(folder).mkdir()
+    for call, told in {
+        lambda: find_recipe("tiny_cpus"): "There is no recipe 'tiny_cpus'; did you mean tiny_cpu?",
+        lambda: find_recipe("zzz"): "There is no recipe 'zzz'; give a YAML file or one of: 1b, a1,",
+        lambda: read_manifest("shard"): "shard is not a folder of token shards: there is no such folder; did you mean "
+        "shards?",
+        lambda: read_manifest("shards"): "shards is not a folder of token shards: it holds no manifest.json.",
+        lambda: resumed_run(["--resume", "my_runn"]): "my_runn is not a run folder: there is no such folder; did you "
+        "mean my_run?",
+        lambda: refuse_names("toto report", {"runs": ["my_rum"]}): "There is no run 'my_rum'; did you mean my_run?",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(told)}"):
+            call()
+
+
+def test_shards_of_the_shipped_tokenizer_are_sent_to_its_recipe():
+    from modeling_toto import TotoConfig
+    from training.rows.shard_rows import check_fit
+
+    manifest = {"grid": [8, 8], "num_codes": 512, "kind": "video", "num_frames": 16}
+    with pytest.raises(ValueError, match="tokenizer, add --recipe tiny_cpu, whose model they fit, or set"):
+        check_fit(manifest, TotoConfig())
+    with pytest.raises(ValueError, match="Tokenize with the model's tokenizer, or set --config"):
+        check_fit(manifest | {"num_codes": 100}, TotoConfig())

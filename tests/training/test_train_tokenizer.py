@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import held_up
 import numpy as np
@@ -16,15 +17,17 @@ from PIL import Image
 from tiny_run import VQGAN
 from transformers import AutoModel
 
-from tokenization.evaluate_tokenizer import measure
+from tokenization.evaluate_tokenizer.scores import measure
 from tokenization.modeling_dvae import TotoDVAEModel
 from tokenization.modeling_vqgan import TotoVQGANModel
+from tokenization.shards.files import is_held_out
 from training import find_model
 from training.args import PREEMPTED
 from training.engine import checkpoints
+from training.flags import parse
 from training.rows.frames import FrameStream, held_out_frames
 from training.tokenizers.loop import TokenizerLoop
-from training.train_tokenizer import main
+from training.train_tokenizer import TYPES, main, measured_on, with_held_out
 
 CRITIC = ["--disc_start", "6", "--disc_layers", "1", "--disc_channels", "8"]
 DVAE = {"n_hid": 16, "n_init": 8, "n_blk_per_group": 1, "num_codes": 32, "resolution": 32}
@@ -119,6 +122,26 @@ def test_a_stream_holds_out_what_it_is_measured_on():
     stream = FrameStream(["toyworld"], "train", 32, 128, hold_out=True)
     seen = {frame.tobytes() for _, batch in zip(range(16), stream, strict=False) for frame in batch}
     assert len(seen & every) > 200 and not seen & held_out
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_of_few_photos_one_is_held_out_although_the_recipe_names_a_split(count, tmp_path):
+    names = [name for name in map(str, range(100)) if not is_held_out(f"{name}.png")][:count]
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(tmp_path / f"{name}.png")
+    argv = ["--recipe", "toto_tokenizer_64", "--dataset", str(tmp_path), "--output_dir", "none"]
+    args, *_ = parse(TYPES, argv, "toto train-tokenizer", "")
+    assert args.eval_split == "validation"
+    assert with_held_out(args, argv) == replace(args, eval_split="held_out")
+    assert with_held_out(args, [*argv, "--eval_split", "validation"]) == args
+    assert with_held_out(replace(args, dataset=["toyworld"]), argv).eval_split == "validation"  # which it has
+
+    held_out = held_out_frames(str(tmp_path), "train", 8, 24, only_held_out=True)
+    assert len(held_out) == 1
+    stream = FrameStream([str(tmp_path)], "train", 8, 4, hold_out=True)
+    seen = {frame.tobytes() for _, batch in zip(range(20), stream, strict=False) for frame in batch}
+    assert len(seen) == count - 1 and held_out[0].tobytes() not in seen
+    assert measured_on({"a": held_out}) == "1 frame held out of training (one file or row in 20, at least one)"
 
 
 def test_one_of_several_configurations(tmp_path, monkeypatch):

@@ -10,14 +10,11 @@ from pathlib import Path
 from tokenization.files import write_whole
 from tokenization.sampling import Sampling
 from tokenization.shards.code_parts import plan, sources_of
-from tokenization.shards.files import held_out_of_few
+from tokenization.shards.files import FEW, held_out_of_few
 from tokenization.shards.format import FORMAT
 from tokenization.shards.parts import FinishedParts, on_main, part_name
 from tokenization.shards.shuffle import write_shards
 from tokenization.shards.working_folder import PARTS, PLAN
-
-# Items of which chance may hold out none: one in 20 of 200 leaves all in with a probability of 0.00004.
-FEW = 200
 
 
 def planned(args, source, partial: Path) -> tuple[list[tuple[str, int]], dict, str | None]:

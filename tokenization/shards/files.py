@@ -25,6 +25,8 @@ SUFFIX, OLD_SUFFIX = ".arrow", ".parquet"
 # Without separate validation data, one item in HELD_OUT of a source is used for validation: whole items, so that all
 # windows of a video are on the same side.
 HELD_OUT = 20
+# Items of which chance may hold out none: one in 20 of 200 leaves all in with a probability of 0.00004.
+FEW = 200
 
 
 def is_held_out(source: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenization.files import sha256
 from tokenization.shards.files import describe, is_old, read_column
+from tokenization.sources.named import without
 from tokenization.storage.copies import local_copy, local_folder
 from tokenization.storage.remote import Remote, is_remote, join
 
@@ -24,7 +25,7 @@ def read_manifest(folder: str | Path) -> dict:
     """
     file = join(folder, "manifest.json")
     if not has_manifest(folder):
-        raise FileNotFoundError(f"{folder} is not a folder of token shards: it has no manifest.json.")
+        raise FileNotFoundError(f"{folder} is not a folder of token shards: {without(folder, 'manifest.json')}")
     file = local_copy(file)
     try:
         manifest = json.loads(file.read_text())

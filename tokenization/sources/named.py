@@ -49,10 +49,10 @@ def require_on_hub(name: str, kind: str) -> None:
 
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (kind == "dataset" and Path(name).suffix):
         what = "model folder" if kind == "model" else "folder or file"
-        raise FileNotFoundError(f"There is no {what} '{name}'; {_near(name) or 'check the path.'}")
+        raise FileNotFoundError(f"There is no {what} '{name}'; {near_path(name) or 'check the path.'}")
     if (Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}").is_dir():
         return
-    here, advice = f"The {kind} '{name}' is neither here nor on the Hub", _near(name) or "check the name."
+    here, advice = f"The {kind} '{name}' is neither here nor on the Hub", near_path(name) or "check the name."
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{here} as far as its cache knows (HF_HUB_OFFLINE is set); {advice}")
     try:
@@ -65,12 +65,22 @@ def require_on_hub(name: str, kind: str) -> None:
         return  # such as a gated repository, about which loading it says more
 
 
-def _near(name: str) -> str | None:
+def near_path(name: str) -> str | None:
     """ "did you mean my_photos?", of what lies where the name would; None if nothing there has such a name."""
     folder = Path(name).expanduser().parent
     there = os.listdir(folder)[:MOST_LOOKED_AT] if folder.is_dir() and os.access(folder, os.R_OK) else []
     near = difflib.get_close_matches(Path(name).name, [each for each in there if not each.startswith(".")], n=1)
     return f"did you mean {folder / near[0]}?" if near else None
+
+
+def without(folder: str | Path, what: str) -> str:
+    """Why a folder is not what it should be: there is none of this name, or what it does not hold.
+
+    what: such as "manifest.json".
+    """
+    if is_remote(folder) or Path(folder).exists():
+        return f"it holds no {what}."
+    return f"there is no such folder; {near_path(str(folder)) or 'check the path.'}"
 
 
 def _require_media(folder: Path) -> None:

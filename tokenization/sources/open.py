@@ -80,6 +80,7 @@ class ClipSource:
             nothing of the others; all other datasets are one shard.
         lists_paths: whether listing reads only names of files and no media.
         split_name: the split's own name in the dataset ("val", where "validation" was asked for); None for toyworld.
+        clips_each: clips of an item, at most; None of videos whose windows are as many as their length allows.
         listed: number of items, if it is known without reading them, else None.
         found: lines that report how many files of which kinds a folder has, how many are read, and which are left.
         left: reason -> {suffix: number of files}, of the files of a folder that are not read.
@@ -98,7 +99,9 @@ class ClipSource:
         text_labels: list[str] | None = None,
         no_labels: dict[str, str] | None = None,
         rows: Rows | None = None,
+        clips_each: int | None = 1,
     ):
+        self.clips_each = clips_each
         self.list_items, self.kind, self.label_names = list_items, kind, label_names
         self.limit, self.num_shards, self.lists_paths = limit, num_shards, lists_paths
         self.expected = expected if limit is None or expected is None else min(limit, expected)
@@ -116,6 +119,13 @@ class ClipSource:
         if self._rows.count is None and self._rows.tables:
             return sum(map(count_rows, self._rows.tables))
         return self._rows.count
+
+    def count_clips(self) -> int | None:
+        """The number of clips within the limit, if no item is damaged; None if it is not known before decoding."""
+        items = self.count_items()
+        if items is None or self.clips_each is None:
+            return None
+        return items * self.clips_each if self.limit is None else min(self.limit, items * self.clips_each)
 
     def __iter__(self) -> Iterator[Clip]:
         self.skipped, self.items, count = [], 0, 0
@@ -203,6 +213,7 @@ def open_source(
         text_labels=items.text_labels,
         no_labels=find_no_labels(rows.features),
         rows=rows,
+        clips_each=items.clips_each,
     )
 
 
@@ -226,11 +237,17 @@ class _DatasetItems:
             self.drawn_from = rows.tables
 
     @property
+    def clips_each(self) -> int | None:
+        """The clips of a row, as `sampling` asks for; None of videos in windows, of which the length decides."""
+        views = self.sampling.views
+        if views is not None:
+            return views[1] if self.kind == "image" else math.prod(views)
+        return self.sampling.crops if self.kind == "image" else None
+
+    @property
     def _rows_wanted(self) -> int:
-        """Number of rows that give `limit` clips if each gives as many as `sampling` asks for."""
-        views, crops = self.sampling.views, self.sampling.crops
-        clips = crops if views is None else views[1] if self.kind == "image" else math.prod(views)
-        return -(-self.limit // clips)
+        """Number of rows that give `limit` clips if each video gives at least one window."""
+        return -(-self.limit // (self.clips_each or self.sampling.crops))
 
     def _numbered(self, shard: int) -> Iterator[tuple[int | str, dict]]:
         """(number, row) of a shard; the number is "file:number" if there are several files."""

@@ -150,12 +150,14 @@ class FlagParser(HfArgumentParser):
             raise ValueError(_sentence(error)) from error
 
     def nearest(self, typed: str) -> str:
-        """The end of the sentence that refuses a flag: what may have been meant."""
+        """The end of the sentence that refuses a flag or a value: what may have been meant."""
+        if not typed.startswith("-") and self._first:  # values follow flags
+            return f"did you mean --{self._first[0]} {typed}?"
         name = typed.lstrip("-").partition("=")[0].replace("-", "_")
         known = sorted(
             option[2:] for option in self._option_string_actions if option.startswith("--") and "-" not in option[2:]
         )
-        near = [flag for flag in known if name and flag.startswith(name)][:3] if typed.startswith("-") else []
+        near = [flag for flag in known if name and flag.startswith(name)][:3]
         near = near or difflib.get_close_matches(name, known, n=1)
         return f"did you mean {' or '.join(f'--{flag}' for flag in near)}?" if near else "--help lists the flags."
 

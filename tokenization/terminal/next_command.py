@@ -69,8 +69,21 @@ def after_result(file: str | Path, model: str | None = None) -> None:
     say_next("report", "--results", file, *run, "--output", Path(file).with_name("report.html"))
 
 
+def look_inside(model: str, dataset: str, output: str | Path) -> None:
+    """What a model that continues clips finds surprising in the first one of a data set. output: a file next to it."""
+    video = first_video(dataset) or "toyworld:motion:0"
+    say_next("visualize", "surprise", "--model", model, "--input", video, "--output", beside(output, "surprise.png"))
+
+
+def beside(file: str | Path, name: str) -> Path:
+    """A file or folder of this name next to an output."""
+    return Path(file).with_name(name)
+
+
 def first_video(dataset: str) -> str | None:
     """A video of a data set, as `toto generate --video` takes it: a file, or a clip of the embedded world."""
+    if dataset.startswith("toyworld:") and dataset.rpartition(":")[2].isdigit():
+        return dataset
     if dataset.partition(":")[0] == "toyworld":
         return None if dataset.endswith("photos") else f"{dataset}:0" if "=" not in dataset else "toyworld:motion:0"
     if Path(dataset).is_file():

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from tqdm import tqdm as _Bar
 
+from tokenization.terminal.busy import note_if_busy
+
 # Off a terminal: seconds between lines, and before the first one; shorter work prints none.
 LINE_SECONDS, FIRST_LINE_SECONDS = 30, 10
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}<{remaining}{postfix}]"
@@ -18,12 +20,16 @@ LINE = "{desc}: {n_fmt} of {total_fmt} {unit} [{elapsed}<{remaining}{postfix}]"
 class tqdm(_Bar):
     """tqdm that writes to a log, a pipe or a notebook's file in lines, in place of a bar that is drawn again and again.
 
+    The first bar of a process is where its long work begins: before it, `note_if_busy` looks at the machine.
+
     Args:
         logs: the work prints lines of its own (`write`), so that off a terminal none are added.
     """
 
     def __init__(self, *args, logs: bool = False, **kwargs):
         stream = kwargs.get("file") or sys.stderr
+        if not kwargs.get("disable"):
+            note_if_busy()
         if not kwargs.get("disable") and not stream.isatty():
             if logs:
                 kwargs["disable"] = True
@@ -76,9 +82,13 @@ def without_load_report() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bars_of_models() -> Iterator[None]:
-    """A block in which a model shows its own bar, on a terminal: that of drawn frames, which is transformers'."""
+    """A block in which a model shows its own bar, on a terminal: that of drawn frames, which is transformers'.
+
+    As before any bar, `note_if_busy` looks at the machine.
+    """
     from transformers.utils import logging
 
+    note_if_busy()
     before = logging.is_progress_bar_enabled()
     if sys.stderr.isatty():
         logging.enable_progress_bar()

@@ -9,7 +9,7 @@ from training.flags import require
 # Setting -> what changing it does to the losses that follow. A setting in none of these lists changes the training.
 NOTHING = (
     *("save_steps", "keep_checkpoints", "logging_steps", "eval_steps", "report_to", "push_to_hub", "hub_model_id"),
-    *("max_minutes", "max_skipped_steps", "val_rows", "workers", "test_split", "max_test", "decode", "eval_frames"),
+    *("max_skipped_steps", "val_rows", "workers", "test_split", "max_test", "decode", "eval_frames"),
     "async_checkpoints",
 )
 ROUNDING = ("per_device_batch_size", "compile", "liger", "gradient_checkpointing", "gradient_reduction")

@@ -182,7 +182,10 @@ class _Loop:
         folder = checkpoint / find_model.STATE
         load_moments(folder / "optimizer", self.plain, learner.optimizer, self.is_distributed)
         self.step, self.tokens, self.clock.seconds = (state[key] for key in ("step", "tokens", "seconds"))
-        self.is_budgeted, self.saved = state["is_budgeted"], state["step"]
+        self.saved, minutes = state["step"], self.args.max_minutes
+        if minutes is not None:  # another budget than before counts the steps anew
+            self.is_budgeted = state["is_budgeted"] and state.get("max_minutes", minutes) == minutes
+            self.max_steps = self.max_steps if self.is_budgeted else self.args.max_steps
         self.skipped, self.in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         nothing = [0.0] * 4  # for a source that is new in the recipe
         known = [state["since_log"].get(name, nothing) for name in learner.stream.names]
@@ -318,6 +321,7 @@ class _Loop:
         state = {"step": self.step, "max_steps": self.max_steps, "seconds": self.clock.seconds}
         state |= {"skipped_steps": self.skipped, "skipped_in_a_row": self.in_a_row}
         state |= {"tokens": self.tokens, "is_budgeted": self.is_budgeted, "asked_steps": self.args.max_steps}
+        state |= {"max_minutes": self.args.max_minutes}
         state |= {"since_log": dict(zip(learner.stream.names, self.since_log.tolist(), strict=True))}
         state |= learner.objective.state_dict(self.step)
         streams = gather_object([learner.stream.state_dict()])

@@ -301,12 +301,12 @@ def tokenizer_card(model, settings: tuple, results: dict, seconds: float) -> str
 
     Args:
         settings: the dataclasses of the command; the first is `TokenizerArgs`.
-        results: dataset -> figures of `evaluate_tokenizer.measure`.
+        results: dataset -> figures of `evaluate_tokenizer.scores.measure`.
         seconds: duration of the training.
     """
     import yaml
 
-    from tokenization.evaluate_tokenizer import markdown_table
+    from tokenization.evaluate_tokenizer.scores import markdown_table
 
     args, config = settings[0], model.config
     recipe = {key: _without_folders(value) for concern in settings for key, value in asdict(concern).items()}

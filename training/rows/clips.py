@@ -68,7 +68,7 @@ class Clips:
         return len(self.labels)
 
     def _decoded(self, split: Split) -> Iterator[tuple[str, Clip]]:
-        count = split.source.expected if split.items is None else len(split.items)
+        count = split.source.count_items() if split.items is None else len(split.items)
         for item in tqdm(split, total=count, desc=f"reading {self.name}", unit="item"):
             try:
                 for clip in item.clips():

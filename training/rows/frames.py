@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from tokenization.sampling import Sampling
+from tokenization.shards.files import FEW, held_out_of_few, is_held_out
 from tokenization.video import Clip
 from training.flags import require
-from training.rows.shard_rows import is_held_out
 
 # Number of batches within which frames are shuffled: many scenes per batch, little memory (25 MB at 64 px, batch 32).
 CHUNK = 16
@@ -132,7 +132,7 @@ def clips(
     epoch, items_before, clips_before = position
     while True:
         opened = open_source(dataset, split, replace(sampling, seed=sampling.seed + epoch), limit=10**9, **columns)
-        items = _items(opened)
+        items, also = _items(opened), held_out_too(opened) if hold_out or only_held_out else None
         if opened.lists_paths and opened.expected is None:  # a folder, perhaps sorted by class; toyworld is mixed
             items = list(items)
             np.random.default_rng([sampling.seed, epoch]).shuffle(items)
@@ -140,7 +140,7 @@ def clips(
         for index, item in enumerate(items):
             if index < items_before or index % world != rank:
                 continue
-            if (hold_out or only_held_out) and is_held_out(item.name) != only_held_out:
+            if (hold_out or only_held_out) and (is_held_out(item.name) or item.name == also) != only_held_out:
                 continue
             for count, clip in enumerate(_clips_of(item), start=1):
                 found = True
@@ -221,8 +221,9 @@ def held_out_frames(
     frames = []
     sampling = Sampling(num_frames=1, resolution=resolution)
     source = open_source(dataset, split, sampling, limit=10**9, config_name=config_of(dataset, config_name))
+    also = held_out_too(source) if only_held_out else None
     for item in _items(source):
-        if not only_held_out or is_held_out(item.name):
+        if not only_held_out or is_held_out(item.name) or item.name == also:
             frames.extend(clip.frames for clip in itertools.islice(_clips_of(item), 1))
         if len(frames) == count:
             break
@@ -230,12 +231,21 @@ def held_out_frames(
         bool(frames),
         f"No clip of the {split} split of '{dataset}' could be read"
         + (
-            ", or the split is too small to hold out one item in 20; name another split with --eval_split."
+            ", or it has one item, of which none can be held out; name another split with --eval_split."
             if only_held_out
             else "; name another split with --eval_split."
         ),
     )
     return np.concatenate(frames)
+
+
+def held_out_too(source) -> str | None:
+    """The name of the item that is held out of a source of so few that chance holds out none, as of shards; else None.
+
+    None as well if their number is not known without reading all of them, as of tar files.
+    """
+    count = source.count_items()
+    return held_out_of_few(item.name for item in _items(source)) if count is not None and count <= FEW else None
 
 
 def _items(source) -> Iterator:

@@ -78,8 +78,11 @@ def check_fit(manifest: dict, config) -> None:
         differences = ", ".join(f"{k} {getattr(config, k)} (shards: {v})" for k, v in unlike.items())
         length = TotoConfig(tokens_per_frame=h * w).row_length(frames)
         fit = {**wanted, "max_position_embeddings": length}
+        tiny = TotoConfig.from_preset("tiny")
+        is_tiny = all(getattr(tiny, k) == v for k, v in wanted.items())
+        shipped = "add --recipe tiny_cpu, whose model they fit, " if is_tiny else ""
         raise ValueError(
-            f"These shards do not fit the model: {differences}. Tokenize with the model's tokenizer, or set "
+            f"These shards do not fit the model: {differences}. Tokenize with the model's tokenizer, {shipped}or set "
             f"--config '{str(fit).replace(chr(39), chr(34))}'."
         )
     if config.max_position_embeddings < config.row_length():

@@ -17,6 +17,7 @@ from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING
 
 from tokenization.files import write_whole
+from tokenization.terminal.next_command import say_next
 from training.flags import config_fields, option, parse, require, require_positive
 
 if TYPE_CHECKING:
@@ -263,6 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     draw(rows, output.with_suffix(".png"))
     print(table(slopes))
     print(f"wrote {output} and {output.with_suffix('.png')}")
+    say_next("sweep", "mup", "--help")
 
 
 def table(slopes: dict) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 from tokenization.files import write_whole
+from tokenization.terminal.next_command import beside, say_next
 from training.flags import config_fields, option, parse, require, require_positive
 from training.sweep.coordinates import PARAMETRISATIONS, config_of_width
 from training.sweep.run_grid import Point, run_grid
@@ -215,6 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     draw(runs, found, output.with_suffix(".png"))
     print(table(found))
     print(f"wrote {output} and {output.with_suffix('.png')}; the runs are in {folder}")
+    say_next("scaling", "--shards", args.shards, "--output", beside(output, "scaling.json"))
 
 
 def table(found: list[dict]) -> str:

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
-from tokenization.evaluate_tokenizer import measure, reconstruction_sheet
+from tokenization.evaluate_tokenizer.scores import measure, reconstruction_sheet
 from tokenization.terminal.progress import tqdm
 from training.engine import checkpoints
 from training.engine.device import surroundings

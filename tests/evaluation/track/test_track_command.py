@@ -58,6 +58,7 @@ def test_the_command(checkpoint, davis, tmp_path, capsys):
     main(flags(checkpoint, davis, file, "--setting", "dino", "--sheets", "1"))
     told = capsys.readouterr()
     assert "skipped: unlabelled has no masks" in told.err and "2 sequences, 32 px, setting dino" in told.out
+    assert f"next: toto visualize pca --model {checkpoint} " in told.out
     content = json.loads(file.read_text())
     result = TrackResult.from_json(content)
     assert result.to_json() == content and result.other == {} and "NaN" not in file.read_text()
