@@ -157,7 +157,7 @@ class Shard:
         import numpy as np
 
         bits = np.frombuffer(self._bytes(-(-self.rows // 8), self._held_out_at), np.uint8)
-        return np.flatnonzero(np.unpackbits(bits, count=self.rows, bitorder="little") == 0)
+        return np.unpackbits(~bits, count=self.rows, bitorder="little").view(np.bool_).nonzero()[0]
 
     def _bytes(self, count: int, place: int) -> bytes:
         found = os.pread(self._file, count, place)

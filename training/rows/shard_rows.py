@@ -13,7 +13,7 @@ import os
 from bisect import bisect_right
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from tokenization.shards.files import HELD_OUT as HELD_OUT
 from tokenization.shards.files import OldShard, Shard, damaged, is_held_out, is_old, missing, read_column
 from tokenization.shards.format import fingerprint, read_manifest, shard_file
 from tokenization.storage.remote import Remote, is_remote, join
+from training.rows.seeds import SEEDED, states
 
 # Enough for a mean within a hundredth of a nat, and a minute on a CPU.
 VALIDATION_ROWS = 256
@@ -128,6 +129,10 @@ class ShardRows:
         # One shard is in use at a time, or two if a pack spans both.
         self._shard = lru_cache(maxsize=2)(self._open)
         self._order = lru_cache(maxsize=1)(self._shard_order)
+        # One generator for all shards: a new one takes half as long as the permutation of 4,096 rows.
+        self._states = lru_cache(maxsize=2)(self._seeded)
+        self._bits, self._lock = np.random.PCG64(0), Lock()
+        self._generator = np.random.Generator(self._bits)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,11 +148,11 @@ class ShardRows:
     def fill(self, k: int, ids: np.ndarray) -> None:
         """Write row k into `ids`, int64 (L,)."""
         epoch, index = divmod(k, self.rows_per_epoch)
-        order, ends = self._order(epoch)
+        _, ends = self._order(epoch)
         found = []
         for place in range(index * self.images_per_row, (index + 1) * self.images_per_row):
             turn = bisect_right(ends, place)
-            shard, rows = self._shard(epoch, order[turn])
+            shard, rows = self._shard(epoch, turn)
             found.append(shard.codes(rows[place - (ends[turn - 1] if turn else 0)]))
         fill_row(ids, IMAGE_START_ID if self.is_image else VIDEO_START_ID, found)
 
@@ -162,13 +167,13 @@ class ShardRows:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self._shards))
         return order.tolist(), np.cumsum(self._counts[order]).tolist()
 
-    def _open(self, epoch: int, number: int) -> tuple[Shard | OldShard, np.ndarray]:
-        """(a shard, the numbers of its kept rows in the order of the epoch)."""
-        entry = self._shards[number]
-        folder = self.folder
+    def _open(self, epoch: int, turn: int) -> tuple[Shard | OldShard, np.ndarray]:
+        """(the shard at this place in the order of the epoch, the numbers of its kept rows in theirs)."""
+        number = self._order(epoch)[0][turn]
+        entry, folder = self._shards[number], self.folder
         if is_remote(folder):
             folder = shard_file(folder, entry).parent
-            self._fetch_ahead(epoch, number)
+            self._fetch_ahead(epoch, turn)
         shard = (OldShard if is_old(entry) else Shard)(folder, entry, self._width)
         if not self.hold_out:
             kept = np.arange(entry["rows"])
@@ -176,16 +181,22 @@ class ShardRows:
             kept = self._kept_of_old[number] if number in self._kept_of_old else shard.kept()
         if len(kept) != self._counts[number]:
             raise damaged(shard.name)
-        # as default_rng, in a quarter of its time, which counts where a process reads a few rows of a shard
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, number])) if epoch else None
-        return shard, generator.permutation(kept) if epoch else kept
+        if not epoch:
+            return shard, kept
+        with self._lock:  # threads share the generator, if one still reads ahead while the next begins
+            self._bits.state = self._states(epoch, turn // SEEDED)[turn % SEEDED]
+            return shard, self._generator.permutation(kept)
 
-    def _fetch_ahead(self, epoch: int, number: int) -> None:
+    def _seeded(self, epoch: int, group: int) -> list[dict]:
+        """Of the generators of `SEEDED` shards that follow in the order of the epoch: default_rng([seed, ...])'s."""
+        order, _ = self._order(epoch)
+        return states((self.seed, epoch), np.array(order[group * SEEDED : (group + 1) * SEEDED]))
+
+    def _fetch_ahead(self, epoch: int, turn: int) -> None:
         """Copy the shard that follows in the order of the epoch to this machine, in a thread."""
         order, _ = self._order(epoch)
-        turn = order.index(number) + 1
-        if turn < len(order):
-            Thread(target=self._fetch, args=(self._shards[order[turn]],), daemon=True).start()
+        if turn + 1 < len(order):
+            Thread(target=self._fetch, args=(self._shards[order[turn + 1]],), daemon=True).start()
 
     def _fetch(self, entry: dict) -> None:
         with contextlib.suppress(OSError, ValueError):  # reading it meets the same error
