@@ -1,8 +1,9 @@
 """Local copies of remote files and folders: made when they are first read, shared by all processes of a machine.
 
-A copy is a folder of the cache that is renamed when it is complete. Its name is the SHA-256 of the contents where a
-manifest has it, else a hash of the URL and of what the storage says about the version. The copies that were not used
-for longest are deleted when there are more than `TOTO_CACHE_GB`; a process that has one open goes on reading it.
+A copy is a folder of the cache that is renamed when it is complete; `blocks.py` has files that are read in parts. Its
+name is the SHA-256 of the contents where a manifest has it, else a hash of the URL and of what the storage says about
+the version. The copies that were not used for longest are deleted when there are more than `TOTO_CACHE_GB`; a process
+that has one open goes on reading it.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _fetch(entry: Path, remote: Remote, names: list[str], sha256: str | None) ->
                 raise ValueError(f"{remote.url}/{name} is damaged (its sha256 is another); write it again.")
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        _make_room(_size(temporary))
+        make_room(_size(temporary))
         temporary.replace(entry)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -133,7 +134,7 @@ def _fetch(entry: Path, remote: Remote, names: list[str], sha256: str | None) ->
 _unchecked = 0
 
 
-def _make_room(wanted: int) -> None:
+def make_room(wanted: int) -> None:
     """Delete the copies that were not used for longest, if there is no room for `wanted` bytes more."""
     global _unchecked
     _unchecked -= wanted
@@ -162,4 +163,6 @@ def _make_room(wanted: int) -> None:
 
 
 def _size(entry: Path) -> int:
-    return sum(os.path.getsize(os.path.join(base, name)) for base, _, names in os.walk(entry) for name in names)
+    """Bytes on the disk, which are fewer than those of the files where these have holes (`blocks`)."""
+    stats = (os.stat(os.path.join(base, name)) for base, _, names in os.walk(entry) for name in names)
+    return sum(min(stat.st_size, 512 * stat.st_blocks) for stat in stats)

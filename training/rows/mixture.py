@@ -8,6 +8,7 @@ is shards. The rows of a run and their order are then the same for any number of
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -38,6 +39,8 @@ class RowStream:
         for rows in self.sources:
             if not rows.is_indexed:
                 rows.share(rank, world)
+            elif isinstance(rows, ShardRows):
+                rows.read_in_blocks(world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         self.seed, self.rank, self.world = seed, rank, world
         self.position = Position(0, (0,) * len(sources), (False,) * len(sources))
         self._drawing, self._draws = Drawing(self.settings, self._rows_of, seed, world), None
@@ -83,14 +86,22 @@ class RowStream:
         found, drawn, last = [], position.drawn, position.drawn + count * self.world
         turn = (drawn + self.rank) % self.world  # of this process
         if draws is None:
-            draws = self._drawing.draw(position, turn)
+            draws = self._drawn(position, turn)
         while True:
             until = min(last, draws.end)
             found += draws.mine[draws.count(drawn) : draws.count(until)]
             drawn = until
             if drawn == last:
                 return found, draws.at(drawn), draws
-            draws = self._drawing.draw(self._drawing.after(draws), turn)
+            draws = self._drawn(self._drawing.after(draws), turn)
+
+    def _drawn(self, begin: Position, turn: int) -> Draws:
+        """`Drawing.draw`; the rows of the draws are fetched from now on, where that is needed."""
+        draws = self._drawing.draw(begin, turn)
+        for number, rows in enumerate(self.sources):
+            if isinstance(rows, ShardRows) and rows.in_blocks:
+                rows.fetch_ahead([k for source, k in draws.mine if source == number])
+        return draws
 
     def _read(
         self, position: Position, count: int, draws: Draws | None = None, pin: bool = False

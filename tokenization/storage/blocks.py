@@ -1,0 +1,109 @@
+"""Byte ranges of a remote file: only the blocks that are read are fetched, each once for all processes of a machine.
+
+A file has a folder of the cache, as a copy has. The file in it has holes where nothing was fetched, and behind the last
+byte of the remote file a byte for every block. That is written when the block is on the disk, so a kill at any time
+costs a few blocks at most. Who fetches holds a lock on the file, which ends with the process; to read blocks that are
+there needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+
+from tokenization.storage.copies import cache_folder, make_room
+from tokenization.storage.remote import Remote
+
+# Eight rows of the dVAE, about what the processes of a machine read next to each other. With blocks of megabytes, a
+# machine whose rows are 1 MB apart would fetch everything. An object store answers such a request in 20 to 50 ms, and
+# many at a time.
+BLOCK = 1 << 16
+# Requests at a time, whose answers are in memory together.
+AT_A_TIME = 256
+
+
+class Blocks:
+    """A remote file whose contents never change, open as long as the object lives. One object is for one thread.
+
+    Args:
+        sha256: of its contents, the name in the cache; it cannot be checked, as blocks come by themselves.
+        size: in bytes.
+    """
+
+    def __init__(self, url: str, sha256: str, size: int):
+        folder, _, self.name = url.rpartition("/")
+        self.remote, self.size, self._file = Remote(folder), size, None
+        self.entry = cache_folder() / "copies" / sha256[:2] / f"{sha256}.blocks"
+        while self._file is None:
+            with contextlib.suppress(FileNotFoundError):  # it was deleted, to make room, before it was open
+                self.entry.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.entry / f"blocks-{BLOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, size + -(-size // BLOCK))
+        self._touch()
+
+    def __del__(self):
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)
+
+    def _touch(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # it was deleted, but is open here
+            os.utime(self.entry)
+
+    def read(self, start: int, count: int) -> bytes:
+        """The bytes from `start`, fewer at the end of the file. Raises OSError if they cannot be fetched."""
+        self.fetch([(start, count)])
+        return os.pread(self._file, max(0, min(count, self.size - start)), start)
+
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetch the blocks of these ranges (start, count) that are not there.
+
+        Raises:
+            OSError: they cannot be fetched, or the disk is full.
+        """
+        wanted = {
+            block
+            for start, count in ranges
+            for block in range(start // BLOCK, -(-min(start + count, self.size) // BLOCK))
+        }
+        if not self._missing(wanted):
+            return
+        with self._locked():
+            missing = self._missing(wanted)  # less what another process fetched meanwhile
+            for first in range(0, len(missing), AT_A_TIME):
+                self._fetch(missing[first : first + AT_A_TIME])
+
+    def _missing(self, blocks: Iterable[int]) -> list[int]:
+        there = os.pread(self._file, -(-self.size // BLOCK), self.size)
+        return sorted(block for block in blocks if not there[block])
+
+    def _fetch(self, blocks: list[int]) -> None:
+        runs: list[list[int]] = []  # of blocks that follow one another: [first, end]
+        for block in blocks:
+            if runs and runs[-1][1] == block:
+                runs[-1][1] += 1
+            else:
+                runs.append([block, block + 1])
+        ranges = [(first * BLOCK, min(end * BLOCK, self.size)) for first, end in runs]
+        self._touch()
+        make_room(sum(end - start for start, end in ranges))
+        for (start, _), content in zip(ranges, self.remote.read_ranges(self.name, ranges), strict=True):
+            self._write(content, start)
+        os.fsync(self._file)  # first, for the case that the machine fails
+        for first, end in runs:
+            self._write(b"\1" * (end - first), self.size + first)
+
+    def _write(self, content: bytes, place: int) -> None:
+        done = 0
+        while done < len(content):
+            done += os.pwrite(self._file, memoryview(content)[done:], place + done)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        import fcntl
+
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
