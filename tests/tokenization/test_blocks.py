@@ -33,7 +33,7 @@ def asked(tmp_path, monkeypatch):
     return asked
 
 
-def opened(size=len(CONTENT)):
+def opened(size=1000):
     return Blocks(URL, SHA256, size)
 
 

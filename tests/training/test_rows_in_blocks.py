@@ -99,13 +99,13 @@ def test_rows_of_the_coming_steps_are_fetched_ahead(shards, remote, monkeypatch)
     started = []
     monkeypatch.setattr(shard_rows, "Thread", lambda target, args, daemon: started.append((target, args)) or Nothing())
     (stream,), (local,) = streams(URL, 16), streams(str(shards), 16)
-    found = rows_of([stream], 1)
+    (found,) = rows_of([stream], 1)
     ((fetch, (numbers,)),) = started
     assert numbers == list(range(15, 16 * len(numbers), 16)) and len(numbers) >= 256, "its own rows, of all its draws"
     fetch(numbers[:6])
     remote.clear()
-    found += rows_of([stream], 5)
-    assert sum(found, []) == rows_of([local], 6)[0] and not arrows(remote), "everything was there"
+    found += rows_of([stream], 5)[0]
+    assert found == rows_of([local], 6)[0] and not arrows(remote), "everything was there"
 
 
 class Nothing:
