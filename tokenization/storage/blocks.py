@@ -9,11 +9,12 @@ there needs none.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 
-from tokenization.storage.copies import cache_folder, make_room
-from tokenization.storage.remote import Remote
+from tokenization.storage.copies import cache_folder, key_of, known, make_room
+from tokenization.storage.remote import Remote, version
 
 # Eight rows of the dVAE, about what the processes of a machine read next to each other. With blocks of megabytes, a
 # machine whose rows are 1 MB apart would fetch everything. An object store answers such a request in 20 to 50 ms, and
@@ -27,14 +28,15 @@ class Blocks:
     """A remote file whose contents never change, open as long as the object lives. One object is for one thread.
 
     Args:
-        sha256: of its contents, the name in the cache; it cannot be checked, as blocks come by themselves.
+        key: its name in the cache, which changes with the contents, such as their SHA-256. That cannot be checked, as
+            blocks come by themselves.
         size: in bytes.
     """
 
-    def __init__(self, url: str, sha256: str, size: int):
+    def __init__(self, url: str, key: str, size: int):
         folder, _, self.name = url.rpartition("/")
         self.remote, self.size, self._file = Remote(folder), size, None
-        self.entry = cache_folder() / "copies" / sha256[:2] / f"{sha256}.blocks"
+        self.entry = cache_folder() / "copies" / key[:2] / f"{key}.blocks"
         while self._file is None:
             with contextlib.suppress(FileNotFoundError):  # it was deleted, to make room, before it was open
                 self.entry.mkdir(parents=True, exist_ok=True)
@@ -107,3 +109,39 @@ class Blocks:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+class BlockFile(io.RawIOBase):
+    """A remote file as it is now, open for reading; what is read of it is fetched in blocks.
+
+    Raises:
+        FileNotFoundError: there is none. OSError: it cannot be read, now or later.
+    """
+
+    def __init__(self, url: str):
+        super().__init__()
+        info = known(url)
+        self._blocks, self._at = Blocks(url, key_of(f"{url} {version(info)}"), info["size"]), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._at = place + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._blocks.size}[whence]
+        return self._at
+
+    def read(self, count: int | None = -1) -> bytes:
+        if count is None or count < 0:
+            count = max(0, self._blocks.size - self._at)
+        found = self._blocks.read(self._at, count)
+        self._at += len(found)
+        return found
+
+    def readall(self) -> bytes:
+        return self.read()

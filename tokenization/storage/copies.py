@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 def work_folder(url: str) -> Path:
     """Where a run or shards for this URL are made before and while they are uploaded; the same in every process."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", url).strip("-")[-60:].lstrip("-")
-    return cache_folder() / "work" / f"{readable}-{_key(url.rstrip('/'))[:8]}"
+    return cache_folder() / "work" / f"{readable}-{key_of(url.rstrip('/'))[:8]}"
 
 
 def local_copy(file: str | Path, sha256: str | None = None) -> Path:
@@ -51,11 +51,16 @@ def local_copy(file: str | Path, sha256: str | None = None) -> Path:
     folder, _, name = file.rpartition("/")
     if sha256 is not None:
         return _copied(sha256, lambda: Remote(folder), [name], sha256) / name
-    remote = Remote(folder)
-    info = remote.info(name)
+    return _copied(key_of(f"{file} {version(known(file))}"), lambda: Remote(folder), [name]) / name
+
+
+def known(file: str) -> dict:
+    """What is known of a remote file. Raises FileNotFoundError if there is none, OSError if it cannot be read."""
+    folder, _, name = file.rpartition("/")
+    info = Remote(folder).info(name)
     if info is None:
         raise FileNotFoundError(f"There is no file {file}; check the address.")
-    return _copied(_key(f"{file} {version(info)}"), lambda: remote, [name]) / name
+    return info
 
 
 def local_folder(folder: str | Path, names: Iterable[str] | None = None) -> Path:
@@ -75,10 +80,11 @@ def local_folder(folder: str | Path, names: Iterable[str] | None = None) -> Path
     if not files:
         raise FileNotFoundError(f"There is nothing in {folder}; check the address.")
     listed = "\n".join(f"{name} {version(info)}" for name, info in files.items())
-    return _copied(_key(f"{folder}\n{listed}"), lambda: remote, list(files))
+    return _copied(key_of(f"{folder}\n{listed}"), lambda: remote, list(files))
 
 
-def _key(text: str) -> str:
+def key_of(text: str) -> str:
+    """The name in the cache of what is identified by a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
