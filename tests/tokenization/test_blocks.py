@@ -25,6 +25,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setenv("TOTO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(copies, "_unchecked", 0)
     monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "GAP", 0)
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     fs.pipe_file("/a/b.bin", CONTENT)
@@ -48,6 +49,14 @@ def test_only_blocks_that_are_read_are_fetched(asked):
     assert opened().read(0, 512) == CONTENT[:512] and len(asked) == 6, "another process finds them"
     stat = next(cache_folder().rglob("blocks-*")).stat()
     assert stat.st_size == 1000 + 16
+
+
+def test_a_small_gap_is_fetched_too(asked, monkeypatch):
+    monkeypatch.setattr(blocks, "GAP", 1)
+    file = opened()
+    file.fetch([(0, 1), (128, 1), (320, 1)])
+    assert asked == [(0, 192), (320, 384)]
+    assert file.read(64, 64) == CONTENT[64:128] and len(asked) == 2
 
 
 def test_many_are_asked_for_in_turns(asked, monkeypatch):

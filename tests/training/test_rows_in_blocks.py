@@ -34,6 +34,7 @@ def remote(shards, tmp_path, monkeypatch):
 
     monkeypatch.setenv("TOTO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(blocks, "BLOCK", 256)
+    monkeypatch.setattr(blocks, "GAP", 0)
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     put(fs, shards, "/bucket/shards")

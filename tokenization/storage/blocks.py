@@ -20,7 +20,9 @@ from tokenization.storage.remote import Remote, version
 # machine whose rows are 1 MB apart would fetch everything. An object store answers such a request in 20 to 50 ms, and
 # many at a time.
 BLOCK = 1 << 16
-# Requests at a time, whose answers are in memory together.
+# Blocks between two that are wanted which are fetched with them, in one request in place of two.
+GAP = 1
+# Blocks at a time, which are in memory together.
 AT_A_TIME = 256
 
 
@@ -82,8 +84,8 @@ class Blocks:
     def _fetch(self, blocks: list[int]) -> None:
         runs: list[list[int]] = []  # of blocks that follow one another: [first, end]
         for block in blocks:
-            if runs and runs[-1][1] == block:
-                runs[-1][1] += 1
+            if runs and block - runs[-1][1] <= GAP:
+                runs[-1][1] = block + 1
             else:
                 runs.append([block, block + 1])
         ranges = [(first * BLOCK, min(end * BLOCK, self.size)) for first, end in runs]
