@@ -7,7 +7,8 @@ codes to the same ids. Both give rows of two sources with probabilities.
 
 Ranks: rows a second of one of 1, 64 and 256 processes, which are simulated: the rank draws for all and reads its own.
 Rows have 4,098 ids, shards 4,096 rows; four sources with the paper's shares, or one; in the first epoch, which reads
-rows in the order of the file, and in the second, which shuffles the rows of every shard; and parquet shards.
+rows in the order of the file, and in the second, which shuffles the rows of every shard; and parquet shards. Next to
+it what the same rows take if they are known beforehand: open, read, widen.
 
 Start-up: seconds and memory from an open process to the first rows, with 40,000 small shards.
 
@@ -21,6 +22,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -211,8 +213,8 @@ def write_video(file: Path, size: tuple[int, int], frames: int = 32) -> Path:
 
 
 def measure_ranks(args: argparse.Namespace) -> dict:
-    """Rows a second of one rank, the best of the rounds, by processor time."""
-    rates = {}
+    """Rows a second of one rank, and of bare reading of its rows, by processor time; best of the rounds."""
+    rates, bare, places = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         # One file of 34 MB a source, under 48 names: as many rows as 256 processes need, from the page cache.
         sizes = {"width": 4096, "num_codes": 8192, "links": 48}
@@ -228,15 +230,29 @@ def measure_ranks(args: argparse.Namespace) -> dict:
         for turn in range(args.rounds):
             for name, (folders, epoch, steps) in cases.items():
                 for world in WORLDS:
-                    rates.setdefault(name, {}).setdefault(world, []).append(rank_rate(folders, epoch, world, steps))
+                    if "parquet" not in name:
+                        if (name, world) not in places:
+                            places[name, world] = places_of(folders, epoch, world, steps)
+                        bare.setdefault(name, {}).setdefault(world, []).append(bare_rate(places[name, world]))
+                    if "parquet" not in name or turn < PARQUET_ROUNDS:
+                        rates.setdefault(name, {}).setdefault(world, []).append(rank_rate(folders, epoch, world, steps))
             print(f"round {turn + 1}/{args.rounds}", file=sys.stderr)
-    values = {name: {world: max(found) for world, found in worlds.items()} for name, worlds in rates.items()}
+    values, bare = (
+        {name: {world: max(found) for world, found in worlds.items()} for name, worlds in each.items()}
+        for each in (rates, bare)
+    )
     ratios = {f"{name}, {world} to 1": each[world] / each[1] for name, each in values.items() for world in WORLDS[1:]}
-    return {"ratios": ratios, "values": {"rows_per_second_of_a_rank": values}}
+    ratios |= {
+        f"{name}, {world} to 1, bare reading": each[world] / each[1]
+        for name, each in bare.items()
+        for world in WORLDS[1:]
+    }
+    found = {"rows_per_second_of_a_rank": values, "rows_per_second_of_bare_reading": bare}
+    return {"ratios": ratios, "values": found}
 
 
-def rank_rate(folders: list[Path], epoch: int, world: int, steps: int) -> float:
-    """Rows a second of the last rank of `world`, over steps of 16 rows of 4,098 ids."""
+def rank_stream(folders: list[Path], epoch: int, world: int):
+    """The rows of the last rank of `world`, 4,098 ids each, from the beginning of an epoch of every source."""
     from modeling_toto import TotoConfig
     from training.args import Source
     from training.rows.mixture import RowStream
@@ -250,10 +266,59 @@ def rank_rate(folders: list[Path], epoch: int, world: int, steps: int) -> float:
     state = {name: {"count": n, "left": False, "position": None} for name, n in zip(stream.names, counts, strict=True)}
     stream.load_state_dict({"drawn": 0, "sources": state})
     stream.take(16)
+    return stream
+
+
+def rank_rate(folders: list[Path], epoch: int, world: int, steps: int) -> float:
+    """Rows a second of a rank, over steps of 16 rows."""
+    stream = rank_stream(folders, epoch, world)
     began = time.process_time()
     for _ in range(steps):
         stream.take(16)
     return 16 * steps / (time.process_time() - began)
+
+
+def places_of(folders: list[Path], epoch: int, world: int, steps: int) -> list[tuple[str, int]]:
+    """(file, byte) of the rows that `rank_rate` reads."""
+    from tokenization.shards.files import Shard
+
+    stream, found, codes = rank_stream(folders, epoch, world), [], Shard.codes
+
+    def noted(self, row: int):
+        found.append((self.name, self._codes_at + row * self._row))
+        return codes(self, row)
+
+    Shard.codes = noted
+    try:
+        for _ in range(steps):
+            stream.take(16)
+    finally:
+        Shard.codes = codes
+    return found
+
+
+def bare_rate(places: list[tuple[str, int]]) -> float:
+    """Rows a second if all rows were known beforehand: files are opened, rows read and widened to ids."""
+    import numpy as np
+    import torch
+
+    from tokenization.sequences import fill_row
+
+    opened = {}  # a shard of every source, as the rows have it
+    began = time.process_time()
+    for start in range(0, len(places), 16):
+        batch = torch.empty(16, 4098, dtype=torch.long).numpy()
+        for ids, (name, place) in zip(batch, places[start : start + 16], strict=True):
+            source = name.rpartition("/")[0]
+            if opened.get(source, ("",))[0] != name:
+                if source in opened:
+                    os.close(opened[source][1])
+                opened[source] = name, os.open(name, os.O_RDONLY)
+            fill_row(ids, 1, [np.frombuffer(os.pread(opened[source][1], 8192, place), np.uint16)])
+    seconds = time.process_time() - began
+    for _, file in opened.values():
+        os.close(file)
+    return len(places) / seconds
 
 
 def as_parquet(shards: Path, folder: Path) -> Path:
@@ -310,6 +375,8 @@ def start(shards: str) -> dict:
 
 
 WORLDS = (1, 64, 256)
+# The others need many rounds on a shared machine, and take less than a second each.
+PARQUET_ROUNDS = 3
 PARTS = {"rows": measure_rows, "ranks": measure_ranks, "start": measure_start, "resize": measure_resizing}
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ NOT_MEASURED = {
 # Tables whose output was not kept: (page, section). Each says "Recorded by hand, commit ...". Measure them again with
 # --json, keep the file, link it, and take them from this list; nothing is to be added.
 BY_HAND = {
-    ("benchmarks/data.md", "One rank of many"),
     ("benchmarks/data.md", "Start-up"),
     ("benchmarks/data.md", "Against `datasets`"),
     ("benchmarks/data.md", "2 cores, shared with a training run, PyAV 18.1.0, Pillow 13.0.0, 2026-11-28"),

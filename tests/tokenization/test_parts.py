@@ -1,8 +1,11 @@
 """Parts follow from the data and the flags alone, whoever makes them, and making and shuffling them takes no memory."""
 
+import contextlib
 import io
+import json
 import threading
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +20,7 @@ from tqdm import tqdm
 from tokenization.sampling import Sampling
 from tokenization.shards.code_parts import PartWriter, plan
 from tokenization.shards.encode import AHEAD, Encoder, PartEncoder, encode_parts
+from tokenization.shards.files import describe
 from tokenization.shards.parts import FinishedParts, steps
 from tokenization.shards.shuffle import write_shards
 from tokenization.sources.open import open_source
@@ -57,12 +61,12 @@ def encoder():
 
 def make_parts(source, encoder, folder, limit=None, ranks=(0,)):
     """Parts of at most three pictures, rank by rank; the counts and the rows that the shards would have."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for rank in ranks:
         sizes = {"num_frames": 1, "items_per_part": 3, "limit": limit, "threads": 2}
         encode_parts(source, encoder, folder, tqdm(disable=True), **sizes, rank=rank, world=len(ranks))
     parts, counts = plan(folder, source.num_shards, limit)
-    (folder / "out").mkdir()
+    (folder / "out").mkdir(exist_ok=True)
     (shard,) = write_shards(folder, folder / "out", parts, "train", 100, seed=0, width=16)
     return counts, pa.ipc.open_file(folder / "out" / shard["file"]).read_all()
 
@@ -90,6 +94,41 @@ def test_who_makes_them_does_not_matter(source, encoder, tmp_path, ranks):
         assert counts["rows"] == min(limit or 28, 28)
         same = make_parts(source, encoder, tmp_path / f"shared {limit}", limit, ranks)
         assert same[0] == counts and same[1].equals(table)
+
+
+class Killed(BaseException):
+    """Nothing in the project catches it."""
+
+
+def test_a_kill_at_any_rename_leaves_no_json_without_its_file(source, encoder, tmp_path, monkeypatch):
+    """A JSON says that a part, or the shards of a bucket, are finished, so it is renamed after them."""
+    expected = make_parts(source, encoder, tmp_path / "whole")
+    rename, renames = Path.replace, []
+
+    def killed(self, target):
+        if len(renames) == last:
+            raise Killed
+        renames.append(Path(target).name)
+        return rename(self, target)
+
+    last, done = 0, False
+    while not done:
+        folder = tmp_path / f"killed at {last}"
+        renames.clear()
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(Path, "replace", killed)
+            make_parts(source, encoder, folder)
+            done = True
+        if not (folder / "out" / "buckets").is_dir():  # the files of the parts go when their rows are dealt
+            for name, info in FinishedParts(folder).items():
+                assert pa.ipc.open_file(folder / f"{name}.arrow").read_all().num_rows == info["rows"], renames
+        for bucket in (folder / "out").glob("buckets/*.json"):
+            for entry in json.loads(bucket.read_text()):
+                assert describe(folder / "out" / entry["file"]) == entry, renames
+        counts, table = make_parts(source, encoder, folder)
+        assert counts == expected[0] and table.equals(expected[1]), renames
+        last += 1
+    assert len(renames) == 2 * 7 + 3  # parts, the stretch that is dealt, a shard, its bucket
 
 
 def test_a_limit_encodes_no_more_than_it_needs(source, encoder, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import CONFIG, save_tokenizer, tokenize
@@ -62,6 +63,46 @@ def test_any_number_of_processes_draws_the_same_rows(world):
     assert [parts[g % world][g // world] for g in range(600)] == alone
     for number in range(4):
         assert [k for source, k in alone if source == number] == list(range(sum(s == number for s, _ in alone)))
+
+
+def drawn_one_by_one(count, sizes, seed):
+    """The definition: row g is of the source in whose share the uniform number of draw g lies, or ends it first."""
+    taken, found, left = [0] * 4, [], set()
+    numbers = np.concatenate([np.random.default_rng([seed, block]).random(4096) for block in range(-(-count // 4096))])
+    for number in numbers[:count]:
+        while True:
+            weights = np.array([0 if n in left else share for n, share in enumerate(SHARES.values())])
+            source = int(np.searchsorted(np.cumsum(weights / weights.sum())[:-1], number, side="right"))
+            if taken[source] < sizes[source]:
+                break
+            left.add(source)  # the same draw is made of the others
+        found.append((source, taken[source]))
+        taken[source] += 1
+    return found, taken
+
+
+@pytest.mark.parametrize(("world", "first"), [(1, 0), (7, 4090), (64, 100), (256, 5)])
+@pytest.mark.parametrize("sizes", [(10**9,) * 4, (1500, 40, 2000, 10**9)])
+def test_draws_are_those_of_the_definition(world, first, sizes):
+    count = 256 * 7 * 12
+    expected, taken = drawn_one_by_one(first + count, sizes, 3)
+    start = numbers(0, 1, 3, sizes, at_end="leave")
+    start.take(first)
+    state = json.loads(json.dumps(start.state_dict()))
+    for rank in {0, world // 2, world - 1}:
+        stream = numbers(rank, world, 3, sizes, at_end="leave")
+        stream.load_state_dict(state)
+        found = [pair for _ in range(12) for pair in stream.take(count // world // 12)]
+        assert found == expected[first + rank :: world]
+        assert stream.position.drawn == first + count and list(stream.position.counts) == taken
+
+
+def test_seeds_are_numpys():
+    from training.rows.seeds import states
+
+    last = np.array([0, 1, 4095, 2**31, 2**32 - 1])
+    for seed in ((0,), (5, 0), (2**32 - 1, 7), (2**40, 2**33), (2**127, 1, 2)):
+        assert states(seed, last) == [np.random.PCG64([*seed, number]).state for number in last.tolist()]
 
 
 @pytest.mark.parametrize("at_end", ["repeat", "leave"])
@@ -129,7 +170,6 @@ def test_pixels_become_rows_while_training(processor, kind, start):
 def videos(tmp_path_factory):
     """A folder of short videos, each of another colour."""
     import av
-    import numpy as np
 
     folder = tmp_path_factory.mktemp("videos")
     for i in range(12):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenization.files import sha256, write_whole
+from tokenization.storage.remote import join
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,15 +135,17 @@ class Shard:
     """
 
     def __init__(self, folder: Path, entry: dict, width: int):
-        self.name, self.rows = os.path.join(folder, entry["file"]), entry["rows"]
-        self._row, self._codes_at, self._held_out_at = 2 * width, entry["codes_at"], entry["held_out_at"]
-        self._file = None
+        self._place(os.path.join(folder, entry["file"]), entry, width)
         try:
             self._file = os.open(self.name, os.O_RDONLY)
         except FileNotFoundError as error:
             raise missing(self.name) from error
         if os.fstat(self._file).st_size != entry["bytes"]:
             raise damaged(self.name)
+
+    def _place(self, name: str, entry: dict, width: int) -> None:
+        self.name, self.rows, self._file = name, entry["rows"], None
+        self._row, self._codes_at, self._held_out_at = 2 * width, entry["codes_at"], entry["held_out_at"]
 
     def __del__(self):
         if self._file is not None:
@@ -159,10 +162,30 @@ class Shard:
         import numpy as np
 
         bits = np.frombuffer(self._bytes(-(-self.rows // 8), self._held_out_at), np.uint8)
-        return np.flatnonzero(np.unpackbits(bits, count=self.rows, bitorder="little") == 0)
+        return np.unpackbits(~bits, count=self.rows, bitorder="little").view(np.bool_).nonzero()[0]
 
     def _bytes(self, count: int, place: int) -> bytes:
         found = os.pread(self._file, count, place)
+        if len(found) != count:
+            raise damaged(self.name)
+        return found
+
+
+class RemoteShard(Shard):
+    """Single rows of a shard under a URL, of which only the blocks around them are fetched; see `Shard`."""
+
+    def __init__(self, folder: str, entry: dict, width: int):
+        from tokenization.storage.blocks import Blocks
+
+        self._place(join(folder, entry["file"]), entry, width)
+        self._blocks = Blocks(self.name, entry["sha256"], entry["bytes"])
+
+    def fetch(self, rows: Iterable[int]) -> None:
+        """Fetch these rows together. Raises OSError if that fails."""
+        self._blocks.fetch([(self._codes_at + row * self._row, self._row) for row in rows])
+
+    def _bytes(self, count: int, place: int) -> bytes:
+        found = self._blocks.read(place, count)
         if len(found) != count:
             raise damaged(self.name)
         return found
@@ -191,4 +214,4 @@ def missing(file: str | Path) -> FileNotFoundError:
 
 
 def damaged(file: str | Path) -> ValueError:
-    return ValueError(f"{file} is damaged; check it with toto tokenize --verify {Path(file).parent}.")
+    return ValueError(f"{file} is damaged; check it with toto tokenize --verify {os.path.dirname(file) or '.'}.")

@@ -34,7 +34,7 @@ from tokenization.sources.kinds import (
 )
 from tokenization.sources.metadata import METADATA, config_files, read_metadata
 from tokenization.storage.copies import local_copy
-from tokenization.storage.remote import is_remote
+from tokenization.storage.remote import READ_ONLY, Remote, is_remote
 
 # Classes that are named in the report.
 MOST_TOLD = 6
@@ -53,13 +53,18 @@ def table_rows(files: list[str], split: str, features: dict | None = None) -> Ro
         lambda shard, wanted: tables.read_rows(at_hand(files[shard]), wanted),
         split,
         num_shards=len(files),
-        tables=[] if is_remote(files[0]) else files,  # drawing random rows of URLs would fetch every file
+        tables=[] if is_remote(files[0]) else files,  # drawing random rows of URLs would fetch most row groups
     )
 
 
 def at_hand(file: str) -> str:
-    """The path of a file, or of a copy of what is under this URL."""
-    return str(local_copy(file)) if is_remote(file) else file
+    """A file that `tables` and `tars` can read: its path, or that of a copy of what is under this URL.
+
+    A parquet file stays where it is, unless a web server has it, which may not know ranges of bytes.
+    """
+    if not is_remote(file) or (suffix_of(file) == ".parquet" and Remote(file).protocol not in READ_ONLY):
+        return file
+    return str(local_copy(file))
 
 
 def choose(dataset: str, splits: list[str], asked: str | None, others: list[str] = ()) -> str:
@@ -118,12 +123,12 @@ class Folder:
     def _tables_of_media(self) -> list[str]:
         """The parquet and arrow files that have a column of media; others, such as lists of files, are not data."""
         found = [name for name in self.files if suffix_of(name) in TABLES]
-        if is_remote(self.tree.root):  # looking at a table fetches it
+        if is_remote(self.tree.root):  # looking at a table fetches some of it
             found = [name for name in found if name.rpartition("/")[2] not in METADATA]
         looked_at = found if len(found) <= MOST_SCHEMAS and not is_remote(self.tree.root) else found[:1]
         usable = []
         for name in looked_at:
-            features = {**tables.features_of(self.tree.path(name)), **(self.config.get("features") or {})}
+            features = {**tables.features_of(at_hand(self.tree.where(name))), **(self.config.get("features") or {})}
             if self.image_column in features or media_columns(features):
                 usable.append(name)
         return found if usable and looked_at != found else usable

@@ -1,4 +1,8 @@
-"""Rows of local parquet and arrow files, in order or at random, of chosen columns only."""
+"""Rows of parquet and arrow files, in order or at random, of chosen columns only.
+
+A parquet file may be a URL; of it, only what is read is fetched: the footer, and the chosen columns of a row group when
+its turn comes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+
+from tokenization.storage.blocks import BlockFile
+from tokenization.storage.remote import is_remote
 
 # Rows of a parquet file that are in memory at a time; each may hold a video.
 BATCH = 16
@@ -32,6 +39,19 @@ def _arrow(file: str):
             yield reader, reader.schema
 
 
+@contextmanager
+def _parquet(file: str):
+    """A parquet file, a path or a URL."""
+    import pyarrow.parquet as pq
+
+    if not is_remote(file):
+        with pq.ParquetFile(file) as parquet:
+            yield parquet
+        return
+    with BlockFile(file) as source, pq.ParquetFile(source, pre_buffer=True) as parquet:
+        yield parquet
+
+
 def features_of(file: str):
     """The `datasets.Features` of a file.
 
@@ -39,14 +59,14 @@ def features_of(file: str):
         ValueError: the file is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from datasets import Features
 
     try:
         if is_arrow(file):
             with _arrow(file) as (_, schema):
                 return Features.from_arrow_schema(schema)
-        return Features.from_arrow_schema(pq.read_schema(file))
+        with _parquet(file) as parquet:
+            return Features.from_arrow_schema(parquet.schema_arrow)
     except pa.ArrowException as error:
         raise ValueError(f"{file} is damaged, or is not a parquet or arrow file: {_first_line(error)}") from error
 
@@ -68,7 +88,6 @@ def read_rows(file: str, columns: list[str]) -> Iterator[dict]:
         ValueError: the file is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         if is_arrow(file):
@@ -78,9 +97,10 @@ def read_rows(file: str, columns: list[str]) -> Iterator[dict]:
                     for start in range(0, batch.num_rows, BATCH):
                         yield from batch.slice(start, BATCH).select(has).to_pylist()
             return
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(BATCH, columns=columns):
-                yield from batch.to_pylist()
+        with _parquet(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                for batch in parquet.iter_batches(BATCH, row_groups=[group], columns=columns):
+                    yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise ValueError(f"{file} is damaged: {_first_line(error)}") from error
 

@@ -1,8 +1,9 @@
 """Local copies of remote files and folders: made when they are first read, shared by all processes of a machine.
 
-A copy is a folder of the cache that is renamed when it is complete. Its name is the SHA-256 of the contents where a
-manifest has it, else a hash of the URL and of what the storage says about the version. The copies that were not used
-for longest are deleted when there are more than `TOTO_CACHE_GB`; a process that has one open goes on reading it.
+A copy is a folder of the cache that is renamed when it is complete; `blocks.py` has files that are read in parts. Its
+name is the SHA-256 of the contents where a manifest has it, else a hash of the URL and of what the storage says about
+the version. The copies that were not used for longest are deleted when there are more than `TOTO_CACHE_GB`; a process
+that has one open goes on reading it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def cache_folder() -> Path:
 def work_folder(url: str) -> Path:
     """Where a run or shards for this URL are made before and while they are uploaded; the same in every process."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", url).strip("-")[-60:].lstrip("-")
-    return cache_folder() / "work" / f"{readable}-{_key(url.rstrip('/'))[:8]}"
+    return cache_folder() / "work" / f"{readable}-{key_of(url.rstrip('/'))[:8]}"
 
 
 def local_copy(file: str | Path, sha256: str | None = None) -> Path:
@@ -50,11 +51,16 @@ def local_copy(file: str | Path, sha256: str | None = None) -> Path:
     folder, _, name = file.rpartition("/")
     if sha256 is not None:
         return _copied(sha256, lambda: Remote(folder), [name], sha256) / name
-    remote = Remote(folder)
-    info = remote.info(name)
+    return _copied(key_of(f"{file} {version(known(file))}"), lambda: Remote(folder), [name]) / name
+
+
+def known(file: str) -> dict:
+    """What is known of a remote file. Raises FileNotFoundError if there is none, OSError if it cannot be read."""
+    folder, _, name = file.rpartition("/")
+    info = Remote(folder).info(name)
     if info is None:
         raise FileNotFoundError(f"There is no file {file}; check the address.")
-    return _copied(_key(f"{file} {version(info)}"), lambda: remote, [name]) / name
+    return info
 
 
 def local_folder(folder: str | Path, names: Iterable[str] | None = None) -> Path:
@@ -74,10 +80,11 @@ def local_folder(folder: str | Path, names: Iterable[str] | None = None) -> Path
     if not files:
         raise FileNotFoundError(f"There is nothing in {folder}; check the address.")
     listed = "\n".join(f"{name} {version(info)}" for name, info in files.items())
-    return _copied(_key(f"{folder}\n{listed}"), lambda: remote, list(files))
+    return _copied(key_of(f"{folder}\n{listed}"), lambda: remote, list(files))
 
 
-def _key(text: str) -> str:
+def key_of(text: str) -> str:
+    """The name in the cache of what is identified by a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -122,7 +129,7 @@ def _fetch(entry: Path, remote: Remote, names: list[str], sha256: str | None) ->
                 raise ValueError(f"{remote.url}/{name} is damaged (its sha256 is another); write it again.")
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        _make_room(_size(temporary))
+        make_room(_size(temporary))
         temporary.replace(entry)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -133,7 +140,7 @@ def _fetch(entry: Path, remote: Remote, names: list[str], sha256: str | None) ->
 _unchecked = 0
 
 
-def _make_room(wanted: int) -> None:
+def make_room(wanted: int) -> None:
     """Delete the copies that were not used for longest, if there is no room for `wanted` bytes more."""
     global _unchecked
     _unchecked -= wanted
@@ -162,4 +169,6 @@ def _make_room(wanted: int) -> None:
 
 
 def _size(entry: Path) -> int:
-    return sum(os.path.getsize(os.path.join(base, name)) for base, _, names in os.walk(entry) for name in names)
+    """Bytes on the disk, which are fewer than those of the files where these have holes (`blocks`)."""
+    stats = (os.stat(os.path.join(base, name)) for base, _, names in os.walk(entry) for name in names)
+    return sum(min(stat.st_size, 512 * stat.st_blocks) for stat in stats)

@@ -107,6 +107,18 @@ class Remote:
         with told(f"{self.url}/{name}", "read"):
             return self.fs.cat_file(self.at(name))
 
+    def read_ranges(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Parts of a file, from a byte to before another, several at a time. Raises OSError if one is incomplete."""
+        with told(f"{self.url}/{name}", "read"):
+            starts, ends = (list(each) for each in zip(*ranges, strict=True))
+            found = self.fs.cat_ranges([self.at(name)] * len(ranges), starts, ends)
+            for (start, end), content in zip(ranges, found, strict=True):
+                if isinstance(content, Exception):
+                    raise content
+                if len(content) != end - start:
+                    raise OSError(f"the bytes from {start} to {end} came as {len(content)} bytes")
+        return found
+
     def fetch(self, name: str, file: Path) -> None:
         """Copy a file to this machine; `file` may be incomplete after an error."""
         with told(f"{self.url}/{name}".rstrip("/"), "read"):

@@ -8,61 +8,23 @@ is shards. The rows of a run and their order are then the same for any number of
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from training.args import Source
 from training.flags import require
+from training.rows.draws import Drawing, Draws, Position
 from training.rows.frames import prefetch
 from training.rows.pixel_rows import Ended, PixelRows
 from training.rows.shard_rows import ShardRows, check_fit, read_manifest, validation_rows
 
-# Draws from one generator, and how many such blocks are drawn at a time at most: counts have 16 bits (`Draws`).
-BLOCK, MOST_BLOCKS = 4096, 8
 # Steps whose rows are read ahead.
 AHEAD = 2
-
-
-class Position(NamedTuple):
-    """Draws so far of all processes, by source the rows drawn, and which sources have left the mixture."""
-
-    drawn: int
-    counts: tuple[int, ...]
-    left: tuple[bool, ...]
-
-
-class Draws(NamedTuple):
-    """The draws from `begin.drawn` to `end`, in which no source leaves the mixture.
-
-    Fields:
-        begin: position before them. end: number of the first draw after them.
-        drawn: int64 (sources / 4, draws), rows of every source up to and with each draw: four sources share a number,
-            of which each has 16 bits, so that one sum counts them all.
-        mine: [(source, number of the row in it)] of this process, of which the first is draw `first`.
-        ends: the source whose rows end with the draw `end`, None if it is only the end of a block.
-    """
-
-    begin: Position
-    end: int
-    drawn: np.ndarray
-    first: int
-    mine: list[tuple[int, int]]
-    ends: int | None
-
-    def at(self, drawn: int) -> Position:
-        """The position before draw number `drawn`, which is one of these or the first after them."""
-        if drawn == self.begin.drawn:
-            return self.begin
-        totals = self.drawn[:, drawn - self.begin.drawn - 1].tolist()
-        counts = (n + (totals[s // 4] >> 16 * (s % 4) & 0xFFFF) for s, n in enumerate(self.begin.counts))
-        return Position(drawn, tuple(counts), self.begin.left)
 
 
 class RowStream:
@@ -77,12 +39,11 @@ class RowStream:
         for rows in self.sources:
             if not rows.is_indexed:
                 rows.share(rank, world)
+            elif isinstance(rows, ShardRows):
+                rows.read_in_blocks(world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
         self.seed, self.rank, self.world = seed, rank, world
         self.position = Position(0, (0,) * len(sources), (False,) * len(sources))
-        self._bounds = lru_cache(maxsize=2)(self._shares_up_to)
-        numbers = np.arange(len(sources))
-        self._lanes = np.where(numbers // 4 == numbers[: -(-len(sources) // 4), None], 1 << 16 * (numbers % 4), 0)
-        self._draws: Draws | None = None
+        self._drawing, self._draws = Drawing(self.settings, self._rows_of, seed, world), None
         self._are_shards = all(isinstance(rows, ShardRows) for rows in self.sources)
         self._reads_ahead, self._pins, self._ahead_count = False, False, 0
         self._ahead: Iterator | None = None
@@ -105,61 +66,10 @@ class RowStream:
         """Whether the rows and their order are the same for any number of processes."""
         return all(rows.is_indexed for rows in self.sources)
 
-    def _shares_up_to(self, left: tuple[bool, ...]) -> list[float]:
-        """Cumulative shares of the sources. left: which sources have left the mixture."""
-        pairs = zip(self.settings, left, strict=True)
-        weights = np.array([0.0 if has_left else setting.weight for setting, has_left in pairs])
-        bounds = np.cumsum(weights / weights.sum())
-        bounds[np.flatnonzero(weights)[-1] :] = 1.0  # exactly, in spite of rounding
-        return bounds.tolist()
-
-    def _draw(self, begin: Position, turn: int) -> Draws:
-        """The draws from `begin` to the end of a block, or to the one at which a source ends.
-
-        Every process draws for all, so that all know the counts; whole blocks at a time, since with 256 processes there
-        are 256 draws to a row.
-
-        Args:
-            turn: remainder of the numbers of this process's draws by the number of processes.
-        Raises:
-            Ended: there are no rows.
-        """
-        if all(begin.left):
-            raise Ended("every source")
-        block, inside = divmod(begin.drawn, BLOCK)
-        blocks = range(block, block + min(MOST_BLOCKS, max(1, self.world // 32)))
-        which = np.zeros(len(blocks) * BLOCK - inside, np.int8 if len(self.sources) < 128 else np.int64)
-        bounds = [bound for bound in self._bounds(begin.left)[:-1] if bound > 0]
-        which += len(self.sources) - 1 - len(bounds)
-        if any(bound < 1 for bound in bounds):
-            # as default_rng, in a quarter of its time
-            generators = (np.random.Generator(np.random.PCG64([self.seed, each])) for each in blocks)
-            uniforms = np.concatenate([generator.random(BLOCK) for generator in generators])[inside:]
-            for bound in bounds:
-                which += uniforms >= bound
-        drawn = np.cumsum(self._lanes[:, which], axis=1)
-        end, ends = len(which), None
-        for source, (setting, rows) in enumerate(zip(self.settings, self.sources, strict=True)):
-            if rows.is_indexed and setting.at_end != "repeat" and not begin.left[source]:
-                places = np.flatnonzero(which == source)
-                fresh = max(0, rows.rows_per_epoch - begin.counts[source])
-                if fresh < len(places) and places[fresh] < end:
-                    end, ends = int(places[fresh]), source
-        first = (turn - begin.drawn) % self.world
-        own = np.arange(first, end, self.world)
-        mine = which[own].astype(np.int64)
-        numbers = np.array(begin.counts)[mine] + (drawn[mine // 4, own] >> 16 * (mine % 4) & 0xFFFF) - 1
-        mine = list(zip(mine.tolist(), numbers.tolist(), strict=True))
-        return Draws(begin, begin.drawn + end, drawn, begin.drawn + first, mine, ends)
-
-    def _after(self, draws: Draws) -> Position:
-        """The position at the end of these draws, for those that follow. Raises Ended if the training is over."""
-        position = draws.at(draws.end)
-        if draws.ends is None:
-            return position
-        if self.settings[draws.ends].at_end == "stop":
-            raise Ended(self.settings[draws.ends].name)
-        return position._replace(left=tuple(has or n == draws.ends for n, has in enumerate(position.left)))
+    def _rows_of(self, number: int) -> int | None:
+        """Rows after which a source ends; None if it is repeated, or if that is unknown."""
+        rows = self.sources[number]
+        return rows.rows_per_epoch if rows.is_indexed and self.settings[number].at_end != "repeat" else None
 
     def _choose(
         self, position: Position, count: int, draws: Draws | None
@@ -176,15 +86,22 @@ class RowStream:
         found, drawn, last = [], position.drawn, position.drawn + count * self.world
         turn = (drawn + self.rank) % self.world  # of this process
         if draws is None:
-            draws = self._draw(position, turn)
+            draws = self._drawn(position, turn)
         while True:
             until = min(last, draws.end)
-            begin, end = (max(0, -(-(at - draws.first) // self.world)) for at in (drawn, until))
-            found += draws.mine[begin:end]
+            found += draws.mine[draws.count(drawn) : draws.count(until)]
             drawn = until
             if drawn == last:
                 return found, draws.at(drawn), draws
-            draws = self._draw(self._after(draws), turn)
+            draws = self._drawn(self._drawing.after(draws), turn)
+
+    def _drawn(self, begin: Position, turn: int) -> Draws:
+        """`Drawing.draw`; the rows of the draws are fetched from now on, where that is needed."""
+        draws = self._drawing.draw(begin, turn)
+        for number, rows in enumerate(self.sources):
+            if isinstance(rows, ShardRows) and rows.in_blocks:
+                rows.fetch_ahead([k for source, k in draws.mine if source == number])
+        return draws
 
     def _read(
         self, position: Position, count: int, draws: Draws | None = None, pin: bool = False
