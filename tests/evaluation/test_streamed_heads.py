@@ -61,7 +61,7 @@ def test_probabilities_are_written_only_where_they_are_asked_for(data, tmp_path)
         assert torch.equal(chosen.test_predictions, kept[kind].test_probabilities.argmax(-1))
     names = {name.rpartition(".")[2] for name in load_file(tmp_path / "dropped" / "pass-0.safetensors")}
     assert names == {"choice", "val_accuracy", "val_loss", "test_predictions"}
-    with pytest.raises(ValueError, match="plan.json belongs to another run: its probabilities is None, not True"):
+    with pytest.raises(ValueError, match="belongs to another run: its probabilities is None, not True"):
         train_streamed(data, banks(), tmp_path / "dropped")
 
 
