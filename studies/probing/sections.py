@@ -37,8 +37,8 @@ def against(better: Side, *others: Side) -> tuple[tuple[Side, Side], ...]:
 
 
 CHOSEN_ON_TEST = (
-    "The rule by which heads choose among their settings and the linear heads' weight decays were once compared on test "
-    "images of CIFAR-10 (log, 2026-11-24), so these results are not wholly independent of their test images."
+    "The rule by which heads choose among their settings and the linear heads' weight decays were once compared on "
+    "test images of CIFAR-10 (log, 2026-11-24), so these results are not wholly independent of their test images."
 )
 CIFAR10 = Section(
     title="CIFAR-10: the frozen model against floors and peers",
