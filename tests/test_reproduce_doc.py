@@ -82,7 +82,7 @@ PROBES = [
 
 def test_heads_on_tokens_attend_to_all_of_them():
     """As in the paper; the default averages neighbours."""
-    on_tokens = [flags for flags in PROBES if set(flags["--heads"]) & set(TOKEN_HEADS)]
+    on_tokens = [flags for flags in PROBES if "--task" in flags and set(flags["--heads"]) & set(TOKEN_HEADS)]
     assert len(on_tokens) == 8
     for flags in on_tokens:
         (model,), (task,) = flags["--model"], flags["--task"]
