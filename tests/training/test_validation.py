@@ -91,6 +91,13 @@ def test_the_losses_of_a_run_are_judged_while_its_shards_exist(shards, validatio
     gone = {"sources": [recipe["sources"][0] | {"val_data": str(shards.parent / "gone")}, recipe["sources"][1]]}
     assert of_run(metrics, gone, SEEN) == []
     assert of_run(metrics, recipe, None) == of_run({}, recipe, SEEN) == []
+    photos = {
+        "sources": [recipe["sources"][0] | {"weight": 0.5}, {"name": "photos", "data": "user/photos", "weight": 0.5}]
+    }
+    losses = {"val_losses": {"clean": 2.0, "photos": 3.0}}
+    assert of_run(losses, photos, SEEN) == [], "its held-out items are not known by name"
+    photos["sources"][1]["val_split"] = "test"
+    assert [each.seen for each in of_run(losses, photos, SEEN)] == [None, None]
     only = {"val_losses": {"train": 9.0}}
     (alone,) = of_run(only, {"shards": str(shards), "val_shards": None}, SEEN)
     assert alone.seen

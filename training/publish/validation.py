@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tokenization.storage.remote import is_remote
 from training.args import DataArgs, ModelArgs, PretrainOptimArgs, PretrainRunArgs, Source
 from training.flags import option, parse, require
 from training.publish.media_seen import Media, media_seen, public, validated_on
@@ -94,6 +95,12 @@ def clean_loss(sources: Sequence[SourceLoss]) -> float | None:
     return mean_loss([source for source in sources if source.seen is None])
 
 
+def _holds_out_unlisted_items(source: Source) -> bool:
+    """Whether it validates on one item in 20 of its own, whose names are not at hand: of a URL, or of pixels."""
+    has_own = source.val_data or source.val_split or source.is_toyworld
+    return not has_own and (is_remote(source.data) or not source.is_shards)
+
+
 def of_run(metrics: dict, recipe: dict, seen: Sequence[Media] | None) -> list[SourceLoss]:
     """The sources of a run with the losses of a validation row of metrics.jsonl; empty if these cannot be judged.
 
@@ -106,6 +113,8 @@ def of_run(metrics: dict, recipe: dict, seen: Sequence[Media] | None) -> list[So
     if seen is None or not losses or ("shards" in settings and "val_shards" not in recipe):
         return []
     mixture = DataArgs(**settings, sources=given).mixture()
+    if any(map(_holds_out_unlisted_items, mixture)):
+        return []
     try:
         return [judge(source, losses[source.name], None, seen) for source in mixture if source.name in losses]
     except FileNotFoundError:  # the validation shards are gone
