@@ -45,7 +45,7 @@ def model_card(
         metrics: a validation row of metrics.jsonl: `val_loss` (nats per code token), `step` and other numbers.
         recipe: the resolved recipe; the card omits settings of the machine.
         results: contents of result files of `toto probe` and `toto generate --score`.
-        validation: contents of a file of `training.publish.validation`, for a model whose run no longer exists; by
+        validation: contents of a file of `training.validation_losses`, for a model whose run no longer exists; by
             default the losses by source are those of `metrics`, if the shards of the recipe exist.
         repo_id: repository in the example; by default the folder's name.
     Raises:

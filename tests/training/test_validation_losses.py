@@ -10,8 +10,9 @@ from modeling_toto import TotoConfig, TotoForCausalLM
 from tokenization import TotoProcessor
 from training.args import Source
 from training.publish.media_seen import MEDIA_FILE, Media, to_json
-from training.publish.validation import ValidationResult, clean_loss, judge, main, mean_loss, of_run
+from training.publish.validation import ValidationResult, clean_loss, judge, mean_loss, of_run
 from training.rows.shard_rows import validation_rows
+from training.validation_losses import main
 
 SEEN = [Media("toyworld", "train", "video")]
 
