@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.heads import TOKEN_HEADS
+from evaluation.probe.tasks import TASKS
+from modeling_toto import TotoConfig
 from toto_cli import VERBS
 from training.flags import find_recipe, parse
 from training.plan import PlanArgs, plan
@@ -60,6 +63,41 @@ def test_commands_are_understood(command):
     )
     if "--recipe" in words:
         assert find_recipe(words[words.index("--recipe") + 1]).is_relative_to(ROOT / "training" / "recipes")
+
+
+def flags_of(command: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for word in shlex.split(command)[2:]:
+        if word.startswith("--"):
+            values = found.setdefault(word, [])
+        else:
+            values.append(word)
+    return found
+
+
+PROBES = [
+    flags for command in COMMANDS if command.startswith("toto probe") and "--model" in (flags := flags_of(command))
+]
+
+
+def test_heads_on_tokens_attend_to_all_of_them():
+    """As in the paper; the default averages neighbours."""
+    on_tokens = [flags for flags in PROBES if "--task" in flags and set(flags["--heads"]) & set(TOKEN_HEADS)]
+    assert len(on_tokens) == 8
+    for flags in on_tokens:
+        (model,), (task,) = flags["--model"], flags["--task"]
+        frames = TASKS[task].num_frames
+        is_small = frames > 1 or model == "runs/ablation_dvae_16"  # 128 px; vision models have fewer than a Toto
+        assert flags["--max_tokens"] == [str(frames * (256 if is_small else 1024))]
+
+
+def test_what_features_of_all_tokens_would_take():
+    sizes = []
+    for preset in ("base", "large", "1b"):
+        config = TotoConfig.from_preset(preset)
+        sizes.append(2 * 1024 * config.hidden_size * (config.num_hidden_layers + 1) * 1.3e6 / 1e12)
+    shown = "features of ImageNet-1k would be {:.0f} (base), {:.0f} (large) and {:.0f} TB (1b)".format(*sizes)
+    assert shown in re.sub(r"\s+", " ", PAGE)
 
 
 def test_commands_are_found():

@@ -103,6 +103,7 @@ class HeadBank:
         progress: bool = False,
         items: torch.Tensor | None = None,
         checkpoint: Path | None = None,
+        probabilities: bool = False,
     ) -> Chosen:
         """Train the heads, select on validation, and predict the test set, whose labels are not needed.
 
@@ -113,6 +114,8 @@ class HeadBank:
                 probabilities of its clips.
             checkpoint: a file from which a killed run resumes. It loses at most `SAVE_SECONDS` of work and gives the
                 same numbers.
+            probabilities: keep those of the items in the result and in the checkpoint: 4 bytes for every layer, task,
+                item and class.
         Raises:
             ValueError: tokens were not kept, labels are out of range, the checkpoint is of another run, or all heads
                 diverged.
@@ -122,7 +125,8 @@ class HeadBank:
         for part, array, values in zip(("train", "validation"), arrays, labels, strict=False):
             check_labels(values, self.classes, array.shape[1], part)
         units = [slice(None)] if self.kind == "linear" else [slice(k, k + 1) for k in range(len(arrays[0]))]
-        saved = HeadCheckpoint(checkpoint, self.facts() | (fingerprint(arrays, [*labels, items]) if checkpoint else {}))
+        facts = self.facts() | (fingerprint(arrays, [*labels, items]) if checkpoint else {})
+        saved = HeadCheckpoint(checkpoint, facts | ({"probabilities": True} if probabilities else {}))
 
         steps = self.epochs * self.steps_per_epoch(arrays[0].shape[1])
         done = len(saved.finished) * steps + saved.steps
@@ -131,10 +135,9 @@ class HeadBank:
             sets = [array[unit] for array in arrays]
             heads = self.build(*train_moments(sets[0], self.moment_axes))
             self._fit(heads, sets[0], train_labels, saved, bar.update)
-            saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], items))
+            saved.finish(self._choose(heads, sets[1], validation_labels, sets[2], items, probabilities))
         bar.close()
-        results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
-        return Chosen(self.settings, **results)
+        return Chosen(self.settings, **saved.results())
 
     @property
     def moment_axes(self) -> tuple[int, ...]:
@@ -223,7 +226,15 @@ class HeadBank:
         return right, loss
 
     @torch.no_grad()
-    def _choose(self, heads, validation: Array, labels: torch.Tensor, test: Array, items: torch.Tensor | None) -> dict:
+    def _choose(
+        self,
+        heads,
+        validation: Array,
+        labels: torch.Tensor,
+        test: Array,
+        items: torch.Tensor | None,
+        probabilities: bool,
+    ) -> dict:
         heads.eval()
         right = loss = 0
         for batch in torch.arange(validation.shape[1]).split(self.batch_size):
@@ -248,7 +259,8 @@ class HeadBank:
         }
         if items is None:
             return result | {"test_predictions": torch.cat(predictions, 2)}
-        return result | {"test_predictions": likely.argmax(-1), "test_probabilities": likely / counts[:, None]}
+        kept = {"test_probabilities": likely / counts[:, None]} if probabilities else {}
+        return result | {"test_predictions": likely.argmax(-1)} | kept
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:

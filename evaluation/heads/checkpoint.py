@@ -98,6 +98,13 @@ class HeadCheckpoint:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.file, lambda path: save_file(tensors, path, metadata=header))
 
+    def results(self) -> dict[str, torch.Tensor]:
+        """The results of all units by name, joined along the first axis, layers.
+
+        The names are those of the last unit: files of earlier versions also hold test probabilities that nobody reads.
+        """
+        return {name: torch.cat([unit[name] for unit in self.finished]) for name in self.finished[-1]}
+
     def finish(self, result: dict[str, torch.Tensor]) -> None:
         """Adds the result of a finished unit, whose state is no longer needed."""
         self.finished.append(result)

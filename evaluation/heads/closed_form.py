@@ -59,6 +59,7 @@ class ClosedForm:
         progress: bool = False,
         items: torch.Tensor | None = None,
         checkpoint: Path | None = None,
+        probabilities: bool = False,
     ) -> Chosen:
         """Arguments and result as in `HeadBank.run`; the checkpoint holds finished layers."""
         arrays = features_of(self.kind, False, train, validation, test)
@@ -67,6 +68,7 @@ class ClosedForm:
             check_labels(values, self.classes, array.shape[1], part)
         settings = self._settings(arrays[0].shape[1])
         about = {"kind": self.kind, "classes": self.classes, "settings": settings}
+        about |= {"probabilities": True} if probabilities else {}
         saved = HeadCheckpoint(checkpoint, about | (fingerprint(arrays, [*labels, items]) if checkpoint else {}))
         layers = range(len(saved.finished), len(arrays[0]))
         for layer in tqdm(layers, desc=f"{self.kind} heads", unit="layer", disable=not progress):
@@ -74,9 +76,8 @@ class ClosedForm:
             if self.kind != "knn":
                 mean, std = (moment[0] for moment in train_moments(sets[0][None], (1,)))
                 sets = [(x - mean) / std for x in sets]
-            saved.finish(self._layer(*sets, train_labels, validation_labels, settings, items))
-        results = {name: torch.cat([unit[name] for unit in saved.finished]) for name in saved.finished[0]}
-        return Chosen(settings, **results)
+            saved.finish(self._layer(*sets, train_labels, validation_labels, settings, items, probabilities))
+        return Chosen(settings, **saved.results())
 
     def _settings(self, count: int) -> list[dict[str, float]]:
         if self.kind == "knn":
@@ -84,7 +85,7 @@ class ClosedForm:
         penalties = RIDGE_PENALTIES if self.kind == "ridge" else LOGISTIC_PENALTIES
         return [{"penalty": penalty} for penalty in penalties]
 
-    def _layer(self, train, validation, test, train_labels, validation_labels, settings, items) -> dict:
+    def _layer(self, train, validation, test, train_labels, validation_labels, settings, items, probabilities) -> dict:
         fit = {"ridge": fit_ridge, "logistic": fit_logistic, "knn": fit_neighbours}[self.kind]
         predict = fit(train, train_labels, self.classes, [next(iter(setting.values())) for setting in settings])
         likely = predict(validation)  # (n, T, S, C)
@@ -105,7 +106,7 @@ class ClosedForm:
             "val_loss": loss.gather(-1, best[:, None])[:, 0].float(),
             "test_predictions": likely.argmax(-1),
         }
-        result |= {"test_probabilities": likely} if items is not None else {}
+        result |= {"test_probabilities": likely} if probabilities and items is not None else {}
         return {name: tensor[None] for name, tensor in result.items()}
 
 

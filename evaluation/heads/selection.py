@@ -18,7 +18,7 @@ class Chosen:
     settings: the grid, a dict per setting, such as {"lr": 0.001, "weight_decay": 0.1}, {"penalty": 0.01} or {"k": 20}.
     choice: the number of the chosen setting, (L, T). val_accuracy, val_loss (nats): of that setting, (L, T).
     test_predictions: class numbers, (L, T, N), of clips or of items of several clips. test_probabilities: (L, T, N, C)
-    of these items, 0 for classes that a task lacks; None if no items were given.
+    of these items, 0 for classes that a task lacks; None unless they were asked for.
     """
 
     settings: list[dict[str, float]]

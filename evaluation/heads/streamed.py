@@ -39,8 +39,8 @@ class StreamedData:
     """The data of heads that are trained on one backbone.
 
     job: the backbone, its layers and tokens. inputs: of train, validation and test. labels: class numbers (N, tasks) of
-    train and validation. classes: number of classes of each task. items: as in `HeadBank.run`. batch_size: clips in one
-    forward pass of the backbone.
+    train and validation. classes: number of classes of each task. items, probabilities: as in `HeadBank.run`.
+    batch_size: clips in one forward pass of the backbone.
     """
 
     job: Job
@@ -49,13 +49,15 @@ class StreamedData:
     classes: list[int]
     items: torch.Tensor | None = None
     batch_size: int = 8
+    probabilities: bool = False
 
     def facts(self) -> dict:
         digest = hashlib.sha256()
         for values in (*self.labels, self.items):
             digest.update(b"" if values is None else values.contiguous().numpy().tobytes())
         inputs = [(len(each), each.facts()) for each in self.inputs]
-        return {"features": self.job.key(), "inputs": inputs, "labels": digest.hexdigest()}
+        kept = {"probabilities": True} if self.probabilities else {}
+        return {"features": self.job.key(), "inputs": inputs, "labels": digest.hexdigest()} | kept
 
 
 class _Unit:
@@ -143,13 +145,16 @@ class _Streamed:
         found: dict[str, torch.Tensor] = {}
         for number in range(len(plan["passes"])):
             found |= load_file(self.folder / f"pass-{number}.safetensors")
-        names = ("choice", "val_accuracy", "val_loss", "test_predictions")
-        names += () if self.data.items is None else ("test_probabilities",)
+        names = ("choice", "val_accuracy", "val_loss", *self._tested())
         layers = self.data.job.layers
         return {
             kind: Chosen(bank.settings, **{n: torch.stack([found[f"{kind}.{k}.{n}"] for k in layers]) for n in names})
             for kind, bank in self.banks.items()
         }
+
+    def _tested(self) -> list[str]:
+        """The names of the results on test items."""
+        return ["test_predictions"] + ["test_probabilities"] * self.data.probabilities
 
     def _plan(self, facts: dict) -> dict:
         """The plan of an earlier start, or a new one, which is printed and written."""
@@ -331,7 +336,7 @@ class _Streamed:
             for task in tasks(share):
                 name = f"{share.kind}.{share.layer}.{task}"
                 tensors[f"{name}.test_predictions"] = (made if items is None else made.argmax(-1))[task].clone()
-                if items is not None:
+                if self.data.probabilities:
                     tensors[f"{name}.test_probabilities"] = made[task] / counts[:, None]
         return tensors
 
@@ -341,9 +346,8 @@ class _Streamed:
         found: dict[str, torch.Tensor] = {}
         for part in parts:
             found |= load_file(part)
-        names = ["test_predictions"] + ["test_probabilities"] * (self.data.items is not None)
         for kind, layer in keys:
-            for name in names:
+            for name in self._tested():
                 of_tasks = [found.pop(f"{kind}.{layer}.{task}.{name}") for task in range(len(self.data.classes))]
                 found[f"{kind}.{layer}.{name}"] = torch.stack(of_tasks)
         write_whole(result, lambda path: save_file(found, path))

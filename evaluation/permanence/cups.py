@@ -162,7 +162,7 @@ def train(name: str, index: int, args: CupsArgs, splits: list[ClipSet]) -> Chose
     labels = [torch.from_numpy(split.labels["cell"])[:, None] for split in splits]
     # every test clip is an item of its own, so that the probabilities of the cells are kept
     items = torch.arange(len(splits[2]))
-    data = LabelledFeatures([split.features[index] for split in splits], labels, [CELLS**2], items)
+    data = LabelledFeatures([split.features[index] for split in splits], labels, [CELLS**2], items, probabilities=True)
     state = Path(args.output).with_suffix(".partial") / name
     return train_heads(data, [args.head], HeadSettings(args.epochs, seed=args.seed), state, progress=True)[args.head]
 

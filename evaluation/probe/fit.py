@@ -40,13 +40,14 @@ class LabelledFeatures:
     features: of train, validation and test, each a list with one `Features` for each width of layers.
     labels: class numbers (N, tasks) of train and validation, and of test where test clips are also trained on.
     classes: number of classes of each task.
-    items: the item of each test clip, as `HeadBank.run` takes them, or None.
+    items: the item of each test clip, as `HeadBank.run` takes them, or None. probabilities: keep those of the items.
     """
 
     features: list[list[Features]]
     labels: list[torch.Tensor]
     classes: list[int]
     items: torch.Tensor | None = None
+    probabilities: bool = False
 
 
 def train_heads(
@@ -68,6 +69,7 @@ def train_heads(
             bank = make_head(head, data.classes, device=device, **vars(settings))
             file = state and state.with_name(f"{state.name}-{head}-{number}.safetensors")
             options = {"progress": progress, "items": data.items, "checkpoint": file}
+            options["probabilities"] = data.probabilities
             parts.append(bank.run(train, data.labels[0], validation, data.labels[1], test, **options))
         found[head] = join_layers(parts)
     return found

@@ -144,11 +144,11 @@ def fit_and_score(args: ProbeArgs, jobs: dict[str, Job], splits: list[ClipSet]) 
     trained = {}
     for index, (name, job) in enumerate(jobs.items()):
         features = [split.features[index] for split in splits]
-        data = LabelledFeatures(features, labels, counts, tested.numbers)
+        data = LabelledFeatures(features, labels, counts, tested.numbers, has_grid)
         state = Path(args.output).with_suffix(".partial") / name
         if args.stream:
             inputs = [each[0] for each in features]
-            streamed = StreamedData(job, inputs, labels[:2], counts, tested.numbers, args.batch_size)
+            streamed = StreamedData(job, inputs, labels[:2], counts, tested.numbers, args.batch_size, has_grid)
             heads = stream_heads(streamed, args.heads, settings, state.with_name(f"{name}-streamed"))
         elif args.leave_one_group_out:
             heads = leave_groups_out(data, splits, args.group_by, args.heads, settings, state)

@@ -17,7 +17,7 @@ from evaluation.report.comparisons import words
 from evaluation.report.page import MEDIA_HEAD, media_cells
 from studies.probing.answers import Answer
 from studies.probing.rows import NO_DIFFERENCE, Result, files_of
-from studies.probing.sections import COSTS, SECTIONS
+from studies.probing.sections import COSTS, IGPT, IMAGES, MAE, SECTIONS
 from tokenization.terminal.command_line import parse_flags
 
 RESULTS, PAGE = "docs/studies/probing", "docs/results.md"
@@ -32,6 +32,8 @@ READING = (
     "if it is below; otherwise there is *no significant difference*. Layer, head and learning rate are chosen on "
     "validation, for each seed."
 )
+# The models that are compared on images alone, as costs.json and the sections name them.
+PEERS = {"images_0": IMAGES, "mae_0": MAE, "igpt_0": IGPT}
 # verdict -> of one comparison, of several
 COUNTED = {
     "holds": ("holds", "hold"),
@@ -94,6 +96,7 @@ def costs_lines(costs: dict) -> list[str]:
             f"the tokenizer and {encoded} for encoding all media of the study, although both are done once for all "
             "Totos. FLOPs are those of the model alone, forward and backward."
         )
+    lines += unequal_budgets(models)
     if costs.get("search"):
         searched = [[model, *(f"{rate}: {loss:.3f}" for rate, loss in found.items())]
                     for model, found in costs["search"].items()]  # fmt: skip
@@ -110,6 +113,21 @@ def costs_lines(costs: dict) -> list[str]:
                 f"The best rate is at an end of the range that was searched, so a better one may exist: {words(edges)}."
             )
     return lines
+
+
+def unequal_budgets(models: dict[str, dict]) -> list[str]:
+    """What the models that are compared on images took, if all of them are there."""
+    if not all(name in models for name in PEERS):
+        return []
+
+    def of_all(key: str) -> str:
+        return words([cost(key, models[name].get(key)) for name in PEERS])
+
+    return [
+        f"{words(list(PEERS.values()))} are not compared at equal budget: their steps took {of_all('cpu_seconds')} CPU "
+        f"minutes and {of_all('flops')} FLOPs, on {of_all('images_seen')} images; everything included, it was "
+        f"{of_all('charged_cpu_seconds')} minutes."
+    ]
 
 
 def cost(key: str, value: float | str | dict | None) -> str:

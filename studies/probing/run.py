@@ -37,6 +37,8 @@ CONFIG |= {"head_dim": 32, "intermediate_size": 512}
 GRID_8 = {"num_frames": 8, "max_position_embeddings": 514}
 GRID_16 = {"num_frames": 8, "tokens_per_frame": 256, "max_position_embeddings": 2050}
 HEAD_LAYERS = (0, 4, 8)
+# The Toto that ships, and its layers of which heads are compared: first, middle, deepest.
+NANO, NANO_LAYERS = ROOT / "checkpoints" / "toto-nano", (0, 3, 6)
 # {model: {shards: weight}}; the names of the sources are those of the datasets.
 MIXTURES = {
     "mixed": {"cifar10": 0.6, "clips": 0.15, "room": 0.1, "toy": 0.15},
@@ -226,9 +228,8 @@ class Study:
                 self.probe(f"cifar10_{kind}_{seed}", model, f"probe/{kind}_{seed}", seed, **more | linear | twin)
                 if kind == "mixed":
                     self.probe(f"cifar10_floors_{seed}", model, f"probe/floors_{seed}", seed, **more | floors)
-        # Heads on tokens cost far more than linear ones: three layers, one seed.
-        last = self.args.seeds - 1
-        self.probe(f"heads_mixed_{last}", self.toto("mixed", last), f"heads/mixed_{last}", last, **more | heads)
+        # Heads on tokens cost far more than linear ones: three layers, one seed, of the Toto that ships and of peers.
+        self.probe("heads_nano_0", NANO, "heads/nano_0", 0, **more | heads | {"layers": NANO_LAYERS})
         for kind in PEERS:
             self.probe(f"heads_{kind}_0", self.run(f"{kind}_0"), f"heads/{kind}_0", 0, **more | heads)
 

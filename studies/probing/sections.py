@@ -36,14 +36,18 @@ def against(better: Side, *others: Side) -> tuple[tuple[Side, Side], ...]:
     return tuple((better, other) for other in others)
 
 
+CHOSEN_ON_TEST = (
+    "The rule by which heads choose among their settings and the linear heads' weight decays were once compared on "
+    "test images of CIFAR-10 (log, 2026-11-24), so these results are not wholly independent of their test images."
+)
 CIFAR10 = Section(
     title="CIFAR-10: the frozen model against floors and peers",
     about="Every layer is probed with linear heads; layer and learning rate are chosen on validation images, for each "
     "seed. The histogram of codes shows what the tokenizer contributes, layer 0 what the embeddings add, the untrained "
     "model what the architecture adds. ViT-MAE and iGPT are transformers' own classes, pre-trained on the same images. "
-    "They and the Totos of one medium had the same budget, in CPU minutes or in the number of steps that a Toto takes "
-    "in these minutes on an idle core. The table of costs lists the minutes and FLOPs that each took. The figure "
-    "corresponds to the paper's figures 9 and 18.",
+    "Peers were given CPU minutes, and the Totos of one medium the number of steps that a Toto takes in these minutes "
+    "on an idle core, which is not an equal budget: what each took is below the table of costs. "
+    f"{CHOSEN_ON_TEST} The figure corresponds to the paper's figures 9 and 18.",
     entries=(
         Entry(TOTO, "cifar10_mixed"),
         Entry(IMAGES, "cifar10_images"),
@@ -72,12 +76,14 @@ CIFAR10 = Section(
 )
 HEADS = Section(
     title="Heads: linear, attention, cross-attention with an MLP",
-    about="The same frozen features of the same models on CIFAR-10, layers 0, 4 and 8; the layer is chosen for each "
-    "head. The paper probes with attention, and finds the head with an MLP better for all models (A.9).",
+    about="The same frozen features on CIFAR-10, of three layers each; the layer is chosen for each head. The Toto is "
+    "toto-nano, which ships, and the peers are trained anew for this section, with the same commands. The paper probes "
+    "with attention, and finds the head with an MLP better for all models (A.9). "
+    f"{CHOSEN_ON_TEST}",
     entries=(
-        Entry("linear", "heads_mixed", "head=linear"),
-        Entry("attention", "heads_mixed", "head=attention"),
-        Entry("cross-attention + MLP", "heads_mixed", "head=cross_attention_mlp"),
+        Entry("linear", "heads_nano", "head=linear"),
+        Entry("attention", "heads_nano", "head=attention"),
+        Entry("cross-attention + MLP", "heads_nano", "head=cross_attention_mlp"),
         Entry("ViT-MAE: linear", "heads_mae", "head=linear"),
         Entry("ViT-MAE: attention", "heads_mae", "head=attention"),
         Entry("ViT-MAE: cross-attention + MLP", "heads_mae", "head=cross_attention_mlp"),

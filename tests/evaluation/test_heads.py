@@ -293,14 +293,16 @@ def small_sets(tokens: int = 3, dim: int = 8):
     return parts[0], wanted[0], parts[1], wanted[1], parts[2]
 
 
+RESULTS = ("choice", "val_accuracy", "val_loss", "test_predictions")
+
+
 def same(a, b) -> bool:
-    names = ("choice", "val_accuracy", "val_loss", "test_predictions")
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in RESULTS)
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_probabilities_of_each_clip(kind):
-    chosen = make_head(kind, [4, 3], epochs=2).run(*small_sets(), items=torch.arange(25))
+    chosen = make_head(kind, [4, 3], epochs=2).run(*small_sets(), items=torch.arange(25), probabilities=True)
     likely = chosen.test_probabilities
     assert likely.shape == (2, 2, 25, 4) and (likely >= 0).all()
     torch.testing.assert_close(likely.sum(-1), torch.ones(2, 2, 25))
@@ -309,7 +311,7 @@ def test_probabilities_of_each_clip(kind):
     assert make_head(kind, [4, 3], epochs=2).run(*small_sets()).test_probabilities is None
 
     items = torch.arange(25) % 9  # clips of nine videos
-    videos = make_head(kind, [4, 3], epochs=2).run(*small_sets(), items=items)
+    videos = make_head(kind, [4, 3], epochs=2).run(*small_sets(), items=items, probabilities=True)
     means = torch.stack([likely[:, :, items == item].mean(2) for item in range(9)], 2)
     torch.testing.assert_close(videos.test_probabilities, means)
     assert torch.equal(videos.test_predictions, videos.test_probabilities.argmax(-1))
@@ -320,10 +322,10 @@ def test_test_clips_have_no_part_in_the_moments_that_standardise(kind):
     """A clip is predicted alike whatever other clips are tested with it."""
     sets = small_sets()
     head = make_head(kind, [4, 3], epochs=2)
-    alone = head.run(*sets, items=torch.arange(25))
+    alone = head.run(*sets, items=torch.arange(25), probabilities=True)
     far = features(1000 + sets[4].pooled, None if sets[4].tokens is None else 1000 + sets[4].tokens.float())
     both = Features([0, 1], torch.cat([sets[4].pooled, far.pooled], 1), torch.cat([sets[4].tokens, far.tokens], 1))
-    together = head.run(*sets[:4], both, items=torch.arange(50))
+    together = head.run(*sets[:4], both, items=torch.arange(50), probabilities=True)
     torch.testing.assert_close(together.test_probabilities[:, :, :25], alone.test_probabilities)
     assert torch.equal(together.val_loss, alone.val_loss)
 

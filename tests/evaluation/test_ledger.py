@@ -17,8 +17,9 @@ from evaluation.report.leakage import (
     require_no_overlap,
 )
 from evaluation.results import ProbeResult
+from training.args import Source
 from training.publish import media_seen as media_record
-from training.publish.media_seen import Media, from_json, identify, media_seen, to_json, write_media
+from training.publish.media_seen import Media, from_json, identify, media_seen, to_json, validated_on, write_media
 from training.results import FinetuneResult
 from training.rows.shard_rows import is_held_out
 
@@ -94,6 +95,25 @@ def test_a_run_saw_its_shards_but_not_what_it_held_out(tmp_path):
 
     (all_of_it,) = media_seen(write_run(tmp_path / "b", shards=str(shards), val_shards=str(shards)))
     assert all_of_it.items == set(NAMES)
+
+
+def test_validation_rows_are_held_out_items_or_shards_of_their_own(tmp_path):
+    train = write_shards(tmp_path / "train")
+    held = {name for name in NAMES if is_held_out(name)}
+    given, media = validated_on(Source(str(train)))
+    assert given == "../data/cifar10" and (media.dataset, media.split, media.items) == ("cifar10", "train", held)
+    seen = media_seen(write_run(tmp_path / "run", shards=str(train)))
+    tested = ProbePart("validation", media.dataset, media.split, media.items)
+    assert not check_overlap(seen, [tested])
+
+    same = write_shards(tmp_path / "same", names=[*sorted(held), "train[0]"])
+    _, media = validated_on(Source(str(train), val_data=str(same)))
+    (overlap,) = check_overlap(seen, [ProbePart("validation", media.dataset, media.split, media.items)])
+    assert overlap.items == ("train[0]",) and not is_held_out("train[0]")
+    assert validated_on(Source("toyworld:film"))[1] == Media("toyworld", "validation")
+    assert validated_on(Source("user/photos", val_split="test"))[1] == Media("photos", "test")
+    with pytest.raises(FileNotFoundError, match="There are no validation media photos_val"):
+        validated_on(Source(str(train), val_data="photos_val"))
 
 
 def test_no_more_shards_are_read_than_it_takes_to_name_every_item(tmp_path, monkeypatch):

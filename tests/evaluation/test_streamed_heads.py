@@ -45,11 +45,24 @@ def test_the_numbers_are_those_of_kept_features(data, tmp_path):
         pooled, tokens = (torch.stack([made[layer][k] for layer in data.job.layers]) for k in (0, 1))
         sets.append(Features(data.job.layers, pooled, tokens))
     for kind, bank in banks().items():
-        kept = bank.run(sets[0], data.labels[0], sets[1], data.labels[1], sets[2], items=data.items)
+        labelled = (sets[0], data.labels[0], sets[1], data.labels[1], sets[2])
+        kept = bank.run(*labelled, items=data.items, probabilities=True)
         assert torch.equal(found[kind].choice, kept.choice) and found[kind].settings == kept.settings
         assert kept.val_accuracy.max() > 0.5  # there is something to learn
         for name in NAMES:
             torch.testing.assert_close(getattr(found[kind], name), getattr(kept, name), rtol=1e-3, atol=1e-4)
+
+
+def test_probabilities_are_written_only_where_they_are_asked_for(data, tmp_path):
+    kept = train_streamed(data, banks(), tmp_path / "kept")
+    dropped = train_streamed(replace(data, probabilities=False), banks(), tmp_path / "dropped")
+    for kind, chosen in dropped.items():
+        assert chosen.test_probabilities is None
+        assert torch.equal(chosen.test_predictions, kept[kind].test_probabilities.argmax(-1))
+    names = {name.rpartition(".")[2] for name in load_file(tmp_path / "dropped" / "pass-0.safetensors")}
+    assert names == {"choice", "val_accuracy", "val_loss", "test_predictions"}
+    with pytest.raises(ValueError, match="belongs to another run: its probabilities is None, not True"):
+        train_streamed(data, banks(), tmp_path / "dropped")
 
 
 def test_killed_again_and_again_it_ends_with_the_same_numbers(data, kill, tmp_path, monkeypatch):  # noqa: F811

@@ -21,7 +21,8 @@ def banks(folder: Path) -> dict:
         # Large rates make much of rounding; so does batch normalisation where a class is missing from the first batch:
         # its gradient is zero up to rounding, which Adam's first step enlarges. Seed 3 has all classes.
         bank = HeadBank(kind, [4, 3], (1e-3, 3e-3), epochs=4, batch_size=6, batch_norm=kind == "linear", seed=3)
-        chosen = bank.run(*small_sets(), items=torch.arange(25), checkpoint=folder / f"{kind}.safetensors")
+        file = folder / f"{kind}.safetensors"
+        chosen = bank.run(*small_sets(), items=torch.arange(25), checkpoint=file, probabilities=True)
         for name in ("choice", "val_accuracy", "val_loss", "test_predictions", "test_probabilities"):
             found[f"{kind}.{name}"] = getattr(chosen, name).contiguous()
     return found

@@ -32,7 +32,8 @@ def streamed_data(backbone):
         ids = torch.cat([torch.full((count, 1), 3), codes.clamp(max=127)], 1)
         inputs.append(KeptInputs(ids.short()))
         labels.append(wanted)
-    return StreamedData(Job(backbone, [0, 1, 3], 4), inputs, labels[:2], [4, 3], torch.arange(25) // 2, batch_size=5)
+    job, items = Job(backbone, [0, 1, 3], 4), torch.arange(25) // 2
+    return StreamedData(job, inputs, labels[:2], [4, 3], items, batch_size=5, probabilities=True)
 
 
 def banks() -> dict:

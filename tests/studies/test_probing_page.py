@@ -25,7 +25,7 @@ def study(tmp_path_factory):
         write_probe(files / f"cifar10_mixed_{seed}.json", accuracy, FLOORS, media=seen, command=f"toto probe {seed}")
         write_probe(files / f"cifar10_mae_{seed}.json", 0.7, heads=("linear",))
     write_probe(files / "cifar10_images_0.json", 0.62)
-    write_probe(files / "heads_mixed_0.json", 0.62)
+    write_probe(files / "heads_nano_0.json", 0.62)
     write_probe(files / "room_ordered_0.json", 0.6, {"pixels": 0.4, "untrained": 0.5})
     write_probe(files / "room_shuffled_0.json", 0.6)
     for media, gain in (("images", 0.0), ("videos", 0.1)):
@@ -176,6 +176,23 @@ def test_costs_need_the_models_alone():
     assert "none (not timed) for encoding" in costs_lines({"models": {}, "tokenizer_training_cpu_seconds": 60})[1]
     (lines,) = costs_lines({"models": {"mixed_0": {"kind": "toto", "cpu_seconds": 60.0}}})
     assert lines.splitlines()[-1].endswith("| mixed_0 | 1.0 |")
+
+
+def test_unequal_budgets_are_listed():
+    """A Toto is charged for its tokenizer too."""
+    models = {
+        "images_0": {"kind": "toto", "cpu_seconds": 960.0, "flops": 4e13, "images_seen": 23040},
+        "mae_0": {"kind": "mae", "cpu_seconds": 720.0, "charged_cpu_seconds": 732.0, "flops": 3e13, "images_seen": 5},
+    }
+    costs = {"models": models, "tokenizer_training_cpu_seconds": 6000}
+    assert not any("equal budget" in line for line in costs_lines(costs))
+    models["igpt_0"] = models["mae_0"] | {"cpu_seconds": 660.0, "images_seen": 1000}
+    (told,) = [line for line in costs_lines(costs) if "equal budget" in line]
+    assert told.startswith(
+        "Toto (images), ViT-MAE and iGPT are not compared at equal budget: their steps took 16.0, 12.0"
+    )
+    assert "12.0 and 11.0 CPU minutes and 4.00e+13, 3.00e+13 and 3.00e+13 FLOPs, on 23,040, 5 and 1,000 images" in told
+    assert told.endswith("everything included, it was 116.0, 12.2 and 12.2 minutes.")
 
 
 def test_a_search_that_ends_at_an_edge_says_so():

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from evaluation.metrics import accuracy, paired_difference, verdict
+from evaluation.results import ProbeResult
 from modeling_toto import TotoConfig, TotoForCausalLM, TotoForImageClassification, TotoForVideoClassification
 from training.publish.cards import model_card, tokenizer_card
 
@@ -32,6 +34,13 @@ SHARDS = {
     "film": (700, 1433600, "video", "toyworld:film"),
     "rows_last": (20000, 20480000, "video", "toyworld:motion:max_objects=5", MOTION_TOKENIZER),
 }
+
+
+NANO_PROBES = ("probe_room_actions", "probe_room_actions_recordings", "probe_cifar10", "probe")
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
 
 
 def assert_card(card: str, name: str, folder: Path = CARDS) -> None:
@@ -89,6 +98,34 @@ def test_a_pretrained_model(tmp_path):
     assert_card(card, "pretrained")
 
 
+def versus(low: float, high: float) -> dict:
+    return {"difference": (low + high) / 2, "ci95": [low, high]}
+
+
+def test_a_card_says_what_is_not_significant_and_which_losses_are_of_training_media(tmp_path):
+    source = {"weight": 0.5, "dataset": "user/clips", "split": "validation", "rows": 24, "loss": 2.0, "seen": None}
+    sources = [
+        source | {"name": "clips"},
+        source | {"name": "film", "loss": 1.0, "rows": None, "seen": "the same items"},
+    ]
+    validation = {"command": "-", "model": "-", "sources": sources, "loss": 1.5, "clean_loss": 2.0, "versions": {}}
+    best = {"layer": 1, "head": "linear", "val_accuracy": 0.5, "accuracy": 0.5, "ci95": [0.2, 0.8]}
+    best["versus"] = {"pixels": versus(-0.1, 0.5), "untrained": versus(0.1, 0.3), "histogram": versus(-0.2, -0.1)}
+    best["versus"]["layer 0"] = versus(-0.2, 0.1)
+    floors = {name: {"head": "linear", "accuracy": 0.3, "ci95": [0.1, 0.5]} for name in ("pixels", "untrained")}
+    data = {"dataset": "rooms", "num_frames": 8, "leave_one_group_out": r"\d{8}", "groups": 4}
+    left_out = {"data": data, "n_test": 70, "label": "action", "best": best, "baselines": floors}
+    fixed = left_out | {"data": {"dataset": "halls", "num_frames": 8, "groups": 6}}
+    fixed["best"] = best | {"versus": {"pixels": versus(0.1, 0.2)}}
+    folder = save(tmp_path / "toto-mixture")
+    card = model_card(folder, metrics={"step": 9, "val_loss": 1.5}, validation=validation, results=[left_out, fixed])
+    assert_card(card, "mixture")
+    seen = validation | {"sources": [each | {"seen": "the same items"} for each in sources], "clean_loss": None}
+    card = model_card(folder, metrics={"step": 9, "val_loss": 1.5}, validation=seen)
+    assert "it has no validation loss. Their mean loss is 1.5000 nats" in re.sub(r"\s+", " ", card)
+    assert "type: loss" not in card and "Nothing has been measured" not in card
+
+
 def test_a_name_ends_no_cell_of_the_table(tmp_path):
     best = {"layer": 1, "head": "linear", "accuracy": 0.5, "ci95": [0.4, 0.6]}
     probe = {"data": {"dataset": "left|right"}, "n_test": 10, "label": "side", "best": best}
@@ -128,10 +165,7 @@ def test_a_tokenizer(kind, tmp_path):
     assert_card(card, kind)
 
 
-@pytest.mark.parametrize(
-    ("name", "files"),
-    [("toto-nano", ("probe_room_actions", "probe_cifar10", "probe")), ("toto-motion", ("scores",))],
-)
+@pytest.mark.parametrize(("name", "files"), [("toto-nano", NANO_PROBES), ("toto-motion", ("scores",))])
 def test_a_model_that_ships_has_the_card_of_its_files(name, files, tmp_path):
     """The paragraph on earlier runs is written by hand."""
     folder = SHIPPED / name
@@ -142,12 +176,35 @@ def test_a_model_that_ships_has_the_card_of_its_files(name, files, tmp_path):
     if not recipe["sources"]:  # its shards are a folder of the machine, which the card does not name
         recipe["shards"] = write_manifest(tmp_path / "rows_last", *SHARDS["rows_last"])
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    results = [json.loads((folder / f"{file}.json").read_text()) for file in files]
-    card = model_card(folder, metrics=rows[-1], recipe=recipe, results=results, repo_id=f"checkpoints/{name}")
+    results = [read(folder / f"{file}.json") for file in files]
+    facts = {"metrics": rows[-1], "recipe": recipe, "repo_id": f"checkpoints/{name}"}
+    if (folder / "validation.json").is_file():
+        facts["validation"] = read(folder / "validation.json")
+        assert facts["validation"]["loss"] == pytest.approx(rows[-1]["val_loss"], rel=2e-3)  # of the run
+    card = model_card(folder, results=results, **facts)
     start = re.compile(r"^Training started from (?:.+\n)+", re.M)
     (by_hand,) = start.findall(committed)
     assert len(start.findall(card)) == 1
     assert_card(start.sub(lambda _: by_hand, card), "README", folder)
+
+
+@pytest.mark.parametrize("name", NANO_PROBES)
+def test_probes_of_toto_nano_have_all_floors_and_their_intervals_follow_from_their_predictions(name):
+    result = ProbeResult.from_json(read(SHIPPED / "toto-nano" / f"{name}.json"))
+    for task in result.tasks.values():
+        kept, best = task.predictions, task.best
+        others = kept.baselines | ({"layer 0": kept.selected["layer=0"].predicted} if best.layer else {})
+        assert best.versus.keys() == others.keys() >= {"pixels", "untrained", "histogram"}
+        assert "layer 0" in others or best.layer == 0
+        assert best.accuracy == pytest.approx(accuracy(kept.predicted, kept.label))
+        for floor, predicted in others.items():
+            again = paired_difference(kept.predicted, predicted, kept.label, result.seeds["heads"], groups=kept.groups)
+            found = best.versus[floor]
+            assert [found.difference, *found.ci95] == pytest.approx([again["difference"], *again["ci95"]])
+            assert found.verdict == verdict(again["ci95"])
+        if "room_actions" in name:
+            recordings = [re.search(r"\d{8}_\d{6}", item)[0] for item in kept.items]
+            assert kept.groups == recordings and result.data.groups == len(set(recordings)) == 4
 
 
 def test_continuations_of_other_data_have_no_row_in_a_card():

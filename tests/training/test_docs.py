@@ -12,6 +12,7 @@ from training.args import DataArgs, Source
 from training.plan import main
 
 DOCS = Path(__file__).parents[2] / "docs"
+RECIPES = sorted((DOCS.parent / "training" / "recipes").glob("*.yaml"))
 PLANS = re.findall(r"\$ toto plan (.*)\n((?:.+\n)+?)```", (DOCS / "scaling.md").read_text())
 
 
@@ -51,6 +52,17 @@ def test_commands_shown_are_understood():
     text = (DOCS / "datasets.md").read_text().replace("\\\n", "")
     shown = re.findall(r"^(?:toto tokenize|accelerate launch -m tokenization.tokenize_dataset) (--.*)$", text, re.M)
     assert len(shown) == 12
+    crops = {}
     for flags in shown:
         (args,) = HfArgumentParser(TokenizeArgs).parse_args_into_dataclasses(shlex.split(flags))
         assert args.output.startswith("shards/")
+        crops[args.output.removeprefix("shards/")] = args.crops
+    # random crops of what the paper's recipes read more than once
+    read = {each["data"] for path in RECIPES for each in yaml.safe_load(path.read_text()).get("sources") or []}
+    several = {name for name in crops if f"shards/{name}" in read}
+    assert several == {f"{name}-dvae" for name in ("imagenet21k", "kinetics600", "kinetics400", "ego4d")} | {
+        "imagenet1k-dvae16",
+        "imagenet1k-dvae32",
+    }
+    assert all(crops[name] > 1 for name in several)
+    assert "--crops" in (DOCS / "reproduce.md").read_text()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from tokenization.markdown import markdown_template
 from training.find_model import resolve_model
+from training.publish.media_seen import media_seen, public
 from training.publish.overlap import SEEN, require_unseen
+from training.publish.validation import SourceLoss, ValidationResult, clean_loss, mean_loss, of_run
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -32,6 +34,7 @@ def model_card(
     metrics: dict | None = None,
     recipe: dict | None = None,
     results: list[dict] | None = None,
+    validation: dict | None = None,
     license: str = "apache-2.0",
     repo_id: str | None = None,
 ) -> str:
@@ -42,6 +45,8 @@ def model_card(
         metrics: a validation row of metrics.jsonl: `val_loss` (nats per code token), `step` and other numbers.
         recipe: the resolved recipe; the card omits settings of the machine.
         results: contents of result files of `toto probe` and `toto generate --score`.
+        validation: contents of a file of `training.validation_losses`, for a model whose run no longer exists; by
+            default the losses by source are those of `metrics`, if the shards of the recipe exist.
         repo_id: repository in the example; by default the folder's name.
     Raises:
         FileNotFoundError: if the folder holds no model, or no processor.
@@ -54,6 +59,9 @@ def model_card(
     continued = [result for result in results or [] if "scores" in result]
     probes = _probes([result for result in results or [] if "scores" not in result])
     metrics, recipe = metrics or {}, recipe or {}
+    sources = _validated(checkpoint_or_folder, metrics, recipe, validation)
+    if sources:
+        metrics = metrics | {"val_loss": clean_loss(sources)}
     data, name = _data(recipe), (repo_id or folder.name).split("/")[-1]
     found = _loss_result(metrics, data) + [_probe_result(*probe) for probe in probes]
     header = ModelCardData(
@@ -69,7 +77,7 @@ def model_card(
     layer, best_for = facts["num_hidden_layers"] // 2, None
     if probes:
         label, task, result = max(probes, key=lambda probe: probe[1]["best"].get("val_accuracy", 0))
-        layer, best_for = task["best"]["layer"], f'"{label}" on {_public(result["data"]["dataset"])}'
+        layer, best_for = task["best"]["layer"], f'"{label}" on {public(result["data"]["dataset"])}'
     return markdown_template(TEMPLATES / "model.md.jinja").render(
         facts,
         header=header.to_yaml(),
@@ -79,12 +87,15 @@ def model_card(
         best_for=best_for,
         prompt=max(1, facts["num_frames"] // 4),
         data=[_source_facts(manifest, share) for manifest, share in data],
-        init_from=_public(recipe["init_from"]) if recipe.get("init_from") else None,
+        init_from=public(recipe["init_from"]) if recipe.get("init_from") else None,
         step=metrics.get("step"),
         **_recipe_facts(recipe),
         **{key: metrics.get(key) for key in ("val_loss", "val_accuracy", "val_rows", "test")},
+        sources=sources,
+        all_loss=mean_loss(sources),
         uniform_loss=math.log(facts["num_codes"]) if facts["num_codes"] else None,
         probes=[row for probe in probes for row in _probe_rows(*probe)],
+        **_probe_facts(probes),
         continued=[_continued_facts(result) for result in continued],
         license=license,
     )
@@ -141,19 +152,26 @@ def _data(recipe: dict) -> list[tuple[dict, float]]:
     return [(json.loads(path.read_text()), share) for path, share in found if path.is_file()]
 
 
-def _public(name: str) -> str:
-    """A name without local folders: the last part of a local path; a Hub id is unchanged."""
-    is_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).exists())
-    return Path(name).name if is_local else name
+def _validated(folder: str | Path, metrics: dict, recipe: dict, validation: dict | None) -> list[SourceLoss]:
+    """Validation losses by source; empty where there is a single source whose media were not trained on."""
+    if validation is not None:
+        return ValidationResult.from_json(validation).sources
+    if "val_losses" not in metrics or "val_accuracy" in metrics:
+        return []
+    try:
+        found = of_run(metrics, recipe, media_seen(folder))
+    except FileNotFoundError:  # the shards are gone
+        return []
+    return found if len(found) > 1 or any(source.seen for source in found) else []
 
 
 def _without_folders(value):
-    """A setting with `_public` applied to every string in it."""
+    """A setting with `public` applied to every string in it."""
     if isinstance(value, dict):
         return {key: _without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_without_folders(each) for each in value]
-    return _public(value) if isinstance(value, str) else value
+    return public(value) if isinstance(value, str) else value
 
 
 def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
@@ -174,9 +192,9 @@ def _probes(results: list[dict]) -> list[tuple[str, dict, dict]]:
 def _loss_result(metrics: dict, data: list[tuple[dict, float]]) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    if "val_loss" not in metrics or "val_accuracy" in metrics:
+    if metrics.get("val_loss") is None or "val_accuracy" in metrics:
         return []
-    dataset = next((_public(manifest["dataset"]) for manifest, share in data if share == 1), "validation shards")
+    dataset = next((public(manifest["dataset"]) for manifest, share in data if share == 1), "validation shards")
     return [
         EvalResult(
             task_type="next-token-prediction",
@@ -194,13 +212,13 @@ def _loss_result(metrics: dict, data: list[tuple[dict, float]]) -> list[EvalResu
 def _probe_result(label: str, task: dict, result: dict) -> EvalResult:
     from huggingface_hub import EvalResult
 
-    best, dataset = task["best"], _public(result["data"]["dataset"])
+    best = task["best"]
     low, high = best["ci95"]
     return EvalResult(
         task_type="video-classification" if result["data"].get("num_frames", 1) > 1 else "image-classification",
         task_name=f"Probing of frozen features: {label}",
-        dataset_type=dataset,
-        dataset_name=dataset,
+        dataset_type=public(result["data"]["dataset"]),
+        dataset_name=_data_name(result),
         dataset_config=label,
         dataset_split="test",
         metric_type="accuracy",
@@ -255,9 +273,9 @@ def _source_facts(manifest: dict, share: float) -> dict:
         "rows": manifest["num_sequences"],
         "tokens": manifest["num_tokens"],
         "kind": manifest["kind"],
-        "dataset": _public(manifest["dataset"]),
+        "dataset": public(manifest["dataset"]),
         "split": manifest["split"],
-        "tokenizer": _public(manifest["tokenizer"]["name"]),
+        "tokenizer": public(manifest["tokenizer"]["name"]),
         "fingerprint": manifest["tokenizer"]["fingerprint"],
     }
 
@@ -273,6 +291,31 @@ def _recipe_facts(recipe: dict) -> dict:
     return {"recipe": text, "verb": verb}
 
 
+def _data_name(result: dict) -> str:
+    left_out = " (each recording left out)" if result["data"].get("leave_one_group_out") else ""
+    return public(result["data"]["dataset"]) + left_out
+
+
+def _probe_facts(probes: list[tuple[str, dict, dict]]) -> dict:
+    """Which probes have intervals over recordings, and what no significant difference was found to.
+
+    recordings: {data: number of test recordings}. equals: {data, label: the baselines}.
+    """
+    recordings = {_data_name(result): result["data"].get("groups") for _, _, result in probes}
+    equals = {}
+    for label, task, result in probes:
+        leads = task["best"].get("versus") or {}
+        names = [name for name, lead in leads.items() if not excludes_zero(lead["ci95"])]
+        if names:
+            equals[f"{_data_name(result)}, {label}"] = names
+    return {"recordings": {name: count for name, count in recordings.items() if count}, "equals": equals}
+
+
+def excludes_zero(interval: list[float]) -> bool:
+    """Whether a difference with this interval is significant."""
+    return interval[0] > 0 or interval[1] < 0
+
+
 def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:
     """Rows of the probe table: the model's best probe, then its layer 0 where that is another one, and baselines."""
     leads = task["best"].get("versus", {})
@@ -285,13 +328,14 @@ def _probe_rows(label: str, task: dict, result: dict) -> Iterator[dict]:
         versus = leads.get(features)
         points = [100 * part for part in (versus["difference"], *versus["ci95"])] if versus else []
         yield {
-            "data": _public(result["data"]["dataset"]),
+            "data": _data_name(result),
             "label": label,
             "features": features,
             "where": ", ".join(str(row[key]) for key in ("layer", "head") if key in row),
             "accuracy": f"{100 * row['accuracy']:.1f}",
             "interval": "[{:.1f}, {:.1f}]".format(*(100 * end for end in row["ci95"])) if "ci95" in row else "",
             "lead": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points) if points else "",
+            "is_open": bool(points) and not excludes_zero(versus["ci95"]),
             "test_items": result["n_test"],
         }
 

@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from tokenization.files import write_whole
+from tokenization.shards.format import has_manifest
 from tokenization.storage.copies import local_copy
 from tokenization.storage.remote import Remote, is_remote, join
 
@@ -85,6 +86,12 @@ def identify(recorded: str, split: str) -> tuple[str, str]:
         split = stem if stem in SPLITS else split
         parts.pop()
     return parts[-1], SPLITS.get(split, split)
+
+
+def public(name: str) -> str:
+    """A name without local folders: the last part of a local path; a Hub id is unchanged."""
+    is_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).exists())
+    return Path(name).name if is_local else name
 
 
 def media_seen(model: str | Path) -> list[Media] | None:
@@ -288,6 +295,32 @@ def _of_source(source) -> Media:
     if source.val_data is None:
         names = {name for name in names if not is_held_out(name)}
     return Media(dataset, split, manifest["kind"], of_split(names, manifest["split"], split))
+
+
+def validated_on(source) -> tuple[str, Media]:
+    """(dataset as it was given, the media) of the validation rows of a source of a mixture (`training.args.Source`).
+
+    Raises:
+        FileNotFoundError: nothing there has this name, such as shards that no longer exist.
+    """
+    from training.rows.shard_rows import is_held_out, read_manifest
+
+    given = source.val_data or source.data
+    if not has_manifest(given):
+        is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", given)
+        if not (source.is_toyworld or is_remote(given) or is_hub_id or Path(given).exists()):
+            raise FileNotFoundError(f"There are no validation media {given}; tokenize them again if they were shards.")
+        split = source.val_split or ("validation" if source.is_toyworld else source.split)
+        return given, Media(*identify(given, split))  # of held-out pixels no items are listed: the split counts
+    manifest = read_manifest(given)
+    dataset, split = identify(manifest["dataset"], manifest["split"])
+    if dataset == "toyworld" or is_remote(given):  # as in `_of_source`
+        return manifest["dataset"], Media(dataset, split, manifest["kind"])
+    names = _names(Path(given), manifest)
+    if source.val_data is None:
+        names = {name for name in names if is_held_out(name)}
+    items = of_split(names, manifest["split"], split)
+    return manifest["dataset"], Media(dataset, split, manifest["kind"], items)
 
 
 def _names(folder: Path, manifest: dict) -> set[str]:
