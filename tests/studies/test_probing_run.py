@@ -13,7 +13,7 @@ from evaluation.probe.args import ProbeArgs, of_task
 from studies.probing import steps as study_steps
 from studies.probing.collect import add_floors
 from studies.probing.pretrain_peer import PeerArgs
-from studies.probing.run import Study, StudyArgs
+from studies.probing.run import NANO, Study, StudyArgs
 from studies.probing.steps import PEER, ROOT, best_rate, carry_out
 from tokenization.tokenize_dataset import TokenizeArgs
 from training import finetune, pretrain
@@ -51,7 +51,7 @@ def test_every_command_is_one_that_its_verb_takes(args):
         elif verb == "probe":
             probe = of_dataclass(ProbeArgs, flags)
             probe = of_task(probe, flags) if probe.task else probe
-            assert probe.model in trained and probe.output == str(step.made) and probe.predictions
+            assert probe.model in {*trained, str(NANO)} and probe.output == str(step.made) and probe.predictions
         elif verb == "finetune":
             model, _, _, run, _ = parse(finetune.TYPES, flags, "toto finetune", "")
             assert model.model in trained and step.made.parent.name == f"finetune_{step.name.split('/')[1]}"
