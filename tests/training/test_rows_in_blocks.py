@@ -151,7 +151,7 @@ def test_only_object_stores_are_asked_for_parts(shards, url, in_blocks, monkeypa
     (stream,) = streams(str(shards), 16)
     rows = stream.sources[0]
     monkeypatch.setattr(shard_rows, "Remote", lambda url: type("R", (), {"protocol": url.partition(":")[0]}))
-    rows.folder, rows._listed = url, {entry["file"]: {"size": entry["bytes"]} for entry in rows._shards}
+    rows.folder, rows._sizes = url, {entry["file"]: entry["bytes"] for entry in rows._shards}
     rows.read_in_blocks(16)
     assert rows.in_blocks == in_blocks
 

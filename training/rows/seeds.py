@@ -1,6 +1,6 @@
 """States of numpy's PCG64 for many seeds at once.
 
-`np.random.PCG64([seed, number])` takes 15 microseconds, as long as 4,096 numbers of it; here a state takes 4. The
+`np.random.PCG64([seed, number])` takes 15 microseconds, as long as 4,096 numbers of it; here a state takes 2. The
 algorithm is that of numpy's SeedSequence (O'Neill's seed_seq) and of PCG64, whose results numpy promises not to change.
 """
 

@@ -126,7 +126,7 @@ class ShardRows:
         if absent := next((shard["file"] for shard in self._shards if shard["file"] not in there), None):
             raise missing(join(self.folder, absent))
         self.in_blocks = False
-        self._listed = there if is_remote(folder) else {}
+        self._sizes = {name: info.get("size") for name, info in there.items() if info}
         # Manifests of earlier versions do not say what is held out, so every one of their shards is opened.
         self._kept_of_old = {
             number: np.flatnonzero(~held_out_rows(self.folder, shard))
@@ -178,7 +178,7 @@ class ShardRows:
         if not is_remote(self.folder) or Remote(self.folder).protocol in WHOLE_FILES or machines < FEWEST_MACHINES:
             return
         for entry in self._shards:
-            if not is_old(entry) and self._listed[entry["file"]].get("size") != entry["bytes"]:
+            if not is_old(entry) and self._sizes[entry["file"]] != entry["bytes"]:
                 raise damaged(join(self.folder, entry["file"]))
         self.in_blocks = True
 
