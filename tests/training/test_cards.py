@@ -116,9 +116,10 @@ def test_a_card_says_what_is_not_significant_and_which_losses_are_of_training_me
     data = {"dataset": "rooms", "num_frames": 8, "leave_one_group_out": r"\d{8}", "groups": 4}
     left_out = {"data": data, "n_test": 70, "label": "action", "best": best, "baselines": floors}
     fixed = left_out | {"data": {"dataset": "halls", "num_frames": 8, "groups": 6}}
-    fixed["best"] = best | {"versus": {"pixels": versus(0.1, 0.2)}}
+    fixed["best"] = best | {"layer": 2, "val_accuracy": 0.4, "versus": {"pixels": versus(0.1, 0.2)}}
     folder = save(tmp_path / "toto-mixture")
     card = model_card(folder, metrics={"step": 9, "val_loss": 1.5}, validation=validation, results=[left_out, fixed])
+    assert "# Layer 2 had the best probe" in card, "that of halls is above all its floors"
     assert_card(card, "mixture")
     seen = validation | {"sources": [each | {"seen": "the same items"} for each in sources], "clean_loss": None}
     card = model_card(folder, metrics={"step": 9, "val_loss": 1.5}, validation=seen)
