@@ -314,7 +314,7 @@ def _probe_facts(probes: list[tuple[str, dict, dict]]) -> dict:
 
 
 def _worth(probe: tuple[str, dict, dict]) -> tuple[bool, float]:
-    """The key by which the layer of a probe is suggested: above all its baselines first, then accuracy on validation."""
+    """The key by which the layer of a probe is suggested: above all its baselines, then accuracy on validation."""
     best = probe[1]["best"]
     leads = (best.get("versus") or {}).values()
     return all(lead["ci95"][0] > 0 for lead in leads), best.get("val_accuracy", 0)
