@@ -29,6 +29,25 @@ def of_cifar10() -> str:
     )
 
 
+def of_rooms() -> str:
+    probes = [read(NANO / f"probe_room_actions{which}.json") for which in ("", "_recordings")]
+    leads = [lead for probe in probes for lead in probe["best"]["versus"].values()]
+    assert len(leads) == 8 and {lead["verdict"] for lead in leads} == {"no significant difference"}
+    best = [percent(probe["best"]["accuracy"]) for probe in probes]
+
+    def both(name: str) -> str:
+        """Of the model's layer 0 by its difference, of a baseline by itself; they agree."""
+        found = [probe["best"]["accuracy"] - probe["best"]["versus"][name]["difference"] for probe in probes]
+        return f"({percent(found[0])} and {percent(found[1])})"
+
+    (videos,), (recordings,) = ({probe["n_test"] for probe in probes}, {probe["data"]["groups"] for probe in probes})
+    return (
+        f"On `room_actions` it reads {best[0]} of {videos} videos, and {best[1]} where each of the {recordings} "
+        f"recordings is left out in turn: no significant difference from raw pixels {both('pixels')}, its embeddings "
+        f"{both('layer 0')}, its untrained twin {both('untrained')} or a histogram of codes {both('histogram')}"
+    )
+
+
 def of_motion() -> str:
     motion, digit = (read(NANO / "probe.json")["tasks"][label] for label in ("motion", "digit"))
     return (
@@ -119,7 +138,7 @@ def of_subsets() -> str:
 
 
 QUOTES = [
-    *(of_cifar10, of_motion, of_sizes, of_study_models, of_tokenizer, of_tokenizer_speed),
+    *(of_cifar10, of_rooms, of_motion, of_sizes, of_study_models, of_tokenizer, of_tokenizer_speed),
     *(of_mup, of_scaling, of_cost, of_subsets),
 ]
 # Numbers of the paper and of plain words, which no result file holds.

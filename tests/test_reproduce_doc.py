@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 from functools import lru_cache
@@ -89,6 +90,27 @@ def test_heads_on_tokens_attend_to_all_of_them():
         frames = TASKS[task].num_frames
         is_small = frames > 1 or model == "runs/ablation_dvae_16"  # 128 px; vision models have fewer than a Toto
         assert flags["--max_tokens"] == [str(frames * (256 if is_small else 1024))]
+
+
+def test_the_row_of_toto_nano_is_that_of_its_files():
+    folder, below, open_ = ROOT / "checkpoints" / "toto-nano", set(), set()
+    found = []
+    for name, labels in (
+        *((name, ("label",)) for name in ("probe_room_actions", "probe_room_actions_recordings", "probe_cifar10")),
+        ("probe", ("texture", "motion", "digit")),
+    ):
+        tasks = json.loads((folder / f"{name}.json").read_text())["tasks"]
+        for label in labels:
+            best = tasks[label]["best"]
+            found.append(f"{best['layer']}: {100 * best['accuracy']:.1f} %")
+            verdicts = {floor: lead["verdict"] for floor, lead in best["versus"].items()}
+            below |= {(name, floor) for floor, verdict in verdicts.items() if verdict == "below"}
+            open_ |= {(name, label) for verdict in verdicts.values() if verdict == "no significant difference"}
+    (row,) = re.findall(r"^\| toto-nano \(6 layers\).*$", PAGE, re.M)
+    assert "; ".join(found) in row
+    assert below == {("probe_cifar10", "random_filters")} and "below random filters: CIFAR-10" in row
+    rooms = {(name, "label") for name in ("probe_room_actions", "probe_room_actions_recordings")}
+    assert open_ == rooms | {("probe", "texture")} and "from a floor: `room_actions` both ways, texture;" in row
 
 
 def test_what_features_of_all_tokens_would_take():

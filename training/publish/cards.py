@@ -76,7 +76,7 @@ def model_card(
     )
     layer, best_for = facts["num_hidden_layers"] // 2, None
     if probes:
-        label, task, result = max(probes, key=lambda probe: probe[1]["best"].get("val_accuracy", 0))
+        label, task, result = max(probes, key=_worth)
         layer, best_for = task["best"]["layer"], f'"{label}" on {public(result["data"]["dataset"])}'
     return markdown_template(TEMPLATES / "model.md.jinja").render(
         facts,
@@ -299,16 +299,25 @@ def _data_name(result: dict) -> str:
 def _probe_facts(probes: list[tuple[str, dict, dict]]) -> dict:
     """Which probes have intervals over recordings, and what no significant difference was found to.
 
-    recordings: {data: number of test recordings}. equals: {data, label: the baselines}.
+    recordings: {number of test recordings: data}. equals: {data, label: the baselines}.
     """
-    recordings = {_data_name(result): result["data"].get("groups") for _, _, result in probes}
-    equals = {}
+    recordings, equals = {}, {}
+    for _, _, result in probes:
+        if count := result["data"].get("groups"):
+            recordings.setdefault(count, {})[_data_name(result)] = None
     for label, task, result in probes:
         leads = task["best"].get("versus") or {}
         names = [name for name, lead in leads.items() if not excludes_zero(lead["ci95"])]
         if names:
             equals[f"{_data_name(result)}, {label}"] = names
-    return {"recordings": {name: count for name, count in recordings.items() if count}, "equals": equals}
+    return {"recordings": recordings, "equals": equals}
+
+
+def _worth(probe: tuple[str, dict, dict]) -> tuple[bool, float]:
+    """The key by which the layer of a probe is suggested: above all its baselines, then accuracy on validation."""
+    best = probe[1]["best"]
+    leads = (best.get("versus") or {}).values()
+    return all(lead["ci95"][0] > 0 for lead in leads), best.get("val_accuracy", 0)
 
 
 def excludes_zero(interval: list[float]) -> bool:
