@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from tokenization.terminal.actions import run_action
 
 QUESTIONS = {
     "attention": (
@@ -25,12 +24,4 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return
-    if argv[0] not in QUESTIONS:
-        raise ValueError(
-            f"There is no question '{argv[0]}'; choose from {', '.join(QUESTIONS)} (toto permanence --help)."
-        )
-    importlib.import_module(QUESTIONS[argv[0]][0]).main(argv[1:])
+    run_action(argv, "permanence", "question", QUESTIONS, usage)

@@ -88,7 +88,7 @@ def words(items: list[str], last: str = "and") -> str:
 
 
 def summary(comparisons: list[Comparison]) -> dict[str, list[tuple[str, str]]]:
-    """{model or run: [("holds" | "partly" | "open" | "fails", sentence) per task]}: what it is above, below, and neither.
+    """{model or run: [("holds" | "partly" | "open" | "fails", sentence) per task]}: what it is above and below.
 
     "open": no comparison shows a significant difference.
     """

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from tokenization.terminal.actions import run_action
 
 ACTIONS = {
     "collect": ("evaluation.robot.collect", "record demonstrations of a scripted expert, or clips for toto tokenize"),
@@ -25,10 +24,4 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return
-    if argv[0] not in ACTIONS:
-        raise ValueError(f"There is no action '{argv[0]}'; the actions are {', '.join(ACTIONS)} (toto robot --help).")
-    importlib.import_module(ACTIONS[argv[0]][0]).main(argv[1:])
+    run_action(argv, "robot", "action", ACTIONS, usage)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from tokenization.terminal.actions import run_action
 
 PICTURES = {
     "pca": ("evaluation.visualize.pca", "principal components of patch features as colours, layer by layer"),
@@ -31,12 +30,4 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return
-    if argv[0] not in PICTURES:
-        raise ValueError(
-            f"There is no picture '{argv[0]}'; the pictures are {', '.join(PICTURES)} (toto visualize --help)."
-        )
-    importlib.import_module(PICTURES[argv[0]][0]).main(argv[1:])
+    run_action(argv, "visualize", "picture", PICTURES, usage)

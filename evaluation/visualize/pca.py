@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     for each in result.layers:
         print(f"layer {each.layer}: {percent(each.explained)} of the variance; untrained {percent(each.untrained)}")
     print(f"wrote {args.output} and {place}")
-    say_next("probe", "--model", args.model, "--output", beside(args.output, "probe.json"))
+    data = [] if args.dataset.startswith("toyworld") else ["--dataset", args.dataset]  # which may have no labels
+    say_next("probe", "--model", args.model, *data, "--output", beside(args.output, "probe.json"))
 
 
 def read_images(args: PcaArgs, backbone: Backbone) -> tuple[np.ndarray, bool, list[Shown]]:

@@ -256,12 +256,12 @@ def evaluate(media, output, *flags):
 def test_the_command_writes_figures_and_sheets(media, tmp_path, capsys):
     written = evaluate(media, tmp_path / "out", "--dataset", media / "images", media / "videos")
     assert written["tokenizer"]["fingerprint"] == tiny_processor().fingerprint
-    assert written["split"] == "test" and written["resolution"] == 16 and written["versions"]["torch"]
+    assert written["resolution"] == 16 and written["versions"]["torch"]
     frames = {name: open_source(str(media / name), "test", Sampling(num_frames=1, fps=1.0, resolution=16)) for name in
               ("images", "videos")}  # fmt: skip
     for name, clips in frames.items():
         expected = measure(tiny_tokenizer(), np.concatenate([clip.frames for clip in clips]))
-        assert written["datasets"][name] == {**expected, "skipped": 0}
+        assert written["datasets"][name] == {**expected, "skipped": 0, "split": "test"}
         with Image.open(tmp_path / "out" / f"reconstructions-{name}.png") as sheet:
             assert min(sheet.size) > 128
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
@@ -269,6 +269,15 @@ def test_the_command_writes_figures_and_sheets(media, tmp_path, capsys):
     }  # fmt: skip
     assert markdown_table(written["datasets"]) in capsys.readouterr().out
     assert written["datasets"]["images"]["num_frames"] == 20 and written["datasets"]["videos"]["num_frames"] == 9
+
+
+def test_without_a_test_split_the_only_one_is_measured(media, tmp_path, capsys):
+    photos = media / "images" / "test"  # itself a folder without splits
+    written = evaluate(media, tmp_path / "out", "--dataset", photos)
+    assert written["datasets"]["test"]["split"] == "train" and written["datasets"]["test"]["num_frames"] == 20
+    assert "has no split test; its only one, train, is measured" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no split 'test'"):
+        evaluate(media, tmp_path / "named", "--dataset", photos, "--split", "test")
 
 
 def test_frames_spread_over_the_videos(media, tmp_path):

@@ -184,3 +184,11 @@ def test_what_is_looked_at_next_is_a_clip(tmp_path, capsys):
         next_command.look_inside("m", dataset, "out/score.json")
         words = ["visualize", "surprise", "--model", "m", "--input", clip, "--output", "out/surprise.png"]
         assert words_of(capsys.readouterr().out) == ["toto", *words]
+
+
+def test_the_next_command_does_not_name_what_is_there_already(tmp_path):
+    assert next_command.beside(tmp_path / "a.json", "b.png") == tmp_path / "b.png"
+    for name in ("b.png", "b-2.png", "shards"):
+        (tmp_path / name).touch()
+    assert next_command.beside(tmp_path / "a.json", "b.png") == tmp_path / "b-3.png"
+    assert next_command.beside(tmp_path / "a.json", "shards") == tmp_path / "shards-2"

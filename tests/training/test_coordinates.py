@@ -147,7 +147,7 @@ def test_the_verb_teaches(capsys):
         sweep.main(argv)
         told = capsys.readouterr().out
         assert "usage: toto sweep" in told and "toto sweep coordinates" in told and "no curve may rise" in told
-    with pytest.raises(ValueError, match="There is no sweep 'cordinates'; the sweeps are coordinates"):
+    with pytest.raises(ValueError, match="There is no sweep 'cordinates'; did you mean coordinates"):
         sweep.main(["cordinates"])
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenization.sources.named import require_dataset, require_on_hub
 from tokenization.terminal.command_line import parse_flags
-from tokenization.terminal.next_command import say_next
+from tokenization.terminal.next_command import beside, say_next
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,10 @@ class EvaluateArgs:
             "toyworld:film, toyworld:motion"
         },
     )
-    split: str = field(default="test", metadata={"help": "split of every dataset"})
+    split: str | None = field(
+        default=None,
+        metadata={"help": "split of every dataset (default: test, or the only one where there is no test)"},
+    )
     config_name: str | None = field(
         default=None, metadata={"help": "configuration of every dataset, where they have several"}
     )
@@ -118,7 +121,14 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
     # Frames of a video that are not chosen would count towards a limit; toyworld is endless and needs one.
     limit = args.max_frames if dataset.split(":")[0] == "toyworld" else None
     sampling = Sampling(num_frames=1, fps=1.0, resolution=processor.resolution)
-    source = open_source(dataset, args.split, sampling, limit=limit, config_name=config_of(dataset, args.config_name))
+    options = {"limit": limit, "config_name": config_of(dataset, args.config_name)}
+    try:
+        source = open_source(dataset, args.split or "test", sampling, **options)
+    except ValueError as error:
+        if args.split is not None or "has no split" not in str(error):
+            raise
+        source = open_source(dataset, None, sampling, **options)
+        print(f"{dataset} has no split test; its only one, {source.split_name}, is measured")
     score = TokenizerScore(processor.visual_tokenizer)
     batch_size = 8 if processor.visual_tokenizer.device.type == "cpu" else 64
     waiting, sheet = [], Draw(SHEET_PAIRS, args.seed)
@@ -149,7 +159,11 @@ def _evaluate(processor, dataset: str, args: EvaluateArgs) -> tuple[dict, torch.
         why = f"{source.skipped[0]['source']}: {source.skipped[0]['why']}" if source.skipped else "it holds no rows."
         raise ValueError(f"No picture of {dataset} could be used: {why}")
     originals, copies = (torch.stack(pictures) for pictures in zip(*sheet.drawn, strict=True))
-    return {**score.result(), "skipped": len(source.skipped)}, originals, copies
+    return (
+        {**score.result(), "skipped": len(source.skipped), "split": source.split_name or args.split or "test"},
+        originals,
+        copies,
+    )
 
 
 class Draw:
@@ -222,7 +236,6 @@ def main(argv: list[str] | None = None) -> None:
                 "class": type(processor.visual_tokenizer).__name__,
                 "fingerprint": processor.fingerprint,
             },
-            "split": args.split,
             "config_name": args.config_name,
             "resolution": processor.resolution,
             "max_frames": args.max_frames,
@@ -242,4 +255,6 @@ def main(argv: list[str] | None = None) -> None:
     if output:
         print(f"wrote {output} (evaluation.json, a sheet per dataset)")
     named = ["--tokenizer", args.tokenizer] if args.tokenizer else []
-    say_next("tokenize", "--dataset", args.dataset[0], *named, "--output", Path(args.output or "out").parent / "shards")
+    say_next(
+        "tokenize", "--dataset", args.dataset[0], *named, "--output", beside(args.output or "out/evaluation", "shards")
+    )

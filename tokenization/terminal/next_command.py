@@ -76,8 +76,12 @@ def look_inside(model: str, dataset: str, output: str | Path) -> None:
 
 
 def beside(file: str | Path, name: str) -> Path:
-    """A file or folder of this name next to an output."""
-    return Path(file).with_name(name)
+    """A file or folder of this name next to an output; with a number if there is one already."""
+    place, number = Path(file).with_name(name), 1
+    while place.exists():
+        number += 1
+        place = Path(file).with_name(f"{Path(name).stem}-{number}{Path(name).suffix}")
+    return place
 
 
 def first_video(dataset: str) -> str | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from tokenization.terminal.actions import run_action
 
 SWEEPS = {
     "coordinates": (
@@ -36,10 +35,4 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return
-    if argv[0] not in SWEEPS:
-        raise ValueError(f"There is no sweep '{argv[0]}'; the sweeps are {', '.join(SWEEPS)} (toto sweep --help).")
-    importlib.import_module(SWEEPS[argv[0]][0]).main(argv[1:])
+    run_action(argv, "sweep", "sweep", SWEEPS, usage)
