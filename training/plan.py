@@ -448,7 +448,7 @@ def main(argv: list[str] | None = None) -> None:
         found = plan(model, data, run, optim, args)
         text = page(found)
     print(json.dumps(found, indent=1) if args.json else text)
-    if not args.json and args.measured is None and run.recipe is not None and run.scale != "tiny":
+    if not (args.json or args.all or args.measured) and run.recipe is not None and run.scale != "tiny":
         name = Path(run.recipe).stem
         say_next("pretrain", "--recipe", run.recipe, "--scale", "tiny", "--output_dir", f"runs/{name}-tiny")
 

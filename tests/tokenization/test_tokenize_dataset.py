@@ -258,7 +258,7 @@ def test_frames_reduced_by_the_decoder_are_recorded_and_not_mixed_with_others(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--dataset", "toyworld"], "--dataset and --output"),
+        (["--dataset", "toyworld"], "--output is missing; name a folder"),
         (["--dataset", "a", "--output", "x", "--resize", "gpu"], "--resize is gpu; it must be pil or decoder"),
         (["--dataset", "toyworld", "--output", "x", "--resize", "decoder"], "--resize would have no effect on toy"),
         (["--dataset", "toyworld", "--output", "x", "--stride", "0"], "--stride is 0; it must be at least 1"),
