@@ -34,7 +34,7 @@ from tokenization.terminal.progress import tqdm
 # features, as DINOv2 spans three and a half decades with SGD; the smallest rates act as early stopping, which helps
 # wide features with few clips. DINOv2 has no weight decay: correlated features learn fastest without it, rare ones
 # overfit least with it. Attention heads contain linear ones, and need rates as high, as many epochs and as little
-# decay: with V-JEPA 2's, which are made for deeper heads, they lost to them (docs/probing.md). Heads with an MLP: the
+# decay: with V-JEPA 2's, which are made for deeper heads, they lost to them (docs/log.md). Heads with an MLP: the
 # middle of V-JEPA 2's five rates (1e-4 to 5e-3) and the ends of its four decays (0.01 to 0.8), for 20 epochs as there;
 # all twenty settings would cost three times as much on a CPU.
 LEARNING_RATES = {
