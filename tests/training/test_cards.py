@@ -197,8 +197,7 @@ def test_probes_of_toto_nano_have_all_floors(name):
         assert "layer 0" in task.best.versus or task.best.layer == 0
 
 
-# probe.json, of the embedded world, is of an earlier day and kept no predictions; docs/reproduce.md has its command.
-@pytest.mark.parametrize("name", NANO_PROBES[:3])
+@pytest.mark.parametrize("name", NANO_PROBES)
 def test_intervals_of_toto_nano_follow_from_its_predictions(name):
     result = ProbeResult.from_json(read(SHIPPED / "toto-nano" / f"{name}.json"))
     for task in result.tasks.values():
