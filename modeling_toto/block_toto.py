@@ -32,11 +32,14 @@ def cpu_bf16_is_fast() -> bool:
     has the same function, because a model's files on the Hub cannot import a tokenizer's.
     """
     cpu = torch.cpu.get_capabilities()
-    return bool(cpu.get("amx_bf16") or (CPU_IS_AMD and cpu.get("avx512_bf16")))
+    return bool(cpu.get("amx_bf16") or (cpu_is_amd() and cpu.get("avx512_bf16")))
 
 
-CPU_IS_AMD = torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
-CPU_BF16_IS_FAST = cpu_bf16_is_fast()
+def cpu_is_amd() -> bool:
+    return torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
+
+
+CPU_BF16_IS_FAST, CPU_IS_AMD = cpu_bf16_is_fast(), cpu_is_amd()
 
 
 def kept_dtype(x: torch.Tensor) -> torch.dtype:

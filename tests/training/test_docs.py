@@ -19,7 +19,8 @@ PLANS = re.findall(r"\$ toto plan (.*)\n((?:.+\n)+?)```", (DOCS / "scaling.md").
 @pytest.mark.parametrize("flags, shown", PLANS, ids=[flags for flags, _ in PLANS])
 def test_plans_are_as_printed(flags, shown, capsys):
     main(shlex.split(flags))
-    assert capsys.readouterr().out == shown
+    plan, _, _ = capsys.readouterr().out.partition("next: toto pretrain ")
+    assert plan == shown
 
 
 def test_plans_are_found():

@@ -67,7 +67,7 @@ def test_a_tokenizers_training_stops_in_the_same_way(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as end:
         toto_cli.run(train_tokenizer, ["--model", json.dumps(VQGAN), *short, "--output_dir", str(run)])
     said = capsys.readouterr().out
-    assert end.value.code == 130 and "measured on one item in 20, held out of training" in said
+    assert end.value.code == 130 and "measured on 4 frames held out of training (one file or row in 20" in said
     assert f"stopped by Ctrl-C; resume with: toto train-tokenizer --resume {run}" in said
     train_tokenizer(["--resume", str(run)])
     assert f"next: toto evaluate-tokenizer --tokenizer {run} --dataset toyworld" in capsys.readouterr().out

@@ -138,7 +138,7 @@ def test_shards_on_the_hub(shards, tmp_path, monkeypatch):
 
 def test_no_shards_no_run_no_model(memory, monkeypatch):
     monkeypatch.setattr("training.architectures.make_model", lambda *_: pytest.fail("a model was made"))
-    with pytest.raises(FileNotFoundError, match=r"memory://bucket/none is not a folder of token shards: it has no "):
+    with pytest.raises(FileNotFoundError, match=r"memory://bucket/none is not a folder of token shards: it holds no "):
         main([*FLAGS, *STEPS, "--shards", "memory://bucket/none", "--output_dir", "memory://bucket/run"])
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/run is not a run folder: it holds no recipe.yaml"):
         main(["--resume", "memory://bucket/run"])

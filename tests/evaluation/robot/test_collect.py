@@ -95,7 +95,7 @@ def test_the_table_of_actions(capsys):
     assert (
         "toto robot <action>" in (shown := capsys.readouterr().out) and "pip install 'modeling-toto[robots]'" in shown
     )
-    with pytest.raises(ValueError, match="no action 'colect'; the actions are collect, train"):
+    with pytest.raises(ValueError, match="There is no action 'colect'; did you mean collect"):
         command(["colect"])
     with pytest.raises(ValueError, match="--task TASK is missing"):
         command(["collect", "--output", "out"])
