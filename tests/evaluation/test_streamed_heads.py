@@ -110,7 +110,7 @@ def test_the_state_of_another_run_is_refused(data, tmp_path):
 
 
 def test_every_setting_is_trained_once_and_evenly():
-    given = {"linear": HeadBank("linear", [2]), "attention": HeadBank("attention", [2])}  # 12 and 6 settings
+    given = {"linear": HeadBank("linear", [2]), "attention": HeadBank("attention", [2])}  # 12 and 8 settings
     for world in (1, 2, 3, 8, 64):
         found = shares(given, [0, 4, 5], world)
         for kind, bank in given.items():
