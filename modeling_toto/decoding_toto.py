@@ -88,8 +88,7 @@ def attend_to_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 def single_query_is_slow(q: torch.Tensor) -> bool:
     """Whether torch's attention takes longer for one query than for two, as for bfloat16 on AMD's CPUs.
 
-    There it takes two to three times as long (benchmarks/generate.md): products of a matrix and a vector are not
-    computed in the way of products of two matrices.
+    There it takes two to three times as long (measured, benchmarks/generate.md; the reason was not looked for).
     """
     return q.device.type == "cpu" and q.dtype is torch.bfloat16 and CPU_IS_AMD
 
